@@ -1,0 +1,29 @@
+"""The exceptions that isoflop raises on purpose: each message is one line that says what, where and what to do."""
+
+
+class IsoflopError(Exception):
+    """Base of every error that isoflop raises on purpose; the command line prints it in one line and exits 2."""
+
+
+class ConfigError(IsoflopError):
+    """A configuration that cannot be: unknown key, wrong type, impossible value."""
+
+
+class ModelError(IsoflopError):
+    """A backbone that cannot be built, or weights that do not fit it."""
+
+
+class DataError(IsoflopError):
+    """Data that is missing, damaged, or not what was promised."""
+
+
+class CheckpointError(IsoflopError):
+    """A checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class LawError(IsoflopError):
+    """A table from which no law can be fitted."""
+
+
+class StudyError(IsoflopError):
+    """A study that cannot be planned, run or answered."""
