@@ -1,0 +1,50 @@
+"""The kinds of value that a configuration is made of, and the table that holds them.
+
+Types are strict: a string is never read as a number. Two courtesies only: a whole number may be written `1e5`, and a
+list stands for a tuple.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, strictly typed, closed to unknown keys; the string under a field is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def inherits(cls, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:
+        """The path whose value stands in where `path` is not set, if there is one."""
+        return None
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(gt=0)]
+Natural = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+FilePath = Annotated[Path, Field(strict=False)]
+Scalar = bool | int | float | str
+
+
+def no_effect(default: Any) -> Any:
+    """A field that cannot change what a run learns, so `config_hash` leaves it out."""
+    return Field(default=default, json_schema_extra={"in_hash": False})
+
+
+def problem(key: str, message: str) -> PydanticCustomError:
+    """An error to raise from a validator: `key` is dotted and relative to the table that is being validated."""
+    return PydanticCustomError("problem", "{message}", {"key": key, "message": message})

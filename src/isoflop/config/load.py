@@ -1,0 +1,162 @@
+"""A TOML file and `key=value` overrides, made into a typed configuration that knows where each value came from."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError
+from .fields import Table
+from .problems import did_you_mean, sentences
+from .toml_lines import key_lines
+from .tree import Path, dotted, exists, flatten
+
+T = TypeVar("T", bound=Table)
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A configuration and the origin of its values."""
+
+    config: T
+    file: str
+    """The file as it was named."""
+    places: Mapping[Path, str]
+    """What was set, and where: `file:line` or `command line`."""
+    raw: Mapping[str, Any]
+    """File and overrides as they were written."""
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """The origin of every value by dotted key: `file:line`, `command line` or `default`."""
+        return {dotted(path): self._origin(path) for path, _ in flatten(self.config)}
+
+    def problem(self, key: str, message: str) -> ConfigError:
+        """An error about the value of a dotted key that names its origin, for what only a higher floor can judge."""
+        return ConfigError(f"{_place(tuple(key.split('.')), self.places, self.file)}: `{key}` {message}")
+
+    def _origin(self, path: Path) -> str:
+        if exists(self.raw, path):
+            return _place(path, self.places, self.file)
+        inherited = type(self.config).inherits(path)
+        return self._origin(inherited) if inherited else DEFAULT
+
+
+def load(path: str | FilePath, overrides: Sequence[str], kind: type[T]) -> Loaded[T]:
+    """The configuration of type `kind` in the TOML file at `path`, with `key=value` overrides on top.
+
+    A value is TOML (`optim.betas=[0.9, 0.95]`); what is not TOML is taken as text (`data.source=digits`).
+    Raises `ConfigError` that lists every problem, each with `file:line` or `command line`.
+    """
+    file = str(path)
+    text = _read(FilePath(path))
+    raw = _toml(text, file)
+    places = {key: f"{file}:{line}" for key, line in key_lines(text).items()}
+    found = [(COMMAND_LINE, message) for override in overrides if (message := _override(raw, places, override))]
+    try:
+        config = kind.model_validate(raw)
+    except ValidationError as error:
+        found += [(_place(key, places, file), message) for key, message in sentences(error, kind, raw)]
+    if found:
+        raise _told(found, f"{file} (empty)" if not raw else file, file)
+    return Loaded(config, file, places, raw)
+
+
+def parse(raw: Mapping[str, Any], kind: type[T], source: str = "configuration") -> T:
+    """The configuration of type `kind` in plain dictionaries, such as a stored `config.json`.
+
+    Raises `ConfigError` that lists every problem; `source` says whose they are.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise _told([(source, message) for _, message in sentences(error, kind, raw)], source, source) from None
+
+
+def _told(found: Iterable[tuple[str, str]], name: str, file: str) -> ConfigError:
+    """One problem in one line, more in a list: the command line's first, then the file's in its order."""
+
+    def rank(problem: tuple[str, str]) -> tuple[bool, int]:
+        line = re.search(r":(\d+)$", problem[0])
+        return problem[0] != COMMAND_LINE, int(line[1]) if line else 0
+
+    lines = [f"{name if place == file else place}: {message}" for place, message in sorted(found, key=rank)]
+    if len(lines) == 1:
+        return ConfigError(lines[0])
+    return ConfigError("\n  ".join([f"{len(lines)} problems in the configuration", *lines]))
+
+
+def _place(path: Path, places: Mapping[Path, str], file: str) -> str:
+    """Where the innermost part of `path` that was written stands."""
+    for depth in range(len(path), 0, -1):
+        if path[:depth] in places:
+            return places[path[:depth]]
+    return file
+
+
+def _read(path: FilePath) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        beside = [str(other) for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file{did_you_mean(str(path), beside)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), so not TOML") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+def _toml(text: str, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
+        reason = str(error)[: where.start()] if where else str(error)
+        line = where[1] if where and where[1] else str(text.count("\n") + 1)
+        hint = " - text needs quotes" if reason == "Invalid value" else ""
+        raise ConfigError(f"{file}:{line}: not valid TOML: {reason[:1].lower()}{reason[1:]}{hint}") from None
+
+
+def _override(raw: dict[str, Any], places: dict[Path, str], override: str) -> str:
+    """Set what `key=value` says in `raw` and `places`; returns what is wrong with it, if anything."""
+    key, equals, value = override.partition("=")
+    try:
+        path = _key(key)
+    except (tomllib.TOMLDecodeError, ValueError):
+        path = ()
+    if not equals or not path:
+        return f"`{override}` is not of the form key=value"
+    table: Any = raw
+    for depth, part in enumerate(path[:-1], start=1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            return f"`{dotted(path)}` cannot be set: `{dotted(path[:depth])}` is not a table"
+    table[path[-1]] = _value(value)
+    for place in [place for place in places if place[: len(path)] == path]:
+        del places[place]
+    places[path] = COMMAND_LINE
+    return ""
+
+
+def _key(key: str) -> Path:
+    path: Path = ()
+    level: Any = tomllib.loads(f"{key.strip()} = 0")
+    while isinstance(level, dict):
+        (name,) = level  # more than one: a line break in the key
+        path, level = (*path, name), level[name]
+    return path
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text

@@ -1,0 +1,137 @@
+"""From what pydantic found wrong to sentences that say what to do."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from .fields import Table
+from .tree import Path, dotted, exists, literal, reach
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "string_too_short": "some text, not empty",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+}
+
+
+def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Where each problem is in `raw`, and what it is; what went wrong with one value is told in one sentence."""
+    expectations: dict[Path, list[str]] = {}
+    for details in error.errors(include_url=False):
+        location: Path = tuple(details["loc"])
+        if root.inherits(location) and not exists(raw, location):
+            continue  # told where it was written
+        path, value = reach(raw, location)
+        match details["type"]:
+            case "problem":
+                context = details["ctx"]
+                path = (*location, *context["key"].split("."))
+                yield path, f"`{dotted(path)}` {context['message']}"
+            case "extra_forbidden":
+                yield path, f"unknown key `{dotted(path)}`{_suggestion(root, path)}"
+            case "missing" if isinstance(location[-1], str):
+                yield location, f"`{dotted(location)}` is missing{_missing(root, location, value)}"
+            case _:
+                expectations.setdefault(path, []).append(_expected(root, path, value, details))
+    for path, expected in expectations.items():
+        value = _short(literal(reach(raw, path)[1]))
+        yield path, f"`{dotted(path)}` = {value} must be {' or '.join(dict.fromkeys(expected))}"
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """` - did you mean ...?`, or nothing when no known word is near."""
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" - did you mean `{close[0]}`?" if close else ""
+
+
+def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
+        return "one of " + ", ".join(f'"{choice}"' for choice in choices) + did_you_mean(str(value), choices)
+    if kind in ("too_short", "too_long", "missing"):
+        wanted = context.get("min_length", context.get("max_length"))
+        return f"a list of {'at least' if kind == 'too_short' else 'at most'} {wanted}" if wanted else "a longer list"
+    if kind == "string_pattern_mismatch":
+        return f"as described: {_description(root, path)}"
+    if kind in _EXPECTED:
+        return _EXPECTED[kind].format(**context)
+    return details["msg"]
+
+
+def _suggestion(root: type[Table], path: Path) -> str:
+    """Near keys of the same table, else near keys anywhere, else what the table knows."""
+    siblings = list(_fields(_annotation(root, path[:-1])))
+    word = str(path[-1])
+    close = get_close_matches(word, siblings, n=1, cutoff=0.6)
+    if close:
+        return f" - did you mean `{dotted((*path[:-1], close[0]))}`?"
+    by_name = {known.rpartition(".")[2]: known for known in reversed(list(_known(root)))}
+    close = get_close_matches(word, list(by_name), n=1, cutoff=0.8)
+    if close:
+        return f" - did you mean `{by_name[close[0]]}`?"
+    return f"; known here: {', '.join(siblings)}"
+
+
+def _missing(root: type[Table], path: Path, table: Any) -> str:
+    description = _description(root, path)
+    about = f" ({description})" if description else ""
+    if isinstance(table, Mapping):
+        known = _fields(_annotation(root, path[:-1]))
+        near = get_close_matches(str(path[-1]), [key for key in table if key not in known], n=1)
+        if near:
+            return f"{about} - is it `{dotted((*path[:-1], near[0]))}`?"
+    return about
+
+
+def _description(root: type[Table], path: Path) -> str:
+    field = _fields(_annotation(root, path[:-1])).get(str(path[-1]))
+    return (field.description or "").split(". ")[0].rstrip(".") if field else ""
+
+
+def _annotation(annotation: Any, path: Path) -> Any:
+    """The type at `path` below a table type, or None."""
+    for part in path:
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            field = _fields(annotation).get(str(part))
+            annotation = field.annotation if field else None
+    return annotation
+
+
+def _fields(annotation: Any) -> Mapping[str, Any]:
+    return annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Table) else {}
+
+
+def _known(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """Every key below a table type, dotted; `NAME` where any name may stand."""
+    for name, field in _fields(annotation).items():
+        yield prefix + name
+        inner = field.annotation
+        if get_origin(inner) is dict:
+            yield from _known(get_args(inner)[1], f"{prefix}{name}.NAME.")
+        else:
+            yield from _known(inner, f"{prefix}{name}.")
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

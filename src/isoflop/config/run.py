@@ -1,0 +1,150 @@
+"""What one training run is. Everything that decides its outcome is here; nothing is read from anywhere else."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from .fields import BelowOne, Count, Fraction, Natural, NonNegative, Positive, Scalar, Table, Text, no_effect, problem
+
+
+class ModelConfig(Table):
+    """Which backbone: a preset's name; any other key of the table replaces a value of that preset (`depth = 6`)."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Scalar]
+
+    name: Text
+    """Preset, one of those that `isoflop models` lists."""
+
+    @property
+    def overrides(self) -> dict[str, Scalar]:
+        """The values that replace the preset's."""
+        return dict(self.__pydantic_extra__)
+
+
+class DataConfig(Table):
+    """Which images, at what size, in which order."""
+
+    source: Text = "fractals?classes=1000"
+    """`fractals?classes=1000&zipf=1.5`, `digits`, `parquet:PATH` or `folder:PATH`."""
+    image_size: Count = 32
+    """Height and width of the images that the model sees, pixels."""
+    heldout: Count = 8192
+    """Images kept out of training to measure the loss on."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """What is done to a training image: nothing, or a random crop and a horizontal flip."""
+    seed: Natural = 0
+    """Decides the generated images, the held-out ones and the order."""
+    workers: Natural = no_effect(0)
+    """Processes that prepare batches, which are the same for any number; with 0 the training process does it."""
+
+
+class OptimizerConfig(Table):
+    """The optimizer and what is done to loss and gradient on the way, all but the learning rate."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
+    weight_decay: NonNegative = 1e-4
+    """Times the learning rate, per step; biases, norms and gains are left out."""
+    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
+    """AdamW's averaging of the gradient and of its square."""
+    momentum: BelowOne = 0.9
+    """SGD's Nesterov momentum."""
+    agc: Positive | None = None
+    """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
+    clip: Positive | None = 1.0
+    """The largest norm of the whole gradient; above it the gradient is scaled down. Not used where `agc` is."""
+    label_smoothing: BelowOne = 0.0
+    """Share of the target's probability that is spread over all classes."""
+
+
+class OptimConfig(OptimizerConfig):
+    """The optimizer of a run."""
+
+    learning_rate: Positive = 1e-3
+    """The peak of the schedule."""
+
+
+class ScheduleConfig(Table):
+    """The learning rate over the steps, as a multiple of `optim.learning_rate`."""
+
+    name: Literal["constant", "cosine", "rsqrt"] = "constant"
+    """Constant or reciprocal-√, each with a linear cooldown at the end, or a half cosine to zero."""
+    warmup: Natural = 0
+    """Steps of linear rise from zero."""
+    cooldown: Fraction = 0.2
+    """Share of all steps over which the rate falls linearly to zero at the end; a cosine has none."""
+    timescale: Count = 10_000
+    """Steps after which the reciprocal-√ rate has fallen to 1/√2 (arXiv 2106.04560)."""
+
+
+class EvaluationConfig(Table):
+    """When and how the held-out images are looked at. They always are at the end."""
+
+    every: Count | None = None
+    """Steps between evaluations; only at the end when left out."""
+    batch_size: Count = no_effect(256)
+    """Images at a time."""
+
+
+class CheckpointConfig(Table):
+    """When the state of a run is written. An interrupted run continues bit for bit from any checkpoint."""
+
+    every_seconds: Positive | None = no_effect(30.0)
+    """Seconds between checkpoints."""
+    every_steps: Count | None = no_effect(None)
+    """Steps between checkpoints."""
+    keep: Count = no_effect(2)
+    """Checkpoints kept; with two, one that is found damaged can be passed over for the one before."""
+
+
+class SharedConfig(Table):
+    """What the runs of a study have in common; a run file holds the same tables."""
+
+    batch_size: Count = 64
+    """Images a step."""
+    device: Literal["auto", "cpu", "cuda"] = no_effect("auto")
+    """Where it trains; `auto` takes a GPU when there is one. Not part of a run's identity, though rounding differs."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass; weights and optimizer stay in float32."""
+    data: DataConfig = DataConfig()
+    """The images."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out loss."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving."""
+
+
+class RunConfig(SharedConfig):
+    """One training run."""
+
+    model: ModelConfig
+    """The backbone."""
+    steps: Count
+    """Optimizer steps; the run sees steps × batch_size images."""
+    seed: Natural = 0
+    """Decides the initial weights and everything random in training."""
+    objective: Literal["supervised"] = "supervised"
+    """What the backbone is trained for."""
+    threads: Count | None = no_effect(None)
+    """CPU threads; PyTorch decides when left out. Not part of a run's identity, though rounding differs."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer."""
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        falling = 0.0 if self.schedule.name == "cosine" else self.schedule.cooldown * self.steps
+        if self.schedule.warmup > self.steps - falling:
+            raise problem(
+                "schedule.warmup",
+                f"= {self.schedule.warmup} does not fit: `steps` = {self.steps} leave "
+                f"{int(self.steps - falling)} before the cooldown",
+            )
+        return self
+
+    @property
+    def images(self) -> int:
+        """Images seen by the end of the run, repeats counted."""
+        return self.steps * self.batch_size

@@ -1,0 +1,180 @@
+"""What a study is: a ladder of runs at equal compute for each family, and the budget that the answer is for.
+
+A study file holds the tables of a run file (`[data]`, `[optim]`, `[schedule]`, ...), which all of its runs share, less
+what the study decides itself (model, steps, learning rate); and a table for each family, whose values come first.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from .fields import BelowOne, Count, FilePath, Natural, Positive, Scalar, Table, Text, no_effect, problem
+from .run import ModelConfig, OptimConfig, OptimizerConfig, RunConfig, ScheduleConfig, SharedConfig
+
+Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Budgets = Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
+Seeds = Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)]
+Protocol = Literal["ridge", "finetune"]
+
+
+class StudyTable(Table):
+    """The ladder and the question."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Of the study and of its folder: letters, digits, `.`, `_` and `-`."""
+    budgets: Budgets
+    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending."""
+    target_budget: Positive
+    """Training FLOPs that the answer is for; the answer is trained with them."""
+    seed: Natural = 0
+    """Seed of every run of the ladder."""
+    workers: Count | None = no_effect(None)
+    """Runs trained side by side, each with one CPU thread; one per core when left out."""
+    output: FilePath | None = no_effect(None)
+    """Folder of the study; `studies/NAME` when left out."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        _check_ascending("budgets", self.budgets)
+        if self.target_budget < self.budgets[-1]:
+            raise problem("target_budget", f"= {self.target_budget:g} is below the last rung, {self.budgets[-1]:g}")
+        return self
+
+
+class FamilyConfig(Table):
+    """One contender: its ladder of sizes, its learning rates, and what it does differently from the others."""
+
+    sizes: Names | Count = 4
+    """Presets, small to large, or how many to choose from the family's ladder."""
+    learning_rates: Rates | None = None
+    """Rates to try, ascending; a grid around the family's usual one when left out."""
+    model: dict[str, Scalar] = Field(default_factory=dict)
+    """Values that replace those of every preset of the family."""
+    optim: OptimizerConfig = OptimizerConfig()
+    """The study's `[optim]`, with what is set here in its place."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The study's `[schedule]`, with what is set here in its place."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        _check_ascending("learning_rates", self.learning_rates or ())
+        if isinstance(self.sizes, tuple) and len(set(self.sizes)) < len(self.sizes):
+            raise problem("sizes", "names a preset twice")
+        return self
+
+
+class LawsConfig(Table):
+    """How the laws are fitted."""
+
+    bootstrap: Count = 200
+    """Refits on resampled runs, for the intervals and probabilities."""
+    level: BelowOne = 0.9
+    """Probability with which an interval is to hold the truth."""
+
+
+class TransferConfig(Table):
+    """Where the answers are tried after pretraining, beside the same backbones with random weights."""
+
+    dataset: Text = "digits"
+    """A labelled source, as in `data.source`."""
+    shots: Count = 10
+    """Labelled images a class."""
+    seeds: Seeds = (0, 1, 2)
+    """Each draws other images; the spread over them is reported."""
+    protocols: Annotated[tuple[Protocol, ...], Field(strict=False)] = ("ridge", "finetune")
+    """Closed-form ridge regression on frozen features, and training of all weights."""
+    finetune_steps: Count = 100
+    """Steps of fine-tuning."""
+    finetune_learning_rate: Positive = 1e-3
+    """Peak learning rate of fine-tuning."""
+
+
+class ReportConfig(Table):
+    """The page."""
+
+    title: Text | None = None
+    """Headline; the study's name when left out."""
+
+
+class StudyConfig(SharedConfig):
+    """A study: which family, how large, for how long, at what learning rate."""
+
+    study: StudyTable
+    """The ladder and the question."""
+    families: Annotated[dict[str, FamilyConfig], Field(min_length=1)]
+    """The contenders, each under the name of its ladder of presets."""
+    optim: OptimizerConfig = OptimizerConfig()
+    """The optimizer of every family that does not say otherwise."""
+    laws: LawsConfig = no_effect(LawsConfig())
+    """Fits."""
+    transfer: TransferConfig = TransferConfig()
+    """Few-shot transfer of the answers."""
+    report: ReportConfig = no_effect(ReportConfig())
+    """The page."""
+
+    inherited: ClassVar[tuple[str, ...]] = ("optim", "schedule")
+
+    @classmethod
+    def inherits(cls, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:
+        """`families.NAME.optim.x` comes from `optim.x` unless it is set."""
+        return path[2:] if len(path) > 3 and path[0] == "families" and path[2] in cls.inherited else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, raw: Any) -> Any:
+        """Put the shared optimizer and schedule under each family's own, so that a family's table is complete."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("families"), Mapping):
+            return raw
+        families = dict(raw["families"])
+        for name, family in families.items():
+            if isinstance(family, Mapping):
+                families[name] = {**family, **{key: _over(raw.get(key), family.get(key, {})) for key in cls.inherited}}
+        return {**raw, "families": families}
+
+    @property
+    def directory(self) -> Path:
+        """Where the study lives."""
+        return self.study.output or Path("studies") / self.study.name
+
+    def run_config(
+        self,
+        family: str,
+        *,
+        model: str,
+        steps: int,
+        learning_rate: float,
+        seed: int | None = None,
+        warmup: int | None = None,
+    ) -> RunConfig:
+        """One run of the study: the shared tables, the family's, and what the planner chose.
+
+        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it.
+        """
+        own = self.families[family]
+        return RunConfig(
+            model=ModelConfig.model_validate({**own.model, "name": model}),
+            steps=steps,
+            batch_size=self.batch_size,
+            seed=self.study.seed if seed is None else seed,
+            device=self.device,
+            precision=self.precision,
+            threads=1,
+            data=self.data,
+            optim=OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
+            schedule=own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
+            evaluation=self.evaluation,
+            checkpoint=self.checkpoint,
+        )
+
+
+def _over(shared: Any, own: Any) -> Any:
+    return {**shared, **own} if isinstance(shared, Mapping) and isinstance(own, Mapping) else own
+
+
+def _check_ascending(key: str, values: Sequence[float]) -> None:
+    if any(low >= high for low, high in pairwise(values)):
+        raise problem(key, "must ascend")
