@@ -1,0 +1,57 @@
+"""The one interface of every backbone: images in; logits, pooled features, tokens or a pyramid of maps out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module, ABC):
+    """An image classifier whose inside can be reached by name.
+
+    Attributes:
+        family: "vit", "poolformer", "nfnet", ...
+        preset: the name that `create_model` was called with.
+        num_features: D, the width of `features`.
+        num_classes: the width of the logits.
+        image_size: (height, width) in pixels that the model was built for.
+        in_channels: colour channels of the images.
+        feature_strides: pixels per cell of each of `feature_maps`, finest first.
+        feature_widths: channels of each of `feature_maps`.
+    """
+
+    family: str
+    preset: str
+    num_features: int
+    num_classes: int
+    image_size: tuple[int, int]
+    in_channels: int
+    feature_strides: tuple[int, ...]
+    feature_widths: tuple[int, ...]
+    head: nn.Module
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features (batch, num_features) of float images (batch, in_channels, height, width)."""
+
+    @abstractmethod
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """One map (batch, channels, height, width) per stage, finest first; see `feature_strides`."""
+
+    @abstractmethod
+    def tokens(self, images: Tensor) -> Tensor:
+        """The last layer's tokens (batch, count, num_features), prefix tokens first where the model has them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, num_classes) of float images (batch, in_channels, height, width)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that every recipe spares from weight decay, besides vectors (norms, biases)."""
+        return set()
+
+    @abstractmethod
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of every parameter by name: 0 the stem, 1…L the blocks, L + 1 what follows (for layer decay)."""

@@ -1,0 +1,49 @@
+"""What a backbone costs: parameters and multiply-adds, counted on the meta device, where no size takes memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.models.create import create_model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one image. `macs` are multiply-adds of a forward pass; a FLOP is half of one everywhere in isoflop."""
+
+    parameters: int
+    macs: int
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one forward pass: 2 · macs."""
+        return 2 * self.macs
+
+    @property
+    def train_flops_per_image(self) -> int:
+        """FLOPs of one training step per image: forward, and twice that for the gradients."""
+        return 3 * self.flops
+
+
+def cost(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    **overrides: Any,
+) -> Cost:
+    """Parameters and MACs per image of `create_model` with the same arguments; ModelError as there."""
+    with torch.device("meta"):
+        model = create_model(
+            name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **overrides
+        ).eval()
+        images = torch.empty(1, in_channels, *model.image_size)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(images)
+    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

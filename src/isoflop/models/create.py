@@ -1,0 +1,79 @@
+"""From a name to a backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from isoflop.errors import ModelError
+from isoflop.models.backbone import Backbone
+from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
+from isoflop.models.nfnet import NFNet
+from isoflop.models.presets import PRESETS, Config
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    seed: int | None = None,
+    **overrides: Any,
+) -> Backbone:
+    """The backbone of that name, freshly initialised.
+
+    `image_size` is pixels, one number for a square or (height, width). `overrides` replace fields of the preset's
+    configuration (`drop_path=0.1`, `depths=(2, 2, 6, 2)`). With `seed`, the weights depend on it alone and the global
+    random state is left as it was; without, they come from the global state.
+
+    Raises ModelError for an unknown name or override (with a suggestion), or values that cannot be built.
+    """
+    family, config = resolve(name, **overrides)
+    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", min(size))):
+        if value < 1:
+            raise ModelError(f"`{what}` must be at least 1, not {value}")
+    shape = {"num_classes": num_classes, "image_size": size, "in_channels": in_channels}
+    with _seeded(seed):
+        model: Backbone = (
+            MetaFormer(config, **shape)  # type: ignore[arg-type]
+            if isinstance(config, MetaFormerConfig)
+            else NFNet(config, **shape)  # type: ignore[arg-type]
+        )
+    model.family, model.preset = family, name
+    return model
+
+
+def resolve(name: str, **overrides: Any) -> tuple[str, Config]:
+    """The family and the configuration that a name and its overrides stand for."""
+    if name not in PRESETS:
+        raise ModelError(f"there is no model {name!r}{suggestion(name, PRESETS)}")
+    family, config = PRESETS[name]
+    fields = [field.name for field in dataclasses.fields(config)]
+    for key in overrides:
+        if key not in fields:
+            raise ModelError(f"{name} has no option `{key}`{suggestion(key, fields)}")
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
+    return family, dataclasses.replace(config, **lists)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ " - did you mean `x`?" for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" - did you mean `{near[0]}`?" if near else ""
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,40 @@
+"""From tokens to one vector per image: the class token, the mean, or attention pooling (MAP)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.errors import ModelError
+from isoflop.models.layers import ChannelMLP, LayerNorm
+
+
+class MapPool(nn.Module):
+    """Multi-head attention pooling: a learned probe attends over the tokens, then x + MLP(LN(x)) (arXiv 2106.04560).
+
+    (batch, tokens, width) -> (batch, width). There is no residual around the attention: the probe carries no content.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ModelError(f"attention pooling of width {width} cannot be split into {heads} heads")
+        self.heads = heads
+        self.probe = nn.Parameter(torch.empty(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = LayerNorm(width)
+        self.mlp = ChannelMLP(width, mlp_width)
+        bound = math.sqrt(6 / (1 + width))  # xavier over the (1, width) probe
+        nn.init.uniform_(self.probe, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, width = x.shape
+        q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
+        k, v = self.kv(x).view(batch, -1, 2, self.heads, width // self.heads).transpose(1, 3).unbind(2)
+        pooled: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width))
+        return pooled + self.mlp(self.norm(pooled))

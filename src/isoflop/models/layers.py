@@ -1,0 +1,132 @@
+"""The small parts that backbones share: norms, activations, the channel MLP, residual scales, stochastic depth.
+
+All of them work on the last axis: (batch, tokens, channels) and (batch, height, width, channels) alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels, eps 1e-6 as in the ViT and MetaFormer papers' code."""
+
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__(width, eps=1e-6, bias=bias)
+
+
+class GroupNorm1(nn.Module):
+    """GroupNorm with one group: each image is normalised over tokens and channels (PoolFormer, arXiv 2111.11418)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return torch.addcmul(self.bias, F.layer_norm(flat, flat.shape[1:], eps=1e-5).view_as(x), self.weight)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm over every axis but the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+class Affine(nn.Module):
+    """Scale and shift without statistics: ResMLP's norm (arXiv 2105.03404, eq. 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, x, self.weight)
+
+
+def _no_norm(width: int) -> nn.Module:
+    return nn.Identity()
+
+
+def _layer_norm_without_bias(width: int) -> nn.Module:
+    return LayerNorm(width, bias=False)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": LayerNorm,
+    "layer_without_bias": _layer_norm_without_bias,
+    "group": GroupNorm1,
+    "batch": BatchNorm,
+    "affine": Affine,
+    "none": _no_norm,
+}
+
+
+class StarReLU(nn.Module):
+    """s·relu(x)² + b with learnable scalars, started from (1, 0) (arXiv 2210.13452, eq. 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, F.relu(x).square(), self.scale)
+
+
+class SquaredReLU(nn.Module):
+    """relu(x)² (arXiv 2109.08668)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "star_relu": StarReLU,
+    "squared_relu": SquaredReLU,
+}
+
+
+class ChannelMLP(nn.Module):
+    """Two matrix products on the last axis with an activation between: the second half of a MetaFormer block."""
+
+    def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class Scale(nn.Module):
+    """A learnable factor per channel: LayerScale on a branch (arXiv 2103.17239), ResScale on the shortcut."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """`branch` with whole samples zeroed at `rate` and the rest scaled up (stochastic depth, arXiv 1603.09382)."""
+    if rate == 0.0 or not training:
+        return branch
+    keep = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(1 - rate).div_(1 - rate)
+    return branch * keep

@@ -1,0 +1,196 @@
+"""NFNet: a ResNet without normalisation (arXiv 2102.06171).
+
+Activations keep their scale because weights are standardised, every branch divides its input by the expected standard
+deviation, and every nonlinearity is rescaled to unit variance. Maps are channels-last in memory throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.errors import ModelError
+from isoflop.models.backbone import Backbone
+from isoflop.models.layers import drop_path
+
+# 1 / the standard deviation of act(z) for z ~ N(0, 1) (arXiv 2101.08692, section 3.2).
+ACTIVATION_GAIN = {"gelu": 1.7015043497085571, "relu": 1.7139588594436646, "silu": 1.7881293296813965}
+ACTIVATION = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+@dataclass(frozen=True)
+class NFNetConfig:
+    """What there is to choose; tuples have one entry per stage, `stem_*` one per stem convolution."""
+
+    depths: tuple[int, ...] = (1, 2, 6, 3)
+    widths: tuple[int, ...] = (256, 512, 1536, 1536)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    stem_widths: tuple[int, ...] = (16, 32, 64, 128)
+    stem_strides: tuple[int, ...] = (2, 1, 1, 2)
+    final_width: int = 3072
+    group_width: int = 128
+    bottleneck: float = 0.5
+    squeeze: float = 0.5
+    activation: str = "gelu"
+    alpha: float = 0.2
+    drop_path: float = 0.25
+    dropout: float = 0.2
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose weights have zero mean and variance 1/fan_in per output, times a learnable gain.
+
+    (w − μ)·gain / √max(fan_in·var, 1e-4) (arXiv 2102.06171, eq. 1 with the authors' floor).
+    """
+
+    def __init__(self, width: int, new_width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(width, new_width, kernel, stride, padding=kernel // 2, groups=groups)
+        self.gain = nn.Parameter(torch.ones(new_width, 1, 1, 1))
+
+    def standardised(self) -> Tensor:
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        fan_in = self.weight[0].numel()
+        return (self.weight - mean) * (self.gain * (var * fan_in).clamp(min=1e-4).rsqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.standardised(), self.bias, self.stride, self.padding, groups=self.groups)
+
+
+class SqueezeExcite(nn.Module):
+    """2·sigmoid(W₂ relu(W₁ mean(x))) as a factor per channel; the 2 keeps the branch's variance near one."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))).sigmoid() * 2
+        return x * gate[:, :, None, None]
+
+
+class NFBlock(nn.Module):
+    """out = shortcut + α·gain·branch(β·act(x)): bottleneck, two grouped 3x3 convolutions, squeeze-excite."""
+
+    def __init__(
+        self, config: NFNetConfig, width: int, new_width: int, stride: int, expected_std: float, drop_rate: float
+    ) -> None:
+        super().__init__()
+        middle = int(new_width * config.bottleneck)
+        groups = max(1, middle // config.group_width)
+        if middle % groups:
+            groups = 1  # F4+ and F7+: 192 is no multiple of 128; one group gives the published size
+        self.activation, self.drop_rate = config.activation, drop_rate
+        self.beta, self.alpha, self.stride = 1 / expected_std, config.alpha, stride
+        self.shortcut = StandardisedConv(width, new_width, 1) if stride > 1 or width != new_width else None
+        self.conv1 = StandardisedConv(width, middle, 1)
+        self.conv2 = StandardisedConv(middle, middle, 3, stride, groups)
+        self.conv3 = StandardisedConv(middle, middle, 3, 1, groups)
+        self.conv4 = StandardisedConv(middle, new_width, 1)
+        self.squeeze_excite = SqueezeExcite(new_width, int(new_width * config.squeeze))
+        self.skip_gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        act, gain = ACTIVATION[self.activation], ACTIVATION_GAIN[self.activation]
+        out = act(x) * (gain * self.beta)
+        shortcut = x
+        if self.shortcut is not None:
+            pooled = F.avg_pool2d(out, 2, ceil_mode=True, count_include_pad=False) if self.stride > 1 else out
+            shortcut = self.shortcut(pooled)
+        out = act(self.conv1(out)) * gain
+        out = act(self.conv2(out)) * gain
+        out = act(self.conv3(out)) * gain
+        out = self.squeeze_excite(self.conv4(out))
+        out = drop_path(out, self.drop_rate, self.training)
+        return torch.addcmul(shortcut, out, self.skip_gain * self.alpha)
+
+
+class NFNet(Backbone):
+    """The normalizer-free ResNet that an `NFNetConfig` describes."""
+
+    def __init__(self, config: NFNetConfig, *, num_classes: int, image_size: tuple[int, int], in_channels: int) -> None:
+        super().__init__()
+        stride = math.prod(config.stem_strides)
+        if any(side % stride for side in image_size):
+            raise ModelError(f"images of {image_size[0]}x{image_size[1]} pixels do not divide by the stem's {stride}")
+        if config.activation not in ACTIVATION:
+            raise ModelError(f"`activation` is one of {', '.join(ACTIVATION)}, not {config.activation!r}")
+        self.config = config
+        self.num_classes, self.image_size, self.in_channels = num_classes, image_size, in_channels
+        self.num_features = config.final_width
+        self.feature_widths = config.widths
+        self.feature_strides = tuple(stride * math.prod(config.strides[: k + 1]) for k in range(len(config.widths)))
+        widths = (in_channels, *config.stem_widths)
+        self.stem = nn.ModuleList(
+            StandardisedConv(widths[k], widths[k + 1], 3, step) for k, step in enumerate(config.stem_strides)
+        )
+        width = widths[-1]
+        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
+        self.stages = nn.ModuleList()
+        expected_std = 1.0
+        for new_width, depth, step in zip(config.widths, config.depths, config.strides, strict=True):
+            blocks = []
+            for index in range(depth):
+                first = index == 0
+                blocks.append(NFBlock(config, width, new_width, step if first else 1, expected_std, rates.pop(0)))
+                # A stage's first shortcut is a convolution of a normalised input, so the variance starts again at 1.
+                expected_std = math.sqrt((1.0 if first else expected_std**2) + config.alpha**2)
+                width = new_width
+            self.stages.append(nn.Sequential(*blocks))
+        self.final = StandardisedConv(width, config.final_width, 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.final_width, num_classes)
+        _initialise(self)
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]
+        x = images.contiguous(memory_format=torch.channels_last)
+        for index, conv in enumerate(self.stem):
+            x = conv(x) if index == 0 else conv(act(x) * gain)
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+    def _final(self, images: Tensor) -> Tensor:
+        act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]
+        return act(self.final(self._stages(images)[-1])) * gain
+
+    def tokens(self, images: Tensor) -> Tensor:
+        return self._final(images).flatten(2).transpose(1, 2)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self._final(images).mean(dim=(2, 3))
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        return self._stages(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.features(images)))
+        return logits
+
+    def layer_ids(self) -> dict[str, int]:
+        starts = [sum(self.config.depths[:k]) for k in range(len(self.config.depths))]
+        last = sum(self.config.depths) + 1
+        ids = {}
+        for name, _ in self.named_parameters():
+            part, *rest = name.split(".")
+            ids[name] = starts[int(rest[0])] + int(rest[1]) + 1 if part == "stages" else 0 if part == "stem" else last
+        return ids
+
+
+@torch.no_grad()
+def _initialise(model: NFNet) -> None:
+    for module in model.modules():
+        if isinstance(module, StandardisedConv):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(model.head.weight, std=0.01)  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Every backbone by name: a preset is a row, and nothing here is a function per size.
+
+The ladder presets are small relatives made for images of about 32 px: `vit_w16d2p8` is a ViT of width 16, depth 2 and
+8x8 patches, `poolformer_w16` and `nfnet_w16` have that first (NFNet: first-stage) width. `family_ladder` lists them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isoflop.errors import ModelError
+from isoflop.models.metaformer import MetaFormerConfig
+from isoflop.models.nfnet import NFNetConfig
+
+Config = MetaFormerConfig | NFNetConfig
+
+
+def _vit(width: int, depth: int, mlp: int, heads: int, patch: int, **more: Any) -> MetaFormerConfig:
+    return MetaFormerConfig(
+        depths=(depth,), widths=(width,), mixers=("attention",), heads=(heads,), mlp_widths=(mlp,),
+        stem_kernel=patch, stem_stride=patch, positions="learned", init="vit", **more,
+    )  # fmt: skip
+
+
+def _poolformer(widths: tuple[int, ...], depths: tuple[int, ...], **more: Any) -> MetaFormerConfig:
+    return MetaFormerConfig(
+        depths=depths, widths=widths, mixers=("pooling",) * len(depths), heads=(1,) * len(depths),
+        mlp_widths=tuple(4 * width for width in widths), norm="group", **more,
+    )  # fmt: skip
+
+
+# width, depth, patch; heads are 16 wide, 32 from width 64 on
+VIT_LADDER = (
+    (12, 2, 8), (16, 2, 8), (24, 2, 8), (24, 4, 8), (32, 4, 8), (48, 4, 8), (64, 4, 8), (96, 4, 8), (128, 4, 8),
+    (96, 4, 4), (128, 4, 4), (128, 6, 4), (192, 6, 4), (256, 6, 4), (256, 10, 4),
+)  # fmt: skip
+# first width, depth of each stage; the second stage is twice as wide at half the resolution, and so on
+POOLFORMER_LADDER = (
+    (8, (1, 1)), (8, (2, 2)),  (12, (2, 2)),  (16, (2, 2)), (24, (2, 2)), (32, (2, 2)), (48, (2, 2)), (64, (2, 2)),
+    (64, (2, 4)), (64, (2, 6, 2)), (96, (2, 6, 2)), (128, (2, 6, 2)), (160, (4, 12, 4)),
+)  # fmt: skip
+# first-stage width, depth of each stage
+NFNET_LADDER = (
+    (8, (1, 1)), (16, (1, 1)), (24, (1, 1)), (32, (1, 1)), (48, (1, 1)), (64, (1, 1)), (64, (1, 2)), (96, (1, 2)),
+    (128, (1, 2)), (192, (1, 2)),
+)  # fmt: skip
+
+
+def _ladders() -> dict[str, dict[str, Config]]:
+    vit: dict[str, Config] = {
+        f"vit_w{w}d{d}p{p}": _vit(w, d, 4 * w, max(1, w // 32) if w >= 64 else max(1, w // 16), p, pool="gap")
+        for w, d, p in VIT_LADDER
+    }
+    poolformer: dict[str, Config] = {
+        f"poolformer_w{w}d{sum(depths)}": _poolformer(
+            tuple(w * 2**k for k in range(len(depths))), depths, stem_kernel=4, stem_stride=4
+        )
+        for w, depths in POOLFORMER_LADDER
+    }
+    nfnet: dict[str, Config] = {
+        f"nfnet_w{w}d{sum(depths)}": NFNetConfig(
+            depths=depths, widths=(w, 2 * w), strides=(1, 2), stem_widths=(max(8, w // 2), w), stem_strides=(2, 2),
+            final_width=4 * w, group_width=16, drop_path=0.0, dropout=0.0,
+        )
+        for w, depths in NFNET_LADDER
+    }  # fmt: skip
+    return {"vit": vit, "poolformer": poolformer, "nfnet": nfnet}
+
+
+LADDERS = _ladders()
+PRESETS: dict[str, tuple[str, Config]] = {
+    name: (family, config) for family, ladder in LADDERS.items() for name, config in ladder.items()
+}
+
+
+def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
+    """Names of the small presets of a family, ascending in FLOPs per image, for images of about 32 px.
+
+    Raises ModelError when the family has no ladder, or its stems do not divide `image_size`.
+    """
+    if family not in LADDERS:
+        raise ModelError(f"there is a ladder of {', '.join(LADDERS)}, not of {family!r}")
+    if image_size % 8:
+        raise ModelError(f"ladder models need an image size that is a multiple of 8, not {image_size}")
+    return tuple(LADDERS[family])
