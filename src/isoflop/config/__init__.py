@@ -1,9 +1,9 @@
 """Typed configuration: what a run and a study are, read from TOML with every problem told at once."""
 
-from .fields import Table
-from .identity import canonical_json, config_hash
-from .load import Loaded, load, parse
-from .run import (
+from isoflop.config.fields import Table
+from isoflop.config.identity import canonical_json, config_hash
+from isoflop.config.load import Loaded, load, parse
+from isoflop.config.run import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -13,8 +13,8 @@ from .run import (
     RunConfig,
     ScheduleConfig,
 )
-from .study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable, TransferConfig
-from .tree import dotted, flatten, literal
+from isoflop.config.study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable, TransferConfig
+from isoflop.config.tree import dotted, flatten, literal
 
 __all__ = [
     "CheckpointConfig",

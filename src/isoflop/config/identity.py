@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from .fields import Table
+from isoflop.config.fields import Table
 
 
 def canonical_json(config: Table) -> str:

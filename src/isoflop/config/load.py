@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from ..errors import ConfigError
-from .fields import Table
-from .problems import did_you_mean, sentences
-from .toml_lines import key_lines
-from .tree import Path, dotted, exists, flatten
+from isoflop.config.fields import Table
+from isoflop.config.problems import did_you_mean, sentences
+from isoflop.config.toml_lines import key_lines
+from isoflop.config.tree import Path, dotted, exists, flatten
+from isoflop.errors import ConfigError
 
 T = TypeVar("T", bound=Table)
 

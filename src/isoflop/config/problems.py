@@ -7,8 +7,8 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from .fields import Table
-from .tree import Path, dotted, exists, literal, reach
+from isoflop.config.fields import Table
+from isoflop.config.tree import Path, dotted, exists, literal, reach
 
 _EXPECTED = {
     "int_type": "a whole number",

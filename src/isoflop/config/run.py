@@ -4,7 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from .fields import BelowOne, Count, Fraction, Natural, NonNegative, Positive, Scalar, Table, Text, no_effect, problem
+from isoflop.config.fields import (
+    BelowOne,
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Scalar,
+    Table,
+    Text,
+    no_effect,
+    problem,
+)
 
 
 class ModelConfig(Table):
@@ -53,7 +65,7 @@ class OptimizerConfig(Table):
     agc: Positive | None = None
     """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
     clip: Positive | None = 1.0
-    """The largest norm of the whole gradient; above it the gradient is scaled down. Not used where `agc` is."""
+    """The largest norm of the whole gradient; above it the gradient is scaled down."""
     label_smoothing: BelowOne = 0.0
     """Share of the target's probability that is spread over all classes."""
 
@@ -90,10 +102,8 @@ class EvaluationConfig(Table):
 class CheckpointConfig(Table):
     """When the state of a run is written. An interrupted run continues bit for bit from any checkpoint."""
 
-    every_seconds: Positive | None = no_effect(30.0)
+    every_seconds: Positive = no_effect(30.0)
     """Seconds between checkpoints."""
-    every_steps: Count | None = no_effect(None)
-    """Steps between checkpoints."""
     keep: Count = no_effect(2)
     """Checkpoints kept; with two, one that is found damaged can be passed over for the one before."""
 
@@ -111,6 +121,10 @@ class SharedConfig(Table):
     """The images."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over time."""
+    log_every: Count = no_effect(10)
+    """Steps between rows of the journal."""
+    tensorboard: bool = no_effect(True)
+    """Write the journal for TensorBoard, too."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()

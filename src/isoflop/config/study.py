@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .fields import BelowOne, Count, FilePath, Natural, Positive, Scalar, Table, Text, no_effect, problem
-from .run import ModelConfig, OptimConfig, OptimizerConfig, RunConfig, ScheduleConfig, SharedConfig
+from isoflop.config.fields import BelowOne, Count, FilePath, Natural, Positive, Scalar, Table, Text, no_effect, problem
+from isoflop.config.run import ModelConfig, OptimConfig, OptimizerConfig, RunConfig, ScheduleConfig, SharedConfig
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
@@ -166,6 +166,8 @@ class StudyConfig(SharedConfig):
             data=self.data,
             optim=OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             schedule=own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
+            log_every=self.log_every,
+            tensorboard=self.tensorboard,
             evaluation=self.evaluation,
             checkpoint=self.checkpoint,
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
-from .fields import Table
+from isoflop.config.fields import Table
 
 Path: TypeAlias = tuple[str | int, ...]
 
