@@ -1,0 +1,30 @@
+"""Tables of results that ship with isoflop, each with its source: for tests, benchmarks and examples."""
+
+import csv
+from importlib.resources import files
+
+from isoflop.errors import LawError
+
+SOURCES: dict[str, str] = {
+    "learning_curves_vision": "36 few-shot learning curves of 6 models, arXiv 2209.06640, CC BY 4.0; error against "
+    "examples seen, `training` = 1 marks the part that is fitted",
+    "scaling_vit_fewshot": "arXiv 2106.04560, appendix G: 5- and 10-shot ImageNet accuracy in %, steps at batch 4096",
+    "scaling_vit_finetune": "arXiv 2106.04560, appendix F: ImageNet accuracy in % after fine-tuning, "
+    "steps at batch 4096",
+    "nfnet_jft4b_digitised": "arXiv 2310.16764, figure 1, digitised: ImageNet top-1 error in % after fine-tuning "
+    "against TPU-v4 core-hours; the first four points of F7 repeat those of F7+, which is how they were digitised",
+    "fractal_grid": "isoflop's own: ViT and pooling models on generated fractals, one CPU core, AdamW",
+}
+"""Name → where the numbers come from and what their columns mean."""
+
+
+def load_table(name: str) -> dict[str, list[str]]:
+    """The columns of a bundled table as text, in file order.
+
+    Raises:
+        LawError: no such table.
+    """
+    if name not in SOURCES:
+        raise LawError(f"there is no bundled table `{name}`; there are {', '.join(sorted(SOURCES))}")
+    rows = list(csv.DictReader((files("isoflop.laws") / "tables" / f"{name}.csv").read_text("utf-8").splitlines()))
+    return {column: [row[column] for row in rows] for column in rows[0]}

@@ -1,0 +1,369 @@
+"""Loss as a function of model size and images seen: L = E + A·n^-α + B·d^-β (arXiv 2203.15556, eq. 2).
+
+n is *training* FLOPs per image (3 × forward), d images seen, so that n·d is the compute of the run. FLOPs stand for
+parameters because the patch size of a vision model changes its compute and not its parameters.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from isoflop.errors import LawError
+from isoflop.laws.backtest import Backtests, predictive, rungs, student, summarise
+from isoflop.laws.records import Record
+from isoflop.laws.solve import Array, Model, Prior, minimise, robust_scale
+from isoflop.laws.varpro import project
+
+EXPONENTS = np.geomspace(0.05, 2.0, 14)
+LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class SizeDataLaw(Record):
+    """L = E + A·n^-α + B·d^-β with what is needed to predict, to doubt and to draw.
+
+    Attributes:
+        irreducible, a, b, alpha, beta: E, A, B, α, β in the units of the table (n in training FLOPs an image).
+        replicates: bootstrap fits, each (E, A, B, α, β).
+        noise: standard deviation of log loss about the law. `freedom` is the degrees of freedom behind it.
+        exponent_intervals: name → (lo, hi) by profile of the objective, at `level`; names as in `exponents()`.
+        backtests: rolling-origin errors over compute.
+        points, n_range, d_range, compute_range: what was fitted.
+        residuals: log(measured / law) in the order of the table.
+        condition: condition number of the scaled normal matrix; above 1e6 the parameters are not identified.
+        agreement: share of the starts that ended at the best objective (within 1e-6 of it).
+        converged: whether the best fit is a stationary point.
+        warnings: what a reader should know before trusting it, in plain words.
+    """
+
+    irreducible: float
+    a: float
+    b: float
+    alpha: float
+    beta: float
+    replicates: tuple[tuple[float, ...], ...]
+    noise: float
+    freedom: float
+    exponent_intervals: dict[str, tuple[float, float]]
+    level: float
+    backtests: Backtests
+    points: int
+    n_range: tuple[float, float]
+    d_range: tuple[float, float]
+    compute_range: tuple[float, float]
+    residuals: tuple[float, ...]
+    condition: float
+    agreement: float
+    converged: bool
+    warnings: tuple[str, ...] = ()
+
+    def predict(self, n: ArrayLike, d: ArrayLike) -> Array:
+        """Loss at n training FLOPs an image and d images (broadcast together)."""
+        x, y = np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64)
+        return np.asarray(self.irreducible + self.a * x**-self.alpha + self.b * y**-self.beta)
+
+    def optimal(self, compute: float) -> tuple[float, float, float]:
+        """(n, d, loss) of the best run with `compute` = n·d training FLOPs: training FLOPs an image, images, loss.
+
+        Where the table cannot tell the optimum (one term vanished) or it lies far outside, n is held between half
+        the smallest size measured and the largest times compute / (largest compute measured); see `warnings`.
+        """
+        n = float(self._optimal_n(compute, np.array([self._row()]))[0])
+        return n, compute / n, float(self.predict(n, compute / n))
+
+    def exponents(self) -> dict[str, float]:
+        """α, β, and the exponents of C in the optimum: size n ∝ C^size, images d ∝ C^images, loss - E ∝ C^-frontier."""
+        total = self.alpha + self.beta
+        return {
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "size": self.beta / total,
+            "images": self.alpha / total,
+            "frontier": self.alpha * self.beta / total,
+        }
+
+    def sample(self, n: ArrayLike, d: ArrayLike) -> Array:
+        """Plausible losses (draws, ...) of one run at (n, d): parameters, noise of a run, and error of the form."""
+        x, y = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64))
+        e, a, b, alpha, beta = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
+        mean = np.log(e + a * x**-alpha + b * y**-beta)
+        freedom = min(self.freedom, self.backtests.freedom)
+        return np.asarray(np.exp(predictive(mean, self._deviation(x * y), freedom)))
+
+    def interval(self, n: ArrayLike, d: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
+        """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`."""
+        lo, hi = np.quantile(self.sample(n, d), [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        return lo, hi
+
+    def optimal_interval(self, compute: float, level: float = LEVEL) -> dict[str, tuple[float, float]]:
+        """(lo, hi) of the best size `n`, its images `d`, and the `loss` of the run that `optimal` proposes."""
+        n = self._optimal_n(compute, np.array(self.replicates))
+        lo, hi = (float(v) for v in np.quantile(n, [0.5 - level / 2, 0.5 + level / 2]))
+        best_n, best_d, _ = self.optimal(compute)
+        loss = self.interval(best_n, best_d, level)
+        return {"n": (lo, hi), "d": (compute / hi, compute / lo), "loss": (float(loss[0]), float(loss[1]))}
+
+    def _row(self) -> tuple[float, ...]:
+        return self.irreducible, self.a, self.b, self.alpha, self.beta
+
+    def _deviation(self, compute: Array) -> Array:
+        beyond = np.maximum(np.log(compute / self.compute_range[1]), 0.0)
+        return np.asarray(np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2))
+
+    def _optimal_n(self, compute: float, rows: Array) -> Array:
+        _, a, b, alpha, beta = rows.T
+        with np.errstate(all="ignore"):
+            n = (alpha * a / (beta * b) * compute**beta) ** (1.0 / (alpha + beta))
+        ceiling = self.n_range[1] * max(compute / self.compute_range[1], 1.0)
+        n = np.nan_to_num(n, nan=self.n_range[0], posinf=ceiling)
+        return np.asarray(np.clip(n, self.n_range[0] / 2.0, ceiling))
+
+
+def fit_size_data(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, seed: int = 0, bootstrap: int = 200) -> SizeDataLaw:
+    """The law E + A·n^-α + B·d^-β of a table of runs.
+
+    For each (α, β) of a grid the rest is linear and solved with non-negative E, A, B (variable projection, Huber
+    weights on relative error); the best of the grid start a joint minimisation of the summed Huber loss of log loss.
+
+    Args:
+        n: training FLOPs per image of each run, (m,).
+        d: images seen, (m,).
+        loss: held-out loss (or error), positive, (m,).
+        seed: of the bootstrap. The fit itself does not depend on it.
+        bootstrap: number of replicates.
+
+    Raises:
+        LawError: fewer than 5 points, fewer than 2 sizes or 2 durations, values not positive and finite, constant loss.
+    """
+    x, y, z = _check(n, d, loss)
+    fit = _fit(x, y, z)
+    replicates = _bootstrap(fit, x, y, seed, bootstrap)
+    backtests = _backtest(x, y, z)
+    condition = _condition(fit)
+    best_e, best_a, best_b, alpha, beta = _natural(fit.theta[None], fit)[0]
+    law = SizeDataLaw(
+        irreducible=float(best_e), a=float(best_a), b=float(best_b), alpha=float(alpha), beta=float(beta),
+        replicates=tuple(tuple(float(v) for v in row) for row in _natural(replicates, fit)),
+        noise=fit.noise, freedom=fit.freedom,
+        exponent_intervals=_profile(fit, 0.95), level=0.95, backtests=backtests, points=z.size,
+        n_range=(float(np.exp(x.min())), float(np.exp(x.max()))),
+        d_range=(float(np.exp(y.min())), float(np.exp(y.max()))),
+        compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
+        residuals=tuple((z - fit.prediction).tolist()), condition=condition, agreement=fit.agreement,
+        converged=fit.converged,
+    )  # fmt: skip
+    return replace(law, warnings=_warnings(law, fit, x, y, z))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    theta: Array
+    model: Model
+    target: Array
+    prediction: Array
+    noise: float
+    delta: float
+    freedom: float
+    lower: Array
+    upper: Array
+    prior: Prior
+    centre: tuple[float, float]
+    agreement: float
+    converged: bool
+
+
+def _check(n: ArrayLike, d: ArrayLike, loss: ArrayLike) -> tuple[Array, Array, Array]:
+    columns = {"n": np.asarray(n, float), "d": np.asarray(d, float), "loss": np.asarray(loss, float)}
+    if len({c.shape for c in columns.values()}) != 1 or columns["n"].ndim != 1:
+        raise LawError(f"n, d and loss must be columns of equal length, not {[c.shape for c in columns.values()]}")
+    for name, column in columns.items():
+        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+        if bad.size:
+            raise LawError(f"`{name}` must be positive and finite, but row {bad[0] + 1} has {column[bad[0]]}")
+    x, y, z = (np.log(c) for c in columns.values())
+    if z.size < 5:
+        raise LawError(f"a law of size and data has 5 parameters: {z.size} runs are too few, give at least 5")
+    if np.ptp(x) < 0.05 or np.ptp(y) < 0.05:
+        raise LawError("a law of size and data needs at least two sizes and two durations")
+    if np.ptp(z) < 1e-9:
+        raise LawError("the loss is the same in every run: there is nothing to fit")
+    return x, y, z
+
+
+def _model(x: Array, y: Array) -> Model:
+    """log(E + A·n^-α + B·d^-β) of theta = (log A, log B, E, α, β), with centred x = log n and y = log d."""
+
+    def evaluate(theta: Array) -> tuple[Array, Array]:
+        log_a, log_b, e, alpha, beta = (theta[:, k, None] for k in range(5))
+        size, data = np.exp(log_a - alpha * x), np.exp(log_b - beta * y)
+        total = e + size + data
+        jacobian = np.stack([size, data, np.ones_like(size), -x * size, -y * data], axis=2) / total[:, :, None]
+        return np.log(total), jacobian
+
+    return evaluate
+
+
+def _grid_starts(x: Array, y: Array, z: Array, delta: float, keep: int) -> Array:
+    """The `keep` best of the grid of exponents, with E, A, B >= 0 projected out."""
+    alpha, beta = (g.ravel() for g in np.meshgrid(EXPONENTS, EXPONENTS))
+    columns = np.stack([np.exp(-alpha[:, None] * x), np.exp(-beta[:, None] * y), np.ones((alpha.size, z.size))], axis=2)
+    coefficients, objective = project(columns, z, delta)
+    order = np.argsort(objective, kind="stable")[:keep]
+    a, b, e = coefficients[order].T
+    tiny = np.exp(z.min()) * 1e-6
+    return np.stack([np.log(np.maximum(a, tiny)), np.log(np.maximum(b, tiny)), e, alpha[order], beta[order]], axis=1)
+
+
+def _box(z: Array) -> tuple[Array, Array]:
+    floor, top = z.min(), z.max()
+    lower = np.array([floor - 14.0, floor - 14.0, 0.0, 0.01, 0.01])
+    upper = np.array([top + 5.0, top + 5.0, np.exp(floor), 3.0, 3.0])
+    return lower, upper
+
+
+def _fit(x: Array, y: Array, z: Array, starts: int = 16) -> _Fit:
+    centre = float(x.mean()), float(y.mean())
+    x, y = x - centre[0], y - centre[1]
+    model, (lower, upper) = _model(x, y), _box(z)
+    theta = _grid_starts(x, y, z, 0.03, starts)
+    # Opinions that matter only where the table is silent: exponents are within a factor of a few of 0.4.
+    prior = Prior(np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.zeros(5))
+    delta, noise = 0.03, 0.0
+    for _ in range(10):
+        before = noise
+        solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, prior=prior)
+        theta = solution.theta
+        residual = z - model(theta[[int(np.argmin(solution.objective))]])[0][0]
+        noise = max(robust_scale(residual, 5), 1e-7)
+        if z.size <= 7:  # too few to tell the noise from the fit: believe in at least 1 %
+            noise = max(noise, 0.01)
+        delta = 1.345 * noise
+        prior = Prior(prior.mean, np.array([0.0, 0.0, 0.0, 1.0, 1.0]) * (noise / 0.5) ** 2)
+        if abs(noise - before) <= 0.02 * noise:
+            break
+    solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, prior=prior)
+    best = int(np.argmin(solution.objective))
+    scale = noise**2
+    agreement = float(np.mean(solution.objective - solution.objective[best] <= 1e-3 * scale))
+    return _Fit(
+        solution.theta[best], model, z, model(solution.theta[[best]])[0][0], noise, delta, float(max(z.size - 5, 1)),
+        lower, upper, prior, centre, agreement, bool(solution.converged[best]),
+    )  # fmt: skip
+
+
+def _natural(theta: Array, fit: _Fit) -> Array:
+    """(E, A, B, α, β) in the units of the table from centred theta (R, 5)."""
+    log_a, log_b, e, alpha, beta = theta.T
+    return np.stack([e, np.exp(log_a + alpha * fit.centre[0]), np.exp(log_b + beta * fit.centre[1]), alpha, beta], 1)
+
+
+def _bootstrap(fit: _Fit, x: Array, y: Array, seed: int, count: int) -> Array:
+    """Replicates (count, 5): the design stays, the noise is drawn anew with a variance as uncertain as it is."""
+    if count < 1:
+        return fit.theta[None]
+    rng = np.random.default_rng(seed)
+    sigma = fit.noise * np.sqrt(fit.freedom / rng.chisquare(fit.freedom, count))
+    sigma = np.minimum(sigma, 3.0 * fit.noise)
+    target = fit.prediction + sigma[:, None] * rng.standard_normal((count, fit.target.size))
+    start = np.broadcast_to(fit.theta, (count, 5)).copy()
+    # A parameter that sits on its bound would stay there: give it room to leave.
+    start[:, 2] = np.maximum(start[:, 2], 0.05 * np.exp(fit.target.min()))
+    start[:, :2] = np.maximum(start[:, :2], fit.target.min() - 4.0)
+    jitter = Prior(fit.prior.mean + 0.5 * rng.standard_normal((count, 5)) * (fit.prior.weight > 0), fit.prior.weight)
+    solution = minimise(
+        fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=jitter, iterations=60
+    )
+    return solution.theta
+
+
+def _condition(fit: _Fit) -> float:
+    jacobian = fit.model(fit.theta[None])[1][0]
+    norms = np.linalg.norm(jacobian, axis=0)
+    if (norms <= 1e-9).any():
+        return float("inf")
+    singular = np.linalg.svd(jacobian / norms, compute_uv=False)
+    return float((singular[0] / max(singular[-1], 1e-300)) ** 2)
+
+
+def _profile(fit: _Fit, level: float, points: int = 41) -> dict[str, tuple[float, float]]:
+    """Intervals of α and β: the values at which the best fit of all else is not significantly worse (F test)."""
+    base = minimise(fit.model, fit.theta[None], fit.target, delta=fit.delta, lower=fit.lower, upper=fit.upper)
+    threshold = 0.5 * fit.noise**2 * float(student(fit.freedom, 0.5 + level / 2)) ** 2
+    intervals = {}
+    for name, k in (("alpha", 3), ("beta", 4)):
+        grid = np.geomspace(fit.lower[k], fit.upper[k], points)
+        ends = []
+        for _ in range(3):
+            starts = np.broadcast_to(base.theta[0], (grid.size, 5)).copy()
+            starts[:, k] = grid
+            starts[:, 2] = np.maximum(starts[:, 2], 0.05 * np.exp(fit.target.min()))
+            value = minimise(
+                fit.model, starts, fit.target, delta=fit.delta, lower=fit.lower, upper=fit.upper, fixed=(k,)
+            ).objective
+            excess = value - base.objective[0] - threshold
+            inside = np.flatnonzero((excess <= 0) | (np.abs(grid - base.theta[0, k]) < 1e-12))
+            centre = base.theta[0, k]
+            lo, hi = min(grid[inside].min(initial=centre), centre), max(grid[inside].max(initial=centre), centre)
+            below, above = grid[grid < lo], grid[grid > hi]
+            ends = [below.max() if below.size else fit.lower[k], lo, hi, above.min() if above.size else fit.upper[k]]
+            grid = np.linspace(ends[::2], ends[1::2], points // 2, axis=1).ravel()
+        intervals[name] = (float((ends[0] + ends[1]) / 2), float((ends[2] + ends[3]) / 2))
+    return intervals
+
+
+def _backtest(x: Array, y: Array, z: Array) -> Backtests:
+    """Rolling origins over compute: from every lower part of the ladder, predict the best run of each later rung."""
+    rung = rungs(np.exp(x + y))
+    distances, errors, spreads, origins = [], [], [], []
+    for origin in range(1, int(rung.max())):
+        past = rung <= origin
+        if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
+            continue
+        fit = _fit(x[past], y[past], z[past], starts=8)
+        replicates = _bootstrap(fit, x[past], y[past], 0, 40)
+        for later in range(origin + 1, int(rung.max()) + 1):
+            here = np.flatnonzero(rung == later)
+            at = here[[int(np.argmin(z[here]))]]
+            prediction = _model(x[at] - fit.centre[0], y[at] - fit.centre[1])
+            distances.append(float((x + y)[at][0] - (x + y)[past].max()))
+            errors.append(float(z[at][0] - prediction(fit.theta[None])[0][0, 0]))
+            spreads.append(float(np.hypot(fit.noise, np.std(prediction(replicates)[0][:, 0]))))
+            origins.append(origin)
+    return summarise(distances, errors, spreads, origins, LEVEL)
+
+
+def _warnings(law: SizeDataLaw, fit: _Fit, x: Array, y: Array, z: Array) -> tuple[str, ...]:
+    found = []
+    if not law.converged:
+        found.append("the fit did not converge: do not use it")
+    if law.agreement < 0.3:
+        found.append(f"only {law.agreement:.0%} of the starts agree on the best fit")
+    if law.condition > 1e6:
+        found.append("size and data cannot be told apart well by these runs (ill-conditioned): exponents are guesses")
+    if fit.theta[:2].min() < z.min() - 12:
+        gone = "size" if fit.theta[0] < fit.theta[1] else "images"
+        found.append(f"one of the two terms vanished: the table shows no effect of {gone}")
+    if law.irreducible <= 0:
+        found.append("no irreducible loss is visible yet: the law may fall too far beyond the ladder")
+    edge = edge_share(x, y, z)
+    if edge > 0.5:
+        found.append(f"at {edge:.0%} of the budgets the best size is the smallest or largest tried: widen the sizes")
+    tests = law.backtests
+    if tests.coverage is None:
+        found.append("too few budgets for a backtest: the interval beyond the ladder is a guess")
+    elif tests.coverage < 0.7:
+        found.append(f"only {tests.coverage:.0%} of the backtests fell inside their {tests.level:.0%} intervals")
+    return tuple(found)
+
+
+def edge_share(x: Array, y: Array, z: Array) -> float:
+    """The share of budgets (with three sizes or more) whose best run is at the edge of the sizes tried there."""
+    rung = rungs(np.exp(x + y))
+    edges: list[bool] = []
+    for level in np.unique(rung):
+        here: NDArray[np.intp] = np.flatnonzero(rung == level)
+        if np.unique(np.round(x[here], 6)).size >= 3:
+            best = x[here][np.argmin(z[here])]
+            edges.append(bool(best in (x[here].min(), x[here].max())))
+    return float(np.mean(edges)) if edges else 0.0

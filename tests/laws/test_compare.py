@@ -1,0 +1,46 @@
+"""Families are ranked by what they will do at the target, with a probability, and the naive ranking beside."""
+
+import json
+
+import numpy as np
+import pytest
+
+from isoflop.errors import LawError
+from isoflop.laws import Comparison, compare
+
+
+def table(e, a, b, alpha, beta, seed, noise=0.01):
+    n, budget = (g.ravel() for g in np.meshgrid(np.geomspace(2e5, 5e6, 5), np.geomspace(1e10, 1e12, 5)))
+    d = budget / n
+    error = np.random.default_rng(seed).standard_normal(n.size)
+    return n, d, (e + a * n**-alpha + b * d**-beta) * np.exp(noise * error)
+
+
+def test_a_crossover_beyond_the_ladder_is_foreseen():
+    """One family starts lower but stops at a high floor; at 1,000 times the largest rung the other has passed it."""
+    tables = {"early": table(0.9, 40, 120, 0.4, 0.4, 1), "late": table(0.1, 22, 30, 0.25, 0.25, 2)}
+    result = compare(tables, 1e15)
+    assert result.naive_best == "early"
+    assert result.best == "late"
+    assert result.standings[0].p_best > 0.7
+    assert any("cross" in w for w in result.warnings)
+
+
+def test_equal_families_get_equal_chances():
+    law = (0.4, 30, 100, 0.3, 0.3)
+    result = compare({"a": table(*law, 1), "b": table(*law, 2)}, 5e12)
+    assert 0.15 < result.standings[0].p_best < 0.85
+    assert sum(s.p_best for s in result.standings) == pytest.approx(1.0)
+
+
+def test_measured_families_are_ranked_as_the_larger_runs_were(fractal_tables):
+    small = {f: tuple(c[n * d < 4e11] for c in (n, d, z)) for f, (n, d, z) in fractal_tables.items()}
+    result = compare(small, 1e12)
+    assert result.best == "pool"
+    assert result.standings[0].interval[0] < 0.4132 < result.standings[0].interval[1]
+    assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(LawError, match="no family"):
+        compare({}, 1e12)
