@@ -2,6 +2,7 @@
 
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
+from isoflop.config.kinds import load_any, load_run, load_study
 from isoflop.config.load import Loaded, load, parse
 from isoflop.config.run import (
     CheckpointConfig,
@@ -39,5 +40,8 @@ __all__ = [
     "flatten",
     "literal",
     "load",
+    "load_any",
+    "load_run",
+    "load_study",
     "parse",
 ]

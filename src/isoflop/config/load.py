@@ -56,8 +56,7 @@ def load(path: str | FilePath, overrides: Sequence[str], kind: type[T]) -> Loade
     Raises `ConfigError` that lists every problem, each with `file:line` or `command line`.
     """
     file = str(path)
-    text = _read(FilePath(path))
-    raw = _toml(text, file)
+    raw, text = read_toml(path)
     places = {key: f"{file}:{line}" for key, line in key_lines(text).items()}
     found = [(COMMAND_LINE, message) for override in overrides if (message := _override(raw, places, override))]
     try:
@@ -78,6 +77,19 @@ def parse(raw: Mapping[str, Any], kind: type[T], source: str = "configuration") 
         return kind.model_validate(raw)
     except ValidationError as error:
         raise _told([(source, message) for _, message in sentences(error, kind, raw)], source, source) from None
+
+
+def read_toml(path: str | FilePath) -> tuple[dict[str, Any], str]:
+    """The tables of a TOML file, and its text; ConfigError names the line where it is not TOML."""
+    text = _read(FilePath(path))
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", str(error))
+        reason = str(error)[: where.start()] if where else str(error)
+        line = where[1] if where and where[1] else str(text.count("\n") + 1)
+        hint = " - text needs quotes" if reason == "Invalid value" else ""
+        raise ConfigError(f"{path}:{line}: not valid TOML: {reason[:1].lower()}{reason[1:]}{hint}") from None
 
 
 def _told(found: Iterable[tuple[str, str]], name: str, file: str) -> ConfigError:
@@ -111,17 +123,6 @@ def _read(path: FilePath) -> str:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), so not TOML") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-
-
-def _toml(text: str, file: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        where = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
-        reason = str(error)[: where.start()] if where else str(error)
-        line = where[1] if where and where[1] else str(text.count("\n") + 1)
-        hint = " - text needs quotes" if reason == "Invalid value" else ""
-        raise ConfigError(f"{file}:{line}: not valid TOML: {reason[:1].lower()}{reason[1:]}{hint}") from None
 
 
 def _override(raw: dict[str, Any], places: dict[Path, str], override: str) -> str:

@@ -32,6 +32,8 @@ class StudyTable(Table):
     """Training FLOPs that the answer is for; the answer is trained with them."""
     seed: Natural = 0
     """Seed of every run of the ladder."""
+    finals: Count = 1
+    """Families, best first, whose answer is trained with the target budget."""
     workers: Count | None = no_effect(None)
     """Runs trained side by side, each with one CPU thread; one per core when left out."""
     output: FilePath | None = no_effect(None)

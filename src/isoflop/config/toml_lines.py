@@ -48,11 +48,11 @@ class _Scanner:
                 self.tables[prefix] = number + 1
                 prefix = (*prefix, number)
                 self.skip("]]")
-                yield prefix, line
+                yield from self.above(prefix, line)
             elif self.skip("["):
                 prefix = self.header()
                 self.skip("]")
-                yield prefix, line
+                yield from self.above(prefix, line)
             else:
                 yield from self.pair(prefix)
             self.take(_BLANK)
@@ -67,14 +67,17 @@ class _Scanner:
                 path = (*path, self.tables[path] - 1)
         return path
 
+    def above(self, path: Path, line: int) -> Iterator[tuple[Path, int]]:
+        """The path and the tables it is in: the first mention of one counts."""
+        for depth in range(1, len(path) + 1):
+            yield path[:depth], line
+
     def pair(self, prefix: Path) -> Iterator[tuple[Path, int]]:
-        line = self.line
-        names = tuple(self.key())
-        for depth in range(1, len(names)):
-            yield (*prefix, *names[:depth]), line
+        path = (*prefix, *self.key())
+        yield from self.above(path, self.line)
         self.skip("=")
         self.take(_SPACE)
-        yield from self.value((*prefix, *names))
+        yield from self.value(path)
 
     def key(self) -> Iterator[str]:
         while True:

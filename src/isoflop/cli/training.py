@@ -1,0 +1,64 @@
+"""`isoflop train`: one run."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isoflop.cli.config import File, Overrides
+from isoflop.errors import ModelError
+
+
+def train(
+    file: File,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; runs/NAME-HASH when left out."),
+    ] = None,
+) -> None:
+    """Train one run, or go on with it where it was interrupted."""
+    from isoflop.config import config_hash, load_run
+
+    loaded = load_run(file, overrides or [])
+    directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
+    from isoflop.train import train as train_run
+
+    try:
+        result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps))
+    except ModelError as error:
+        raise ModelError(f"{loaded.origins['model.name']}: {error}") from error
+    if result.state != "done":
+        print(f"{result.state}: {result.error}")
+        raise typer.Exit(1)
+    print(
+        f"done: held-out loss {result.heldout_loss:.4f}, accuracy {result.heldout_accuracy:.3f}, "
+        f"{result.seconds:.1f} s of training, in {directory}"
+    )
+
+
+class _Progress:
+    """Shows the journal as it grows: one line that is rewritten on a terminal, evaluations only elsewhere."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.first: tuple[int, float] | None = None  # the step and moment of the first row
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        self.first = self.first or (row["step"], now)
+        evaluated = "heldout_loss" in row
+        if not evaluated and not sys.stdout.isatty():
+            return
+        text = f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}"
+        if evaluated:
+            text += f"  held-out loss {row['heldout_loss']:.4f}  accuracy {row['heldout_accuracy']:.3f}"
+        done, began = self.first
+        if row["step"] > done:
+            left = (self.steps - row["step"]) * (now - began) / (row["step"] - done)
+            text += f"  {left:.0f} s left"
+        start, end = ("\r\x1b[2K", "\n" if evaluated else "") if sys.stdout.isatty() else ("", "\n")
+        print(f"{start}{text}", end=end, flush=True)
