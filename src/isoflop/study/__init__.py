@@ -1,0 +1,7 @@
+"""Studies: plan a ladder of runs at equal compute, train them, answer, train the answer."""
+
+from isoflop.study.narrator import Narrator
+from isoflop.study.run import Plan, plan_study, run_study
+from isoflop.study.store import Store
+
+__all__ = ["Narrator", "Plan", "Store", "plan_study", "run_study"]

@@ -1,0 +1,19 @@
+"""Training: the loop, optimizers, schedules, checkpoints, the journal."""
+
+from isoflop.train.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from isoflop.train.journal import read_journal, verify_ledger
+from isoflop.train.loop import RunResult, build_model, train
+from isoflop.train.schedules import rate_factor
+
+__all__ = [
+    "Checkpoint",
+    "RunResult",
+    "build_model",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "rate_factor",
+    "read_journal",
+    "save_checkpoint",
+    "train",
+    "verify_ledger",
+]

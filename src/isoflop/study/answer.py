@@ -1,0 +1,192 @@
+"""From a table of runs to an answer: for each family the best size, images and learning rate, and who is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop import laws
+from isoflop.config import StudyConfig
+from isoflop.errors import LawError, StudyError
+from isoflop.models import family_ladder
+from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.store import Row, finite_loss
+
+
+@dataclass(frozen=True)
+class FamilyAnswer:
+    """What a family would do with the target budget: which preset, how trained, and what comes of it."""
+
+    family: str
+    run: PlannedRun
+    predicted_loss: float
+    interval: tuple[float, float]
+    p_best: float
+    regret: float
+    law: laws.SizeDataLaw
+    frontier: laws.FrontierLaw
+    learning_rate_law: laws.LearningRateLaw
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The families that could be fitted, best first; those that could not, with the reason."""
+
+    target_flops: float
+    level: float
+    families: tuple[FamilyAnswer, ...]
+    left_out: dict[str, str]
+    naive_best: str
+    naive_budget: float
+
+    @property
+    def best(self) -> FamilyAnswer:
+        return self.families[0]
+
+
+def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row]) -> Answer:
+    """The answer that the ladder's finished runs give; StudyError when no family has enough of them."""
+    target, level = config.study.target_budget, config.laws.level
+    tables: dict[str, laws.Table] = {}
+    fitted: dict[str, laws.SizeDataLaw] = {}
+    left_out: dict[str, str] = {}
+    for family in config.families:
+        table = best_rates([row for row in rows if row["family"] == family and row["role"] == "ladder"])
+        columns = tuple([row[name] for row in table] for name in ("flops_per_image", "images", "heldout_loss"))
+        try:
+            fitted[family] = laws.fit_size_data(*columns, seed=config.study.seed, bootstrap=config.laws.bootstrap)
+        except LawError as error:
+            left_out[family] = str(error)
+            continue
+        tables[family] = columns
+    if not tables:
+        raise StudyError("no family can be answered: " + "; ".join(f"{f}: {why}" for f, why in left_out.items()))
+    comparison = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed)
+    families = tuple(
+        _family_answer(config, catalogue, standing, fitted[standing.family], tables[standing.family], rows)
+        for standing in comparison.standings
+    )
+    return Answer(target, level, families, left_out, comparison.naive_best, comparison.naive_compute)
+
+
+def best_rates(rows: list[Row]) -> list[Row]:
+    """The finished run with the best learning rate of each (model, budget), small to large."""
+    best: dict[tuple[str, float], Row] = {}
+    for row in rows:
+        key = (row["model"], row["budget"])
+        if finite_loss(row) < (finite_loss(best[key]) if key in best else math.inf):
+            best[key] = row
+    return [best[key] for key in sorted(best, key=lambda key: (best[key]["flops_per_image"], key[1]))]
+
+
+def _family_answer(
+    config: StudyConfig,
+    catalogue: Catalogue,
+    standing: laws.Standing,
+    law: laws.SizeDataLaw,
+    table: laws.Table,
+    rows: list[Row],
+) -> FamilyAnswer:
+    family, target, level = standing.family, config.study.target_budget, config.laws.level
+    size, _, _ = law.optimal(target)
+    model = _nearest_preset(config, catalogue, family, size)
+    runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
+    rates = laws.fit_learning_rate(
+        [row["flops_per_image"] for row in runs],
+        [row["learning_rate"] for row in runs],
+        [finite_loss(row) for row in runs],
+        [row["images"] for row in runs],
+    )
+    flops = catalogue.flops_per_image(family, model)
+    rate = float(f"{float(rates.predict(flops, target / flops)):.2g}")
+    run = catalogue.run(family, model, target, rate, role="final")
+    low, high = law.interval(flops, run.images, level)
+    points = laws.frontier_points(*table)
+    frontier = laws.fit_frontier(points.compute, points.loss, seed=config.study.seed, bootstrap=config.laws.bootstrap)
+    return FamilyAnswer(
+        family=family,
+        run=run,
+        predicted_loss=float(law.predict(flops, run.images)),
+        interval=(float(low), float(high)),
+        p_best=standing.p_best,
+        regret=standing.regret,
+        law=law,
+        frontier=frontier,
+        learning_rate_law=rates,
+        warnings=(*law.warnings, *rates.warnings, *_edge_warning(points, family)),
+    )
+
+
+def _nearest_preset(config: StudyConfig, catalogue: Catalogue, family: str, flops_per_image: float) -> str:
+    """The preset whose training FLOPs an image are nearest to the optimum: of the family's ladder, or of the named sizes."""
+    named = config.families[family].sizes
+    names = set(family_ladder(family)) | set(named if isinstance(named, tuple) else ())
+    return min(
+        sorted(names), key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / flops_per_image))
+    )
+
+
+def _edge_warning(points: laws.FrontierPoints, family: str) -> tuple[str, ...]:
+    edges = [f"{c:.2g}" for c, on_edge in zip(points.compute, points.on_edge, strict=True) if on_edge]
+    if not edges:
+        return ()
+    return (f"the best {family} at {', '.join(edges)} FLOPs was the smallest or largest size tried: widen `sizes`",)
+
+
+def answer_document(answer: Answer) -> dict[str, Any]:
+    """The answer as JSON values, for `answer.json` and the report."""
+    return {
+        "target_flops": answer.target_flops,
+        "best": answer.best.family,
+        "naive_best": answer.naive_best,
+        "naive_budget": answer.naive_budget,
+        "left_out": answer.left_out,
+        "families": {family.family: _family_document(family, answer.level) for family in answer.families},
+    }
+
+
+def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
+    law = family.law
+    return {
+        "model": family.run.model,
+        "run_id": family.run.run_id,
+        "flops_per_image": family.run.flops_per_image,
+        "parameters": family.run.parameters,
+        "images": family.run.images,
+        "steps": family.run.config.steps,
+        "learning_rate": family.run.config.optim.learning_rate,
+        "predicted_loss": family.predicted_loss,
+        "interval": list(family.interval),
+        "level": level,
+        "p_best": family.p_best,
+        "regret": family.regret,
+        "exponents": law.exponents(),
+        "r_squared": family.frontier.r_squared,
+        "law": law.to_dict(),
+        "frontier": family.frontier.to_dict(),
+        "learning_rate_law": family.learning_rate_law.to_dict(),
+        "warnings": list(family.warnings),
+    }
+
+
+def grade(document: dict[str, Any], finals: Mapping[str, Row]) -> dict[str, Any]:
+    """`document` with what the trained answers measured: by family, beside what was predicted."""
+    graded: dict[str, Any] = {}
+    for family, row in finals.items():
+        predicted = document["families"][family]
+        low, high = predicted["interval"]
+        loss = row["heldout_loss"]
+        graded[family] = {
+            "run_id": row["run_id"],
+            "status": row["status"],
+            "predicted_loss": predicted["predicted_loss"],
+            "measured_loss": loss,
+            "measured_accuracy": row["heldout_accuracy"],
+            "inside_interval": loss is not None and low <= loss <= high,
+            "seconds": row["seconds"],
+            "error": row["error"],
+        }
+    return {**document, "finals": graded, "final": graded.get(document["best"])}

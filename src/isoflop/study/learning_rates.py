@@ -1,0 +1,21 @@
+"""Where the search for a learning rate begins, before anything has been measured."""
+
+from __future__ import annotations
+
+from isoflop.config import StudyConfig
+from isoflop.study.planned import Catalogue
+
+# (peak rate at 1e6 training FLOPs an image, exponent in FLOPs an image), by optimizer: the centre of the grid.
+# AdamW: small Transformers at batch 64 want 1e-2 to 2e-2 below width 32, less above.
+USUAL_RATE = {"adamw": (1.2e-2, -0.25), "sgd": (0.4, -0.1)}
+
+
+def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str) -> tuple[float, ...]:
+    """The learning rates to try first for `model`: the configured ones, or three a factor of 2 apart."""
+    own = config.families[family]
+    if own.learning_rates:
+        return own.learning_rates
+    optimizer = own.optim.name if "name" in own.optim.model_fields_set else config.optim.name
+    rate, exponent = USUAL_RATE[optimizer]
+    centre = float(f"{rate * (catalogue.flops_per_image(family, model) / 1e6) ** exponent:.1g}")
+    return (centre / 2, centre, centre * 2)

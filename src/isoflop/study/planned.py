@@ -1,0 +1,110 @@
+"""A run as the study sees it: its identity, its place on the ladder, and what it is expected to cost."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
+from isoflop.data import Source, open_source
+from isoflop.errors import StudyError
+from isoflop.models import Cost, cost
+from isoflop.train.schedules import TRUNK_SCHEDULES
+
+WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study. `flops_per_image` are training FLOPs (3 × 2 × MACs), `budget` the rung it belongs to."""
+
+    family: str
+    model: str
+    budget: float
+    role: str  # "ladder" or "final"
+    flops_per_image: float
+    parameters: int
+    config: RunConfig
+
+    @property
+    def run_id(self) -> str:
+        return config_hash(self.config)
+
+    @property
+    def images(self) -> int:
+        return self.config.images
+
+    @property
+    def train_flops(self) -> float:
+        return self.images * self.flops_per_image
+
+    @property
+    def trunk_id(self) -> str | None:
+        """What runs share that differ only in length; None for a schedule without a trunk."""
+        if self.config.schedule.name not in TRUNK_SCHEDULES:
+            return None
+        schedule = self.config.schedule.model_copy(update={"cooldown": 0.0})
+        same = self.config.model_copy(update={"steps": 1, "schedule": schedule})
+        return hashlib.sha256(canonical_json(same).encode()).hexdigest()[:12]
+
+
+class Catalogue:
+    """What the study's models cost on its data, each counted once; and how its runs are made."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        data = config.data
+        self.source: Source = open_source(
+            data.source, split="train", image_size=data.image_size, heldout=data.heldout, seed=data.seed
+        )
+        if len(self.source) < config.batch_size:
+            raise StudyError(
+                f"{data.source}: {len(self.source)} training images are fewer than one batch of {config.batch_size}; "
+                "lower batch_size or give it more images"
+            )
+        self._costs: dict[tuple[str, str], Cost] = {}
+
+    def cost(self, family: str, model: str) -> Cost:
+        """Parameters and MACs of preset `model` as `family` builds it."""
+        key = (family, model)
+        if key not in self._costs:
+            self._costs[key] = cost(
+                model,
+                num_classes=self.source.num_classes,
+                image_size=self.config.data.image_size,
+                in_channels=self.source.channels,
+                **self.config.families[family].model,
+            )
+        return self._costs[key]
+
+    def flops_per_image(self, family: str, model: str) -> float:
+        """Training FLOPs an image: 3 × forward, a FLOP being half a multiply-add."""
+        return float(self.cost(family, model).train_flops_per_image)
+
+    def steps(self, family: str, model: str, budget: float) -> int:
+        """How many steps of `model` `budget` training FLOPs buy, rounded."""
+        return round(budget / self.flops_per_image(family, model) / self.config.batch_size)
+
+    def run(
+        self, family: str, model: str, budget: float, learning_rate: float, *, role: str = "ladder", threads: int = 1
+    ) -> PlannedRun:
+        """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared."""
+        shortest = self.steps(family, model, self.config.study.budgets[0])
+        warmup = min(self.config.schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
+        config = self.config.run_config(
+            family,
+            model=model,
+            steps=self.steps(family, model, budget),
+            learning_rate=learning_rate,
+            warmup=warmup,
+        ).model_copy(update={"threads": threads})
+        counted = self.cost(family, model)
+        return PlannedRun(
+            family=family,
+            model=model,
+            budget=budget,
+            role=role,
+            flops_per_image=float(counted.train_flops_per_image),
+            parameters=counted.parameters,
+            config=config,
+        )

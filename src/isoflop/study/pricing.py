@@ -1,0 +1,103 @@
+"""What runs will cost in time: measured on this machine, not looked up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from isoflop.config import StudyConfig
+from isoflop.data import batches
+from isoflop.objectives import Supervised
+from isoflop.study.learning_rates import rate_grid
+from isoflop.study.planned import Catalogue
+from isoflop.study.rungs import MIN_STEPS
+from isoflop.train import build_model
+from isoflop.train.device import Precision, choose_device, to_unit_range
+from isoflop.train.optimizers import build_optimizer
+from isoflop.train.schedules import trunk_steps
+
+PROBE_STEPS = 3
+Seconds = Mapping[tuple[str, str], float]  # (family, model) → seconds an image
+
+
+def measure_seconds_per_image(catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, str], float]:
+    """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {(family, model): _probe(catalogue, family, model) for family, names in sizes.items() for model in names}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
+    config = catalogue.run(family, model_name, catalogue.config.study.budgets[-1], 1e-3).config
+    device, precision, objective = choose_device(config.device), Precision(config.precision), Supervised()
+    model = build_model(config, catalogue.source).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config.optim)
+    seconds = []
+    feed = batches(
+        catalogue.source,
+        seed=0,
+        batch_size=config.batch_size,
+        start_step=0,
+        stop_step=PROBE_STEPS + 1,
+        augment=config.data.augment,
+        workers=0,
+    )
+    began = time.perf_counter()
+    for batch in feed:
+        with precision.autocast(device):
+            loss = objective.loss(model, to_unit_range(batch.images, catalogue.source, device), batch.labels.to(device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        now = time.perf_counter()
+        seconds.append(now - began)
+        began = now
+    return min(seconds[1:]) / config.batch_size  # the first step pays for warming up
+
+
+@dataclass(frozen=True)
+class RungForecast:
+    """What one rung is expected to take: runs, their FLOPs (steps shared with the rung below left out), core-seconds."""
+
+    budget: float
+    runs: int
+    flops: float
+    core_seconds: float
+
+
+def forecast(
+    config: StudyConfig, catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]], seconds: Seconds
+) -> list[RungForecast]:
+    """The whole ladder before it starts. Runs of a widened learning-rate grid come on top; they cannot be foreseen."""
+    rungs: list[RungForecast] = []
+    for rung, budget in enumerate(config.study.budgets):
+        runs, flops, core_seconds = 0, 0.0, 0.0
+        for family, names in sizes.items():
+            for model in names:
+                steps = catalogue.steps(family, model, budget)
+                if steps < MIN_STEPS:
+                    continue
+                below = catalogue.steps(family, model, config.study.budgets[rung - 1]) if rung else 0
+                grid = len(rate_grid(config, catalogue, family, model))
+                count = grid if below < MIN_STEPS else 2 if rung == 1 else 1
+                schedule = catalogue.run(family, model, budget, 1e-3).config.schedule
+                shared = trunk_steps(schedule, below) if below >= MIN_STEPS else 0
+                images = (count * steps - count * shared) * config.batch_size
+                runs += count
+                flops += images * catalogue.flops_per_image(family, model)
+                core_seconds += images * seconds[family, model] + count * _evaluation_seconds(
+                    config, seconds[family, model]
+                )
+        rungs.append(RungForecast(budget, runs, flops, core_seconds))
+    return rungs
+
+
+def _evaluation_seconds(config: StudyConfig, seconds_per_image: float) -> float:
+    return config.data.heldout * seconds_per_image / 3  # forward only

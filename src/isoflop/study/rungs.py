@@ -1,0 +1,142 @@
+"""The ladder: which runs each rung needs, given what the rungs below have shown.
+
+Every size is trained at every budget. The learning rate is searched where runs are cheap, at the first rung: a grid,
+widened while its best value lies at an edge. The second rung tries that best value and the next lower one (longer runs
+want lower rates: arXiv 2310.16764, section 3.2); from the third on each size keeps what was best on the rung before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from isoflop.config import StudyConfig
+from isoflop.errors import StudyError
+from isoflop.models import family_ladder
+from isoflop.study.learning_rates import rate_grid
+from isoflop.study.planned import Catalogue, PlannedRun
+
+MIN_STEPS = 20  # a shorter run has hardly left its warm-up
+MAX_EXTENSIONS = 3  # of a learning-rate grid, on the first rung
+RATE_RATIO = 2.0
+
+Losses = Mapping[str, float]  # run id → held-out loss; +inf where the run diverged or failed
+
+
+def ladder_sizes(config: StudyConfig, catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
+    """The presets of each family, small to large; those that the smallest budget cannot train are refused by name.
+
+    A number in place of names takes that many neighbours from the family's ladder, from the smallest preset on that
+    the largest budget would train on no more than `config.study` allows: where optima lie on small budgets.
+    """
+    chosen: dict[str, tuple[str, ...]] = {}
+    for family, options in config.families.items():
+        if isinstance(options.sizes, int):
+            ladder = family_ladder(family)
+            if len(ladder) < options.sizes:
+                raise StudyError(f"families.{family}.sizes = {options.sizes}, but its ladder has {len(ladder)} presets")
+            chosen[family] = _around_the_optimum(family, ladder, options.sizes, config, catalogue)
+        else:
+            chosen[family] = tuple(sorted(options.sizes, key=lambda name: catalogue.flops_per_image(family, name)))
+        _refuse_too_large(family, chosen[family], config, catalogue)
+    return chosen
+
+
+def _around_the_optimum(
+    family: str, ladder: tuple[str, ...], count: int, config: StudyConfig, catalogue: Catalogue
+) -> tuple[str, ...]:
+    """`count` neighbours on the ladder whose middle is closest to the usual optimum of the middle budget.
+
+    As a start, before anything has been measured: the best size costs about 8·√budget FLOPs an image (fitted to small
+    ViTs and PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12).
+    """
+    budgets = config.study.budgets
+    usual = 8.0 * math.sqrt(math.exp(sum(map(math.log, budgets)) / len(budgets)))
+    distance = [abs(math.log(catalogue.flops_per_image(family, name) / usual)) for name in ladder]
+    middle = distance.index(min(distance))
+    first = max(0, min(middle - count // 2, len(ladder) - count))
+    return ladder[first : first + count]
+
+
+def _refuse_too_large(family: str, sizes: tuple[str, ...], config: StudyConfig, catalogue: Catalogue) -> None:
+    low, high = config.study.budgets[0], config.study.budgets[-1]
+    smallest = sizes[0]
+    if catalogue.steps(family, smallest, high) < MIN_STEPS:
+        need = MIN_STEPS * config.batch_size * catalogue.flops_per_image(family, smallest)
+        raise StudyError(
+            f"study.budgets: the largest, {high:g} FLOPs, is too small for {smallest}, the smallest {family}: "
+            f"{MIN_STEPS} steps of batch {config.batch_size} cost {need:.2g} FLOPs"
+        )
+    if catalogue.steps(family, smallest, low) < MIN_STEPS:
+        need = MIN_STEPS * config.batch_size * catalogue.flops_per_image(family, smallest)
+        raise StudyError(
+            f"study.budgets: {low:g} FLOPs are too few for {smallest}, the smallest {family}: "
+            f"{MIN_STEPS} steps of batch {config.batch_size} cost {need:.2g} FLOPs"
+        )
+
+
+def first_rung(config: StudyConfig, catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]) -> list[PlannedRun]:
+    """The runs of the smallest budget: every size that it can train, at every learning rate of the grid."""
+    budget = config.study.budgets[0]
+    return [
+        catalogue.run(family, model, budget, rate)
+        for family, names in sizes.items()
+        for model in names
+        if catalogue.steps(family, model, budget) >= MIN_STEPS
+        for rate in rate_grid(config, catalogue, family, model)
+    ]
+
+
+def extensions(runs: list[PlannedRun], losses: Losses, catalogue: Catalogue) -> list[PlannedRun]:
+    """One more learning rate for every size whose best one lies at the edge of what was tried on this rung."""
+    more: list[PlannedRun] = []
+    for group in by_size(runs).values():
+        rates = sorted({run.config.optim.learning_rate for run in group})
+        best = best_run(group, losses)
+        if best is None or len(rates) < 2:
+            continue
+        rate = best.config.optim.learning_rate
+        beyond = rates[0] / RATE_RATIO if rate == rates[0] else rates[-1] * RATE_RATIO if rate == rates[-1] else None
+        if beyond is not None:
+            more.append(catalogue.run(best.family, best.model, best.budget, beyond))
+    return more
+
+
+def next_rung(
+    rung: int,
+    config: StudyConfig,
+    catalogue: Catalogue,
+    sizes: Mapping[str, tuple[str, ...]],
+    below: list[PlannedRun],
+    losses: Losses,
+) -> list[PlannedRun]:
+    """The runs of rung `rung` (0 is the first), given the finished runs of the rung below."""
+    budget = config.study.budgets[rung]
+    grouped = by_size(below)
+    runs: list[PlannedRun] = []
+    for family, names in sizes.items():
+        for model in names:
+            if catalogue.steps(family, model, budget) < MIN_STEPS:
+                continue
+            best = best_run(grouped.get((family, model), []), losses)
+            if best is None:  # new on this rung, or nothing below has survived: search here
+                rates = rate_grid(config, catalogue, family, model)
+            else:
+                rate = best.config.optim.learning_rate
+                rates = (rate / RATE_RATIO, rate) if rung == 1 else (rate,)
+            runs += [catalogue.run(family, model, budget, rate) for rate in rates]
+    return runs
+
+
+def by_size(runs: list[PlannedRun]) -> dict[tuple[str, str], list[PlannedRun]]:
+    """The runs of each (family, model)."""
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.family, run.model), []).append(run)
+    return groups
+
+
+def best_run(runs: list[PlannedRun], losses: Losses) -> PlannedRun | None:
+    """The run with the lowest finite held-out loss, or None."""
+    finished = [run for run in runs if math.isfinite(losses.get(run.run_id, math.inf))]
+    return min(finished, key=lambda run: losses[run.run_id]) if finished else None

@@ -1,0 +1,184 @@
+"""A study's directory: whose it is, which runs it has, and the table of what they gave."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import StudyConfig, config_hash
+from isoflop.errors import CheckpointError, StudyError
+from isoflop.study.planned import PlannedRun
+from isoflop.train import read_journal
+from isoflop.train.checkpoints import write_json_atomically
+from isoflop.train.run_directory import read_status
+
+COLUMNS = (
+    "run_id",
+    "family",
+    "model",
+    "status",
+    "role",
+    "flops_per_image",
+    "images",
+    "unique_images",
+    "train_flops",
+    "budget",
+    "learning_rate",
+    "seed",
+    "batch_size",
+    "steps",
+    "heldout_loss",
+    "heldout_accuracy",
+    "seconds",
+    "parameters",
+    "error",
+)
+Row = dict[str, Any]
+
+
+class Store:
+    """Reads and writes one study directory. Everything in it but `study.json` and `runs/` can be made again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def claim(self, config: StudyConfig) -> None:
+        """Makes the directory that of `config`, or checks that it is; StudyError when it is another study's."""
+        path = self.directory / "study.json"
+        identity = config_hash(config)
+        if path.exists():
+            found = self._read("study.json")
+            if found["study"] != identity:
+                raise StudyError(
+                    f"{self.directory}: belongs to another study ({found['name']}, {found['study']}; this one is {identity}); "
+                    "set study.output to another folder, or delete this one"
+                )
+            return
+        strangers = sorted(p.name for p in self.directory.iterdir() if not p.name.startswith("."))
+        if strangers:
+            raise StudyError(
+                f"{self.directory}: not empty and not a study (it holds {strangers[0]}); set study.output to another folder"
+            )
+        self.write(
+            "study.json", {"study": identity, "name": config.study.name, "config": config.model_dump(mode="json")}
+        )
+
+    def run_directory(self, run_id: str) -> Path:
+        return self.directory / "runs" / run_id
+
+    def trunk_directory(self, run: PlannedRun) -> Path | None:
+        return self.directory / "trunks" / run.trunk_id if run.trunk_id else None
+
+    def drop_trunks(self) -> None:
+        """Frees the space of shared steps; they are trained again if ever needed."""
+        shutil.rmtree(self.directory / "trunks", ignore_errors=True)
+
+    def write(self, name: str, value: Any) -> None:
+        """Replaces a JSON file of the study; StudyError when the storage refuses."""
+        try:
+            write_json_atomically(self.directory / name, value)
+        except OSError as error:
+            raise StudyError(f"{self.directory / name}: cannot write: {error.strerror}") from error
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the study; StudyError says what to run when it is not there."""
+        if not (self.directory / "study.json").exists():
+            raise StudyError(f"{self.directory}: not a study (no study.json); run `isoflop study run` first")
+        if not (self.directory / name).exists():
+            raise StudyError(f"{self.directory}: no {name} yet; let `isoflop study run` finish")
+        return self._read(name)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StudyError(f"{self.directory / name}: not readable: {error}") from error
+        return value
+
+    def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
+        """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
+        try:
+            status = read_status(self.run_directory(run.run_id))
+        except CheckpointError as error:
+            status, failure = {}, str(error)
+        state = "failed" if failure else status.get("state", "planned")
+        return {
+            "run_id": run.run_id,
+            "family": run.family,
+            "model": run.model,
+            "status": state,
+            "role": run.role,
+            "flops_per_image": run.flops_per_image,
+            "images": run.images,
+            "unique_images": unique_images,
+            "train_flops": run.train_flops,
+            "budget": run.budget,
+            "learning_rate": run.config.optim.learning_rate,
+            "seed": run.config.seed,
+            "batch_size": run.config.batch_size,
+            "steps": run.config.steps,
+            "heldout_loss": status.get("heldout_loss"),
+            "heldout_accuracy": status.get("heldout_accuracy"),
+            "seconds": status.get("seconds"),
+            "parameters": run.parameters,
+            "error": failure or status.get("error", ""),
+        }
+
+    def write_rows(self, rows: Iterable[Row]) -> None:
+        """Replaces `results.csv`, one row a run."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+        partial = self.directory / ".results.csv"
+        try:
+            partial.write_text(text.getvalue(), encoding="utf-8")
+            partial.replace(self.directory / "results.csv")
+        except OSError as error:
+            raise StudyError(f"{self.directory / 'results.csv'}: cannot write: {error.strerror}") from error
+
+    def rows(self) -> list[Row]:
+        """The results table as written last; numbers as numbers, empty cells as None."""
+        path = self.directory / "results.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: _cell(name, text) for name, text in line.items()} for line in csv.DictReader(file)]
+
+    def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+        """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured)."""
+        return {run_id: curve(read_journal(self.run_directory(run_id))) for run_id in run_ids}
+
+
+def curve(journal: list[Row]) -> dict[str, list[Any]]:
+    """A journal as columns."""
+    return {
+        "step": [row["step"] for row in journal],
+        "images": [row["images"] for row in journal],
+        "train_loss": [row["loss"] for row in journal],
+        "heldout_loss": [row.get("heldout_loss") for row in journal],
+    }
+
+
+TEXT = {"run_id", "family", "model", "status", "role", "error"}
+WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "parameters"}
+
+
+def _cell(name: str, text: str) -> Any:
+    if name in TEXT:
+        return text
+    if not text:
+        return None
+    return int(text) if name in WHOLE else float(text)
+
+
+def finite_loss(row: Row) -> float:
+    """The held-out loss of a finished run, +inf of any other."""
+    loss = row["heldout_loss"]
+    return loss if row["status"] == "done" and loss is not None and math.isfinite(loss) else math.inf

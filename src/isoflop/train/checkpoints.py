@@ -1,0 +1,153 @@
+"""Checkpoints that are whole or absent: safetensors and JSON, a SHA-256 manifest, and an atomic rename.
+
+A checkpoint is a directory `step-000000123/` with `tensors.safetensors`, `state.json` and `manifest.json`. It is
+written under a hidden name, synced to the disk, and renamed: a kill at any moment leaves either the old set or the new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from isoflop.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: named tensors, and JSON-able `state` (`state["step"]` is the number of steps consumed)."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies in `folder`."""
+    return folder / f"step-{step:012d}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder`, newest first, verified or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(p.name[5:]) for p in folder.iterdir() if p.name.startswith("step-")), reverse=True)
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: int | None = None) -> Path:
+    """Writes a checkpoint for `state["step"]` and drops all but the `keep` newest; returns its path.
+
+    Raises CheckpointError when the storage refuses (full, read-only); what was there before is then untouched.
+    """
+    final = checkpoint_path(folder, int(state["step"]))
+    partial = folder / f".{final.name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial / "tensors.safetensors")
+        _write_json(partial / "state.json", state)
+        names = ("tensors.safetensors", "state.json")
+        _write_json(partial / "manifest.json", {"format": FORMAT, "sha256": {n: _sha256(partial / n) for n in names}})
+        for name in (*names, "manifest.json"):
+            _sync(partial / name)
+        _sync(partial)
+        if final.exists():  # the same step of the same run: its bytes are the same, unless they were damaged
+            shutil.rmtree(final)
+        os.rename(partial, final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{final}: cannot save the checkpoint: {error}") from error
+    for step in saved_steps(folder)[keep:] if keep else ():
+        shutil.rmtree(checkpoint_path(folder, step), ignore_errors=True)
+    _remove_leftovers(folder)
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, verified against its manifest; CheckpointError says which file is damaged and how."""
+    manifest = _read_json(path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: written in format {manifest.get('format')}, this isoflop reads {FORMAT}")
+    for name, expected in manifest["sha256"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name}: missing")
+        if _sha256(path / name) != expected:
+            raise CheckpointError(f"{path / name}: its SHA-256 differs from the manifest: truncated or altered")
+    try:
+        return Checkpoint(path, load_file(path / "tensors.safetensors"), _read_json(path / "state.json"))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not readable: {error}") from error
+
+
+def latest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint of `folder` (of at most `at_most` steps); a damaged one is passed over, aloud."""
+    for step in saved_steps(folder):
+        if at_most is not None and step > at_most:
+            continue
+        try:
+            return load_checkpoint(checkpoint_path(folder, step))
+        except CheckpointError as error:
+            warnings.warn(f"{error}; using the checkpoint before it", stacklevel=2)
+    return None
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Replaces the JSON file `path` in one step: a reader sees the old text or the new, never half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_json(partial, value)
+        _sync(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable: {error}") from error
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers left behind; a live writer in another process (a shared trunk) is left alone."""
+    for path in folder.glob(".step-*"):
+        pid = path.name.rpartition(".")[2]
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(path, ignore_errors=True)

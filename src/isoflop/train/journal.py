@@ -1,0 +1,114 @@
+"""The journal of a run: what was measured at which step, over all attempts.
+
+Each attempt appends JSON lines to files of its own (`attempts/3/metrics-0001.jsonl`) and never touches another's. An
+attempt that begins at step s replaces all that earlier attempts said about steps after s: they were not committed by a
+checkpoint and have been trained again. A line torn by a kill is the last of its file and is ignored.
+
+Every row carries the ledger of its samples: `step` is the number of steps consumed, `since` the step of the row before,
+and `samples` a hash chained over the (epoch, index) pairs of every batch that was really fed to the model since step 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.errors import CheckpointError
+
+ROWS_PER_FILE = 100_000
+Row = dict[str, Any]
+
+
+def chain_samples(previous: str, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> str:
+    """The ledger's hash after one more batch: equal chains mean the same samples in the same order since step 0."""
+    digest = hashlib.blake2b(previous.encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(epochs).tobytes())
+    digest.update(np.ascontiguousarray(indices).tobytes())
+    return digest.hexdigest()
+
+
+class JournalWriter:
+    """Appends the rows of one attempt. `start` is the step at which the attempt begins."""
+
+    def __init__(self, directory: Path, start: int, origin: str) -> None:
+        attempts = directory / "attempts"
+        attempts.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
+        self._folder = attempts / str(number)
+        self._folder.mkdir()
+        self._rows = 0
+        self._file = self._open(1)
+        self.write({"kind": "start", "step": start, "origin": origin})
+
+    def _open(self, number: int) -> Any:
+        return (self._folder / f"metrics-{number:04d}.jsonl").open("w", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Appends `row`; it reaches the operating system before this returns, so that a kill cannot lose it."""
+        if self._rows and self._rows % ROWS_PER_FILE == 0:
+            self._file.close()
+            self._file = self._open(1 + self._rows // ROWS_PER_FILE)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._rows += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def attempts(directory: Path) -> Iterator[list[Row]]:
+    """The rows of each attempt in `directory`, first attempt first."""
+    folder = directory / "attempts"
+    if not folder.is_dir():
+        return
+    for attempt in sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)):
+        rows: list[Row] = []
+        for file in sorted(attempt.glob("metrics-*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break  # torn by a kill: nothing after it was written
+        yield rows
+
+
+def read_journal(directory: Path) -> list[Row]:
+    """The rows of the run in `directory`, one a step, as an uninterrupted run would have written them."""
+    committed: list[Row] = []
+    for rows in attempts(directory):
+        if not rows:
+            continue
+        start = rows[0]["step"]
+        committed = [row for row in committed if row["step"] <= start]
+        committed += [row for row in rows if row["kind"] != "start"]
+    return committed
+
+
+def verify_ledger(rows: list[Row], order: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> int:
+    """The number of steps whose samples were proved to be the ones of the pure order, none missing, none twice.
+
+    Args:
+        rows: what `read_journal` returns.
+        order: (epochs, indices) of each step from step 0 on, as `isoflop.data` says they must be.
+
+    Raises CheckpointError at the first hole, overlap or difference.
+    """
+    steps = iter(order)
+    train = [row for row in rows if row["kind"] == "train"]
+    verified, chain = 0, ""
+    for number, row in enumerate(train):
+        if number and row["since"] != train[number - 1]["step"]:
+            before = train[number - 1]["step"]
+            raise CheckpointError(f"the ledger goes from step {before} to {row['since']}: samples missed or repeated")
+        while verified < row["step"]:
+            chain = chain_samples(chain, *next(steps))
+            verified += 1
+        if chain != row["samples"]:
+            raise CheckpointError(f"steps {row['since']} to {row['step']} consumed other samples than the order says")
+    return verified

@@ -1,0 +1,252 @@
+"""The training loop: one function that reads from top to bottom.
+
+A run lives in a directory of its own: `config.json`, `env.json`, `status.json` (replaced atomically), `attempts/` (the
+journal), `checkpoints/`, and at the end `model.safetensors`. Started again after whatever ended it, it goes on from the
+last whole checkpoint and ends with the bits that an undisturbed run would have given (same machine, same threads).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from isoflop.config import RunConfig
+from isoflop.data import Source, batches, open_source
+from isoflop.errors import CheckpointError
+from isoflop.models import create_model
+from isoflop.objectives import Supervised
+from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
+from isoflop.train.device import Precision, choose_device, to_unit_range
+from isoflop.train.evaluate import evaluate
+from isoflop.train.journal import JournalWriter, Row, chain_samples
+from isoflop.train.lock import sole_writer
+from isoflop.train.optimizers import AdaptiveGradientClipping, build_optimizer
+from isoflop.train.run_directory import claim, read_status, write_status
+from isoflop.train.schedules import rate_factor, trunk_steps
+from isoflop.train.state import Progress, has_random_layers, pack, step_seed, unpack
+from isoflop.train.tensorboard import TensorBoardWriter
+
+OnRow = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: `state` is "done" or "diverged"; losses in nats, `seconds` of training over all attempts."""
+
+    state: str
+    step: int
+    heldout_loss: float
+    heldout_accuracy: float
+    seconds: float
+    error: str = ""
+
+
+def build_model(config: RunConfig, source: Source) -> nn.Module:
+    """The untrained backbone of `config` for the classes and channels of `source`; its weights depend on the seed only."""
+    return create_model(
+        config.model.name,
+        num_classes=source.num_classes,
+        image_size=config.data.image_size,
+        in_channels=source.channels,
+        seed=config.seed,
+        **config.model.overrides,
+    )
+
+
+def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_row: OnRow | None = None) -> RunResult:
+    """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
+
+    Args:
+        config: the whole run; its hash is the run's identity, and a directory belongs to one identity.
+        directory: where everything about the run is written.
+        trunk: a folder shared by runs that differ only in length. Steps that a shorter one has trained are taken from
+            there instead of being trained again, and the last step before this run's cooldown is left there.
+        on_row: called with each journal row.
+
+    Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
+    another run, is in use, or cannot be written.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    source = open_source(
+        config.data.source, split="train", image_size=config.data.image_size, heldout=config.data.heldout, seed=config.data.seed
+    )
+    heldout = open_source(
+        config.data.source, split="heldout", image_size=config.data.image_size, heldout=config.data.heldout, seed=config.data.seed
+    )
+    model = build_model(config, source).to(device, memory_format=torch.channels_last)
+    with sole_writer(directory, CheckpointError):
+        claim(config, directory, source)
+        finished = read_status(directory)
+        if finished.get("state") in ("done", "diverged"):
+            return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
+        return _Run(config, directory, trunk, model, source, heldout, device, on_row).train()
+
+
+class _Run:
+    """One attempt at a run: what stays the same through the loop, so that the loop itself reads plainly."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: Path,
+        trunk: Path | None,
+        model: nn.Module,
+        source: Source,
+        heldout: Source,
+        device: torch.device,
+        on_row: OnRow | None,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.trunk = trunk
+        self.model = model
+        self.source = source
+        self.heldout = heldout
+        self.device = device
+        self.on_row = on_row
+        self.objective = Supervised(config.optim.label_smoothing)
+        self.precision = Precision(config.precision)
+        self.optimizer = build_optimizer(model, config.optim)
+        self.progress = Progress()
+
+    def train(self) -> RunResult:
+        config, model, optimizer = self.config, self.model, self.optimizer
+        fork = trunk_steps(config.schedule, config.steps)
+        origin = self._restore(fork)
+        progress = self.progress
+        random_layers = has_random_layers(model)
+        clip_units = AdaptiveGradientClipping(model, config.optim.agc) if config.optim.agc else None
+        journal = JournalWriter(self.directory, progress.step, origin)
+        board = TensorBoardWriter(self.directory / "tensorboard", progress.step) if config.tensorboard else None
+        seconds_before, began = progress.seconds, time.perf_counter()
+        saved_at = began
+        self._status("running", {})
+
+        feed = batches(
+            self.source,
+            seed=config.data.seed,
+            batch_size=config.batch_size,
+            start_step=progress.step,
+            stop_step=config.steps,
+            augment=config.data.augment,
+            workers=config.data.workers,
+        )
+        model.train()
+        row: Row = {}
+        for batch in feed:
+            factor = rate_factor(config.schedule, progress.step, config.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = config.optim.learning_rate * factor
+            if random_layers:
+                torch.manual_seed(step_seed(config.seed, progress.step))
+            images = to_unit_range(batch.images, self.source, self.device)
+            with self.precision.autocast(self.device):
+                loss = self.objective.loss(model, images, batch.labels.to(self.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if clip_units:
+                clip_units()
+            if config.optim.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            progress.loss_sum += loss.item()
+            progress.samples = chain_samples(progress.samples, batch.epochs, batch.indices)
+            progress.step += 1
+            now = time.perf_counter()
+            progress.seconds = seconds_before + now - began
+            if not math.isfinite(progress.loss_sum):
+                return self._diverged(journal)
+
+            evaluate_now = progress.step == config.steps or (
+                config.evaluation.every is not None and progress.step % config.evaluation.every == 0
+            )
+            if evaluate_now or progress.step % config.log_every == 0:
+                row = self._row(config.optim.learning_rate * factor)
+                if evaluate_now:
+                    row |= self._evaluate()
+                journal.write(row)
+                if board:
+                    board.write(row)
+                if self.on_row:
+                    self.on_row(row)
+            if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
+                save_checkpoint(self.trunk, pack(model, optimizer), progress.to_dict())
+            if progress.step == config.steps or now - saved_at >= config.checkpoint.every_seconds:
+                saved_at = now
+                self._save()
+                self._status("running", {})
+        journal.close()
+        if board:
+            board.close()
+        if not row.get("heldout_loss"):  # resumed after the last step: the journal has the row, this attempt has not
+            row = row | self._evaluate()
+        return self._finish(row)
+
+    def _restore(self, fork: int) -> str:
+        """Puts back the newest checkpoint, of this run or of its trunk; says which."""
+        checkpoint, origin = latest_checkpoint(self.directory / "checkpoints"), "checkpoint"
+        if checkpoint is None and self.trunk:
+            checkpoint, origin = latest_checkpoint(self.trunk, at_most=fork), "trunk"
+        if checkpoint is None:
+            return "scratch"
+        unpack(checkpoint.tensors, self.model, self.optimizer)
+        self.progress = Progress(**checkpoint.state)
+        return origin
+
+    def _row(self, learning_rate: float) -> Row:
+        progress = self.progress
+        row = {
+            "kind": "train",
+            "step": progress.step,
+            "since": progress.since,
+            "images": progress.step * self.config.batch_size,
+            "samples": progress.samples,
+            "loss": progress.loss_sum / (progress.step - progress.since),
+            "lr": learning_rate,
+            "seconds": round(progress.seconds, 4),
+        }
+        progress.since, progress.loss_sum = progress.step, 0.0
+        return row
+
+    def _evaluate(self) -> dict[str, float]:
+        size = self.config.evaluation.batch_size
+        return evaluate(
+            self.model, self.objective, self.heldout, batch_size=size, device=self.device, precision=self.precision
+        )
+
+    def _save(self) -> None:
+        folder = self.directory / "checkpoints"
+        save_checkpoint(folder, pack(self.model, self.optimizer), self.progress.to_dict(), keep=self.config.checkpoint.keep)
+
+    def _status(self, state: str, more: dict[str, Any]) -> None:
+        write_status(
+            self.directory,
+            {"state": state, "step": self.progress.step, "steps": self.config.steps, "seconds": self.progress.seconds, **more},
+        )
+
+    def _diverged(self, journal: JournalWriter) -> RunResult:
+        error = f"the loss was not finite at step {self.progress.step} (learning rate {self.config.optim.learning_rate:g})"
+        journal.close()
+        result = RunResult("diverged", self.progress.step, math.nan, math.nan, self.progress.seconds, error)
+        self._status("diverged", {"heldout_loss": None, "heldout_accuracy": None, "error": error})
+        return result
+
+    def _finish(self, row: Row) -> RunResult:
+        weights = {name: t.detach().contiguous().cpu() for name, t in self.model.state_dict().items()}
+        partial = self.directory / ".model.safetensors"
+        save_file(weights, partial, metadata={"isoflop": self.config.model.name})
+        partial.replace(self.directory / "model.safetensors")
+        heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row["heldout_accuracy"]}
+        self._status("done", {**heldout, "error": ""})
+        return RunResult("done", self.progress.step, seconds=self.progress.seconds, **heldout)

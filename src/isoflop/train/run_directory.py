@@ -1,0 +1,83 @@
+"""What a run's directory says about itself: whose it is, on what it ran, how far it has come."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoflop.config import RunConfig, config_hash
+from isoflop.data import Source
+from isoflop.errors import CheckpointError
+from isoflop.train.checkpoints import write_json_atomically
+
+
+def claim(config: RunConfig, directory: Path, source: Source) -> None:
+    """Makes `directory` that of `config` on `source`, or checks that it is already; CheckpointError when it is another's.
+
+    What must not change between attempts is written once: the configuration, the number of samples and the
+    fingerprint of the data. A changed dataset would give the same positions other samples.
+    """
+    identity = {"run": config_hash(config), "samples": len(source), "data": source.fingerprint}
+    path = directory / "identity.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["run"] != identity["run"]:
+            raise CheckpointError(
+                f"{directory}: belongs to another run ({found['run']}, this one is {identity['run']}); "
+                "choose another folder or delete this one"
+            )
+        if found != identity:
+            raise CheckpointError(
+                f"{directory}: the data have changed since the run began "
+                f"({found['samples']} samples, fingerprint {found['data']}; now {identity['samples']}, {identity['data']})"
+            )
+        return
+    strangers = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))
+    if strangers:
+        raise CheckpointError(f"{directory}: not empty and not a run (it holds {strangers[0]}); choose another folder")
+    try:
+        write_json_atomically(directory / "config.json", config.model_dump(mode="json"))
+        write_json_atomically(directory / "env.json", environment())
+        write_json_atomically(path, identity)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot write here: {error.strerror}") from error
+
+
+def environment() -> dict[str, Any]:
+    """The machine and versions that this process runs on: what bit-identity depends on beside the configuration."""
+    import isoflop
+
+    return {
+        "isoflop": isoflop.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_status(directory: Path, status: dict[str, Any]) -> None:
+    """Replaces `status.json`; CheckpointError when the storage refuses."""
+    try:
+        write_json_atomically(directory / "status.json", status)
+    except OSError as error:
+        raise CheckpointError(f"{directory / 'status.json'}: cannot write: {error.strerror}") from error
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """What `status.json` says, or {} before the run began. NaN travels as null."""
+    try:
+        status: dict[str, Any] = json.loads((directory / "status.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'status.json'}: not readable: {error}") from error
+    return status

@@ -1,0 +1,64 @@
+"""The whole state of a run as named tensors and JSON, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.errors import CheckpointError
+
+
+@dataclass
+class Progress:
+    """How far a run has come: all that the next step needs beside weights and optimizer state.
+
+    The data need nothing more than `step`: which samples come next is a pure function of it.
+    """
+
+    step: int = 0  # steps consumed
+    since: int = 0  # the step of the last journal row
+    loss_sum: float = 0.0  # of the steps after it
+    samples: str = ""  # the chain over all samples consumed (train/journal.py)
+    seconds: float = 0.0  # spent in training over all attempts; the only field that two equal runs may differ in
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of `model` (as `model.NAME`) and `optimizer` (as `optimizer.INDEX.NAME`)."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if isinstance(slot, Tensor)}
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Puts packed tensors back; CheckpointError names what is missing or does not fit."""
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from error
+    if optimizer is None:
+        return
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of the random layers (stochastic depth, dropout) at `step`: the same whether or not the run was resumed."""
+    return int.from_bytes(hashlib.blake2b(f"layers {seed} {step}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def has_random_layers(model: nn.Module) -> bool:
+    """Whether a training step of `model` draws random numbers (dropout or stochastic depth above zero)."""
+    return any(getattr(m, "p", 0) or getattr(m, "drop_prob", 0) for m in model.modules())

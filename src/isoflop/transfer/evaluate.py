@@ -1,0 +1,93 @@
+"""What a backbone is worth on another task: its few-shot accuracies, beside the same backbone with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from isoflop.config import RunConfig, TransferConfig
+from isoflop.data import open_source
+from isoflop.errors import CheckpointError, DataError
+from isoflop.models import Backbone
+from isoflop.train import build_model
+from isoflop.transfer.features import draw_shots, extract, read_all
+from isoflop.transfer.few_shot import few_shot_accuracy
+from isoflop.transfer.finetune import finetune_accuracy
+
+Row = dict[str, Any]
+
+
+def load_backbone(run_directory: Path, *, random_weights: bool = False) -> tuple[Backbone, RunConfig]:
+    """The backbone that the finished run in `run_directory` trained, or the same one as it was before training.
+
+    Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
+    """
+    weights = run_directory / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
+    try:
+        config = RunConfig.of(**json.loads((run_directory / "config.json").read_text()))
+        data = config.data
+        source = open_source(
+            data.source, split="train", image_size=data.image_size, heldout=data.heldout, seed=data.seed
+        )
+        model = build_model(config, source)
+        if not random_weights:
+            model.load_state_dict(load_file(weights))
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
+    assert isinstance(model, Backbone)
+    return model, config
+
+
+def transfer(model: Backbone, config: TransferConfig, name: str) -> list[Row]:
+    """The accuracies of `model` on `config.dataset`, a row per protocol: mean and standard deviation over the seeds."""
+    size, channels = model.image_size[0], model.in_channels if model.in_channels in (1, 3) else None
+    train = open_source(config.dataset, split="train", image_size=size, channels=channels)
+    test = open_source(config.dataset, split="test", image_size=size, channels=channels)
+    if train.channels != model.in_channels:
+        raise DataError(
+            f"{config.dataset}: its images have {train.channels} channels, {model.preset} was trained on {model.in_channels}"
+        )
+    images, labels = read_all(train)
+    test_images, test_labels = read_all(test)
+    draws = {seed: torch.from_numpy(draw_shots(labels, train.num_classes, config.shots, seed)) for seed in config.seeds}
+    accuracies: dict[str, list[float]] = {}
+    if "ridge" in config.protocols:
+        features, test_features = extract(model, images), extract(model, test_images)
+        accuracies["ridge"] = [
+            few_shot_accuracy(features[few], labels[few], test_features, test_labels, train.num_classes)
+            for few in draws.values()
+        ]
+    if "finetune" in config.protocols:
+        accuracies["finetune"] = [
+            finetune_accuracy(
+                model,
+                images[few],
+                labels[few],
+                test_images,
+                test_labels,
+                train.num_classes,
+                steps=config.finetune_steps,
+                learning_rate=config.finetune_learning_rate,
+            )
+            for few in draws.values()
+        ]
+    return [
+        {
+            "name": name,
+            "protocol": protocol,
+            "dataset": config.dataset,
+            "shots": config.shots,
+            "accuracy_mean": fmean(values),
+            "accuracy_std": stdev(values) if len(values) > 1 else None,
+            "seeds": len(values),
+        }
+        for protocol, values in accuracies.items()
+    ]
