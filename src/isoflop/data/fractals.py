@@ -1,12 +1,14 @@
-"""Pictures made by formula: fractals of iterated function systems, in unlimited number, each a pure function of (seed, index).
+"""Pictures made by formula: fractals of iterated function systems, in unlimited number, each a pure function of
+(seed, index).
 
-A category is an iterated function system of 2–4 affine maps, parametrised by singular values so that its attractor is neither a
-point nor a blur (Anderson and Farrell, "Improving Fractal Pre-training", arXiv 2110.03091, section 3.2), and kept only if it
-fills enough of the picture (the filling-rate check of FractalDB, arXiv 2101.08515). An instance is one category's attractor,
-turned, scaled, placed and sampled at random. Labels follow Zipf's law: with few or balanced categories the loss falls off a
-cliff instead of along a power law.
+A category is an iterated function system of 2–4 affine maps, parametrised by singular values so that its attractor is
+neither a point nor a blur (Anderson and Farrell, "Improving Fractal Pre-training", arXiv 2110.03091, section 3.2),
+and kept only if it fills enough of the picture (the filling-rate check of FractalDB, arXiv 2101.08515). An instance
+is one category's attractor, turned, scaled, placed and sampled at random. Labels follow Zipf's law: with few or
+balanced categories the loss falls off a cliff instead of along a power law.
 
-The chaos game is played once per category, at start (0.3 s for 1,000 categories); an instance is a window of that orbit.
+The chaos game is played once per category, at start (0.3 s for 1,000 categories); an instance is a window of that
+orbit.
 """
 
 import math
@@ -39,7 +41,8 @@ def zipf_probabilities(num_categories: int, exponent: float) -> NDArray[np.float
 
 @lru_cache(maxsize=4)
 def orbits(num_categories: int, seed: int) -> Orbits:
-    """The attractors as points of the complex unit disc, shape (num_categories, 4096): 2,048 points, then the first again.
+    """The attractors as points of the complex unit disc, shape (num_categories, 4096): 2,048 points, then the first
+    again.
 
     Category c depends on (seed, c) alone: more categories leave the first ones as they are.
     """
@@ -65,8 +68,9 @@ def _function_systems(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Matrices (n, 4, 2, 2), shifts (n, 4, 2) and cumulative choice probabilities (n, 4) of candidate systems.
 
-    A matrix is R(θ)·diag(σ1, σ2)·R(φ)·diag(±1, ±1) with 1 ≥ σ1 ≥ σ2 ≥ 0, and Σ(σ1 + 2σ2) over the m maps of a system is drawn
-    from [(5+m)/2, (6+m)/2], the range in which attractors have a good geometry (arXiv 2110.03091, equations 4–6).
+    A matrix is R(θ)·diag(σ1, σ2)·R(φ)·diag(±1, ±1) with 1 ≥ σ1 ≥ σ2 ≥ 0, and Σ(σ1 + 2σ2) over the m maps of a system
+    is drawn from [(5+m)/2, (6+m)/2], the range in which attractors have a good geometry (arXiv 2110.03091, equations
+    4–6).
     """
     n = len(categories)
     draws = uniforms(key, attempt, categories, 2 + 4 * 8)
@@ -76,7 +80,8 @@ def _function_systems(
     for i in range(4):
         used = i < num_maps
         u = draws[:, 2 + 8 * i : 10 + 8 * i]
-        # The maps still to come can take at most 3 each, so this one takes at least `least`; the last one takes all that is left.
+        # The maps still to come can take at most 3 each, so this one takes at least `least`; the last one takes all
+        # that is left.
         least = np.maximum(remaining - 3 * (num_maps - 1 - i), 0)
         sigma1 = _between(least / 3, np.minimum(remaining, 1), u[:, 0])
         sigma2 = _between(np.maximum((least - sigma1) / 2, 0), np.minimum((remaining - sigma1) / 2, sigma1), u[:, 1])
@@ -104,7 +109,9 @@ def _rotations(turns: NDArray[np.float64]) -> NDArray[np.float64]:
 def _play(
     matrices: NDArray[np.float64], shifts: NDArray[np.float64], cumulative: NDArray[np.float64], key: int
 ) -> Orbits:
-    """The chaos game: 2,048 points (n, 2048) of each system's attractor, from 128 chains of 16 steps after the burn-in."""
+    """The chaos game: 2,048 points (n, 2048) of each system's attractor, from 128 chains of 16 steps after the
+    burn-in.
+    """
     n = len(matrices)
     steps = _BURN_IN + _ORBIT // _CHAINS
     choices = uniforms(key, -1, np.arange(steps, dtype=np.int64), _CHAINS)  # every system plays with the same dice
@@ -130,7 +137,7 @@ def _framed(points: Orbits) -> Orbits:
     radius = np.quantile(np.abs(centred), 0.98, axis=1, keepdims=True)
     framed = centred / np.maximum(radius, 1e-6)
     framed /= np.maximum(np.abs(framed), 1) ** 2
-    return framed.astype(np.complex64)
+    return np.asarray(framed, dtype=np.complex64)
 
 
 def _filling(points: Orbits) -> NDArray[np.float64]:
@@ -158,8 +165,8 @@ def draw(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The pictures (n, channels, size, size) and categories (n,) of the instances `indices` (n,).
 
-    `shares` is the probability of each category. With 3 channels, each picture is drawn in a colour of its own. The k-th
-    picture depends on (seed, indices[k], size, shares, channels) alone, not on its neighbours.
+    `shares` is the probability of each category. With 3 channels, each picture is drawn in a colour of its own. The
+    k-th picture depends on (seed, indices[k], size, shares, channels) alone, not on its neighbours.
     """
     attractors = orbits(len(shares), seed)
     limits = np.cumsum(shares)[:-1]

@@ -1,7 +1,7 @@
 """Numbers that depend on a key and nothing else: the only source of randomness in the data.
 
-A draw is a hash of (key, epoch, index, stream), so it can be made for any sample at any time, in any process, in any order.
-Everything works on whole batches: a hash costs about 5 ns.
+A draw is a hash of (key, epoch, index, stream), so it can be made for any sample at any time, in any process, in any
+order. Everything works on whole batches: a hash costs about 5 ns.
 """
 
 import hashlib
@@ -33,7 +33,9 @@ def mix(values: U64) -> U64:
 
 
 def words(key: int, epochs: NDArray[np.int64] | int, indices: NDArray[np.int64], streams: int) -> U64:
-    """Independent 64-bit words, shape (n, streams), for n samples given by `indices` (n,) in `epochs` (n,) or one epoch."""
+    """Independent 64-bit words, shape (n, streams), for n samples given by `indices` (n,) in `epochs` (n,) or one
+    epoch.
+    """
     with np.errstate(over="ignore"):
         epoch_part = mix(np.asarray(epochs).astype(np.uint64) * _GOLDEN + np.uint64(key))
         sample_part = mix(np.asarray(indices).astype(np.uint64) * _MULTIPLY_2 + epoch_part)

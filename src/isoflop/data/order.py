@@ -1,12 +1,13 @@
 """The order in which a run sees its samples: a pure function of (seed, position), with O(1) memory.
 
-Position p of a run lies in epoch p // N; within an epoch the samples 0 … N-1 are visited in the order of a keyed permutation.
-So nothing has to be stored to resume, no worker has to know another, and an epoch of four billion samples starts at once.
+Position p of a run lies in epoch p // N; within an epoch the samples 0 … N-1 are visited in the order of a keyed
+permutation. So nothing has to be stored to resume, no worker has to know another, and an epoch of four billion
+samples starts at once.
 
-The permutation is a 6-round generalised Feistel network over a grid of about √N × √N values, with cycle walking (Black and
-Rogaway, "Ciphers with arbitrary finite domains", 2002): a value that falls outside 0 … N-1 is encrypted again until it falls
-inside, which is rare, because the grid is at most one row too large. The round keys are *hashed* from (seed, epoch): keys such
-as seed + epoch would let seeds repeat each other's epochs.
+The permutation is a 6-round generalised Feistel network over a grid of about √N × √N values, with cycle walking
+(Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): a value that falls outside 0 … N-1 is encrypted
+again until it falls inside, which is rare, because the grid is at most one row too large. The round keys are *hashed*
+from (seed, epoch): keys such as seed + epoch would let seeds repeat each other's epochs.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ ALGORITHM = "feistel6-v1"
 """The name of this order. It is part of what must not change when a run resumes."""
 
 _ROUNDS = 6
-_MINIMUM_SIDE = 16  # a Feistel network over a smaller grid has too few permutations; walking a grid of 256 costs nothing
+# a Feistel network over a smaller grid has too few permutations; walking a grid of 256 costs nothing
+_MINIMUM_SIDE = 16
 _LARGEST = 1 << 60
 _CHUNK = 1 << 14  # positions at a time: the temporaries stay in the cache
 
@@ -85,7 +87,8 @@ def _encrypt(values: _I64, rows: int, low_bits: int, keys: _U32) -> _I64:
     for round_index in range(0, _ROUNDS, 2):
         hashed = _round(column, keys[round_index]).astype(np.uint64)
         row += ((hashed * np.uint64(rows)) >> np.uint64(32)).astype(np.uint32)
-        row = np.minimum(row, row - np.uint32(rows))  # modulo `rows`: below it, the unsigned difference wraps to a large one
+        # modulo `rows`: below it, the unsigned difference wraps to a large one
+        row = np.minimum(row, row - np.uint32(rows))
         column ^= _round(row, keys[round_index + 1]) >> column_shift
     return (row.astype(np.int64) << low_bits) | column
 
@@ -106,10 +109,14 @@ def _key_columns(seed: int, epochs: _I64) -> _U32:
     if first == last:
         return _round_keys(seed, first)[..., None]
     distinct, inverse = np.unique(epochs, return_inverse=True)
-    return np.stack([_round_keys(seed, int(epoch)) for epoch in distinct], axis=-1)[..., inverse]
+    columns: _U32 = np.stack([_round_keys(seed, int(epoch)) for epoch in distinct], axis=-1)
+    own: _U32 = np.take(columns, inverse, axis=-1)
+    return own
 
 
 @lru_cache(maxsize=4096)
 def _round_keys(seed: int, epoch: int) -> _U32:
+    """Twelve 32-bit words (rounds, 2), hashed by BLAKE2b."""
     digest = hashlib.blake2b(f"{ALGORITHM} {seed} {epoch}".encode(), digest_size=_ROUNDS * 8).digest()
-    return np.frombuffer(digest, dtype="<u4").astype(np.uint32).reshape(_ROUNDS, 2)
+    keys: _U32 = np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+    return keys.reshape(_ROUNDS, 2)

@@ -1,0 +1,1 @@
+"""The kinds of storage and of generated data, one file each."""
