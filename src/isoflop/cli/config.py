@@ -1,14 +1,13 @@
 """`isoflop config`: what a configuration comes to."""
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from isoflop.cli.groups import argument, group
+from isoflop.cli.tables import print_table
 
 app = group("config", "Look at configurations.")
 
@@ -37,21 +36,3 @@ def show(
     rows = [(dotted(key), literal(value), origins[dotted(key)]) for key, value in flatten(loaded.config)]
     rows.sort(key=lambda row: "." in row[0])  # plain keys first, as in a TOML file
     print_table(("key", "value", "origin"), rows)
-
-
-def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print aligned columns: with Rich on a terminal, in plain text elsewhere."""
-    if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*head, box=box.SIMPLE_HEAD)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,161 @@
+"""A study told on the terminal: the plan, progress with the time left, the answer, and how it came true."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isoflop.cli.tables import duration, power, print_table
+from isoflop.study import Narrator
+from isoflop.study.planned import PlannedRun
+from isoflop.study.pricing import RungForecast
+
+SECONDS_BETWEEN_LINES = 15.0  # where progress cannot be rewritten in place
+
+
+class TerminalNarrator(Narrator):
+    """Prints what a study does. Progress is a line rewritten in place on a terminal, and a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.in_place = sys.stdout.isatty()
+        self.start: tuple[float, float] | None = None  # moment and core-seconds done when progress was first told
+        self.told = 0.0
+
+    def planned(self, runs: Sequence[PlannedRun], rungs: Sequence[RungForecast], finals: float, workers: int) -> None:
+        self.say("The first rung:")
+        rows = [
+            (
+                run.family,
+                run.model,
+                power(run.flops_per_image),
+                f"{run.config.steps:,}",
+                f"{run.images:,}",
+                power(run.config.optim.learning_rate),
+            )
+            for run in runs
+        ]
+        print_table(("family", "model", "FLOPs/image", "steps", "images", "learning rate"), rows)
+        self.say("\nThe ladder, in training FLOPs:")
+        table = [
+            (power(rung.budget), str(rung.runs), power(rung.flops), _minutes(rung.core_seconds / workers))
+            for rung in rungs
+        ]
+        total = sum(rung.core_seconds for rung in rungs) / workers + finals
+        flops = sum(rung.flops for rung in rungs)
+        table.append(("all", str(sum(rung.runs for rung in rungs)), power(flops), _minutes(total - finals)))
+        print_table(("a run", "runs", "new FLOPs", "minutes"), table)
+        self.say(f"\nAbout {duration(total)} with {workers} at a time, {duration(finals)} of it to train the answer.")
+
+    def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
+        what = "the answer" if number == count else f"{len(runs)} runs"
+        self.say(f"rung {number} of {count}, {power(budget)} FLOPs: {what}")
+
+    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
+        now = time.monotonic()
+        if self.start is None:
+            self.start = (now, done_seconds)
+        if not self.in_place and now - self.told < SECONDS_BETWEEN_LINES:
+            return
+        self.told = now
+        share = done_seconds / total_seconds if total_seconds > 0 else 0.0
+        text = f"{share:4.0%}  {finished} of {total} runs"
+        began, done_before = self.start
+        if done_seconds > done_before:
+            pace = (now - began) / (done_seconds - done_before)
+            text += f"  {duration((total_seconds - done_seconds) * pace)} left"
+        if self.in_place:
+            print(f"\r\x1b[2K{text}", end="", flush=True)
+        else:
+            print(text, flush=True)
+
+    def line(self, text: str) -> None:
+        self.say(text)
+
+    def answered(self, document: dict[str, Any]) -> None:
+        self.say("")
+        tell_answer(document)
+
+    def graded(self, document: dict[str, Any]) -> None:
+        self.say("")
+        tell_grades(document)
+
+    def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.say("")
+        tell_transfer(rows)
+
+    def say(self, text: str) -> None:
+        """Print on a line of its own, over the progress line if there is one."""
+        print(f"\r\x1b[2K{text}" if self.in_place else text, flush=True)
+
+
+def tell_answer(document: Mapping[str, Any]) -> None:
+    """Print what an `answer.json` says: every family at the target budget, and which one to train how."""
+    families = document["families"]
+    print(f"At {power(document['target_flops'])} training FLOPs:")
+    rows = [
+        (
+            name,
+            family["model"],
+            power(family["flops_per_image"]),
+            f"{family['images']:,}",
+            power(family["learning_rate"]),
+            f"{family['predicted_loss']:.3f}",
+            _between(family["interval"]),
+            f"{family['p_best']:.2f}",
+        )
+        for name, family in families.items()
+    ]
+    level = next(iter(families.values()))["level"]
+    head = ("family", "model", "FLOPs/image", "images", "learning rate", "loss", f"{level:.0%} interval", "P(best)")
+    print_table(head, rows)
+    best = families[document["best"]]
+    print(
+        f"\nThe answer: train {best['model']} on {best['images']:,} images at learning rate "
+        f"{power(best['learning_rate'])}. Predicted held-out loss {best['predicted_loss']:.3f} "
+        f"({level:.0%} interval {_between(best['interval'])}); the best family with probability {best['p_best']:.2f}."
+    )
+    for name, reason in document.get("left_out", {}).items():
+        print(f"  no law for {name}: {reason}")
+    for name, family in families.items():
+        for warning in family["warnings"]:
+            print(f"  {name}: {warning}")
+
+
+def tell_grades(document: Mapping[str, Any]) -> None:
+    """Print how each answer that was trained compares with its prediction."""
+    for name, grade in document.get("finals", {}).items():
+        family = document["families"][name]
+        if grade["measured_loss"] is None:
+            print(f"{family['model']}: {grade['status']}: {grade['error']}")
+            continue
+        verdict = "inside" if grade["inside_interval"] else "outside"
+        print(
+            f"{family['model']}: predicted {grade['predicted_loss']:.3f}, measured {grade['measured_loss']:.3f}, "
+            f"{verdict} the {family['level']:.0%} interval {_between(family['interval'])} "
+            f"(accuracy {grade['measured_accuracy']:.3f}, {duration(grade['seconds'])} of training)"
+        )
+
+
+def tell_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the few-shot accuracies."""
+    if not rows:
+        return
+    print(f"{rows[0]['shots']}-shot accuracy on {rows[0]['dataset']}, mean of {rows[0]['seeds']} draws:")
+    table = [
+        (
+            row["name"],
+            row["protocol"],
+            f"{row['accuracy_mean']:.3f}",
+            "" if row["accuracy_std"] is None else f"{row['accuracy_std']:.3f}",
+        )
+        for row in rows
+    ]
+    print_table(("backbone", "protocol", "accuracy", "std"), table)
+
+
+def _between(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.3f}–{interval[1]:.3f}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}"

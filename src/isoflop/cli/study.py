@@ -1,0 +1,92 @@
+"""`isoflop study`: plan, run, watch over and answer a ladder of runs."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+from isoflop.cli.config import File, Overrides
+from isoflop.cli.groups import argument, group
+from isoflop.cli.tables import power, print_table
+
+app = group("study", "Measure a ladder of small runs at equal compute, and train the answer.")
+
+Place = Annotated[Path, argument("Configuration file of the study, or its folder.", "STUDY.toml|DIR")]
+
+
+@app.command("plan")
+def plan(file: File, overrides: Overrides = None) -> None:
+    """Print the runs, FLOPs and minutes that a study would take here. Nothing is written."""
+    from isoflop.config import load_study
+
+    config = load_study(file, overrides or []).config
+    import os
+
+    from isoflop.cli.narration import TerminalNarrator
+    from isoflop.study import plan_study
+    from isoflop.study.planned import Catalogue
+
+    catalogue = Catalogue(config)
+    plan = plan_study(config, catalogue)
+    workers = config.study.workers or os.cpu_count() or 1
+    TerminalNarrator().planned(plan.first, plan.rungs, plan.final_core_seconds(config, catalogue), workers)
+
+
+@app.command("run")
+def run(file: File, overrides: Overrides = None) -> None:
+    """Plan, train, fit, answer, train the answer, report. Run again, it goes on where it was."""
+    from isoflop.config import load_study
+
+    config = load_study(file, overrides or []).config
+    from isoflop.cli.narration import TerminalNarrator
+    from isoflop.study import run_study
+
+    command = shlex.join(["isoflop", "study", "run", str(file), *(overrides or [])])
+    run_study(config, TerminalNarrator(), command=command)
+    print(f"\nreport: {config.directory / 'report.html'}")
+
+
+@app.command("status")
+def status(place: Place, overrides: Overrides = None) -> None:
+    """Print how far the runs of each rung are."""
+    directory = _directory(place, overrides)
+    from isoflop.study import Store
+
+    store = Store(directory)
+    name = store.read("study.json")["name"]
+    rows = store.rows()
+    rungs: dict[tuple[float, str], Counter[str]] = {}
+    for row in rows:
+        rungs.setdefault((row["budget"], row["role"]), Counter())[row["status"]] += 1
+    states = sorted({row["status"] for row in rows})
+    print(f"{name}: {len(rows)} runs in {directory}")
+    if rows:
+        table = [
+            (power(budget), role, *(str(counts[state]) for state in states))
+            for (budget, role), counts in sorted(rungs.items())
+        ]
+        print_table(("budget", "role", *states), table)
+    for row in rows:
+        if row["error"]:
+            print(f"{row['model']} at {power(row['budget'])} FLOPs, {row['status']}: {row['error']}")
+
+
+@app.command("answer")
+def answer(place: Place, overrides: Overrides = None) -> None:
+    """Print the answer of a study, and how it came true."""
+    directory = _directory(place, overrides)
+    from isoflop.cli.narration import tell_answer, tell_grades, tell_transfer
+    from isoflop.study import Store
+
+    document = Store(directory).read("answer.json")
+    tell_answer(document)
+    tell_grades(document)
+    tell_transfer(document.get("transfer", {}).get("rows", []))
+
+
+def _directory(place: Path, overrides: list[str] | None) -> Path:
+    if place.is_dir():
+        return place
+    from isoflop.config import load_study
+
+    return load_study(place, overrides or []).config.directory
