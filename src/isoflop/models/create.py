@@ -59,8 +59,8 @@ def resolve(name: str, **overrides: Any) -> tuple[str, Config]:
     for key in overrides:
         if key not in fields:
             raise ModelError(f"{name} has no option `{key}`{suggestion(key, fields)}")
-    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
-    return family, dataclasses.replace(config, **lists)
+    changes: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
+    return family, dataclasses.replace(config, **changes)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

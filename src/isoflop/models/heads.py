@@ -37,4 +37,5 @@ class MapPool(nn.Module):
         q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
         k, v = self.kv(x).view(batch, -1, 2, self.heads, width // self.heads).transpose(1, 3).unbind(2)
         pooled: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width))
-        return pooled + self.mlp(self.norm(pooled))
+        out: Tensor = pooled + self.mlp(self.norm(pooled))
+        return out

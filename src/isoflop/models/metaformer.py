@@ -209,7 +209,7 @@ class MetaFormer(Backbone):
         maps = []
         for x in self.pyramid(self.embed(images)):
             if x.ndim == 3:
-                x = x[:, self.config.prefix_tokens :].unflatten(1, self.stem_grid)
+                x = x[:, self.config.prefix_tokens :].reshape(len(x), *self.stem_grid, -1)
             maps.append(x.movedim(-1, 1))
         return maps
 

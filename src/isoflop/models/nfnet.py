@@ -1,13 +1,15 @@
 """NFNet: a ResNet without normalisation (arXiv 2102.06171).
 
 Activations keep their scale because weights are standardised, every branch divides its input by the expected standard
-deviation, and every nonlinearity is rescaled to unit variance. Maps are channels-last in memory throughout.
+deviation, and every nonlinearity is rescaled to unit variance. Inside, maps are (batch, rows, columns, width).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,8 @@ from isoflop.models.layers import drop_path
 
 # 1 / the standard deviation of act(z) for z ~ N(0, 1) (arXiv 2101.08692, section 3.2).
 ACTIVATION_GAIN = {"gelu": 1.7015043497085571, "relu": 1.7139588594436646, "silu": 1.7881293296813965}
-ACTIVATION = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+FLOOR = 1e-4  # of fan_in·var in weight standardisation
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,50 @@ class NFNetConfig:
     dropout: float = 0.2
 
 
+class _Standardise(torch.autograd.Function):
+    """(w − μ)·gain / √max(fan_in·var, 1e-4) per row, in few passes over the weights forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor) -> Tensor:
+        var, mean = torch.var_mean(weight, dim=1, keepdim=True, correction=0)
+        power = var * weight.shape[1]
+        scale = power.clamp(min=FLOOR).rsqrt()
+        unit = (weight - mean) * scale
+        ctx.save_for_backward(unit, scale, power, gain)
+        return unit * gain
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        unit, scale, power, gain = ctx.saved_tensors
+        along = (grad * unit).sum(dim=1, keepdim=True)
+        # Below the floor the scale is a constant, so only the mean is projected out.
+        projected = torch.addcmul(grad - grad.mean(dim=1, keepdim=True), unit, along * (power > FLOOR), value=-1)
+        return projected * (scale * gain), along
+
+
 class StandardisedConv(nn.Conv2d):
     """A convolution whose weights have zero mean and variance 1/fan_in per output, times a learnable gain.
 
-    (w − μ)·gain / √max(fan_in·var, 1e-4) (arXiv 2102.06171, eq. 1 with the authors' floor).
+    (w − μ)·gain / √max(fan_in·var, 1e-4) (arXiv 2102.06171, eq. 1 with the authors' floor). `factor` multiplies the
+    input, but is applied to the weights, which are smaller. Maps are (batch, rows, columns, width).
     """
 
     def __init__(self, width: int, new_width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(width, new_width, kernel, stride, padding=kernel // 2, groups=groups)
         self.gain = nn.Parameter(torch.ones(new_width, 1, 1, 1))
 
-    def standardised(self) -> Tensor:
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        fan_in = self.weight[0].numel()
-        return (self.weight - mean) * (self.gain * (var * fan_in).clamp(min=1e-4).rsqrt())
+    def standardised(self, factor: float = 1.0) -> Tensor:
+        """The weights of this step (new width, width/groups, kernel, kernel), times `factor`."""
+        gain = self.gain.view(-1, 1) * factor
+        weight: Tensor = _Standardise.apply(self.weight.flatten(1), gain)  # type: ignore[no-untyped-call]
+        return weight.view(self.weight.shape)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.standardised(), self.bias, self.stride, self.padding, groups=self.groups)
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        weight = self.standardised(factor)
+        if self.kernel_size == (1, 1):
+            return F.linear(x, weight.flatten(1), self.bias)
+        out = F.conv2d(x.movedim(-1, 1), weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return out.movedim(1, -1)
 
 
 class SqueezeExcite(nn.Module):
@@ -69,8 +99,9 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))).sigmoid() * 2
-        return x * gate[:, :, None, None]
+        """The factors (batch, 1, 1, width) for a map (batch, rows, columns, width)."""
+        gate: Tensor = self.fc2(F.relu(self.fc1(x.mean(dim=(1, 2))))).sigmoid()
+        return gate[:, None, None, :] * 2
 
 
 class NFBlock(nn.Module):
@@ -96,17 +127,21 @@ class NFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         act, gain = ACTIVATION[self.activation], ACTIVATION_GAIN[self.activation]
-        out = act(x) * (gain * self.beta)
+        out = act(x)
         shortcut = x
         if self.shortcut is not None:
-            pooled = F.avg_pool2d(out, 2, ceil_mode=True, count_include_pad=False) if self.stride > 1 else out
-            shortcut = self.shortcut(pooled)
-        out = act(self.conv1(out)) * gain
-        out = act(self.conv2(out)) * gain
-        out = act(self.conv3(out)) * gain
-        out = self.squeeze_excite(self.conv4(out))
-        out = drop_path(out, self.drop_rate, self.training)
-        return torch.addcmul(shortcut, out, self.skip_gain * self.alpha)
+            shortcut = self.shortcut(_halved(out) if self.stride > 1 else out, gain * self.beta)
+        out = act(self.conv1(out, gain * self.beta))
+        out = act(self.conv2(out, gain))
+        out = self.conv4(act(self.conv3(out, gain)), gain)
+        # One factor per image and channel: squeeze-excite, stochastic depth, SkipInit gain and α.
+        factor = self.squeeze_excite(out) * (self.skip_gain * self.alpha)
+        return torch.addcmul(shortcut, out, drop_path(factor, self.drop_rate, self.training))
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of 2x2 cells of a map (batch, rows, columns, width), smaller ones at an odd border."""
+    return F.avg_pool2d(x.movedim(-1, 1), 2, ceil_mode=True, count_include_pad=False).movedim(1, -1)
 
 
 class NFNet(Backbone):
@@ -148,27 +183,24 @@ class NFNet(Backbone):
 
     def _stages(self, images: Tensor) -> list[Tensor]:
         act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]
-        x = images.contiguous(memory_format=torch.channels_last)
+        x = images.contiguous(memory_format=torch.channels_last).movedim(1, -1)
         for index, conv in enumerate(self.stem):
-            x = conv(x) if index == 0 else conv(act(x) * gain)
+            x = conv(x) if index == 0 else conv(act(x), gain)
         outputs = []
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
         return outputs
 
-    def _final(self, images: Tensor) -> Tensor:
-        act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]
-        return act(self.final(self._stages(images)[-1])) * gain
-
     def tokens(self, images: Tensor) -> Tensor:
-        return self._final(images).flatten(2).transpose(1, 2)
+        act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]
+        return act(self.final(self._stages(images)[-1])).flatten(1, 2) * gain
 
     def features(self, images: Tensor) -> Tensor:
-        return self._final(images).mean(dim=(2, 3))
+        return self.tokens(images).mean(dim=1)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        return self._stages(images)
+        return [x.movedim(-1, 1) for x in self._stages(images)]
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.dropout(self.features(images)))

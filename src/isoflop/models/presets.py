@@ -1,7 +1,8 @@
 """Every backbone by name: a preset is a row, and nothing here is a function per size.
 
 The ladder presets are small relatives made for images of about 32 px: `vit_w16d2p8` is a ViT of width 16, depth 2 and
-8x8 patches, `poolformer_w16` and `nfnet_w16` have that first (NFNet: first-stage) width. `family_ladder` lists them.
+8x8 patches; `poolformer_w16d4p4` and `nfnet_w16d2` count the width of the first stage and the
+depth of all. `family_ladder` lists them.
 """
 
 from __future__ import annotations
@@ -31,18 +32,22 @@ def _poolformer(widths: tuple[int, ...], depths: tuple[int, ...], **more: Any) -
 
 # width, depth, patch; heads are 16 wide, 32 from width 64 on
 VIT_LADDER = (
-    (12, 2, 8), (16, 2, 8), (24, 2, 8), (24, 4, 8), (32, 4, 8), (48, 4, 8), (64, 4, 8), (96, 4, 8), (128, 4, 8),
-    (96, 4, 4), (128, 4, 4), (128, 6, 4), (192, 6, 4), (256, 6, 4), (256, 10, 4),
+    (12, 2, 8), (16, 2, 8), (24, 2, 8), (24, 4, 8), (32, 4, 8), (40, 4, 8), (48, 4, 8), (64, 4, 8), (96, 3, 8),
+    (96, 4, 8), (128, 4, 8), (160, 4, 8), (96, 4, 4), (128, 4, 4), (128, 6, 4), (160, 6, 4), (192, 6, 4), (256, 6, 4),
+    (256, 9, 4),
 )  # fmt: skip
-# first width, depth of each stage; the second stage is twice as wide at half the resolution, and so on
+# first width, depth of each stage, patch; each stage is twice as wide as the one before, at half the resolution
 POOLFORMER_LADDER = (
-    (8, (1, 1)), (8, (2, 2)),  (12, (2, 2)),  (16, (2, 2)), (24, (2, 2)), (32, (2, 2)), (48, (2, 2)), (64, (2, 2)),
-    (64, (2, 4)), (64, (2, 6, 2)), (96, (2, 6, 2)), (128, (2, 6, 2)), (160, (4, 12, 4)),
+    (8, (1, 1), 8), (12, (1, 1), 8), (8, (1, 1), 4), (8, (2, 2), 4), (12, (1, 2), 4), (12, (2, 2), 4), (16, (2, 2), 4),
+    (20, (2, 2), 4), (24, (2, 2), 4), (32, (2, 2), 4), (40, (2, 2), 4), (48, (2, 2), 4), (64, (2, 2), 4),
+    (64, (2, 4), 4), (64, (2, 6, 2), 4), (80, (2, 6, 2), 4), (96, (2, 6, 2), 4), (128, (2, 6, 2), 4), (160, (2, 6, 2), 4),
+    (160, (3, 12, 3), 4), (192, (4, 14, 4), 4),
 )  # fmt: skip
 # first-stage width, depth of each stage
 NFNET_LADDER = (
-    (8, (1, 1)), (16, (1, 1)), (24, (1, 1)), (32, (1, 1)), (48, (1, 1)), (64, (1, 1)), (64, (1, 2)), (96, (1, 2)),
-    (128, (1, 2)), (192, (1, 2)),
+    (8, (1, 1)), (12, (1, 1)), (16, (1, 1)), (20, (1, 1)), (24, (1, 1)), (32, (1, 1)), (40, (1, 1)), (48, (1, 1)),
+    (64, (1, 1)), (80, (1, 1)), (96, (1, 1)), (128, (1, 1)), (160, (1, 2)), (192, (1, 2)), (256, (1, 2)), (256, (2, 4)),
+    (384, (1, 3)), (384, (2, 6)), (512, (2, 6)),
 )  # fmt: skip
 
 
@@ -52,15 +57,15 @@ def _ladders() -> dict[str, dict[str, Config]]:
         for w, d, p in VIT_LADDER
     }
     poolformer: dict[str, Config] = {
-        f"poolformer_w{w}d{sum(depths)}": _poolformer(
-            tuple(w * 2**k for k in range(len(depths))), depths, stem_kernel=4, stem_stride=4
+        f"poolformer_w{w}d{sum(depths)}p{p}": _poolformer(
+            tuple(w * 2**k for k in range(len(depths))), depths, stem_kernel=p, stem_stride=p
         )
-        for w, depths in POOLFORMER_LADDER
+        for w, depths, p in POOLFORMER_LADDER
     }
     nfnet: dict[str, Config] = {
         f"nfnet_w{w}d{sum(depths)}": NFNetConfig(
-            depths=depths, widths=(w, 2 * w), strides=(1, 2), stem_widths=(max(8, w // 2), w), stem_strides=(2, 2),
-            final_width=4 * w, group_width=16, drop_path=0.0, dropout=0.0,
+            depths=depths, widths=(w, 2 * w), strides=(1, 2), stem_widths=(max(4, w // 2), w), stem_strides=(2, 2),
+            final_width=4 * w, group_width=64, drop_path=0.0, dropout=0.0,
         )
         for w, depths in NFNET_LADDER
     }  # fmt: skip
