@@ -11,17 +11,20 @@ from isoflop.study.planned import PlannedRun
 from isoflop.study.pricing import RungForecast
 
 SECONDS_BETWEEN_LINES = 15.0  # where progress cannot be rewritten in place
+TRUST = 20.0
 
 
 class TerminalNarrator(Narrator):
-    """Prints what a study does. Progress is a line rewritten in place on a terminal, and a line now and then elsewhere."""
+    """Prints what a study does. Progress is one line: rewritten in place on a terminal, repeated elsewhere."""
 
     def __init__(self) -> None:
         self.in_place = sys.stdout.isatty()
+        self.workers = 1
         self.start: tuple[float, float] | None = None  # moment and core-seconds done when progress was first told
         self.told = 0.0
 
     def planned(self, runs: Sequence[PlannedRun], rungs: Sequence[RungForecast], finals: float, workers: int) -> None:
+        self.workers = workers
         self.say("The first rung:")
         rows = [
             (
@@ -47,7 +50,7 @@ class TerminalNarrator(Narrator):
         self.say(f"\nAbout {duration(total)} with {workers} at a time, {duration(finals)} of it to train the answer.")
 
     def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
-        what = "the answer" if number == count else f"{len(runs)} runs"
+        what = "the answer" if number == count else f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
         self.say(f"rung {number} of {count}, {power(budget)} FLOPs: {what}")
 
     def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
@@ -58,11 +61,11 @@ class TerminalNarrator(Narrator):
             return
         self.told = now
         share = done_seconds / total_seconds if total_seconds > 0 else 0.0
-        text = f"{share:4.0%}  {finished} of {total} runs"
         began, done_before = self.start
-        if done_seconds > done_before:
-            pace = (now - began) / (done_seconds - done_before)
-            text += f"  {duration((total_seconds - done_seconds) * pace)} left"
+        # The forecast counts like TRUST seconds of measured pace: at first, workers are starting and nothing is done.
+        pace = (now - began + TRUST) / ((done_seconds - done_before) / self.workers + TRUST)
+        left = duration((total_seconds - done_seconds) / self.workers * pace)
+        text = f"{share:4.0%}  {finished} of {total} runs, {left} left"
         if self.in_place:
             print(f"\r\x1b[2K{text}", end="", flush=True)
         else:

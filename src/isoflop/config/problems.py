@@ -53,7 +53,7 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
                 expectations.setdefault(path, []).append(_expected(root, path, value, details))
     for path, expected in expectations.items():
         value = _short(literal(reach(raw, path)[1]))
-        yield path, f"`{dotted(path)}` = {value} must be {' or '.join(dict.fromkeys(expected))}"
+        yield path, f"`{dotted(path)}` = {value} must be {_either(list(dict.fromkeys(expected)))}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -68,8 +68,10 @@ def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) 
         choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
         return "one of " + ", ".join(f'"{choice}"' for choice in choices) + did_you_mean(str(value), choices)
     if kind in ("too_short", "too_long", "missing"):
-        wanted = context.get("min_length", context.get("max_length"))
-        return f"a list of {'at least' if kind == 'too_short' else 'at most'} {wanted}" if wanted else "a longer list"
+        items = get_args(_annotation(root, path))
+        if items and ... not in items:
+            return f"a list of {len(items)}"
+        return f"a list of at least {context['min_length']}" if kind == "too_short" else details["msg"]
     if kind == "string_pattern_mismatch":
         return f"as described: {_description(root, path)}"
     if kind in _EXPECTED:
@@ -131,6 +133,10 @@ def _known(annotation: Any, prefix: str = "") -> Iterator[str]:
             yield from _known(get_args(inner)[1], f"{prefix}{name}.NAME.")
         else:
             yield from _known(inner, f"{prefix}{name}.")
+
+
+def _either(choices: list[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
 
 
 def _short(text: str, limit: int = 60) -> str:

@@ -1,0 +1,61 @@
+"""A run's id depends on what decides its result and on nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+
+from isoflop.config import RunConfig, canonical_json, config_hash, parse
+
+BASE = {"steps": 100, "model": {"name": "vit_w16p8"}}
+
+
+def test_the_hash_is_twelve_hexadecimal_digits_and_the_same_in_every_process() -> None:
+    code = f"from isoflop.config import *; print(config_hash(parse({BASE!r}, RunConfig)))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert config_hash(parse(BASE, RunConfig)) == other
+    assert len(other) == 12
+    assert int(other, 16) >= 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threads": 2},
+        {"device": "cpu"},
+        {"tensorboard": False},
+        {"log_every": 3},
+        {"data": {"workers": 4}},
+        {"evaluation": {"batch_size": 8}},
+        {"checkpoint": {"every_seconds": 1.0, "keep": 5}},
+        {"steps": 100.0},
+        {"optim": {"weight_decay": 1e-4}},
+    ],
+)
+def test_what_cannot_change_the_result_does_not_change_the_hash(change: dict[str, object]) -> None:
+    assert config_hash(parse(BASE | change, RunConfig)) == config_hash(parse(BASE, RunConfig))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 101},
+        {"seed": 1},
+        {"batch_size": 32},
+        {"precision": "bfloat16"},
+        {"model": {"name": "vit_w24p8"}},
+        {"model": {"name": "vit_w16p8", "depth": 3}},
+        {"data": {"seed": 1}},
+        {"data": {"source": "digits"}},
+        {"optim": {"betas": [0.9, 0.95]}},
+        {"schedule": {"cooldown": 0.1}},
+    ],
+)
+def test_what_can_change_the_result_changes_the_hash(change: dict[str, object]) -> None:
+    assert config_hash(parse(BASE | change, RunConfig)) != config_hash(parse(BASE, RunConfig))
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    assert canonical_json(parse(BASE, RunConfig)) == canonical_json(
+        parse(dict(reversed(list(BASE.items()))), RunConfig)
+    )
