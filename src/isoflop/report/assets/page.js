@@ -1,0 +1,187 @@
+// Draws the figures of the page in the reader's theme, lets tables be sorted and data be taken away.
+"use strict";
+(() => {
+  const page = JSON.parse(document.getElementById("page-data").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const COLOR_KEYS = new Set(["color", "fillcolor", "colorscale", "bgcolor", "bordercolor", "gridcolor", "linecolor", "tickcolor"]);
+  let theme = page.themes[dark.matches ? "dark" : "light"];
+
+  // "@family0" is a name, "@family0/0.2" a name with an opacity, "@ramp" the whole scale.
+  function color(name) {
+    if (name === "@ramp") return Array.from({ length: 9 }, (_, i) => [i / 8, theme["ramp" + i]]);
+    const [key, alpha] = name.slice(1).split("/");
+    const hex = theme[key];
+    if (alpha === undefined) return hex;
+    return "rgba(" + [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",") + "," + alpha + ")";
+  }
+
+  function themed(value, key) {
+    if (typeof value === "string") return COLOR_KEYS.has(key) && value[0] === "@" ? color(value) : value;
+    if (Array.isArray(value)) return key === "x" || key === "y" ? value.slice() : value.map((item) => themed(item, key));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, k)]));
+  }
+
+  function layout(figure, width) {
+    const made = themed(figure.layout, "");
+    made.paper_bgcolor = made.plot_bgcolor = theme.panel;
+    made.font = { family: page.font, size: 13, color: theme.soft };
+    made.hoverlabel = { align: "left", bgcolor: theme.wash, bordercolor: theme.muted, font: { color: theme.ink } };
+    made.modebar = { bgcolor: "rgba(0,0,0,0)", color: theme.muted, activecolor: theme.ink };
+    if (made.legend) {
+      made.legend.font = { color: theme.ink };
+      if (made.legend.title) made.legend.title.font = { color: theme.soft, size: 13 };
+    }
+    for (const [name, axis] of Object.entries(made)) {
+      if (!/^[xy]axis/.test(name)) continue;
+      Object.assign(axis, { gridcolor: theme.grid, linecolor: theme.muted, tickcolor: theme.muted });
+      axis.title = Object.assign(axis.title || {}, { font: { color: theme.ink, size: 13 } });
+    }
+    if (width) made.width = width;
+    else made.autosize = true;
+    return made;
+  }
+
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
+    toImageButtonOptions: { format: "svg", filename: "isoflop" },
+  };
+
+  function drawAll(width) {
+    for (const slot of document.querySelectorAll("[data-figure]")) {
+      const figure = page.figures[slot.dataset.figure];
+      if (figure) Plotly.react(slot, themed(figure.data, "data"), layout(figure, width), config);
+    }
+  }
+
+  // Chosen ticks fit the first view; a zoomed axis chooses its own.
+  function retick(slot) {
+    slot.on("plotly_relayout", (change) => {
+      const figure = page.figures[slot.dataset.figure];
+      const update = {};
+      for (const name of Object.keys(figure.layout).filter((key) => /^[xy]axis/.test(key))) {
+        const planned = figure.layout[name];
+        if (planned.tickmode !== "array" || change[name + ".tickmode"]) continue;
+        const now = slot.layout[name].range;
+        const home = now.every((value, i) => Math.abs(value - planned.range[i]) < 1e-6);
+        const mode = home ? "array" : "auto";
+        if (slot.layout[name].tickmode !== mode) update[name + ".tickmode"] = mode;
+      }
+      if (Object.keys(update).length) Plotly.relayout(slot, update);
+    });
+  }
+
+  const plain = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+
+  function table(figure) {
+    const rows = [["panel", "series", "x", "y", "note"]];
+    for (const trace of figure.data) {
+      const name = plain(trace.name || trace.legendgroup || "");
+      const panel = Number((trace.xaxis || "x").slice(1) || 1);
+      (trace.x || []).forEach((x, i) => {
+        const note = Array.isArray(trace.text) ? trace.text[i] : trace.text || "";
+        const y = trace.type === "heatmap" ? "" : trace.y[i];
+        rows.push([panel, name, x, y, plain(note)].map((cell) => (cell === null || cell === undefined ? "" : cell)));
+      });
+    }
+    return rows;
+  }
+
+  function csv(rows) {
+    // A cell that a spreadsheet would take for a formula is given as text.
+    const cell = (value) => {
+      let text = String(value);
+      if (typeof value === "string" && /^[=+@\t\r-]/.test(text)) text = "'" + text;
+      return /[",\n\r]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
+    };
+    return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
+  }
+
+  function fillDetails(details, figure, key) {
+    const rows = table(figure);
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Save as CSV";
+    button.addEventListener("click", () => {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([csv(rows)], { type: "text/csv" }));
+      link.download = key + ".csv";
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+    const made = document.createElement("table");
+    rows.slice(0, 500).forEach((row, i) => {
+      const line = made.insertRow();
+      for (const value of row) {
+        const cell = document.createElement(i ? "td" : "th");
+        cell.textContent = value;
+        line.append(cell);
+      }
+    });
+    const box = details.querySelector(".scroll");
+    box.replaceChildren(made);
+    if (rows.length > 501) {
+      const rest = document.createElement("p");
+      rest.textContent = "The first 500 of " + (rows.length - 1) + " points; the file has all.";
+      box.append(rest);
+    }
+    box.before(button);
+  }
+
+  function sortable(element) {
+    const body = element.tBodies[0];
+    [...element.tHead.rows[0].cells].forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = head.textContent;
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const key = (row) => {
+          const cell = row.cells[column];
+          return cell.dataset.order === undefined ? cell.textContent : Number(cell.dataset.order);
+        };
+        const compare = (a, b) =>
+          typeof a === "number" && typeof b === "number" ? a - b
+            : typeof a === typeof b ? a.localeCompare(b, "en", { numeric: true })
+            : typeof a === "number" ? -1 : 1;
+        const rows = [...body.rows].sort((a, b) => compare(key(a), key(b)) * (down ? -1 : 1));
+        body.append(...rows);
+      });
+    });
+  }
+
+  function alignHeads(element) {
+    const first = element.tBodies[0] && element.tBodies[0].rows[0];
+    if (!first) return;
+    [...first.cells].forEach((cell, i) => {
+      if (cell.classList.contains("number") && element.tHead) element.tHead.rows[0].cells[i].classList.add("number");
+    });
+  }
+
+  function redraw(width) {
+    theme = page.themes[dark.matches && !width ? "dark" : "light"];
+    drawAll(width);
+  }
+
+  redraw();
+  document.querySelectorAll("[data-figure]").forEach((slot) => slot.on && retick(slot));
+  document.querySelectorAll("details.data").forEach((details) => {
+    const key = details.parentNode.querySelector("[data-figure]").dataset.figure;
+    details.addEventListener("toggle", () => fillDetails(details, page.figures[key], key), { once: true });
+  });
+  document.querySelectorAll("main table").forEach(alignHeads);
+  document.querySelectorAll("table.sortable").forEach(sortable);
+  dark.addEventListener("change", () => redraw());
+  // Paper is light. The style sheet scales these 920 px to the width of A4 within its margins.
+  addEventListener("beforeprint", () => redraw(920));
+  addEventListener("afterprint", () => redraw());
+
+  window.isoflopPage = { page, redraw, retick };
+})();

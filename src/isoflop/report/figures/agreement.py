@@ -1,0 +1,89 @@
+"""Predicted against measured: how well each law describes the runs it saw, and the one that it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isoflop.report import rows as table
+from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.law import family_laws
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import number
+from isoflop.report.theme import family_color, family_symbol
+
+KEY, TITLE = "agreement", "Predicted against measured"
+
+
+def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
+    """Left the loss that the law gives each run against the loss it had; right the difference against compute."""
+    runs, laws = table.measured(rows, "ladder"), family_laws(answer)
+    if not runs or not laws:
+        return Figure.missing(KEY, TITLE, "There is no law to compare with: too few runs have finished.")
+    left: list[Series] = []
+    right: list[Series] = []
+    spread: list[float] = []
+    losses: list[float] = []
+    for position, family in enumerate(table.families(rows, answer)):
+        law = laws.get(family)
+        own = table.best_by(table.of_family(runs, family), "model", "budget") if law else []
+        if law is None or not own:
+            continue
+        measured = np.array([row["heldout_loss"] for row in own], dtype=np.float64)
+        n = np.array([row["flops_per_image"] for row in own], dtype=np.float64)
+        predicted = law.loss(n, np.array([row["images"] for row in own], dtype=np.float64))
+        percent = 100 * (measured / predicted - 1)
+        spread += [float(v) for v in percent if np.isfinite(v)]
+        losses += [*measured.tolist(), *predicted.tolist()]
+        notes = [f"{table.describe(row)}, predicted {number(p)}" for row, p in zip(own, predicted, strict=True)]
+        marks: dict[str, Any] = {
+            "group": family,
+            "color": family_color(position),
+            "symbol": family_symbol(position),
+            "notes": notes,
+        }
+        left.append(Series("points", predicted, measured, name=family, **marks))
+        right.append(Series("points", [row["train_flops"] for row in own], percent, **marks))
+    run = table.final_run(rows, answer)
+    if run is not None:
+        entry = (answer.get("families") or {}).get(run.get("family")) or {}
+        if table.finite(entry.get("predicted_loss")) and entry["predicted_loss"] > 0:
+            loss, predicted_loss = float(run["heldout_loss"]), float(entry["predicted_loss"])
+            losses += [loss, predicted_loss]
+            star: dict[str, Any] = {
+                "color": "ink",
+                "symbol": "star",
+                "size": 15.0,
+                "group": "answer",
+                "notes": [table.describe(run)],
+            }
+            left.append(Series("points", [predicted_loss], [loss], name="the answer", **star))
+            right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **star))
+    ends = [0.95 * min(losses), 1.05 * max(losses)]
+    left.insert(0, Series("line", ends, ends, color="muted", dash="dash", width=1.2))
+    across = [
+        min(row["train_flops"] for row in runs),
+        max(row["train_flops"] for row in [*runs, *([run] if run else [])]),
+    ]
+    right.insert(0, Series("line", across, [0.0, 0.0], color="muted", dash="dash", width=1.2))
+    typical = float(np.median(np.abs(spread))) if spread else float("nan")
+    return Figure(
+        key=KEY,
+        title=TITLE,
+        caption=f"Runs at their best learning rate. On the dashed line the law is exact; half of the runs lie within "
+        f"{number(typical, 1)} % of it. The star was predicted before it was trained.",
+        alt=f"Measured against predicted loss; the median difference is {number(typical, 1)} percent of the loss.",
+        panels=(
+            Panel(Axis("predicted loss", "log"), Axis("measured loss", "log"), tuple(left), title="Agreement"),
+            Panel(
+                Axis("training compute (FLOPs)", "log"),
+                Axis("measured over predicted − 1 (%)"),
+                tuple(right),
+                title="Residuals",
+            ),
+        ),
+        columns=2,
+        height=420,
+    )

@@ -1,0 +1,113 @@
+"""Training curves: the loss of every run while it learned, with its restarts and its spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.report import rows as table
+from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import quantity
+from isoflop.report.theme import ramp_color
+
+KEY, TITLE = "curves", "Training curves"
+X = Axis("images seen", "log")
+Y = Axis("training loss (smoothed)", "log")
+
+Curves = Mapping[str, Mapping[str, Any]]
+# All curves together: what the page can hold, and more than a screen can show.
+POINTS = 24_000
+BROKEN = ("diverged", "failed")
+
+
+def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
+    """One panel a family, one line a run, coloured by budget; the run of the answer in ink."""
+    drawn = [row for row in _worth_drawing(rows) if _history(row, histories)]
+    if not drawn:
+        return Figure.missing(KEY, TITLE, "No run has recorded a training loss yet.")
+    budgets = table.rungs(row for row in drawn if table.positive(row, "train_flops") or table.positive(row, "budget"))
+    each = int(np.clip(POINTS / len(drawn), 24, 80))
+    names = [family for family in table.families(rows, answer) if table.of_family(drawn, family)]
+    shown: set[str] = set()
+    panels = []
+    for family in names:
+        series = []
+        for row in sorted(table.of_family(drawn, family), key=_legend_order):
+            images, loss = thin(*_finite_pairs(_history(row, histories)), each)
+            final = row.get("role") == "final"
+            broken = row.get("status") in BROKEN
+            label = "the answer" if final else "diverged or failed" if broken else quantity(table.rung(row))
+            series.append(
+                Series(
+                    "line",
+                    images,
+                    loss,
+                    name="" if label in shown else label,
+                    group=label,
+                    color="ink" if final else ramp_color(budgets.index(table.rung(row)), len(budgets)),
+                    width=2.4 if final else 1.3,
+                    dash="dash" if broken else "solid",
+                    opacity=1.0 if final else 0.8,
+                    notes=[
+                        f"{row.get('model')}, learning rate {quantity(row.get('learning_rate'))}, {row.get('status')}"
+                    ],
+                )
+            )
+            shown.add(label)
+        panels.append(Panel(X, Y, tuple(series), title=family))
+    return Figure(
+        key=KEY,
+        title=TITLE,
+        caption="One line for each model and budget, at its best learning rate, coloured by budget; means over equal"
+        " spans of the axis.",
+        alt=f"Training loss against images seen for {len(drawn)} runs of {len(names)} families.",
+        panels=tuple(panels),
+        height=380 if len(names) <= 3 else 680,
+        share_y=True,
+        legend_title="budget (FLOPs):",
+    )
+
+
+def thin(
+    x: NDArray[np.float64], y: NDArray[np.float64], points: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`x`, `y` (m,) as at most `points` means over bins of equal width in log x; short curves stay as they are."""
+    if len(x) <= points:
+        return x, y
+    edges = np.geomspace(x[0], x[-1], points + 1)
+    bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, points - 1)
+    counts = np.bincount(bins, minlength=points)
+    filled = counts > 0
+    return (
+        np.bincount(bins, x, points)[filled] / counts[filled],
+        np.bincount(bins, y, points)[filled] / counts[filled],
+    )
+
+
+def _worth_drawing(rows: Sequence[Row]) -> list[Row]:
+    """Of the finished runs of a model and budget the best; every other run as it is."""
+    done = {id(row) for row in table.measured(rows)}
+    best = {id(row) for row in table.best_by((r for r in rows if id(r) in done), "role", "family", "model", "budget")}
+    return [row for row in rows if id(row) in best or id(row) not in done]
+
+
+def _legend_order(row: Row) -> tuple[bool, bool, float]:
+    return row.get("role") == "final", row.get("status") in BROKEN, table.rung(row)
+
+
+def _history(row: Row, histories: Curves) -> Mapping[str, Any]:
+    history = histories.get(str(row.get("run_id"))) or {}
+    return history if len(_finite_pairs(history)[0]) > 1 else {}
+
+
+def _finite_pairs(history: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x = np.array([np.nan if v is None else v for v in history.get("images") or ()], dtype=np.float64)
+    y = np.array([np.nan if v is None else v for v in history.get("train_loss") or ()], dtype=np.float64)
+    m = min(len(x), len(y))
+    x, y = x[:m], y[:m]
+    good = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
+    return x[good], y[good]

@@ -1,0 +1,149 @@
+"""Loss against compute: the runs, each family's frontier and law with its interval, the prediction and the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from isoflop.report import rows as table
+from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.law import family_laws
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import number, quantity
+from isoflop.report.theme import family_color, family_symbol
+
+KEY, TITLE = "frontier", "Loss against compute"
+X = Axis("training compute (FLOPs)", "log")
+Y = Axis("held-out loss", "log")
+
+
+def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
+    """Every finished run, the best of each budget, and each family's law out to the target compute."""
+    runs = table.measured(rows, "ladder")
+    if not runs:
+        return Figure.missing(KEY, TITLE, "No run of the ladder has finished with a loss that can be drawn.")
+    laws = family_laws(answer)
+    target = answer.get("target_flops")
+    low = min(row["train_flops"] for row in runs)
+    high = max([row["train_flops"] for row in runs] + ([target] if table.finite(target) else []))
+    compute = np.geomspace(low, max(high, 1.001 * low), 60)
+    series: list[Series] = []
+    for position, family in enumerate(table.families(rows, answer)):
+        color, own = family_color(position), table.of_family(runs, family)
+        best = table.envelope(own)
+        series.append(
+            Series(
+                "points",
+                [row["train_flops"] for row in own],
+                [row["heldout_loss"] for row in own],
+                group=family,
+                color=color,
+                symbol=family_symbol(position),
+                size=4.5,
+                opacity=0.35,
+                notes=[table.describe(row) for row in own],
+            )
+        )
+        law = laws.get(family)
+        if law is not None:
+            lower, upper = law.band(compute)
+            if lower is not None and upper is not None:
+                series.append(
+                    Series("band", compute, lower=lower, upper=upper, group=family, color=color, opacity=0.16)
+                )
+            series.append(Series("line", compute, law.frontier(compute), group=family, color=color))
+        series.append(
+            Series(
+                "points",
+                [row["train_flops"] for row in best],
+                [row["heldout_loss"] for row in best],
+                name=family,
+                group=family,
+                color=color,
+                symbol=family_symbol(position),
+                size=9,
+                notes=[f"best of its budget: {table.describe(row)}" for row in best],
+            )
+        )
+        series += _prediction(family, color, answer)
+    series += _outcome(rows, answer)
+    return Figure(
+        key=KEY,
+        title=TITLE,
+        caption=_caption(answer, bool(laws)),
+        alt=_alt(rows, runs, answer),
+        panels=(Panel(X, Y, tuple(series)),),
+        height=500,
+    )
+
+
+def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
+    entry = (answer.get("families") or {}).get(family) or {}
+    target, loss = answer.get("target_flops"), entry.get("predicted_loss")
+    if not (table.finite(target) and table.finite(loss)):
+        return []
+    interval = table.interval(entry)
+    note = f"{family}, predicted at {quantity(target)} FLOPs: {number(loss)}"
+    if interval is not None:
+        note += f" ({number(interval[0])} to {number(interval[1])})"
+    return [
+        Series(
+            "points",
+            [float(target)],
+            [float(loss)],
+            lower=interval[:1] if interval else (),
+            upper=interval[1:] if interval else (),
+            group=family,
+            color=color,
+            symbol="diamond-open",
+            size=10,
+            notes=[note],
+        )
+    ]
+
+
+def _outcome(rows: Sequence[Row], answer: Answer) -> list[Series]:
+    run = table.final_run(rows, answer)
+    if run is None:
+        return []
+    return [
+        Series(
+            "points",
+            [run["train_flops"]],
+            [run["heldout_loss"]],
+            name="the answer, measured",
+            color="ink",
+            symbol="star",
+            size=15,
+            notes=[f"the answer, trained: {table.describe(run)}"],
+        )
+    ]
+
+
+def _caption(answer: Answer, has_laws: bool) -> str:
+    text = "Each small marker is a finished run; the large ones are the best of their budget."
+    if has_laws:
+        text += (
+            " Lines are the frontier laws a(C + d)⁻ᵇ + c, bands the interval in which the best run should fall; open"
+        )
+        text += " diamonds are the predictions at the target compute."
+    if answer.get("final"):
+        text += " The star is the run that trained the answer; no law saw it."
+    return text
+
+
+def _alt(rows: Sequence[Row], runs: Sequence[Row], answer: Answer) -> str:
+    parts = []
+    for family in table.families(rows, answer):
+        best = table.envelope(table.of_family(runs, family))
+        if best:
+            first, last = best[0], best[-1]
+            parts.append(
+                f"{family}: best loss {number(first['heldout_loss'])} at {quantity(first['train_flops'])} FLOPs, "
+                f"{number(last['heldout_loss'])} at {quantity(last['train_flops'])}"
+            )
+    run = table.final_run(rows, answer)
+    if run is not None:
+        parts.append(f"the answer measured {number(run['heldout_loss'])} at {quantity(run['train_flops'])}")
+    return "Held-out loss against training compute, both logarithmic. " + "; ".join(parts) + "."

@@ -1,0 +1,98 @@
+"""The fitted laws of an answer as curves to draw; nothing is fitted here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.laws import FrontierLaw, SizeDataLaw
+from isoflop.report.rows import Answer
+from isoflop.report.text import number
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FamilyLaw:
+    """What one family's laws say; a missing law gives None or falls back on the other one."""
+
+    size_data: SizeDataLaw | None
+    frontier_law: FrontierLaw | None
+    level: float = 0.9
+
+    def loss(self, n: Array, d: Array) -> Array:
+        """Loss at n training FLOPs an image and d images (NaN when only the frontier is known)."""
+        if self.size_data is None:
+            return np.full(np.broadcast(n, d).shape, np.nan)
+        return np.asarray(self.size_data.predict(n, d), dtype=np.float64)
+
+    def optimum(self, compute: Array) -> tuple[Array, Array]:
+        """Best size and images at each compute (NaN when only the frontier is known)."""
+        if self.size_data is None:
+            return np.full(compute.shape, np.nan), np.full(compute.shape, np.nan)
+        n = np.array([self.size_data.optimal(float(c))[0] for c in compute])
+        return n, compute / n
+
+    def frontier(self, compute: Array) -> Array:
+        """Loss of the best run at each compute, by the frontier's own law if it was fitted, by size and data if not."""
+        if self.frontier_law is not None:
+            return np.asarray(self.frontier_law.predict(compute), dtype=np.float64)
+        if self.size_data is None:
+            return np.full(compute.shape, np.nan)
+        return np.array([self.size_data.optimal(float(c))[2] for c in compute])
+
+    def band(self, compute: Array) -> tuple[Array | None, Array | None]:
+        """(lo, hi) of the best run's loss at the answer's level, or (None, None).
+
+        By the law of size and data, which makes the predictions; by the frontier's where there is no other.
+        """
+        if self.size_data is not None:
+            bounds = [self.size_data.optimal_interval(float(c), self.level)["loss"] for c in compute]
+            return np.array([b[0] for b in bounds]), np.array([b[1] for b in bounds])
+        if self.frontier_law is not None:
+            lower, upper = self.frontier_law.interval(compute, self.level)
+            return np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+        return None, None
+
+    def exponents(self) -> str:
+        """The exponents of size and images in compute with their intervals: `0.52 (0.44–0.60) and 0.48 (…)`."""
+        if self.size_data is None:
+            return ""
+        values, intervals = self.size_data.exponents(), self.size_data.exponent_intervals
+        parts = []
+        for name in ("size", "images"):
+            shown = number(values[name], 2)
+            if name in intervals:
+                shown += f" ({number(intervals[name][0], 2)}–{number(intervals[name][1], 2)})"
+            parts.append(shown)
+        return " and ".join(parts)
+
+
+def family_laws(answer: Answer) -> dict[str, FamilyLaw]:
+    """Family → its laws, for those that have one. A law that cannot be read counts as missing."""
+    found = {}
+    for family, entry in (answer.get("families") or {}).items():
+        entry = entry or {}
+        law = FamilyLaw(
+            _restore(SizeDataLaw, entry.get("law")), _restore(FrontierLaw, entry.get("frontier")), _level(entry)
+        )
+        if law.size_data is not None or law.frontier_law is not None:
+            found[str(family)] = law
+    return found
+
+
+def _level(entry: dict[str, Any]) -> float:
+    level = entry.get("level")
+    return float(level) if isinstance(level, int | float) and 0 < level < 1 else 0.9
+
+
+def _restore(kind: Any, values: Any) -> Any:
+    if not values:
+        return None
+    try:
+        return kind.from_dict(values)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,139 @@
+"""The report of a study: one HTML file with the answer, the figures, the runs and how to make them again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.report import figures as draw
+from isoflop.report import headline, tables
+from isoflop.report import rows as table
+from isoflop.report.figure import Figure
+from isoflop.report.rows import Answer, Row
+from isoflop.report.shell import document, figure_slot
+from isoflop.report.text import duration, escape, quantity
+
+
+def write_report(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """Write the report of a study to `path` and return it. The file is complete or not there.
+
+    Args:
+        rows: the table of results, one dict a run; unfinished and failed runs too.
+        answer: the study's answer; may be empty or lack parts, which the page then says.
+        curves: run id → `step`, `images`, `train_loss`, `heldout_loss` lists of equal length, None where not measured.
+        path: the HTML file; its folder must exist.
+    """
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(render(rows, answer, curves), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def render(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> str:
+    """The report as the text of an HTML file."""
+    shown = report_figures(rows, answer, curves)
+    return document(f"{study_name(answer)} · isoflop report", body(rows, answer, shown), shown)
+
+
+def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
+    """The figures of a report, in order."""
+    return [
+        draw.frontier(rows, answer),
+        draw.profiles(rows, answer),
+        draw.optima(rows, answer),
+        draw.agreement(rows, answer),
+        draw.learning_rates(rows, answer),
+        draw.curves(rows, answer, curves),
+    ]
+
+
+def study_name(answer: Answer) -> str:
+    """The name of the study, or `study` when it has none."""
+    return str((answer.get("study") or {}).get("name") or "study")
+
+
+def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
+    """Everything between `<body>` and the scripts."""
+    transfer = tables.transfer(answer)
+    sections = [
+        *(figure_slot(figure, position) for position, figure in enumerate(shown, 1)),
+        f'<section id="transfer"><h2>Transfer</h2>{transfer}</section>' if transfer else "",
+        f'<section id="runs"><h2>Runs</h2>{tables.runs(rows) if rows else _EMPTY}</section>',
+        _reproduce(rows, answer),
+    ]
+    links = [(f.key, f.title.split(":")[0]) for f in shown]
+    links += [("transfer", "Transfer")] if transfer else []
+    links += [("runs", "Runs"), ("reproduce", "How to reproduce")]
+    nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
+    return (
+        '<a class="skip" href="#main">Skip to the answer</a>'
+        f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
+        f'<main id="main"><section id="answer" aria-label="The answer">'
+        f'<p class="answer">{escape(headline.sentence(rows, answer))}</p>'
+        f"{tables.summary(rows, answer)}{_warnings(answer)}{_facts(rows, answer)}</section>"
+        f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
+        "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
+        + "\n".join(filter(None, sections))
+        + "</main>"
+    )
+
+
+_EMPTY = '<p class="empty">The study has no runs.</p>'
+
+
+def _warnings(answer: Answer) -> str:
+    found = headline.warnings(answer)
+    if not found:
+        return ""
+    return (
+        '<div class="warnings"><h2>Read before trusting</h2><ul>'
+        + "".join(f"<li>{escape(w)}</li>" for w in found)
+        + "</ul></div>"
+    )
+
+
+def _facts(rows: Sequence[Row], answer: Answer) -> str:
+    done = table.measured(rows)
+    if not done:
+        return ""
+    flops = sum(row["train_flops"] for row in done)
+    seconds = sum(row["seconds"] for row in rows if table.finite(row.get("seconds")))
+    failed = sum(row.get("status") in ("failed", "diverged") for row in rows)
+    parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs", f"{duration(seconds)} of run time"]
+    if failed:
+        parts.append(f"{failed} failed or diverged and left out of the fits")
+    return f'<p class="facts">{escape(" · ".join(parts))}</p>'
+
+
+def _reproduce(rows: Sequence[Row], answer: Answer) -> str:
+    study = answer.get("study") or {}
+    facts = [(name, study[name]) for name in ("version", "created", "machine") if study.get(name)]
+    if table.finite(study.get("seconds")):
+        facts.append(("wall time", duration(study["seconds"])))
+    seeds = sorted({str(row["seed"]) for row in rows if row.get("seed") is not None})
+    if seeds:
+        facts.append(("seeds", ", ".join(seeds[:12]) + (" …" if len(seeds) > 12 else "")))
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_flat(value))}</dd>" for name, value in facts)
+    command = f"<pre><code>{escape(study['command'])}</code></pre>" if study.get("command") else ""
+    config = study.get("config")
+    text = config if isinstance(config, str) else "\n".join(_lines(config or {}))
+    shown = f"<details><summary>Configuration</summary><pre><code>{escape(text)}</code></pre></details>" if text else ""
+    untold = "" if command or shown else '<p class="empty">The study did not say how it was made.</p>'
+    content = f"{untold}{command}<dl>{items}</dl>{shown}"
+    return f'<section id="reproduce"><h2>How to reproduce</h2>{content}</section>'
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def _lines(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key} = {value!r}")
+    return lines

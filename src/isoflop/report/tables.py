@@ -1,0 +1,163 @@
+"""The tables of a report as HTML that reads without a script; with one, the table of runs can be sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.report import rows as table
+from isoflop.report.law import family_laws
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import duration, escape, number, quantity
+from isoflop.report.theme import family_color
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, what it sorts by (where that is not the text), and a CSS class."""
+
+    text: str
+    order: float | None = None
+    style: str = ""
+
+
+def html_table(
+    key: str, caption: str, heads: Sequence[str], body: Iterable[Sequence[Cell]], sortable: bool = False
+) -> str:
+    """A table with a caption; the cells are escaped, numbers stand right."""
+    lines = [f'<table id="{escape(key)}"{" class=sortable" if sortable else ""}><caption>{escape(caption)}</caption>']
+    lines.append(
+        "<thead><tr>" + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads) + "</tr></thead><tbody>"
+    )
+    for cells in body:
+        lines.append("<tr>" + "".join(map(_cell, cells)) + "</tr>")
+    lines.append("</tbody></table>")
+    return '<div class="scroll" tabindex="0" role="group" aria-label="table">' + "\n".join(lines) + "</div>"
+
+
+def _cell(cell: Cell) -> str:
+    order = f' data-order="{cell.order:.8g}"' if cell.order is not None else ""
+    style = " ".join(filter(None, [cell.style, "number" if cell.order is not None else ""]))
+    return f"<td{order}" + (f' class="{style}"' if style else "") + f">{escape(cell.text)}</td>"
+
+
+def _number(value: Any, digits: int = 3) -> Cell:
+    return Cell(number(value, digits), float(value)) if table.finite(value) else Cell("–", style="number")
+
+
+def _count(value: Any) -> Cell:
+    return Cell(f"{value:,.0f}", float(value)) if table.finite(value) else Cell("–", style="number")
+
+
+def _quantity(value: Any) -> Cell:
+    return Cell(quantity(value, 3), float(value)) if table.finite(value) else Cell("–", style="number")
+
+
+def summary(rows: Sequence[Row], answer: Answer) -> str:
+    """One line a family: what it would train at the target and what that should give; then what was measured."""
+    entries: dict[str, Any] = answer.get("families") or {}
+    if not entries:
+        return ""
+    laws = family_laws(answer)
+    run = table.final_run(rows, answer)
+    body = []
+    for position, family in enumerate(table.families(rows, answer)):
+        entry = entries.get(family) or {}
+        interval = table.interval(entry)
+        bounds = f"{number(interval[0])}–{number(interval[1])}" if interval else "–"
+        own = run is not None and run.get("family") == family
+        law = laws.get(family)
+        irreducible = law.size_data.irreducible if law and law.size_data else None
+        body.append(
+            [
+                Cell(
+                    family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
+                ),
+                Cell(str(entry.get("model", "–"))),
+                _quantity(entry.get("flops_per_image")),
+                _quantity(entry.get("images")),
+                Cell(quantity(entry.get("learning_rate")), style="number"),
+                _number(entry.get("predicted_loss")),
+                Cell(bounds, style="number"),
+                _number(run["heldout_loss"] if own and run else None),
+                _number(entry.get("p_best"), 2),
+                _number(irreducible),
+            ]
+        )
+    level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
+    heads = [
+        "family",
+        "model",
+        "FLOPs per image",
+        "images",
+        "learning rate",
+        "predicted loss",
+        f"{100 * level:.0f} % interval",
+    ]
+    heads += ["measured", "P(best)", "limit E"]
+    caption = (
+        f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, and what that should give."
+    )
+    return html_table("summary", caption, heads, body)
+
+
+def transfer(answer: Answer) -> str:
+    """The transfer results of the answer beside their baselines, or nothing."""
+    found = (answer.get("transfer") or {}).get("rows") or []
+    if not found:
+        return ""
+    body = [
+        [
+            Cell(str(row.get("name", "–"))),
+            Cell(str(row.get("protocol", "–"))),
+            Cell(str(row.get("dataset", "–"))),
+            _count(row.get("shots")),
+            _number(row.get("accuracy_mean")),
+            _number(row.get("accuracy_std")),
+            _count(row.get("seeds")),
+        ]
+        for row in found
+    ]
+    heads = ["weights", "protocol", "dataset", "shots", "accuracy", "± (std)", "seeds"]
+    return html_table(
+        "transfer-table", "Accuracy on data that was never trained on, mean and deviation over seeds.", heads, body
+    )
+
+
+_HEADS = (
+    "run", "family", "model", "role", "status", "FLOPs per image", "images", "training FLOPs", "learning rate",
+    "held-out loss", "accuracy", "time", "error",
+)  # fmt: skip
+
+
+def runs(rows: Sequence[Row]) -> str:
+    """Every run of the study, finished or not, in the order of the plan."""
+    body = [
+        [
+            Cell(str(row.get("run_id", "–"))[:10], style="code"),
+            Cell(str(row.get("family", "–"))),
+            Cell(str(row.get("model", "–"))),
+            Cell(str(row.get("role", "–"))),
+            Cell(str(row.get("status", "–")), style=_status(row)),
+            _quantity(row.get("flops_per_image")),
+            _quantity(row.get("images")),
+            _quantity(row.get("train_flops")),
+            _quantity(row.get("learning_rate")),
+            _number(row.get("heldout_loss")),
+            _number(row.get("heldout_accuracy")),
+            Cell(duration(row["seconds"]), row["seconds"])
+            if table.finite(row.get("seconds"))
+            else Cell("–", style="number"),
+            Cell(str(row.get("error") or "")[:300], style="wide"),
+        ]
+        for row in rows
+    ]
+    heads = _HEADS if any(row.get("error") for row in rows) else _HEADS[:-1]
+    done = len(table.measured(rows))
+    caption = f"All {len(rows)} runs; {done} finished with a loss. A column's head sorts by it."
+    return html_table("runs-table", caption, heads, [cells[: len(heads)] for cells in body], sortable=True)
+
+
+def _status(row: Row) -> str:
+    return "bad" if row.get("status") in ("failed", "diverged") else ""

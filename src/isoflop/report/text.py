@@ -1,0 +1,72 @@
+"""Numbers as people read them, and text that is safe inside a page."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from typing import Any
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def quantity(value: float | None, digits: int = 2) -> str:
+    """`value` with `digits` significant digits: `320,000`, `0.0125`, `1.2×10¹²`; a dash when there is no number."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    # Rounded first, so that 9.96e5 becomes 10⁶ and not 10×10⁵.
+    value = float(f"{value:.{digits - 1}e}")
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 < exponent < 6:
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+    mantissa = value / 10.0**exponent
+    power = superscript(exponent)
+    shown = f"{mantissa:.{digits - 1}f}".rstrip("0").rstrip(".")
+    return power if shown == "1" else f"{shown}×{power}"
+
+
+def superscript(exponent: int) -> str:
+    """The power of ten with `exponent`: `10⁻³`."""
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """`value` with `digits` decimals, a true minus sign, or a dash when it is not a finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """`seconds` as people say it: `0.8 s`, `45 s`, `3 min 20 s`, `2 h 05 min`, `3.1 days`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def escape(value: object) -> str:
+    """`value` as text of an HTML element or of a quoted attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def script_json(value: Any) -> str:
+    """`value` as JSON that may stand inside a `<script>` element, whatever strings it holds.
+
+    HTML ends a script at `</script` and changes its mind about one at `<!--`; older JavaScript ends a line at
+    U+2028 and U+2029. All of them, and `&`, are written as escapes that JSON reads back as themselves.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

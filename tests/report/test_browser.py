@@ -1,0 +1,136 @@
+"""The report in a real browser: it draws, it is quiet, it asks the network for nothing."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.report import write_report
+
+pytestmark = pytest.mark.page
+
+
+class Visit:
+    """A page with everything that it complained about or asked for."""
+
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800}, **options)
+        self.noise: list[str] = []
+        self.page.on("console", lambda m: self.noise.append(m.text))
+        self.page.on("pageerror", lambda e: self.noise.append(str(e)))
+        self.page.on("dialog", lambda d: self.noise.append(d.message))
+        self.page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or self.noise.append(r.url))
+        self.page.goto(path.as_uri())
+        self.until("Boolean(window.isoflopPage) && document.readyState === 'complete'")
+
+    def until(self, condition: str) -> None:
+        """Wait until `condition` holds. (Playwright's own wait needs an `eval`, which our policy forbids.)"""
+        end = time.monotonic() + 20
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, f"never came true: {condition}"
+            self.page.wait_for_timeout(20)
+
+
+@pytest.fixture(scope="module")
+def visit(chromium: Any, planted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+    path = write_report(planted.rows, planted.answer, planted.curves, tmp_path_factory.mktemp("report") / "report.html")
+    made = Visit(chromium, path)
+    yield made
+    made.page.close()
+
+
+def test_six_figures_are_drawn_without_a_complaint_or_a_request(visit: Visit) -> None:
+    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 6
+    assert visit.page.locator("[data-figure] .scatterlayer path").count() > 300
+    assert visit.noise == []
+
+
+def test_nothing_offers_to_share_the_figures(visit: Visit) -> None:
+    titles = visit.page.eval_on_selector_all(".modebar-btn", "all => all.map((b) => b.dataset.title)")
+    assert titles
+    assert not [t for t in titles if re.search("cloud|studio|share|edit|plotly", t, re.I)]
+
+
+def test_a_laptop_needs_no_sideways_scrolling(visit: Visit) -> None:
+    assert visit.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert visit.page.evaluate("(t => t.scrollWidth <= t.parentNode.clientWidth)(document.getElementById('summary'))")
+
+
+def test_the_table_of_runs_sorts_by_keyboard(visit: Visit) -> None:
+    head = visit.page.locator("#runs-table th", has_text="held-out loss")
+    head.locator("button").focus()
+    visit.page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    column = "rows => rows.map((r) => Number(r.cells[9].dataset.order)).filter((v) => !isNaN(v))"
+    shown = visit.page.eval_on_selector_all("#runs-table tbody tr", column)
+    assert shown == sorted(shown)
+    visit.page.keyboard.press("Enter")
+    shown = visit.page.eval_on_selector_all("#runs-table tbody tr", column)
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_the_data_of_a_figure_can_be_read_and_taken_away(visit: Visit) -> None:
+    visit.page.locator("#frontier details.data summary").click()
+    visit.page.wait_for_selector("#frontier details.data table")
+    assert visit.page.locator("#frontier details.data tr").count() > 50
+    with visit.page.expect_download() as event:
+        visit.page.locator("#frontier details.data button").click()
+    lines = Path(event.value.path()).read_text().splitlines()
+    assert lines[0] == "panel,series,x,y,note"
+    assert len(lines) > 200
+    assert visit.noise == []
+
+
+def test_a_zoomed_axis_gets_new_ticks_and_its_old_ones_back(visit: Visit) -> None:
+    state = "document.querySelector('[data-figure=frontier]').layout.yaxis.tickmode"
+    visit.page.evaluate(
+        "Plotly.relayout(document.querySelector('[data-figure=frontier]'), {'yaxis.range': [0.1, 0.2]})"
+    )
+    visit.until(f"{state} === 'auto'")
+    home = "isoflopPage.page.figures.frontier.layout.yaxis.range"
+    visit.page.evaluate(
+        f"Plotly.relayout(document.querySelector('[data-figure=frontier]'), {{'yaxis.range': {home}.slice()}})"
+    )
+    visit.until(f"{state} === 'array'")
+
+
+def test_the_figures_follow_the_readers_theme_and_paper_is_light(visit: Visit) -> None:
+    color = "document.querySelector('[data-figure=frontier]').layout.paper_bgcolor"
+    visit.page.emulate_media(color_scheme="dark")
+    visit.until(f"{color} === isoflopPage.page.themes.dark.page")
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert visit.page.evaluate(color) == "#ffffff"
+    visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    visit.page.emulate_media(color_scheme="light")
+    visit.until(f"{color} === isoflopPage.page.themes.light.page")
+    assert visit.page.pdf()[:4] == b"%PDF"
+    assert visit.noise == []
+
+
+def test_hostile_text_executes_nothing_and_requests_nothing(chromium: Any, hostile: Any, tmp_path: Path) -> None:
+    made = Visit(chromium, write_report(hostile.rows, hostile.answer, hostile.curves, tmp_path / "report.html"))
+    made.page.eval_on_selector_all("details", "all => all.forEach((d) => { d.open = true; })")
+    made.page.mouse.move(640, 500)
+    made.page.wait_for_timeout(300)
+    assert "owned" not in made.page.title().replace("document.title='owned'", "")
+    assert made.page.locator("img, iframe, base, [onerror], [onload]").count() == 0
+    assert (
+        made.page.eval_on_selector_all("a[href], a", "all => all.filter((a) => /javascript|http/.test(a.href)).length")
+        == 0
+    )
+    assert made.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 6
+    assert made.noise == []
+    made.page.close()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_study_that_has_hardly_begun_gives_a_quiet_page(
+    chromium: Any, planted: Any, tmp_path: Path, kept: int
+) -> None:
+    made = Visit(chromium, write_report(planted.rows[:kept], {}, planted.curves, tmp_path / "report.html"))
+    assert "No answer yet" in made.page.locator(".answer").inner_text()
+    assert made.noise == []
+    made.page.close()

@@ -1,0 +1,107 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isoflop.report import figures as draw
+from isoflop.report.figure import Figure
+from isoflop.report.figures.curves import thin
+from isoflop.report.law import family_laws
+from isoflop.report.page import report_figures
+from isoflop.report.theme import DARK, LIGHT
+from isoflop.report.to_plotly import to_plotly
+
+
+def series_named(figure: Figure, name: str) -> Any:
+    return next(s for p in figure.panels for s in p.series if s.name == name)
+
+
+def test_the_frontier_shows_the_best_run_of_each_budget(planted: Any) -> None:
+    shown = series_named(draw.frontier(planted.rows, planted.answer), "vit")
+    best = {}
+    for row in planted.rows:
+        if row["family"] == "vit" and row["status"] == "done" and row["role"] == "ladder":
+            best[row["budget"]] = min(best.get(row["budget"], math.inf), row["heldout_loss"])
+    assert list(shown.y) == [best[budget] for budget in sorted(best)]
+
+
+def test_the_star_is_the_run_that_trained_the_answer(planted: Any) -> None:
+    star = series_named(draw.frontier(planted.rows, planted.answer), "the answer, measured")
+    assert list(star.y) == [planted.answer["final"]["measured_loss"]]
+
+
+def test_the_rings_of_the_profiles_are_the_bottoms_of_the_valleys(planted: Any) -> None:
+    for panel in draw.profiles(planted.rows, planted.answer).panels:
+        rings = [s for s in panel.series if s.symbol == "circle-open"]
+        for ring in rings:
+            valley = next(
+                s for s in panel.series if s.group == ring.group and s.symbol == "circle" and s.kind == "points"
+            )
+            assert ring.y[0] == min(valley.y)
+
+
+def test_the_law_that_is_drawn_is_the_law_of_the_answer(planted: Any) -> None:
+    law = family_laws(planted.answer)["poolformer"]
+    figure = draw.frontier(planted.rows, planted.answer)
+    line = next(s for s in figure.panels[0].series if s.kind == "line" and s.group == "poolformer")
+    fitted = planted.answer["families"]["poolformer"]["frontier"]
+    expected = [fitted["a"] * (c + fitted["d"]) ** -fitted["b"] + fitted["c"] for c in line.x]
+    np.testing.assert_allclose(line.y, expected, rtol=1e-9)
+    n, d = law.optimum(np.array([1e12]))
+    np.testing.assert_allclose(n * d, 1e12)
+
+
+def test_a_curve_that_is_thinned_keeps_its_ends_and_its_mean() -> None:
+    x = np.arange(1.0, 100_001.0)
+    thin_x, thin_y = thin(x, 5 * x**-0.3, 60)
+    assert len(thin_x) <= 60
+    np.testing.assert_allclose(thin_y, 5 * thin_x**-0.3, rtol=0.02)
+    assert thin_x[0] < 2
+    assert thin_x[-1] > 8e4
+
+
+def test_every_figure_says_what_it_shows_in_words(planted: Any) -> None:
+    for figure in report_figures(planted.rows, planted.answer, planted.curves):
+        assert figure.title
+        assert figure.alt.endswith(".")
+        assert figure.caption.endswith(".")
+        assert figure.panels
+        assert all(panel.x.title and panel.y.title for panel in figure.panels)
+
+
+def test_plotly_accepts_every_figure(planted: Any) -> None:
+    """The figures are built without the plotly package; it is the judge of what plotly.js reads."""
+    objects = pytest.importorskip("plotly.graph_objects", reason="plotly is not installed")
+
+    def colored(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("@"):
+            return LIGHT[value[1:].split("/")[0]]
+        if isinstance(value, dict):
+            return {key: colored(item) for key, item in value.items()}
+        return [colored(item) for item in value] if isinstance(value, list) else value
+
+    for figure in report_figures(planted.rows, planted.answer, planted.curves):
+        objects.Figure(colored(to_plotly(figure)))
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_stand_out_from_the_page(theme: dict[str, str]) -> None:
+    """WCAG 2.2: 4.5:1 for text, 3:1 for what a figure needs; the ramp and families 4-6 have shapes as well."""
+    for name in ("ink", "soft", "accent", "bad", "good"):
+        assert contrast(theme[name], theme["page"]) >= 4.5, name
+    for name in ("family0", "family1", "family2", "muted"):
+        assert contrast(theme[name], theme["page"]) >= 3, name
+    for name in [f"ramp{i}" for i in range(9)] + ["family3", "family4", "family5"]:
+        assert contrast(theme[name], theme["page"]) >= 2, name

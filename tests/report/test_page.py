@@ -1,0 +1,104 @@
+import base64
+import copy
+import hashlib
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.report import write_report
+from isoflop.report.headline import sentence
+from isoflop.report.page import render
+
+
+def test_the_report_is_one_small_file(planted: Any, tmp_path: Path) -> None:
+    path = write_report(planted.rows, planted.answer, planted.curves, tmp_path / "report.html")
+    assert path.stat().st_size < 3e6
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_five_hundred_runs_take_less_than_five_seconds_and_three_megabytes(plant_study: Any, tmp_path: Path) -> None:
+    study = plant_study(sizes=8, rates=(1e-3, 3e-3, 1e-2, 2e-2, 5e-2), points=1000)
+    rows = study.rows[:499] + study.rows[-1:]
+    assert len(rows) == 500
+    start = time.perf_counter()
+    path = write_report(rows, study.answer, study.curves, tmp_path / "report.html")
+    assert time.perf_counter() - start < 5
+    assert path.stat().st_size < 3e6
+
+
+def test_the_policy_allows_exactly_the_scripts_and_styles_of_the_page(planted: Any) -> None:
+    page = render(planted.rows, planted.answer, planted.curves)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert "default-src &#x27;none&#x27;" in policy[1]
+    assert "unsafe-eval" not in policy[1]
+    assert not re.search(r"(script-src|style-src|style-src-elem) [^;]*unsafe-inline", policy[1])
+    for text in re.findall(r"<script>(.*?)</script>", page, re.S) + re.findall(r"<style>(.*?)</style>", page, re.S):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"sha256-{digest}" in policy[1].replace("&#x27;", "'")
+
+
+def test_hostile_text_stays_text(hostile: Any) -> None:
+    page = render(hostile.rows, hostile.answer, hostile.curves)
+    without_plotly = "".join(part for part in page.split("<script>") if "plotly.js" not in part)
+    for text in (
+        "<img src",
+        "<svg",
+        "<base",
+        "<a href='",
+        "<style>*{display:none}",
+        "<!--",
+        "<meta http-equiv=refresh",
+    ):
+        assert text not in without_plotly
+    assert page.count("<script") == 3
+    assert "\u2028" not in without_plotly.split('id="page-data"')[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: (s.rows.clear(), s.answer.clear()), "no run was planned"),
+        (lambda s: (s.answer.clear(), s.curves.clear(), [r.update(status="planned") for r in s.rows]), "yet: 0 of"),
+        (lambda s: [r.update(heldout_loss=math.nan) for r in s.rows], "No run of the ladder has finished"),
+        (lambda s: [r.update(heldout_loss=None, images="12") for r in s.rows], "No run of the ladder has finished"),
+        (lambda s: s.curves.clear(), "No run has recorded a training loss"),
+        (lambda s: [c.update(train_loss=[math.nan] * 9) for c in s.curves.values()], "No run has recorded a training"),
+        (lambda s: s.rows.__delitem__(slice(1, None)), "two or more learning rates"),
+        (lambda s: s.answer.pop("study"), "did not say how it was made"),
+        (lambda s: [e.update(law={"alpha": 1}, frontier=None) for e in s.answer["families"].values()], "no law to"),
+        (lambda s: s.answer.update(families={"vit": None}, best="vit"), "No answer yet"),
+        (lambda s: s.answer["families"]["vit"].update(interval=[None, math.nan], p_best=None), "Loss against compute"),
+        (lambda s: s.answer.update(target_flops=None, final=None, transfer=None), "Loss against compute"),
+        (lambda s: [r.pop("budget") for r in s.rows], "Loss against compute"),
+        (lambda s: [r.update(train_flops=0.0) for r in s.rows[:9]], "Loss against compute"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_said(planted: Any, change: Any, told: str) -> None:
+    study = copy.deepcopy(planted)
+    change(study)
+    assert told in render(study.rows, study.answer, study.curves)
+
+
+def test_one_point_a_family_is_drawn(planted: Any) -> None:
+    rows = [next(r for r in planted.rows if r["family"] == family) for family in ("vit", "poolformer", "nfnet")]
+    page = render(rows, {}, {})
+    assert "3 of 3 runs have finished" in page
+
+
+def test_the_answer_is_one_sentence_with_its_outcome(planted: Any) -> None:
+    text = sentence(planted.rows, planted.answer)
+    assert text.startswith("With 6×10¹² FLOPs of training, train poolformer_w20 on ")
+    assert "(90 % interval " in text
+    assert "with probability 0.93" in text
+    assert text.endswith("inside the interval.")
+
+
+def test_an_outcome_outside_its_interval_is_said_so(planted: Any) -> None:
+    answer = copy.deepcopy(planted.answer)
+    answer["families"][answer["best"]]["interval"] = [0.1, 0.2]
+    assert sentence(planted.rows, answer).endswith("above the interval.")
