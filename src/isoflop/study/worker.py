@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _train(task: dict[str, Any], answers: TextIO) -> dict[str, Any]:
-    from isoflop.config import RunConfig
+    from isoflop.config import RunConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
 
@@ -39,7 +39,7 @@ def _train(task: dict[str, Any], answers: TextIO) -> dict[str, Any]:
 
     try:
         trunk = Path(task["trunk"]) if task["trunk"] else None
-        result = train(RunConfig.of(**task["config"]), Path(task["directory"]), trunk=trunk, on_row=on_row)
+        result = train(parse(task["config"], RunConfig), Path(task["directory"]), trunk=trunk, on_row=on_row)
     except BrokenPipeError:
         raise
     except CheckpointError as error:  # the storage: no other run would fare better

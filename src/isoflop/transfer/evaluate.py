@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isoflop.config import RunConfig, TransferConfig
+from isoflop.config import RunConfig, TransferConfig, parse
 from isoflop.data import open_source
 from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone
@@ -32,7 +32,7 @@ def load_backbone(run_directory: Path, *, random_weights: bool = False) -> tuple
     if not weights.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
-        config = RunConfig.of(**json.loads((run_directory / "config.json").read_text()))
+        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
         data = config.data
         source = open_source(
             data.source, split="train", image_size=data.image_size, heldout=data.heldout, seed=data.seed
