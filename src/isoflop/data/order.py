@@ -95,7 +95,7 @@ def _encrypt(values: _I64, rows: int, low_bits: int, keys: _U32) -> _I64:
 
 def _round(half: _U32, keys: _U32) -> _U32:
     """A hash of 32-bit words whose high bits are the good ones (multiply, fold, multiply)."""
-    hashed = half ^ keys[0]
+    hashed: _U32 = half ^ keys[0]
     hashed *= _MULTIPLY_1
     hashed ^= hashed >> np.uint32(16)
     hashed += keys[1]
