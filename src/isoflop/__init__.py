@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import LawError as LawError
     from .errors import ModelError as ModelError
     from .errors import StudyError as StudyError
+    from .models import create_model as create_model
 
 _HOME = {
     "RunConfig": "config",
@@ -27,6 +28,7 @@ _HOME = {
     "LawError": "errors",
     "ModelError": "errors",
     "StudyError": "errors",
+    "create_model": "models",
 }
 _PACKAGES = ("config", "data", "errors", "laws", "models", "objectives", "report", "study", "train", "transfer")
 

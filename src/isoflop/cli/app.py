@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, study, training
+from isoflop.cli import config, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
 from isoflop.errors import IsoflopError
 
@@ -15,6 +15,8 @@ INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 app = group("isoflop", "Which vision backbone, how large, for how long: measured by small runs at equal compute.")
 app.command("train")(training.train)
 app.add_typer(study.app)
+app.command("report")(study.report)
+app.command("transfer")(transfer.transfer)
 app.add_typer(config.app)
 
 

@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from isoflop.cli.config import File, Overrides
 from isoflop.cli.groups import argument, group
 from isoflop.cli.tables import power, print_table
@@ -90,3 +92,19 @@ def _directory(place: Path, overrides: list[str] | None) -> Path:
     from isoflop.config import load_study
 
     return load_study(place, overrides or []).config.directory
+
+
+def report(
+    directory: Annotated[Path, argument("Folder of a study.", "DIR")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.html", help="DIR/report.html when left out.")
+    ] = None,
+) -> None:
+    """Write the report of a study again, from its results alone."""
+    from isoflop.report import write_report
+    from isoflop.study import Store
+
+    store = Store(directory)
+    answer, rows = store.read("answer.json"), store.rows()
+    done = [row["run_id"] for row in rows if row["status"] == "done"]
+    print(f"report: {write_report(rows, answer, store.curves(done), output or directory / 'report.html')}")

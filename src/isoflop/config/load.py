@@ -49,22 +49,24 @@ class Loaded(Generic[T]):
         return self._origin(inherited) if inherited else DEFAULT
 
 
-def load(path: str | FilePath, overrides: Sequence[str], kind: type[T]) -> Loaded[T]:
-    """The configuration of type `kind` in the TOML file at `path`, with `key=value` overrides on top.
+def load(path: str | FilePath | None, overrides: Sequence[str], kind: type[T]) -> Loaded[T]:
+    """The configuration of type `kind` in the TOML file at `path`, if any, with `key=value` overrides on top.
 
     A value is TOML (`optim.betas=[0.9, 0.95]`); what is not TOML is taken as text (`data.source=digits`).
     Raises `ConfigError` that lists every problem, each with `file:line` or `command line`.
     """
-    file = str(path)
-    raw, text = read_toml(path)
+    file = str(path) if path else COMMAND_LINE
+    raw, text = read_toml(path) if path else ({}, "")
     places = {key: f"{file}:{line}" for key, line in key_lines(text).items()}
-    found = [(COMMAND_LINE, message) for override in overrides if (message := _override(raw, places, override))]
+    found: list[tuple[Path, str]] = [
+        ((), message) for override in overrides if (message := _override(raw, places, override))
+    ]
     try:
         config = kind.model_validate(raw)
     except ValidationError as error:
-        found += [(_place(key, places, file), message) for key, message in sentences(error, kind, raw)]
+        found += sentences(error, kind, raw)
     if found:
-        raise _told(found, f"{file} (empty)" if not raw else file, file)
+        raise _told(found, places, f"{file} (empty)" if path and not raw else file)
     return Loaded(config, file, places, raw)
 
 
@@ -76,7 +78,7 @@ def parse(raw: Mapping[str, Any], kind: type[T], source: str = "configuration") 
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise _told([(source, message) for _, message in sentences(error, kind, raw)], source, source) from None
+        raise _told(sentences(error, kind, raw), {}, source) from None
 
 
 def read_toml(path: str | FilePath) -> tuple[dict[str, Any], str]:
@@ -92,25 +94,30 @@ def read_toml(path: str | FilePath) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{path}:{line}: not valid TOML: {reason[:1].lower()}{reason[1:]}{hint}") from None
 
 
-def _told(found: Iterable[tuple[str, str]], name: str, file: str) -> ConfigError:
-    """One problem in one line, more in a list: the command line's first, then the file's in its order."""
+def _told(found: Iterable[tuple[Path, str]], places: Mapping[Path, str], file: str) -> ConfigError:
+    """One problem in one line, more in a list: the command line's first, then the file's, as they were written."""
+    written = {path: number for number, path in enumerate(places)}
 
-    def rank(problem: tuple[str, str]) -> tuple[bool, int]:
-        line = re.search(r":(\d+)$", problem[0])
-        return problem[0] != COMMAND_LINE, int(line[1]) if line else 0
+    def rank(problem: tuple[Path, str]) -> tuple[bool, int]:
+        path = _written(problem[0], places)
+        return bool(problem[0]) and places.get(path) != COMMAND_LINE, written.get(path, -1)
 
-    lines = [f"{name if place == file else place}: {message}" for place, message in sorted(found, key=rank)]
+    lines = [
+        f"{_place(path, places, file) if path else COMMAND_LINE}: {message}"
+        for path, message in sorted(found, key=rank)
+    ]
     if len(lines) == 1:
         return ConfigError(lines[0])
     return ConfigError("\n  ".join([f"{len(lines)} problems in the configuration", *lines]))
 
 
 def _place(path: Path, places: Mapping[Path, str], file: str) -> str:
-    """Where the innermost part of `path` that was written stands."""
-    for depth in range(len(path), 0, -1):
-        if path[:depth] in places:
-            return places[path[:depth]]
-    return file
+    return places.get(_written(path, places), file)
+
+
+def _written(path: Path, places: Mapping[Path, str]) -> Path:
+    """The innermost part of `path` that was written."""
+    return next((path[:depth] for depth in range(len(path), 0, -1) if path[:depth] in places), ())
 
 
 def _read(path: FilePath) -> str:

@@ -1,0 +1,115 @@
+"""What the documentation tells people to type works; CONTRIBUTING.md says how each kind of block is tested."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from isoflop.cli import main
+from isoflop.config import load_any
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+KINDS = {"python", "toml", "sh", "sh run", "text"}
+
+
+def documents() -> Iterator[Path]:
+    yield from sorted(ROOT.glob("*.md"))
+    yield from sorted((ROOT / "docs").rglob("*.md"))
+
+
+def blocks(kind: str) -> list[object]:
+    """The code blocks of a kind, each named by file and line."""
+    return [
+        pytest.param(match["code"], id=f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}")
+        for path in documents()
+        for text in [path.read_text(encoding="utf-8")]
+        for match in BLOCK.finditer(text)
+        if match["kind"] == kind
+    ]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The command lines of a block without comments; a backslash joins lines."""
+    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the project's, in which a block may do what it likes."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_says_how_it_is_tested(path: Path) -> None:
+    assert {match["kind"] for match in BLOCK.finditer(path.read_text(encoding="utf-8"))} <= KINDS
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_commands_are_valid(block: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets is not None
+    for command in commands(block):
+        if command[0] == "make":
+            assert set(command[1:]) <= set(targets[1].split())
+        elif command[0] == "isoflop":
+            _check(command[1:], capsys)
+
+
+def _check(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb and its options are known to its help; its configuration is valid."""
+    options = [word for word in arguments if word.startswith("-")]
+    plain = [word for word in arguments if word not in options]
+    file = next((i for i, word in enumerate(plain) if "." in word or "/" in word or word.isupper()), len(plain))
+    with pytest.raises(SystemExit) as caught:
+        main([*plain[:file], "--help"])
+    assert caught.value.code == 0, arguments
+    help_text = capsys.readouterr().out
+    assert "Commands:" not in help_text, f"not a verb: {arguments}"
+    assert all(option in help_text for option in options)
+    if file < len(plain) and plain[file].endswith(".toml"):
+        load_any(plain[file], [word for word in plain[file + 1 :] if "=" in word])
+
+
+@pytest.mark.parametrize("block", blocks("sh run"))
+def test_commands_run(block: str, folder: Path) -> None:
+    on_path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-euc", block], capture_output=True, text=True, check=False, env=on_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs(block: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_configurations_are_valid(block: str, folder: Path) -> None:
+    Path("block.toml").write_text(block, encoding="utf-8")
+    load_any("block.toml")
+
+
+def test_the_mistakes_that_the_readme_shows_are_told_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = [
+        match["code"]
+        for match in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))
+        if match["code"].startswith("$ isoflop study run") and "error:" in match["code"]
+    ]
+    command, _, expected = shown.partition("\n")
+    with pytest.raises(SystemExit) as caught:
+        main(shlex.split(command)[2:])
+    assert (caught.value.code, capsys.readouterr().err) == (2, expected)
