@@ -1,0 +1,127 @@
+"""A study from the command line: planned, trained, told, and told again from its folder."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from isoflop.cli import main
+from isoflop.cli.tables import duration, power, print_table
+
+STUDY = """\
+batch_size = 8
+tensorboard = false
+[study]
+name = "tiny"
+budgets = [1e8, 2e8, 4e8, 8e8]
+target_budget = 1.6e9
+[data]
+source = "fractals?classes=10"
+heldout = 64
+[families.vit]
+sizes = 2
+learning_rates = [5e-3, 1e-2, 2e-2]
+[laws]
+bootstrap = 20
+[transfer]
+shots = 2
+seeds = [0]
+finetune_steps = 2
+"""
+
+
+def isoflop(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0), *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "tiny.toml").write_text(STUDY)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def test_before_a_study_has_run_its_verbs_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("status", "answer"):
+        status, out, err = isoflop(capsys, "study", verb, "tiny.toml")
+        assert (status, out) == (2, "")
+        assert re.fullmatch(r"error: studies/tiny: not a study .*\n", err)
+
+
+def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = isoflop(capsys, "study", "plan", "tiny.toml")
+    assert status == 0
+    assert "FLOPs/image" in out
+    assert "minutes" in out
+    assert re.findall(r"^[1248]e8 ", out, re.MULTILINE) == ["1e8 ", "2e8 ", "4e8 ", "8e8 "]
+    assert not Path("studies").exists()
+
+
+def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = isoflop(capsys, "study", "run", "tiny.toml")
+    assert (status, err) == (0, "")
+    answer = re.search(r"The answer: train (\w+) on ([\d,]+) images at learning rate [\d.e-]+\.", out)
+    assert answer is not None
+    assert re.search(r"predicted [\d.]+, measured [\d.]+, (inside|outside) the 90% interval", out)
+    assert "2-shot accuracy on digits" in out
+    assert out.endswith("report: studies/tiny/report.html\n")
+    page = Path("studies/tiny/report.html")
+    assert page.stat().st_size > 10_000
+
+    for place in ("tiny.toml", "studies/tiny"):
+        status, told, _ = isoflop(capsys, "study", "answer", place)
+        assert status == 0
+        assert answer[0] in told
+        assert "2-shot accuracy on digits" in told
+
+    status, told, _ = isoflop(capsys, "study", "status", "tiny.toml")
+    assert status == 0
+    assert told.startswith("tiny: ")
+    assert "final" in told
+
+    page.unlink()
+    assert isoflop(capsys, "report", "studies/tiny") == (0, "report: studies/tiny/report.html\n", "")
+    assert page.stat().st_size > 10_000
+
+    run = next(path for path in Path("studies/tiny/runs").iterdir() if (path / "model.safetensors").exists())
+    status, told, _ = isoflop(capsys, "transfer", str(run), "shots=1", "seeds=[0]", 'protocols=["ridge"]')
+    assert status == 0
+    assert "1-shot accuracy on digits" in told
+    assert "random weights" in told
+
+
+def test_transfer_refuses_what_is_not_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = isoflop(capsys, "transfer", ".")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert isoflop(capsys, "transfer", ".", "shot=1")[2] == (
+        "error: command line: unknown key `shot` - did you mean `shots`?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 s"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations_are_told_in_the_units_that_matter(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.5e12, "1.5e12"), (1e9, "1e9"), (3e-5, "3e-5"), (0.01, "0.01"), (0, "0"), (64, "64")]
+)
+def test_powers_of_ten_are_short(value: float, text: str) -> None:
+    assert power(value) == text
+
+
+def test_a_plain_table_is_aligned_and_numbers_are_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("name", "loss"), [("a", "1.25"), ("long name", "10.5")])
+    assert capsys.readouterr().out == "name       loss\na          1.25\nlong name  10.5\n"
