@@ -110,6 +110,11 @@ def test_a_whole_number_may_be_written_with_an_exponent(run_file: Path) -> None:
     assert load(run_file, ["steps=1e5"], RunConfig).config.steps == 100_000
 
 
+def test_none_takes_a_default_away(run_file: Path) -> None:
+    assert load(run_file, [], RunConfig).config.optim.clip == 1.0
+    assert load(run_file, ["optim.clip=none"], RunConfig).config.optim.clip is None
+
+
 def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None:
     text = 'step = 3\n[model]\nname = 7\n[data]\naugment = "crop_flp"\n[optim]\nweight_decay = -1\nclip = "no"\n'
     assert told(text, "optim.wieght_decay=0.1", "threads=true", "steps") == [

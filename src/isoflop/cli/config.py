@@ -1,6 +1,7 @@
 """`isoflop config`: what a configuration comes to."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -36,3 +37,21 @@ def show(
     rows = [(dotted(key), literal(value), origins[dotted(key)]) for key, value in flatten(loaded.config)]
     rows.sort(key=lambda row: "." in row[0])  # plain keys first, as in a TOML file
     print_table(("key", "value", "origin"), rows)
+
+
+class Kind(StrEnum):
+    """Whose keys."""
+
+    run = "run"
+    study = "study"
+
+
+@app.command("keys")
+def keys(kind: Annotated[Kind, argument("Whose keys.", "run|study")]) -> None:
+    """Print every key that a run or a study may have: what is allowed, the default, the meaning."""
+    from isoflop.config import RunConfig, StudyConfig, reference
+
+    known = list(reference(RunConfig if kind is Kind.run else StudyConfig))
+    known.sort(key=lambda key: "." in key.name)  # plain keys first, as in a TOML file
+    rows = [(key.name, key.allowed, key.default, key.meaning) for key in known]
+    print_table(("key", "allowed", "default", "meaning"), rows)

@@ -4,6 +4,7 @@ from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
 from isoflop.config.kinds import load_any, load_run, load_study
 from isoflop.config.load import Loaded, load, parse
+from isoflop.config.reference import Key, reference
 from isoflop.config.run import (
     CheckpointConfig,
     DataConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FamilyConfig",
+    "Key",
     "LawsConfig",
     "Loaded",
     "ModelConfig",
@@ -44,4 +46,5 @@ __all__ = [
     "load_run",
     "load_study",
     "parse",
+    "reference",
 ]

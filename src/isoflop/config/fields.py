@@ -1,11 +1,11 @@
 """The kinds of value that a configuration is made of, and the table that holds them.
 
-Types are strict: a string is never read as a number. Two courtesies only: a whole number may be written `1e5`, and a
-list stands for a tuple.
+Types are strict: a string is never read as a number. The courtesies are few: a whole number may be written `1e5`, a
+list stands for a tuple, and "none", which TOML has no word for, takes a default away.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -28,6 +28,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(gt=0)]
 Natural = Annotated[Whole, Field(ge=0)]
@@ -37,6 +41,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
+T = TypeVar("T")
+Maybe = Annotated[T | None, BeforeValidator(_none)]
 Scalar = bool | int | float | str
 
 

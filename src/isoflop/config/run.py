@@ -8,6 +8,7 @@ from isoflop.config.fields import (
     BelowOne,
     Count,
     Fraction,
+    Maybe,
     Natural,
     NonNegative,
     Positive,
@@ -62,9 +63,9 @@ class OptimizerConfig(Table):
     """AdamW's averaging of the gradient and of its square."""
     momentum: BelowOne = 0.9
     """SGD's Nesterov momentum."""
-    agc: Positive | None = None
+    agc: Maybe[Positive] = None
     """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
-    clip: Positive | None = 1.0
+    clip: Maybe[Positive] = 1.0
     """The largest norm of the whole gradient; above it the gradient is scaled down."""
     label_smoothing: BelowOne = 0.0
     """Share of the target's probability that is spread over all classes."""
@@ -93,7 +94,7 @@ class ScheduleConfig(Table):
 class EvaluationConfig(Table):
     """When and how the held-out images are looked at. They always are at the end."""
 
-    every: Count | None = None
+    every: Maybe[Count] = None
     """Steps between evaluations; only at the end when left out."""
     batch_size: Count = no_effect(256)
     """Images at a time."""
@@ -142,7 +143,7 @@ class RunConfig(SharedConfig):
     """Decides the initial weights and everything random in training."""
     objective: Literal["supervised"] = "supervised"
     """What the backbone is trained for."""
-    threads: Count | None = no_effect(None)
+    threads: Maybe[Count] = no_effect(None)
     """CPU threads; PyTorch decides when left out. Not part of a run's identity, though rounding differs."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""

@@ -11,7 +11,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from isoflop.config.fields import BelowOne, Count, FilePath, Natural, Positive, Scalar, Table, Text, no_effect, problem
+from isoflop.config.fields import (
+    BelowOne,
+    Count,
+    FilePath,
+    Maybe,
+    Natural,
+    Positive,
+    Scalar,
+    Table,
+    Text,
+    no_effect,
+    problem,
+)
 from isoflop.config.run import ModelConfig, OptimConfig, OptimizerConfig, RunConfig, ScheduleConfig, SharedConfig
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
@@ -34,9 +46,9 @@ class StudyTable(Table):
     """Seed of every run of the ladder."""
     finals: Count = 1
     """Families, best first, whose answer is trained with the target budget."""
-    workers: Count | None = no_effect(None)
+    workers: Maybe[Count] = no_effect(None)
     """Runs trained side by side, each with one CPU thread; one per core when left out."""
-    output: FilePath | None = no_effect(None)
+    output: Maybe[FilePath] = no_effect(None)
     """Folder of the study; `studies/NAME` when left out."""
 
     @model_validator(mode="after")
@@ -52,7 +64,7 @@ class FamilyConfig(Table):
 
     sizes: Names | Count = 4
     """Presets, small to large, or how many to choose from the family's ladder."""
-    learning_rates: Rates | None = None
+    learning_rates: Maybe[Rates] = None
     """Rates to try, ascending; a grid around the family's usual one when left out."""
     model: dict[str, Scalar] = Field(default_factory=dict)
     """Values that replace those of every preset of the family."""
@@ -98,7 +110,7 @@ class TransferConfig(Table):
 class ReportConfig(Table):
     """The page."""
 
-    title: Text | None = None
+    title: Maybe[Text] = None
     """Headline; the study's name when left out."""
 
 

@@ -1,0 +1,39 @@
+"""Every key explains itself."""
+
+import tomllib
+
+import pytest
+
+from isoflop.config import Key, RunConfig, StudyConfig, dotted, flatten, parse, reference
+
+RUN = {"model": {"name": "m"}, "steps": 10}
+STUDY = {"study": {"name": "s", "budgets": [1.0, 2.0], "target_budget": 3.0}, "families": {"NAME": {}}}
+
+
+@pytest.mark.parametrize(("kind", "least"), [(RunConfig, RUN), (StudyConfig, STUDY)])
+def test_the_reference_has_every_key_with_its_meaning_and_default(
+    kind: type[RunConfig] | type[StudyConfig], least: dict[str, object]
+) -> None:
+    known = {key.name: key for key in reference(kind)}
+    values = {dotted(path): value for path, value in flatten(parse(least, kind))}
+    assert set(known) == set(values)
+    for name, key in known.items():
+        assert key.meaning.endswith((".", ").")), name
+        assert key.allowed, name
+        if key.default not in ("required", "none"):
+            value = tomllib.loads(f"value = {key.default}")["value"]
+            assert (tuple(value) if isinstance(value, list) else value) == values[name]
+
+
+def test_what_is_allowed_is_told_in_words() -> None:
+    keys = {key.name: key for key in reference(StudyConfig)}
+    assert keys["families.NAME.sizes"] == Key(
+        "families.NAME.sizes",
+        "list of text | whole number",
+        "4",
+        "Presets, small to large, or how many to choose from the family's ladder.",
+    )
+    assert keys["optim.name"].allowed == '"adamw" | "sgd"'
+    assert keys["study.name"].default == "required"
+    assert keys["families.NAME.model"].allowed == "table of true | false | whole number | number | text"
+    assert keys["study.output"].allowed == "path | none"
