@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -169,6 +170,13 @@ def test_config_show_can_be_read_by_a_program(capsys: pytest.CaptureFixture[str]
     assert shown["hash"] == config_hash(load_run(run_file, ["optim.clip=2"]).config)
     assert shown["values"]["optim.clip"] == {"value": 2.0, "origin": "command line"}
     assert shown["values"]["steps"] == {"value": 12, "origin": "run.toml:1"}
+
+
+def test_config_keys_tells_what_every_key_means(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = isoflop(capsys, "config", "keys", "study")
+    assert status == 0
+    assert re.search(r"^study\.budgets +list of number +required +The rungs: ", out, re.MULTILINE)
+    assert isoflop(capsys, "config", "keys", "studdy")[0] == 2
 
 
 def test_config_show_is_a_table_on_a_terminal(run_file: str) -> None:
