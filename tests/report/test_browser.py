@@ -42,8 +42,8 @@ def visit(chromium: Any, planted: Any, tmp_path_factory: pytest.TempPathFactory)
     made.page.close()
 
 
-def test_six_figures_are_drawn_without_a_complaint_or_a_request(visit: Visit) -> None:
-    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 6
+def test_all_figures_are_drawn_without_a_complaint_or_a_request(visit: Visit) -> None:
+    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 10
     assert visit.page.locator("[data-figure] .scatterlayer path").count() > 300
     assert visit.noise == []
 
@@ -121,7 +121,7 @@ def test_hostile_text_executes_nothing_and_requests_nothing(chromium: Any, hosti
         made.page.eval_on_selector_all("a[href], a", "all => all.filter((a) => /javascript|http/.test(a.href)).length")
         == 0
     )
-    assert made.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 6
+    assert made.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 10
     assert made.noise == []
     made.page.close()
 

@@ -105,3 +105,35 @@ def test_colours_stand_out_from_the_page(theme: dict[str, str]) -> None:
         assert contrast(theme[name], theme["page"]) >= 3, name
     for name in [f"ramp{i}" for i in range(9)] + ["family3", "family4", "family5"]:
         assert contrast(theme[name], theme["page"]) >= 2, name
+
+
+def test_the_bars_of_the_cost_add_up_to_what_was_spent(planted: Any) -> None:
+    compute, _ = draw.cost(planted.rows, planted.answer).panels
+    spent = sum(row["train_flops"] for row in planted.rows)
+    assert sum(sum(s.y) for s in compute.series) == pytest.approx(spent)
+
+
+def test_run_time_joins_only_runs_that_no_shorter_one_beat(planted: Any) -> None:
+    figure = draw.hours(planted.rows, planted.answer)
+    for line in (s for s in figure.panels[0].series if s.kind == "line"):
+        assert list(line.x) == sorted(line.x)
+        assert list(line.y) == sorted(line.y, reverse=True)
+
+
+def test_ablations_are_differences_from_the_baseline() -> None:
+    """Accuracies of the PoolFormer-S12 ablation (arXiv 2111.11418, table 5)."""
+    rows = [{"name": "pooling", "top-1": 77.2}, {"name": "identity", "top-1": 74.3}, {"name": "random", "top-1": 75.8}]
+    figure = draw.ablation("ablation", "Token mixers", rows, "top-1", "pooling")
+    assert [round(v, 6) for v in figure.panels[0].series[0].x] == [-2.9, -1.4]
+    assert "77.200" in figure.caption
+    assert draw.ablation("ablation", "Token mixers", rows, "top-1", "attention").empty
+
+
+def test_a_spike_and_a_restart_are_marked(planted: Any) -> None:
+    run = planted.rows[0]["run_id"]
+    curve = {key: list(values) for key, values in planted.curves[run].items()}
+    curve["train_loss"][80] *= 3
+    curve["restarts"] = [curve["images"][40]]
+    figure = draw.curves(planted.rows[:1], {}, {run: curve})
+    assert list(series_named(figure, "spike").x) == [curve["images"][80]]
+    assert list(series_named(figure, "restart").x) == [curve["images"][40]]

@@ -32,7 +32,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """One thing drawn. `line`, `points`, `bar`: y over x, with bars of error from `lower` to `upper` where given.
+    """One thing drawn. `line`, `points`, `bar`: y over x, with bars of error from `lower` to `upper` where given;
+    bars lie where the y axis is one of categories.
 
     `band`: the area between `lower` and `upper` over x. `heatmap`: `grid[i][j]` at (x[j], y[i]).
     `name` is the legend's text (empty: no entry); series of one `group` appear and disappear together.
@@ -83,6 +84,7 @@ class Figure:
     share_y: bool = False
     empty: str = ""
     legend: bool = True
+    stacked: bool = False
     legend_title: str = ""
 
     @staticmethod

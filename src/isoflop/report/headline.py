@@ -69,4 +69,5 @@ def warnings(answer: Answer) -> list[str]:
         entry = entry or {}
         sources: list[Any] = [entry, entry.get("law") or {}, entry.get("frontier") or {}]
         found += [f"{family}: {text}" for source in sources for text in source.get("warnings") or ()]
+    found += [f"{family}: left out: {why}" for family, why in (answer.get("left_out") or {}).items()]
     return list(dict.fromkeys(found))

@@ -39,19 +39,26 @@ def render(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
     """The figures of a report, in order."""
-    return [
+    shown = [
         draw.frontier(rows, answer),
         draw.profiles(rows, answer),
         draw.optima(rows, answer),
         draw.agreement(rows, answer),
+        draw.efficiency(rows, answer),
         draw.learning_rates(rows, answer),
         draw.curves(rows, answer, curves),
+        draw.hours(rows, answer),
+        draw.cost(rows, answer),
     ]
+    if (answer.get("transfer") or {}).get("rows"):
+        shown.append(draw.transfer_bars(answer))
+    return shown
 
 
 def study_name(answer: Answer) -> str:
-    """The name of the study, or `study` when it has none."""
-    return str((answer.get("study") or {}).get("name") or "study")
+    """The title of the study, or its name, or `study` when it has neither."""
+    study = answer.get("study") or {}
+    return str(study.get("title") or study.get("name") or "study")
 
 
 def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
@@ -59,12 +66,11 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
     transfer = tables.transfer(answer)
     sections = [
         *(figure_slot(figure, position) for position, figure in enumerate(shown, 1)),
-        f'<section id="transfer"><h2>Transfer</h2>{transfer}</section>' if transfer else "",
+        f'<section id="transfer-numbers"><h2>Transfer in numbers</h2>{transfer}</section>' if transfer else "",
         f'<section id="runs"><h2>Runs</h2>{tables.runs(rows) if rows else _EMPTY}</section>',
         _reproduce(rows, answer),
     ]
     links = [(f.key, f.title.split(":")[0]) for f in shown]
-    links += [("transfer", "Transfer")] if transfer else []
     links += [("runs", "Runs"), ("reproduce", "How to reproduce")]
     nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
     return (
@@ -87,11 +93,10 @@ def _warnings(answer: Answer) -> str:
     found = headline.warnings(answer)
     if not found:
         return ""
-    return (
-        '<div class="warnings"><h2>Read before trusting</h2><ul>'
-        + "".join(f"<li>{escape(w)}</li>" for w in found)
-        + "</ul></div>"
-    )
+    items = "".join(f"<li>{escape(text)}</li>" for text in found)
+    title = "Read before trusting" if len(found) <= 4 else f"Read before trusting: {len(found)} warnings"
+    shown = " open" if len(found) <= 4 else ""
+    return f'<details class="warnings"{shown}><summary>{title}</summary><ul>{items}</ul></details>'
 
 
 def _facts(rows: Sequence[Row], answer: Answer) -> str:
@@ -104,6 +109,9 @@ def _facts(rows: Sequence[Row], answer: Answer) -> str:
     parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs", f"{duration(seconds)} of run time"]
     if failed:
         parts.append(f"{failed} failed or diverged and left out of the fits")
+    naive = answer.get("naive_best")
+    if naive and table.finite(answer.get("naive_budget")):
+        parts.append(f"simply the lowest loss at {quantity(answer['naive_budget'])} FLOPs: {naive}")
     return f'<p class="facts">{escape(" · ".join(parts))}</p>'
 
 

@@ -74,12 +74,20 @@ def envelope(rows: Sequence[Row]) -> list[Row]:
     return [best[key] for key in sorted(best)]
 
 
+def final_runs(rows: Iterable[Row], answer: Answer) -> dict[str, Row]:
+    """Family → the finished run that trained its answer, for those that were trained."""
+    wanted = {(entry or {}).get("run_id") for entry in (answer.get("families") or {}).values()}
+    wanted.add((answer.get("final") or {}).get("run_id"))
+    found: dict[str, Row] = {}
+    for row in measured(rows, "final"):
+        if row.get("family") not in found or row.get("run_id") in wanted:
+            found[str(row.get("family"))] = row
+    return found
+
+
 def final_run(rows: Iterable[Row], answer: Answer) -> Row | None:
     """The finished run that trained the answer, if there is one."""
-    wanted = (answer.get("final") or {}).get("run_id")
-    runs = measured(rows, "final")
-    named = [row for row in runs if row.get("run_id") == wanted] or runs
-    return named[0] if named else None
+    return final_runs(rows, answer).get(str(answer.get("best")))
 
 
 def interval(entry: Row) -> tuple[float, float] | None:

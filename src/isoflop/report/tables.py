@@ -60,13 +60,12 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     if not entries:
         return ""
     laws = family_laws(answer)
-    run = table.final_run(rows, answer)
+    trained = table.final_runs(rows, answer)
     body = []
     for position, family in enumerate(table.families(rows, answer)):
         entry = entries.get(family) or {}
         interval = table.interval(entry)
         bounds = f"{number(interval[0])}–{number(interval[1])}" if interval else "–"
-        own = run is not None and run.get("family") == family
         law = laws.get(family)
         irreducible = law.size_data.irreducible if law and law.size_data else None
         body.append(
@@ -80,7 +79,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 Cell(quantity(entry.get("learning_rate")), style="number"),
                 _number(entry.get("predicted_loss")),
                 Cell(bounds, style="number"),
-                _number(run["heldout_loss"] if own and run else None),
+                _number(trained.get(family, {}).get("heldout_loss")),
                 _number(entry.get("p_best"), 2),
                 _number(irreducible),
             ]
@@ -126,8 +125,8 @@ def transfer(answer: Answer) -> str:
 
 
 _HEADS = (
-    "run", "family", "model", "role", "status", "FLOPs per image", "images", "training FLOPs", "learning rate",
-    "held-out loss", "accuracy", "time", "error",
+    "run", "family", "model", "role", "outcome", "FLOPs per image", "images", "training FLOPs", "learning rate",
+    "held-out loss", "accuracy", "time",
 )  # fmt: skip
 
 
@@ -139,7 +138,7 @@ def runs(rows: Sequence[Row]) -> str:
             Cell(str(row.get("family", "–"))),
             Cell(str(row.get("model", "–"))),
             Cell(str(row.get("role", "–"))),
-            Cell(str(row.get("status", "–")), style=_status(row)),
+            _outcome(row),
             _quantity(row.get("flops_per_image")),
             _quantity(row.get("images")),
             _quantity(row.get("train_flops")),
@@ -149,15 +148,15 @@ def runs(rows: Sequence[Row]) -> str:
             Cell(duration(row["seconds"]), row["seconds"])
             if table.finite(row.get("seconds"))
             else Cell("–", style="number"),
-            Cell(str(row.get("error") or "")[:300], style="wide"),
         ]
         for row in rows
     ]
-    heads = _HEADS if any(row.get("error") for row in rows) else _HEADS[:-1]
     done = len(table.measured(rows))
     caption = f"All {len(rows)} runs; {done} finished with a loss. A column's head sorts by it."
-    return html_table("runs-table", caption, heads, [cells[: len(heads)] for cells in body], sortable=True)
+    return html_table("runs-table", caption, _HEADS, body, sortable=True)
 
 
-def _status(row: Row) -> str:
-    return "bad" if row.get("status") in ("failed", "diverged") else ""
+def _outcome(row: Row) -> Cell:
+    status, error = str(row.get("status", "–")), str(row.get("error") or "")[:300]
+    style = "bad wide" if status in ("failed", "diverged") else "wide" if error else ""
+    return Cell(f"{status}: {error}" if error else status, style=style)

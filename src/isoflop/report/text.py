@@ -23,7 +23,7 @@ def quantity(value: float | None, digits: int = 2) -> str:
         return f"{value:,.{max(0, digits - 1 - exponent)}f}"
     mantissa = value / 10.0**exponent
     power = superscript(exponent)
-    shown = f"{mantissa:.{digits - 1}f}".rstrip("0").rstrip(".")
+    shown = f"{mantissa:.0f}" if mantissa == round(mantissa) else f"{mantissa:.{digits - 1}f}"
     return power if shown == "1" else f"{shown}×{power}"
 
 
@@ -53,6 +53,11 @@ def duration(seconds: float | None) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{seconds / 86_400:.1f} days"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """(seconds in one, name) of the unit in which times up to `seconds` read best."""
+    return next((u for u in ((1.0, "seconds"), (60.0, "minutes")) if seconds < 100 * u[0]), (3600.0, "hours"))
 
 
 def escape(value: object) -> str:

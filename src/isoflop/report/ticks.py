@@ -22,7 +22,9 @@ def log_ticks(low: float, high: float, most: int = 9) -> tuple[list[float], list
         ticks = []
         for steps in _STEPS:
             finer = _decades(low, high, steps)
-            if len(finer) > most and ticks:
+            # Short labels (0.8, 1.5, 300) leave room for two more.
+            room = most + 2 if all(len(_text(tick)) <= 4 for tick in finer) else most
+            if len(finer) > room and ticks:
                 break
             ticks = finer
         while len(ticks) > most + 2:

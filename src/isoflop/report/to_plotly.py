@@ -42,6 +42,8 @@ def to_plotly(figure: Figure) -> Json:
             "itemsizing": "constant",
         },
         "annotations": [],
+        "barmode": "stack" if figure.stacked else "group",
+        "bargap": 0.35,
     }
     if layout["showlegend"]:
         if figure.legend_title:
@@ -105,11 +107,17 @@ def _axis(panel: Panel, which: str, domain: list[float], anchor: str, most: int)
         "ticklen": 4,
         "showline": True,
         "automargin": True,
+        "exponentformat": "power",
     }
     if axis.scale == "log":
         shown |= {"type": "log"} | _log_range(_values([panel], which), most)
     elif axis.scale == "category":
-        shown |= {"type": "category", "categoryorder": "array", "categoryarray": [label(c) for c in axis.categories]}
+        shown |= {
+            "type": "category",
+            "showgrid": False,
+            "categoryorder": "array",
+            "categoryarray": [label(c) for c in axis.categories],
+        }
     if axis.limits is not None:
         shown["range"] = list(axis.limits)
     return shown
@@ -159,8 +167,14 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             | {"type": "heatmap", "x": numbers(series.x), "y": numbers(series.y), "z": grid, "colorscale": "@ramp"}
         ]
     trace = common | {"x": numbers(series.x), "y": numbers(series.y)}
+    lying = series.kind == "bar" and panel.y.scale == "category"
     if series.kind == "bar":
-        trace |= {"type": "bar", "marker": {"color": color, "opacity": series.opacity}}
+        trace |= {
+            "type": "bar",
+            "orientation": "h" if lying else "v",
+            "textposition": "none",
+            "marker": {"color": color, "opacity": series.opacity},
+        }
     elif series.kind == "line":
         line = {"color": color, "width": series.width, "dash": _DASHES[series.dash]}
         trace |= {"mode": "lines", "line": line, "opacity": series.opacity}
@@ -170,11 +184,12 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             marker["line"] = {"width": 1.8}
         trace |= {"mode": "markers", "marker": marker}
     if len(series.lower) == len(series.upper) == len(series.y) > 0:
-        trace["error_y"] = {
+        middle = series.x if lying else series.y
+        trace["error_x" if lying else "error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": numbers([float(u) - float(v) for u, v in zip(series.upper, series.y, strict=True)]),
-            "arrayminus": numbers([float(v) - float(w) for v, w in zip(series.y, series.lower, strict=True)]),
+            "array": numbers([float(u) - float(v) for u, v in zip(series.upper, middle, strict=True)]),
+            "arrayminus": numbers([float(v) - float(w) for v, w in zip(middle, series.lower, strict=True)]),
             "color": color,
             "thickness": 1.6,
             "width": 5,

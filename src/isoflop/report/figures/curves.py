@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
     for family in names:
         series = []
         for row in sorted(table.of_family(drawn, family), key=_legend_order):
-            images, loss = thin(*_finite_pairs(_history(row, histories)), each)
+            history = _history(row, histories)
+            images, loss = thin(*_finite_pairs(history), each)
             final = row.get("role") == "final"
             broken = row.get("status") in BROKEN
             label = "the answer" if final else "diverged or failed" if broken else quantity(table.rung(row))
@@ -58,6 +60,9 @@ def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
                 )
             )
             shown.add(label)
+            for mark in _marks(history, row):
+                series.append(mark if mark.name not in shown else replace(mark, name=""))
+                shown.add(mark.name)
         panels.append(Panel(X, Y, tuple(series), title=family))
     return Figure(
         key=KEY,
@@ -93,6 +98,39 @@ def _worth_drawing(rows: Sequence[Row]) -> list[Row]:
     done = {id(row) for row in table.measured(rows)}
     best = {id(row) for row in table.best_by((r for r in rows if id(r) in done), "role", "family", "model", "budget")}
     return [row for row in rows if id(row) in best or id(row) not in done]
+
+
+def _marks(history: Mapping[str, Any], row: Row) -> list[Series]:
+    """Spikes (a loss far above the rows before it) and restarts (`history["restarts"]`: images seen at each)."""
+    images, loss = _finite_pairs(history)
+    found = []
+    high = spikes(loss)
+    if high.size:
+        note = f"spike of {row.get('model')}, learning rate {quantity(row.get('learning_rate'))}"
+        at, peaks = images[high], loss[high]
+        found.append(
+            Series("points", at, peaks, name="spike", group="spike", color="bad", symbol="x", notes=[note] * len(at))
+        )
+    restarts = [v for v in history.get("restarts") or () if images.size and images[0] <= v <= images[-1]]
+    if restarts:
+        height = np.interp(restarts, images, loss)
+        note = f"restart of {row.get('model')}"
+        notes = [note] * len(restarts)
+        found.append(
+            Series(
+                "points", restarts, height, name="restart", group="restart", symbol="diamond-open", size=9, notes=notes
+            )
+        )
+    return found
+
+
+def spikes(loss: NDArray[np.float64], window: int = 20, factor: float = 1.6) -> NDArray[np.intp]:
+    """Where `loss` (m,) exceeds `factor` times the median of the `window` values before it; one index a spike."""
+    if len(loss) <= window:
+        return np.empty(0, dtype=np.intp)
+    before = np.median(np.lib.stride_tricks.sliding_window_view(loss, window)[:-1], axis=1)
+    high = np.flatnonzero(loss[window:] > factor * before) + window
+    return high[np.diff(high, prepend=-window) > window]
 
 
 def _legend_order(row: Row) -> tuple[bool, bool, float]:

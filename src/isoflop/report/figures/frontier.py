@@ -50,7 +50,7 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
             lower, upper = law.band(compute)
             if lower is not None and upper is not None:
                 series.append(
-                    Series("band", compute, lower=lower, upper=upper, group=family, color=color, opacity=0.16)
+                    Series("band", compute, lower=lower, upper=upper, group=family, color=color, opacity=0.13)
                 )
             series.append(Series("line", compute, law.frontier(compute), group=family, color=color))
         series.append(
@@ -67,11 +67,11 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
             )
         )
         series += _prediction(family, color, answer)
-    series += _outcome(rows, answer)
+    series += _outcomes(rows, answer)
     return Figure(
         key=KEY,
         title=TITLE,
-        caption=_caption(answer, bool(laws)),
+        caption=_caption(bool(laws), bool(table.final_runs(rows, answer))),
         alt=_alt(rows, runs, answer),
         panels=(Panel(X, Y, tuple(series)),),
         height=500,
@@ -103,33 +103,31 @@ def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
     ]
 
 
-def _outcome(rows: Sequence[Row], answer: Answer) -> list[Series]:
-    run = table.final_run(rows, answer)
-    if run is None:
-        return []
+def _outcomes(rows: Sequence[Row], answer: Answer) -> list[Series]:
+    names = table.families(rows, answer)
     return [
         Series(
             "points",
             [run["train_flops"]],
             [run["heldout_loss"]],
-            name="the answer, measured",
-            color="ink",
+            name="the answer, measured" if family == answer.get("best") else "",
+            group="the answer, measured",
+            color="ink" if family == answer.get("best") else family_color(names.index(family)),
             symbol="star",
             size=15,
-            notes=[f"the answer, trained: {table.describe(run)}"],
+            notes=[f"the answer of {family}, trained: {table.describe(run)}"],
         )
+        for family, run in table.final_runs(rows, answer).items()
     ]
 
 
-def _caption(answer: Answer, has_laws: bool) -> str:
+def _caption(has_laws: bool, trained: bool) -> str:
     text = "Each small marker is a finished run; the large ones are the best of their budget."
     if has_laws:
-        text += (
-            " Lines are the frontier laws a(C + d)⁻ᵇ + c, bands the interval in which the best run should fall; open"
-        )
-        text += " diamonds are the predictions at the target compute."
-    if answer.get("final"):
-        text += " The star is the run that trained the answer; no law saw it."
+        text += " Lines are the frontier laws a(C + d)⁻ᵇ + c, bands the interval in which the best run should fall;"
+        text += " open diamonds are the predictions at the target compute."
+    if trained:
+        text += " A star is a run that trained an answer; no law saw it."
     return text
 
 

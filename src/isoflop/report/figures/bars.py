@@ -1,0 +1,93 @@
+"""Bars that compare variants with each other: transfer with and without pretraining, ablations against a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isoflop.report import rows as table
+from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.rows import Answer
+from isoflop.report.text import number
+from isoflop.report.theme import family_color
+
+
+def transfer_bars(answer: Answer) -> Figure:
+    """Accuracy on transfer tasks, one group of bars a task, one bar a set of weights, with the deviation over seeds."""
+    key, title = "transfer", "Transfer"
+    found = [r for r in (answer.get("transfer") or {}).get("rows") or () if table.finite(r.get("accuracy_mean"))]
+    if not found:
+        return Figure.missing(key, title, "Nothing was transferred.")
+    tasks = tuple(dict.fromkeys(_task(row) for row in found))
+    weights = list(dict.fromkeys(str(row.get("name", "–")) for row in found))
+    series = []
+    for position, name in enumerate(weights):
+        own = [row for row in found if str(row.get("name", "–")) == name]
+        mean = [float(row["accuracy_mean"]) for row in own]
+        spread = [float(row["accuracy_std"]) if table.finite(row.get("accuracy_std")) else 0.0 for row in own]
+        random = any(row.get("pretrained") is False for row in own) or "random" in name
+        series.append(
+            Series(
+                "bar",
+                [_task(row) for row in own],
+                mean,
+                lower=[m - s for m, s in zip(mean, spread, strict=True)],
+                upper=[m + s for m, s in zip(mean, spread, strict=True)],
+                name=name,
+                color="muted" if random else family_color(position),
+                notes=[f"{name}, {_task(row)}: {number(row['accuracy_mean'])}" for row in own],
+            )
+        )
+    shown = "; ".join(f"{row.get('name')}, {_task(row)} {number(row['accuracy_mean'])}" for row in found)
+    return Figure(
+        key=key,
+        title=title,
+        caption="Accuracy on data that was never trained on; bars of error are the deviation over seeds. Grey: the same"
+        " model with random weights.",
+        alt=f"Bars of accuracy: {shown}.",
+        panels=(Panel(Axis("task", "category", tasks), Axis("accuracy", limits=(0.0, 1.0)), tuple(series)),),
+        height=340,
+    )
+
+
+def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: str, baseline: str) -> Figure:
+    """Lying bars: how much each variant differs from the baseline.
+
+    Args:
+        variants: rows with `name`, a number under `value`, and optionally its deviation under `value + "_std"`.
+        value: the cell compared, also the axis title.
+        baseline: the name of the variant that the others are compared with.
+    """
+    found = [row for row in variants if table.finite(row.get(value))]
+    base = next((row for row in found if row.get("name") == baseline), None)
+    others = [row for row in found if row is not base]
+    if base is None or not others:
+        return Figure.missing(
+            key, title, f"There is no {value} of the baseline {baseline} and of a variant to compare."
+        )
+    gain = [float(row[value]) - float(base[value]) for row in others]
+    names = tuple(str(row["name"]) for row in others)
+    spread = [float(row[f"{value}_std"]) if table.finite(row.get(f"{value}_std")) else 0.0 for row in others]
+    bars = Series(
+        "bar",
+        gain,
+        names,
+        lower=[g - s for g, s in zip(gain, spread, strict=True)],
+        upper=[g + s for g, s in zip(gain, spread, strict=True)],
+        color=family_color(0),
+        notes=[f"{n}: {number(row[value])} ({g:+.3f})" for n, row, g in zip(names, others, gain, strict=True)],
+    )
+    return Figure(
+        key=key,
+        title=title,
+        caption=f"Each variant's {value} minus that of {baseline} ({number(base[value])}).",
+        alt="Bars: " + "; ".join(f"{n} {g:+.3f}" for n, g in zip(names, gain, strict=True)) + ".",
+        panels=(Panel(Axis(f"{value} minus the baseline's"), Axis("variant", "category", names[::-1]), (bars,)),),
+        height=340 if len(others) <= 8 else 500,
+        legend=False,
+    )
+
+
+def _task(row: dict[str, Any]) -> str:
+    shots = f", {row['shots']} shots" if table.finite(row.get("shots")) else ""
+    return f"{row.get('dataset', '–')}: {row.get('protocol', '–')}{shots}"

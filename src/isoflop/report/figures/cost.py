@@ -1,0 +1,63 @@
+"""Where the compute and the time of a study went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from isoflop.report import rows as table
+from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import duration, quantity, time_unit
+from isoflop.report.theme import family_color
+
+KEY, TITLE = "cost", "Where the compute went"
+
+
+def cost(rows: Sequence[Row], answer: Answer) -> Figure:
+    """Stacked bars, one a budget: the training FLOPs and the time of each family's runs, failed ones too."""
+    spent = [row for row in rows if table.positive(row, "train_flops") and table.positive(row, "seconds")]
+    if not spent:
+        return Figure.missing(KEY, TITLE, "No run has recorded what it cost.")
+    budgets = table.rungs(spent)
+    names = tuple(quantity(budget) for budget in budgets)
+    unit_seconds, unit = time_unit(sum(row["seconds"] for row in spent))
+    flops: list[Series] = []
+    hours: list[Series] = []
+    for position, family in enumerate(table.families(rows, answer)):
+        own = table.of_family(spent, family)
+        for series, cell, scale in ((flops, "train_flops", 1.0), (hours, "seconds", 1 / unit_seconds)):
+            sums = [scale * sum(row[cell] for row in own if table.rung(row) == budget) for budget in budgets]
+            series.append(
+                Series(
+                    "bar",
+                    names,
+                    sums,
+                    name=family if series is flops else "",
+                    group=family,
+                    color=family_color(position),
+                    notes=[
+                        f"{family} at {name} FLOPs: {_amount(v / scale, cell)}"
+                        for name, v in zip(names, sums, strict=True)
+                    ],
+                )
+            )
+    total, seconds = sum(row["train_flops"] for row in spent), sum(row["seconds"] for row in spent)
+    x = Axis("budget of the run (FLOPs)", "category", names)
+    return Figure(
+        key=KEY,
+        title=TITLE,
+        caption=f"All {len(spent)} runs together: {quantity(total)} FLOPs in {duration(seconds)} of device time.",
+        alt=f"Stacked bars of training FLOPs and time by budget and family; in all {quantity(total)} FLOPs and "
+        f"{duration(seconds)}.",
+        panels=(
+            Panel(x, Axis("training FLOPs"), tuple(flops), title="Compute"),
+            Panel(x, Axis(f"device-{unit}"), tuple(hours), title="Time"),
+        ),
+        columns=2,
+        height=340,
+        stacked=True,
+    )
+
+
+def _amount(value: float, cell: str) -> str:
+    return duration(value) if cell == "seconds" else f"{quantity(value)} training FLOPs"
