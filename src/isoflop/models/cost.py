@@ -46,4 +46,4 @@ def cost(
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(images)
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    return Cost(sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops() // 2)

@@ -12,8 +12,9 @@ import torch
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
+from isoflop.models.bit import BiT
 from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
-from isoflop.models.nfnet import NFNet
+from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config
 
 
@@ -39,15 +40,18 @@ def create_model(
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", min(size))):
         if value < 1:
             raise ModelError(f"`{what}` must be at least 1, not {value}")
-    shape = {"num_classes": num_classes, "image_size": size, "in_channels": in_channels}
     with _seeded(seed):
-        model: Backbone = (
-            MetaFormer(config, **shape)  # type: ignore[arg-type]
-            if isinstance(config, MetaFormerConfig)
-            else NFNet(config, **shape)  # type: ignore[arg-type]
-        )
+        model = _build(config, num_classes, size, in_channels)
     model.family, model.preset = family, name
     return model
+
+
+def _build(config: Config, num_classes: int, image_size: tuple[int, int], in_channels: int) -> Backbone:
+    if isinstance(config, MetaFormerConfig):
+        return MetaFormer(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
+    if isinstance(config, NFNetConfig):
+        return NFNet(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
+    return BiT(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
 
 
 def resolve(name: str, **overrides: Any) -> tuple[str, Config]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
-from isoflop.models.layers import ChannelMLP, LayerNorm
+from isoflop.models.layers import ChannelMLP, LayerNorm, SquaredReLU
 
 
 class MapPool(nn.Module):
@@ -39,3 +39,18 @@ class MapPool(nn.Module):
         pooled: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width))
         out: Tensor = pooled + self.mlp(self.norm(pooled))
         return out
+
+
+class MLPHead(nn.Module):
+    """Logits through a hidden layer of four widths, squared ReLU and LayerNorm (arXiv 2210.13452, appendix)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.act = SquaredReLU()
+        self.norm = LayerNorm(4 * width)
+        self.fc2 = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc2(self.norm(self.act(self.fc1(x))))
+        return logits

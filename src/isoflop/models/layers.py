@@ -6,6 +6,7 @@ All of them work on the last axis: (batch, tokens, channels) and (batch, height,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +14,25 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels, eps 1e-6 as in the ViT and MetaFormer papers' code."""
+    """LayerNorm over the channels; eps 1e-6 is that of the ViT and MetaFormer papers' code."""
 
-    def __init__(self, width: int, bias: bool = True) -> None:
-        super().__init__(width, eps=1e-6, bias=bias)
+    def __init__(self, width: int, eps: float = 1e-6, bias: bool = True) -> None:
+        super().__init__(width, eps=eps, bias=bias)
 
 
 class GroupNorm1(nn.Module):
     """GroupNorm with one group: each image is normalised over tokens and channels (PoolFormer, arXiv 2111.11418)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        return torch.addcmul(self.bias, F.layer_norm(flat, flat.shape[1:], eps=1e-5).view_as(x), self.weight)
+        normed = F.layer_norm(flat, flat.shape[1:], eps=self.eps).view_as(x)
+        return normed * self.weight if self.bias is None else torch.addcmul(self.bias, normed, self.weight)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -51,22 +54,32 @@ class Affine(nn.Module):
         return torch.addcmul(self.bias, x, self.weight)
 
 
-def _no_norm(width: int) -> nn.Module:
-    return nn.Identity()
-
-
-def _layer_norm_without_bias(width: int) -> nn.Module:
-    return LayerNorm(width, bias=False)
-
-
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+# From a width and an eps; those without statistics have no use for the latter.
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "layer": LayerNorm,
-    "layer_without_bias": _layer_norm_without_bias,
+    "layer_without_bias": lambda width, eps: LayerNorm(width, eps, bias=False),
     "group": GroupNorm1,
-    "batch": BatchNorm,
-    "affine": Affine,
-    "none": _no_norm,
+    "group_without_bias": lambda width, eps: GroupNorm1(width, eps, bias=False),
+    "batch": lambda width, eps: BatchNorm(width, eps),
+    "affine": lambda width, eps: Affine(width),
+    "none": lambda width, eps: nn.Identity(),
 }
+
+
+class _StarReLU(torch.autograd.Function):
+    """scale·relu(x)² + bias that keeps one tensor for the backward pass, where the composition keeps three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        root = x.relu()
+        ctx.save_for_backward(root, scale)
+        return torch.addcmul(bias, root, root * scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        root, scale = ctx.saved_tensors
+        along = grad * root
+        return along * (2 * scale), (along * root).sum().view(1), grad.sum().view(1)
 
 
 class StarReLU(nn.Module):
@@ -78,7 +91,8 @@ class StarReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.bias, F.relu(x).square(), self.scale)
+        out: Tensor = _StarReLU.apply(x, self.scale, self.bias)  # type: ignore[no-untyped-call]
+        return out
 
 
 class SquaredReLU(nn.Module):
@@ -99,16 +113,26 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ChannelMLP(nn.Module):
-    """Two matrix products on the last axis with an activation between: the second half of a MetaFormer block."""
+    """Two matrix products on the last axis with an activation between: the second half of a MetaFormer block.
 
-    def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = True) -> None:
+    With `depthwise`, a 3x3 depthwise convolution of the hidden map comes before the activation (PVT v2,
+    arXiv 2106.13797); the input is then (batch, rows, columns, width).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, activation: str = "gelu", bias: bool = True, depthwise: bool = False
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
         self.act = ACTIVATIONS[activation]()
         self.fc2 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        x = self.fc1(x)
+        if self.dwconv is not None:
+            x = self.dwconv(x.movedim(-1, 1)).movedim(1, -1)
+        out: Tensor = self.fc2(self.act(x))
         return out
 
 
@@ -117,7 +141,6 @@ class Scale(nn.Module):
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
-        self.start = start
         self.gamma = nn.Parameter(torch.full((width,), start))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,98 +13,75 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
-from isoflop.models.heads import MapPool
-from isoflop.models.layers import ACTIVATIONS, NORMS, ChannelMLP, Scale, drop_path
-from isoflop.models.mixers import GRID_MIXERS, MIXERS, Site
+from isoflop.models.blocks import Block, Downsample, Patches, PatchMerging
+from isoflop.models.heads import MapPool, MLPHead
+from isoflop.models.initialise import INITIALISERS
+from isoflop.models.layers import ACTIVATIONS, NORMS
+from isoflop.models.mixers import MIXERS, SET_MIXERS, Site
 from isoflop.models.positions import sincos_2d
 
 
 @dataclass(frozen=True)
 class MetaFormerConfig:
-    """What there is to choose. Tuples have one entry per stage; heads and MLP widths too."""
+    """What there is to choose. Tuples have one entry per stage, sizes are in pixels (stem) or cells.
+
+    Attributes:
+        mixers: keys of `MIXERS`. heads, reductions: of the mixers that have them.
+        mixer_widths: hidden widths of token MLPs and gated MLPs; `mlp_widths` those of channel MLPs.
+        stem_norm, down_norm, down_norm_after: norms after the stem, before and after a downsampling convolution.
+        patch_merging: Swin's merging instead of a downsampling convolution.
+        positions: "none", "learned" or "sincos" (fixed), added at the start of every stage.
+        prefix_tokens: learned tokens that join at the last stage: 1 the class token, 2 with a distillation token.
+        pool: "gap" the mean, "token" the class token, "map" attention pooling.
+        pool_first: the last norm comes after the mean, not before.
+        stage_norms: a norm after every stage, of which the last is the last norm anyway (PVT v2).
+        layer_scale: start of the branches' factors; res_scale: start of the shortcuts' factors, per stage.
+        distilled: a second head on the second token; its logits are averaged in `forward` (DeiT).
+        mlp_head: a hidden layer of 4 widths before the logits.
+        init: "vit", "trunc_normal", "lecun" or "pvt".
+    """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     mixers: tuple[str, ...]
     heads: tuple[int, ...]
     mlp_widths: tuple[int, ...]
+    mixer_widths: tuple[int, ...] | None = None
+    reductions: tuple[int, ...] | None = None
     stem_kernel: int = 16
     stem_stride: int = 16
     stem_padding: int = 0
+    stem_norm: str = "none"
+    down_kernel: int = 3
+    down_padding: int = 1
+    down_norm: str = "none"
+    down_norm_after: str = "none"
+    patch_merging: bool = False
     positions: str = "none"
     prefix_tokens: int = 0
     pool: str = "gap"
+    pool_first: bool = False
+    stage_norms: bool = False
+    distilled: bool = False
+    mlp_head: bool = False
     norm: str = "layer"
+    norm_eps: float = 1e-6
+    last_norm: str | None = None
     activation: str = "gelu"
     mixer_bias: bool = True
+    qkv_bias: bool = True
     mlp_bias: bool = True
+    mlp_depthwise: bool = False
     qk_norm: bool = False
     pool_size: int = 3
+    kernel_size: int = 7
+    window: int = 8
     layer_scale: float | None = None
+    res_scale: tuple[float | None, ...] | None = None
     drop_path: float = 0.0
     residual: bool = True
     channel_mlp: bool = True
     init: str = "trunc_normal"
-
-
-class Block(nn.Module):
-    """A token mixer and a channel MLP, each behind a norm and inside a residual."""
-
-    def __init__(self, config: MetaFormerConfig, mixer: str, site: Site, mlp_width: int, drop_rate: float) -> None:
-        super().__init__()
-        self.residual, self.drop_rate = config.residual, drop_rate
-        self.norm1 = NORMS[config.norm](site.width)
-        self.mixer = MIXERS[mixer](site)
-        scaled = config.layer_scale is not None
-        start = config.layer_scale or 0.0
-        self.scale1 = Scale(site.width, start) if scaled else nn.Identity()
-        self.norm2: nn.Module | None = None
-        if config.channel_mlp:
-            self.norm2 = NORMS[config.norm](site.width)
-            self.mlp = ChannelMLP(site.width, mlp_width, config.activation, config.mlp_bias)
-            self.scale2 = Scale(site.width, start) if scaled else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.add(x, self.scale1(self.mixer(self.norm1(x))))
-        if self.norm2 is not None:
-            x = self.add(x, self.scale2(self.mlp(self.norm2(x))))
-        return x
-
-    def add(self, x: Tensor, branch: Tensor) -> Tensor:
-        branch = drop_path(branch, self.drop_rate, self.training)
-        return x + branch if self.residual else branch
-
-
-class Patches(nn.Module):
-    """A strided convolution from (batch, channels, height, width) to (batch, rows, columns, width)."""
-
-    def __init__(self, in_channels: int, width: int, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, kernel, stride, padding)
-
-    def forward(self, images: Tensor) -> Tensor:
-        conv = self.conv
-        size = conv.kernel_size[0]
-        if conv.stride[0] != size or conv.padding[0]:
-            out: Tensor = conv(images.contiguous(memory_format=torch.channels_last))
-            return out.movedim(1, -1)
-        # Patches that do not overlap are one matrix product over the flattened pixels.
-        batch, channels, height, width = images.shape
-        pixels = images.view(batch, channels, height // size, size, width // size, size)
-        pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // size, width // size, -1)
-        return nn.functional.linear(pixels, conv.weight.flatten(1), conv.bias)
-
-
-class Downsample(nn.Module):
-    """A strided convolution between stages, on (batch, rows, columns, width)."""
-
-    def __init__(self, width: int, new_width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, new_width, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x.movedim(-1, 1))
-        return out.movedim(1, -1)
 
 
 class MetaFormer(Backbone):
@@ -120,39 +97,81 @@ class MetaFormer(Backbone):
         self.num_features = config.widths[-1]
         self.feature_widths = config.widths
         self.feature_strides = tuple(config.stem_stride * 2**k for k in range(len(config.widths)))
-        self.stem = Patches(in_channels, config.widths[0], config.stem_kernel, config.stem_stride, config.stem_padding)
-        side = [(n + 2 * config.stem_padding - config.stem_kernel) // config.stem_stride + 1 for n in image_size]
-        grid = (side[0], side[1])
-        self.stem_grid = grid
-        width = config.widths[0]
-        if config.positions == "learned":
-            self.position = nn.Parameter(torch.randn(1, grid[0] * grid[1], width) / math.sqrt(width))
-        elif config.positions == "sincos":
-            self.register_buffer("position", sincos_2d(grid, width)[None], persistent=False)
-        if config.prefix_tokens:
-            self.prefix = nn.Parameter(torch.zeros(1, config.prefix_tokens, width))
-        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
-        self.stages = nn.ModuleList()
-        self.downsamples = nn.ModuleList()
-        for stage, depth in enumerate(config.depths):
-            if stage:
-                grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
-                self.downsamples.append(Downsample(width, config.widths[stage]))
-            width = config.widths[stage]
-            site = Site(width, grid, config.heads[stage], config.mixer_bias, config.qk_norm, config.pool_size)
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        Block(config, config.mixers[stage], site, config.mlp_widths[stage], rates.pop(0))
-                        for _ in range(depth)
-                    )
-                )
+        self.grids = _grids(config, image_size)
+        self.stem = Patches(
+            in_channels, config.widths[0], config.stem_kernel, config.stem_stride, config.stem_padding, config.stem_norm
+        )
+        self.downsamples = nn.ModuleList(
+            PatchMerging(width, new)
+            if config.patch_merging
+            else Downsample(
+                width, new, config.down_kernel, config.down_padding, config.down_norm, config.down_norm_after
             )
-        self.norm = NORMS[config.norm](width)
+            for width, new in zip(config.widths, config.widths[1:], strict=False)
+        )
+        self.positions = self._positions()
+        if config.prefix_tokens:
+            self.prefix = nn.Parameter(torch.zeros(1, config.prefix_tokens, config.widths[-1]))
+        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
+        self.stages = nn.ModuleList(self._stage(stage, rates) for stage in range(len(config.depths)))
+        self.stage_norms = nn.ModuleList(
+            NORMS[config.norm](width, config.norm_eps) for width in config.widths[:-1] if config.stage_norms
+        )
+        self.norm = NORMS[config.last_norm or config.norm](self.num_features, config.norm_eps)
         if config.pool == "map":
-            self.pool = MapPool(width, config.heads[-1], config.mlp_widths[-1])
-        self.head = nn.Linear(width, num_classes)
-        _initialise(self)
+            self.pool = MapPool(self.num_features, config.heads[-1], config.mlp_widths[-1])
+        make_head = MLPHead if config.mlp_head else nn.Linear
+        self.head = make_head(self.num_features, num_classes)
+        if config.distilled:
+            self.head_distilled = nn.Linear(self.num_features, num_classes)
+        INITIALISERS[config.init](self)
+
+    def _positions(self) -> nn.ParameterList | list[None]:
+        config = self.config
+        if config.positions == "none":
+            return [None] * len(self.grids)
+        tables = []
+        for grid, width in zip(self.grids, config.widths, strict=True):
+            fixed = config.positions == "sincos"
+            start = sincos_2d(grid, width) if fixed else torch.randn(grid[0] * grid[1], width) / math.sqrt(width)
+            tables.append(nn.Parameter(start[None], requires_grad=not fixed))
+        return nn.ParameterList(tables)
+
+    def _stage(self, stage: int, drop_rates: list[float]) -> nn.Sequential:
+        config = self.config
+        blocks = []
+        for index in range(config.depths[stage]):
+            site = Site(
+                width=config.widths[stage],
+                grid=self.grids[stage],
+                heads=config.heads[stage],
+                hidden=config.mixer_widths[stage] if config.mixer_widths else config.mlp_widths[stage],
+                bias=config.mixer_bias,
+                qkv_bias=config.qkv_bias,
+                qk_norm=config.qk_norm,
+                pool_size=config.pool_size,
+                kernel_size=config.kernel_size,
+                reduction=config.reductions[stage] if config.reductions else 1,
+                window=config.window,
+                shift=config.window // 2 if index % 2 else 0,
+                activation=config.activation,
+            )
+            block = Block(
+                config.mixers[stage],
+                site,
+                mlp_width=config.mlp_widths[stage],
+                norm=config.norm,
+                norm_eps=config.norm_eps,
+                mlp_bias=config.mlp_bias,
+                mlp_depthwise=config.mlp_depthwise,
+                channel_mlp=config.channel_mlp,
+                residual=config.residual,
+                layer_scale=config.layer_scale,
+                res_scale=config.res_scale[stage] if config.res_scale else None,
+                drop_rate=drop_rates.pop(0),
+            )
+            blocks.append(block)
+        return nn.Sequential(*blocks)
 
     def embed(self, images: Tensor) -> Tensor:
         """The stem's cells with their positions added (batch, rows, columns, width); no prefix tokens yet."""
@@ -161,24 +180,23 @@ class MetaFormer(Backbone):
                 f"this model takes images of {(self.in_channels, *self.image_size)} (channels, height, width), "
                 f"not {tuple(images.shape[1:])}"
             )
-        x: Tensor = self.stem(images)
-        if self.config.positions != "none":
-            x = x + self.position.view(1, *self.stem_grid, -1)
-        return x
+        return self._placed(self.stem(images), 0)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """All stages and the last norm over embedded cells, or over any subset of them (batch, tokens, width)."""
-        return self.norm(self.pyramid(x)[-1])  # type: ignore[no-any-return]
+    def _placed(self, x: Tensor, stage: int) -> Tensor:
+        table = self.positions[stage]
+        return x if table is None else x + table.view(1, *self.grids[stage], -1)
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
-        """The output of every stage, before the last norm; prefix tokens come first where the model has them."""
-        if self.config.prefix_tokens:
-            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x.flatten(1, -2)], dim=1)
-        outputs = []
+        """The output of every stage, the last not yet normalised; there, prefix tokens come first if there are any."""
+        outputs: list[Tensor] = []
         for index, stage in enumerate(self.stages):
             if index:
-                x = self.downsamples[index - 1](x)
+                x = self._placed(self.downsamples[index - 1](x), index)
+            if self.config.prefix_tokens and index == len(self.stages) - 1:
+                x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x.flatten(1, -2)], dim=1)
             x = stage(x)
+            if index < len(self.stage_norms):
+                x = self.stage_norms[index](x)
             outputs.append(x)
         return outputs
 
@@ -190,31 +208,53 @@ class MetaFormer(Backbone):
         """
         x = self.embed(images)
         if keep is not None:
-            if len(self.stages) > 1 or any(mixer in GRID_MIXERS for mixer in self.config.mixers):
-                raise ModelError("only a one-stage model whose mixer needs no grid can leave patches out")
+            if len(self.stages) > 1 or not set(self.config.mixers) <= SET_MIXERS or self.config.mlp_depthwise:
+                raise ModelError("only a model of one stage whose mixer takes any set of tokens can leave patches out")
             x = x.flatten(1, 2).gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-        x = self.encode(x)
-        return x.flatten(1, -2)
+        return self.normalised(self.pyramid(x)[-1]).flatten(1, -2)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """The last norm, where it belongs to the tokens and not to their mean."""
+        out: Tensor = x if self.config.pool_first else self.norm(x)
+        return out
 
     def features(self, images: Tensor) -> Tensor:
-        x = self.tokens(images)
-        prefix = self.config.prefix_tokens
+        return self.pooled(self.tokens(images))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """One vector (batch, num_features) from the tokens that `tokens` returns."""
         if self.config.pool == "map":
-            return self.pool(x)  # type: ignore[no-any-return]
+            out: Tensor = self.pool(tokens)
+            return out
         if self.config.pool == "token":
-            return x[:, 0]
-        return x[:, prefix:].mean(dim=1)
+            return tokens[:, 0]
+        mean = tokens[:, self.config.prefix_tokens :].mean(dim=1)
+        if self.config.pool_first:
+            mean = self.norm(mean)
+        return mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.config.distilled:
+            return super().forward(images)
+        one, two = self.distilled_logits(images)
+        return (one + two) / 2
+
+    def distilled_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the class token and of the distillation token (DeiT, arXiv 2012.12877), for a model with both."""
+        if not self.config.distilled:
+            raise ModelError(f"{self.preset} has no distillation token")
+        tokens = self.tokens(images)
+        return self.head(tokens[:, 0]), self.head_distilled(tokens[:, 1])
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        maps = []
-        for x in self.pyramid(self.embed(images)):
-            if x.ndim == 3:
-                x = x[:, self.config.prefix_tokens :].reshape(len(x), *self.stem_grid, -1)
-            maps.append(x.movedim(-1, 1))
-        return maps
+        maps = self.pyramid(self.embed(images))
+        prefix = self.config.prefix_tokens
+        maps[-1] = maps[-1].flatten(1, -2)[:, prefix:].reshape(len(images), *self.grids[-1], self.num_features)
+        return [x.movedim(-1, 1) for x in maps]
 
     def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name in ("position", "prefix", "pool.probe")}
+        names = {name for name, _ in self.named_parameters() if name.startswith("positions.")}
+        return names | {name for name, _ in self.named_parameters() if name in ("prefix", "pool.probe")}
 
     def layer_ids(self) -> dict[str, int]:
         starts = [sum(self.config.depths[:k]) for k in range(len(self.config.depths))]
@@ -224,50 +264,67 @@ class MetaFormer(Backbone):
             part, *rest = name.split(".")
             if part == "stages":
                 ids[name] = starts[int(rest[0])] + int(rest[1]) + 1
-            elif part == "downsamples":
+            elif part in ("downsamples", "stage_norms"):
                 ids[name] = starts[int(rest[0]) + 1] + 1
+            elif part == "positions":
+                ids[name] = starts[int(rest[0])] + (rest[0] != "0")
+            elif part == "prefix":
+                ids[name] = starts[-1] + (len(starts) > 1)
             else:
-                ids[name] = 0 if part in ("stem", "position", "prefix") else last
+                ids[name] = 0 if part == "stem" else last
         return ids
 
 
+def _grids(config: MetaFormerConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of the map at every stage."""
+
+    def after(side: int, kernel: int, stride: int, padding: int) -> int:
+        return (side + 2 * padding - kernel) // stride + 1
+
+    sides = [after(side, config.stem_kernel, config.stem_stride, config.stem_padding) for side in image_size]
+    grids = [(sides[0], sides[1])]
+    for _ in config.depths[1:]:
+        if config.patch_merging:
+            sides = [(side + 1) // 2 for side in sides]
+        else:
+            sides = [after(side, config.down_kernel, 2, config.down_padding) for side in sides]
+        grids.append((sides[0], sides[1]))
+    if min(min(grid) for grid in grids) < 1:
+        raise ModelError(f"images of {image_size[0]}x{image_size[1]} pixels are too small: a stage has no cell left")
+    return grids
+
+
 def _check(config: MetaFormerConfig, image_size: tuple[int, int]) -> None:
-    for field in ("widths", "mixers", "heads", "mlp_widths"):
-        if len(getattr(config, field)) != len(config.depths):
-            raise ModelError(f"`{field}` has {len(getattr(config, field))} entries for {len(config.depths)} stages")
-    for field, table in (("norm", NORMS), ("activation", ACTIVATIONS)):
-        if getattr(config, field) not in table:
-            raise ModelError(f"`{field}` is one of {', '.join(table)}, not {getattr(config, field)!r}")
+    for field in ("widths", "mixers", "heads", "mlp_widths", "mixer_widths", "reductions", "res_scale"):
+        value = getattr(config, field)
+        if value is not None and len(value) != len(config.depths):
+            raise ModelError(f"`{field}` has {len(value)} entries for {len(config.depths)} stages")
+    choices = {
+        "norm": NORMS,
+        "last_norm": [*NORMS, None],
+        "stem_norm": NORMS,
+        "down_norm": NORMS,
+        "down_norm_after": NORMS,
+        "activation": ACTIVATIONS,
+        "positions": ("none", "learned", "sincos"),
+        "pool": ("gap", "token", "map"),
+        "init": INITIALISERS,
+    }
+    for field, known in choices.items():
+        if getattr(config, field) not in known:
+            raise ModelError(f"`{field}` is one of {', '.join(map(str, known))}, not {getattr(config, field)!r}")
     for mixer in config.mixers:
         if mixer not in MIXERS:
             raise ModelError(f"`mixers` are of {', '.join(MIXERS)}, not {mixer!r}")
-    if config.prefix_tokens and (len(config.depths) > 1 or GRID_MIXERS & set(config.mixers)):
-        raise ModelError("prefix tokens need one stage and a mixer without a grid")
+    if config.prefix_tokens and config.mixers[-1] not in SET_MIXERS:
+        raise ModelError(f"a {config.mixers[-1]} mixer is tied to the grid and leaves no room for prefix tokens")
+    if config.pool == "token" and not config.prefix_tokens:
+        raise ModelError("`pool` = 'token' needs `prefix_tokens` = 1")
+    if config.distilled and config.prefix_tokens != 2:
+        raise ModelError("`distilled` needs `prefix_tokens` = 2: the class token and the distillation token")
     if any(side % config.stem_stride for side in image_size):
         raise ModelError(
             f"images of {image_size[0]}x{image_size[1]} pixels do not divide into patches of {config.stem_stride}"
         )
-    if config.positions == "sincos" and config.widths[0] % 4:
-        raise ModelError(f"sine-cosine positions need a width that is a multiple of 4, not {config.widths[0]}")
-
-
-@torch.no_grad()
-def _initialise(model: MetaFormer) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            weight = module.weight
-            if model.config.init == "vit":
-                fan_in = weight[0].numel()
-                if isinstance(module, nn.Conv2d):
-                    nn.init.trunc_normal_(weight, std=1 / math.sqrt(fan_in))  # lecun normal, as flax
-                else:
-                    # Query, key and value are fused, but each keeps the bound of its own square matrix.
-                    parts = 3 if name.endswith("qkv") else 2 if name.endswith("kv") else 1
-                    bound = math.sqrt(6 / (fan_in + weight.shape[0] // parts))
-                    nn.init.uniform_(weight, -bound, bound)
-            else:
-                nn.init.trunc_normal_(weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    if model.config.init == "vit":
-        nn.init.zeros_(model.head.weight)  # type: ignore[arg-type]
+    if config.positions == "sincos" and any(width % 4 for width in config.widths):
+        raise ModelError(f"sine-cosine positions need widths that are multiples of 4, not {config.widths}")

@@ -1,6 +1,6 @@
 """Token mixers: the one part in which the members of the MetaFormer family differ.
 
-Every mixer maps (batch, height, width, channels) to the same shape. Those that need no grid also take
+Every mixer maps (batch, rows, columns, channels) to the same shape. Those that need no grid also take
 (batch, tokens, channels), which is what models with prefix tokens hand them.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
+from isoflop.models.layers import ACTIVATIONS, LayerNorm
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,21 @@ class Site:
 
     width: int
     grid: tuple[int, int]
-    heads: int
-    mixer_bias: bool = True
+    heads: int = 1
+    hidden: int = 0
+    bias: bool = True
+    qkv_bias: bool = True
     qk_norm: bool = False
     pool_size: int = 3
+    kernel_size: int = 7
+    reduction: int = 1
+    window: int = 8
+    shift: int = 0
+    activation: str = "gelu"
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
 
 
 class Attention(nn.Module):
@@ -35,19 +48,49 @@ class Attention(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        if site.width % site.heads:
-            raise ModelError(f"attention of width {site.width} cannot be split into {site.heads} heads")
-        self.heads = site.heads
-        self.qkv = nn.Linear(site.width, 3 * site.width, bias=site.mixer_bias)
-        head_width = site.width // site.heads
-        self.q_norm = nn.LayerNorm(head_width, eps=1e-6) if site.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(head_width, eps=1e-6) if site.qk_norm else nn.Identity()
-        self.proj = nn.Linear(site.width, site.width, bias=site.mixer_bias)
+        self.heads, head_width = site.heads, _head_width(site)
+        self.qkv = nn.Linear(site.width, 3 * site.width, bias=site.qkv_bias)
+        self.q_norm = LayerNorm(head_width) if site.qk_norm else nn.Identity()
+        self.k_norm = LayerNorm(head_width) if site.qk_norm else nn.Identity()
+        self.proj = nn.Linear(site.width, site.width, bias=site.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         # (batch, tokens, 3, heads, head width) -> three of (batch, heads, tokens, head width), all views
         q, k, v = self.qkv(x).view(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).transpose(1, 3).unbind(2)
         out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
+        return projected
+
+
+class ReducedAttention(nn.Module):
+    """Attention whose keys and values come from a map shrunk by a strided convolution (PVT, arXiv 2102.12122, eq. 2).
+
+    A `reduction` of 1 shrinks nothing and needs no grid.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.heads, self.reduction = site.heads, site.reduction
+        _head_width(site)
+        self.q = nn.Linear(site.width, site.width, bias=site.qkv_bias)
+        self.kv = nn.Linear(site.width, 2 * site.width, bias=site.qkv_bias)
+        self.proj = nn.Linear(site.width, site.width, bias=site.bias)
+        if site.reduction > 1:
+            if min(site.grid) < site.reduction:
+                raise ModelError(
+                    f"a map of {site.grid[0]}x{site.grid[1]} cells is too small to shrink {site.reduction}x"
+                )
+            self.shrink = nn.Conv2d(site.width, site.width, site.reduction, site.reduction)
+            self.norm = LayerNorm(site.width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, head_width = x.shape[0], x.shape[-1] // self.heads
+        small = x
+        if self.reduction > 1:
+            small = self.norm(self.shrink(x.movedim(-1, 1)).movedim(1, -1))
+        q = self.q(x).view(batch, -1, self.heads, head_width).transpose(1, 2)
+        k, v = self.kv(small).view(batch, -1, 2, self.heads, head_width).transpose(1, 3).unbind(2)
+        out = F.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
         return projected
 
@@ -80,11 +123,161 @@ class Identity(nn.Module):
         return x
 
 
+class RandomMixing(nn.Module):
+    """Every token becomes a frozen random average of all (RandFormer, arXiv 2210.13452, eq. 5)."""
+
+    weight: Tensor
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.rand(site.tokens, site.tokens).softmax(dim=-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(self.weight, x.flatten(1, -2)).view_as(x)
+
+
+class TokenLinear(nn.Module):
+    """One linear map over the tokens, shared by all channels (ResMLP, arXiv 2105.03404, eq. 2)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.fc = nn.Linear(site.tokens, site.tokens, bias=site.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.fc(x.flatten(1, -2).transpose(1, 2))
+        return mixed.transpose(1, 2).view(x.shape)
+
+
+class TokenMLP(nn.Module):
+    """Two linear maps over the tokens with an activation between (MLP-Mixer, arXiv 2105.01601, eq. 1)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(site.tokens, site.hidden)
+        self.act = ACTIVATIONS[site.activation]()
+        self.fc2 = nn.Linear(site.hidden, site.tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.fc2(self.act(self.fc1(x.flatten(1, -2).transpose(1, 2))))
+        return mixed.transpose(1, 2).reshape(x.shape)
+
+
+class GatedMLP(nn.Module):
+    """A channel MLP whose hidden half is gated by a linear map over the tokens of the other (gMLP, arXiv 2105.08050).
+
+    It is mixer and channel MLP in one: its block has no second half. The gate starts as the constant 1.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        if site.hidden % 2:
+            raise ModelError(f"gMLP splits its hidden width in two, which {site.hidden} does not allow")
+        self.fc1 = nn.Linear(site.width, site.hidden)
+        self.act = ACTIVATIONS[site.activation]()
+        self.norm = LayerNorm(site.hidden // 2, eps=1e-5)
+        self.gate = nn.Linear(site.tokens, site.tokens)
+        self.fc2 = nn.Linear(site.hidden // 2, site.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.act(self.fc1(x.flatten(1, -2))).chunk(2, dim=-1)
+        gate = self.gate(self.norm(v).transpose(1, 2)).transpose(1, 2)
+        mixed: Tensor = self.fc2(u * gate)
+        return mixed.view(x.shape)
+
+
+class WindowMLP(nn.Module):
+    """A linear map over the tokens of a window, one per head of channels (Swin-Mixer, arXiv 2103.14030, section 4).
+
+    Every second block shifts the windows, with zeros beyond the border.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.window = min(site.window, *site.grid)
+        # When one window covers the map there is nothing to shift to.
+        self.shift = site.shift if min(site.grid) > self.window else 0
+        if any(side % self.window for side in site.grid):
+            raise ModelError(f"a map of {site.grid[0]}x{site.grid[1]} does not divide into windows of {self.window}")
+        self.heads = site.heads
+        _head_width(site)
+        self.weight = nn.Parameter(torch.empty(site.heads, self.window**2, self.window**2))
+        self.bias = nn.Parameter(torch.zeros(site.heads, self.window**2, 1))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, before, after = self.window, (self.window - self.shift) % self.window, self.shift
+        if self.shift:
+            x = F.pad(x, (0, 0, before, after, before, after))
+        batch, rows, columns, width = x.shape
+        cells = x.view(batch, rows // size, size, columns // size, size, self.heads, width // self.heads)
+        cells = cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, size * size, width // self.heads)
+        cells = torch.matmul(self.weight, cells) + self.bias
+        cells = cells.view(batch, rows // size, columns // size, self.heads, size, size, -1)
+        x = cells.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows, columns, width)
+        return x[:, before : rows - after, before : columns - after] if self.shift else x
+
+
+class Fourier(nn.Module):
+    """The real part of the Fourier transform over tokens and channels (FNet, arXiv 2105.03824, eq. 3)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x.flatten(1, -2).float(), norm="ortho").real.to(x.dtype).view_as(x)
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution of `pool_size`: the learnable relative of pooling in the MetaFormer ablation."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            site.width, site.width, site.pool_size, padding=site.pool_size // 2, groups=site.width, bias=site.bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x.movedim(-1, 1))
+        return out.movedim(1, -1)
+
+
+class SeparableConv(nn.Module):
+    """Widen twice, activate, depthwise convolution, narrow (ConvFormer, arXiv 2210.13452, eq. 8)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        width, size = 2 * site.width, site.kernel_size
+        self.fc1 = nn.Linear(site.width, width, bias=site.bias)
+        self.act = ACTIVATIONS["star_relu"]()
+        self.conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width, bias=site.bias)
+        self.fc2 = nn.Linear(width, site.width, bias=site.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.act(self.fc1(x)).movedim(-1, 1)).movedim(1, -1)
+        out: Tensor = self.fc2(x)
+        return out
+
+
 MIXERS: dict[str, Callable[[Site], nn.Module]] = {
     "attention": Attention,
+    "reduced_attention": ReducedAttention,
     "pooling": Pooling,
     "identity": Identity,
+    "random": RandomMixing,
+    "token_linear": TokenLinear,
+    "token_mlp": TokenMLP,
+    "gated_mlp": GatedMLP,
+    "window_mlp": WindowMLP,
+    "fourier": Fourier,
+    "depthwise": Depthwise,
+    "separable_conv": SeparableConv,
 }
 
-# Mixers that see the grid cannot live with a class token between the patches.
-GRID_MIXERS = frozenset({"pooling"})
+# Only attention can do with any set of tokens: the others are tied to a grid, or to their number.
+SET_MIXERS = frozenset({"attention", "reduced_attention", "identity", "fourier"})
+
+
+def _head_width(site: Site) -> int:
+    if site.heads < 1 or site.width % site.heads:
+        raise ModelError(f"a width of {site.width} cannot be split into {site.heads} heads")
+    return site.width // site.heads

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +17,19 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.layers import drop_path
+from isoflop.models.standardised import StandardisedConv
 
 # 1 / the standard deviation of act(z) for z ~ N(0, 1) (arXiv 2101.08692, section 3.2).
 ACTIVATION_GAIN = {"gelu": 1.7015043497085571, "relu": 1.7139588594436646, "silu": 1.7881293296813965}
-FLOOR = 1e-4  # of fan_in·var in weight standardisation
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 @dataclass(frozen=True)
 class NFNetConfig:
-    """What there is to choose; tuples have one entry per stage, `stem_*` one per stem convolution."""
+    """What there is to choose; tuples have one entry per stage, `stem_*` one per stem convolution.
+
+    `weight_eps` is added to the variance of weights before they are standardised: 0 in the paper, 1e-5 in timm.
+    """
 
     depths: tuple[int, ...] = (1, 2, 6, 3)
     widths: tuple[int, ...] = (256, 512, 1536, 1536)
@@ -42,52 +44,7 @@ class NFNetConfig:
     alpha: float = 0.2
     drop_path: float = 0.25
     dropout: float = 0.2
-
-
-class _Standardise(torch.autograd.Function):
-    """(w − μ)·gain / √max(fan_in·var, 1e-4) per row, in few passes over the weights forward and backward."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, gain: Tensor) -> Tensor:
-        var, mean = torch.var_mean(weight, dim=1, keepdim=True, correction=0)
-        power = var * weight.shape[1]
-        scale = power.clamp(min=FLOOR).rsqrt()
-        unit = (weight - mean) * scale
-        ctx.save_for_backward(unit, scale, power, gain)
-        return unit * gain
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        unit, scale, power, gain = ctx.saved_tensors
-        along = (grad * unit).sum(dim=1, keepdim=True)
-        # Below the floor the scale is a constant, so only the mean is projected out.
-        projected = torch.addcmul(grad - grad.mean(dim=1, keepdim=True), unit, along * (power > FLOOR), value=-1)
-        return projected * (scale * gain), along
-
-
-class StandardisedConv(nn.Conv2d):
-    """A convolution whose weights have zero mean and variance 1/fan_in per output, times a learnable gain.
-
-    (w − μ)·gain / √max(fan_in·var, 1e-4) (arXiv 2102.06171, eq. 1 with the authors' floor). `factor` multiplies the
-    input, but is applied to the weights, which are smaller. Maps are (batch, rows, columns, width).
-    """
-
-    def __init__(self, width: int, new_width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(width, new_width, kernel, stride, padding=kernel // 2, groups=groups)
-        self.gain = nn.Parameter(torch.ones(new_width, 1, 1, 1))
-
-    def standardised(self, factor: float = 1.0) -> Tensor:
-        """The weights of this step (new width, width/groups, kernel, kernel), times `factor`."""
-        gain = self.gain.view(-1, 1) * factor
-        weight: Tensor = _Standardise.apply(self.weight.flatten(1), gain)  # type: ignore[no-untyped-call]
-        return weight.view(self.weight.shape)
-
-    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
-        weight = self.standardised(factor)
-        if self.kernel_size == (1, 1):
-            return F.linear(x, weight.flatten(1), self.bias)
-        out = F.conv2d(x.movedim(-1, 1), weight, self.bias, self.stride, self.padding, groups=self.groups)
-        return out.movedim(1, -1)
+    weight_eps: float = 0.0
 
 
 class SqueezeExcite(nn.Module):
@@ -117,11 +74,13 @@ class NFBlock(nn.Module):
             groups = 1  # F4+ and F7+: 192 is no multiple of 128; one group gives the published size
         self.activation, self.drop_rate = config.activation, drop_rate
         self.beta, self.alpha, self.stride = 1 / expected_std, config.alpha, stride
-        self.shortcut = StandardisedConv(width, new_width, 1) if stride > 1 or width != new_width else None
-        self.conv1 = StandardisedConv(width, middle, 1)
-        self.conv2 = StandardisedConv(middle, middle, 3, stride, groups)
-        self.conv3 = StandardisedConv(middle, middle, 3, 1, groups)
-        self.conv4 = StandardisedConv(middle, new_width, 1)
+        eps = config.weight_eps
+        resized = stride > 1 or width != new_width
+        self.shortcut = StandardisedConv(width, new_width, 1, eps=eps) if resized else None
+        self.conv1 = StandardisedConv(width, middle, 1, eps=eps)
+        self.conv2 = StandardisedConv(middle, middle, 3, stride, groups, eps=eps)
+        self.conv3 = StandardisedConv(middle, middle, 3, 1, groups, eps=eps)
+        self.conv4 = StandardisedConv(middle, new_width, 1, eps=eps)
         self.squeeze_excite = SqueezeExcite(new_width, int(new_width * config.squeeze))
         self.skip_gain = nn.Parameter(torch.zeros(()))
 
@@ -161,7 +120,8 @@ class NFNet(Backbone):
         self.feature_strides = tuple(stride * math.prod(config.strides[: k + 1]) for k in range(len(config.widths)))
         widths = (in_channels, *config.stem_widths)
         self.stem = nn.ModuleList(
-            StandardisedConv(widths[k], widths[k + 1], 3, step) for k, step in enumerate(config.stem_strides)
+            StandardisedConv(widths[k], widths[k + 1], 3, step, eps=config.weight_eps)
+            for k, step in enumerate(config.stem_strides)
         )
         width = widths[-1]
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
@@ -176,7 +136,7 @@ class NFNet(Backbone):
                 expected_std = math.sqrt((1.0 if first else expected_std**2) + config.alpha**2)
                 width = new_width
             self.stages.append(nn.Sequential(*blocks))
-        self.final = StandardisedConv(width, config.final_width, 1)
+        self.final = StandardisedConv(width, config.final_width, 1, eps=config.weight_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.final_width, num_classes)
         _initialise(self)

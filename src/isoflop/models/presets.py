@@ -1,80 +1,300 @@
 """Every backbone by name: a preset is a row, and nothing here is a function per size.
 
-The ladder presets are small relatives made for images of about 32 px: `vit_w16d2p8` is a ViT of width 16, depth 2 and
-8x8 patches; `poolformer_w16d4p4` and `nfnet_w16d2` count the width of the first stage and the
-depth of all. `family_ladder` lists them.
+Names are `family_size` or `family_sizePATCH`, with the variant behind: `vit_b16`, `vit_b16_token`, `poolformer_s12`,
+`nfnet_f4+`, `bit_r50x1`. The small relatives for 32 px are in `ladder.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from isoflop.errors import ModelError
+from isoflop.models.bit import BiTConfig
+from isoflop.models.ladder import LADDERS
 from isoflop.models.metaformer import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
 
-Config = MetaFormerConfig | NFNetConfig
+Config = MetaFormerConfig | NFNetConfig | BiTConfig
+
+# --- one stage of tokens -------------------------------------------------------------------------------------------
 
 
-def _vit(width: int, depth: int, mlp: int, heads: int, patch: int, **more: Any) -> MetaFormerConfig:
+def _isotropic(mixer: str, width: int, depth: int, patch: int, mlp: int, **more: Any) -> MetaFormerConfig:
+    more = {"heads": (1,), "init": "lecun", **more}
     return MetaFormerConfig(
-        depths=(depth,), widths=(width,), mixers=("attention",), heads=(heads,), mlp_widths=(mlp,),
-        stem_kernel=patch, stem_stride=patch, positions="learned", init="vit", **more,
+        depths=(depth,),
+        widths=(width,),
+        mixers=(mixer,),
+        mlp_widths=(mlp,),
+        stem_kernel=patch,
+        stem_stride=patch,
+        **more,
+    )
+
+
+# size: width, depth, MLP width, heads, patches (arXiv 2010.11929, 2106.04560, 2305.13035). Two sizes are called "s" and
+# two "g" in the papers: xs is the 256 wide one of 2106.04560, giant and gigantic are its g and G.
+VIT = {
+    "mu": (32, 1, 128, 2, (16, 32)),
+    "xs": (256, 6, 1024, 8, (16, 28, 32)),
+    "ti": (192, 12, 768, 3, (16,)),
+    "s": (384, 12, 1536, 6, (8, 14, 16, 28, 32)),
+    "m": (512, 12, 2048, 8, (16,)),
+    "b": (768, 12, 3072, 12, (8, 14, 16, 28, 32)),
+    "l": (1024, 24, 4096, 16, (14, 16, 32)),
+    "so150m": (880, 18, 2320, 16, (14, 16)),
+    "so400m": (1152, 27, 4304, 16, (14, 16)),
+    "h": (1280, 32, 5120, 16, (14, 16)),
+    "giant": (1408, 40, 6144, 16, (14,)),
+    "gigantic": (1664, 48, 8192, 16, (14,)),
+    "e": (1792, 56, 15360, 16, (14,)),
+}
+# How the tokens become one vector: the mean (no suffix), a class token, or attention pooling.
+VIT_HEADS: dict[str, dict[str, Any]] = {
+    "": {"pool": "gap"},
+    "_token": {"pool": "token", "prefix_tokens": 1},
+    "_map": {"pool": "map"},
+}
+# Masked autoencoders (arXiv 2111.06377) have a class token and fixed positions.
+MAE = {"b": 16, "l": 16, "h": 14}
+DEIT = ("ti", "s", "b")
+MIXER = {  # width, depth, token MLP, channel MLP, patches (arXiv 2105.01601, table 1)
+    "s": (512, 8, 256, 2048, (16, 32)),
+    "b": (768, 12, 384, 3072, (16, 32)),
+    "l": (1024, 24, 512, 4096, (16, 32)),
+    "h": (1280, 32, 640, 5120, (14,)),
+}
+# width, depth, patch, start of LayerScale (arXiv 2105.03404)
+RESMLP = {
+    "s12": (384, 12, 16, 0.1),
+    "s24": (384, 24, 16, 1e-5),
+    "s36": (384, 36, 16, 1e-6),
+    "b24": (768, 24, 16, 1e-6),
+    "b24_8": (768, 24, 8, 1e-6),
+}
+GMLP = {"ti16": 128, "s16": 256, "b16": 512}  # width; 30 blocks, six times as wide inside (arXiv 2105.08050, table 1)
+
+
+def _vit(size: str, patch: int, **more: Any) -> MetaFormerConfig:
+    width, depth, mlp, heads, _ = VIT[size]
+    more = {"init": "vit", "positions": "learned", **more}
+    return _isotropic("attention", width, depth, patch, mlp, heads=(heads,), **more)
+
+
+def _vits() -> dict[str, dict[str, Config]]:
+    deit = {"init": "trunc_normal", "pool": "token", "drop_path": 0.1}
+    return {
+        "vit": {
+            f"vit_{size}{patch}{suffix}": _vit(size, patch, **head)
+            for size, row in VIT.items()
+            for patch in row[4]
+            for suffix, head in VIT_HEADS.items()
+        },
+        "mae": {
+            f"mae_{size}{patch}": _vit(size, patch, positions="sincos", **VIT_HEADS["_token"])
+            for size, patch in MAE.items()
+        },
+        "deit": {f"deit_{size}16": _vit(size, 16, prefix_tokens=1, **deit) for size in DEIT}
+        | {f"deit_{size}16_distilled": _vit(size, 16, prefix_tokens=2, distilled=True, **deit) for size in DEIT},
+        "mixer": {
+            f"mixer_{size}{patch}": _isotropic("token_mlp", width, depth, patch, mlp, mixer_widths=(token_mlp,))
+            for size, (width, depth, token_mlp, mlp, patches) in MIXER.items()
+            for patch in patches
+        },
+        "resmlp": {
+            f"resmlp_{size}": _isotropic(
+                "token_linear", width, depth, patch, 4 * width, norm="affine", layer_scale=scale, init="trunc_normal"
+            )
+            for size, (width, depth, patch, scale) in RESMLP.items()
+        },
+        "gmlp": {
+            f"gmlp_{size}": _isotropic("gated_mlp", width, 30, 16, 6 * width, channel_mlp=False)
+            for size, width in GMLP.items()
+        },
+        "fnet": {
+            f"fnet_{size}16": _isotropic("fourier", VIT[size][0], VIT[size][1], 16, VIT[size][2], init="vit")
+            for size in ("s", "b", "l")
+        },
+    }
+
+
+# --- four stages ---------------------------------------------------------------------------------------------------
+
+SMALL, MEDIUM = (64, 128, 320, 512), (96, 192, 384, 768)
+# depths, widths, stochastic depth, start of LayerScale (arXiv 2111.11418, table 1)
+POOLFORMER = {
+    "s12": ((2, 2, 6, 2), SMALL, 0.1, 1e-5),
+    "s24": ((4, 4, 12, 4), SMALL, 0.1, 1e-5),
+    "s36": ((6, 6, 18, 6), SMALL, 0.2, 1e-6),
+    "m36": ((6, 6, 18, 6), MEDIUM, 0.3, 1e-6),
+    "m48": ((8, 8, 24, 8), MEDIUM, 0.4, 1e-6),
+}
+P, A, F = "pooling", "attention", "token_linear"
+# What the paper changes on S12 (table 5). Attention has a bias behind it and none in front, as in the authors' code.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "identity": {"mixers": ("identity",) * 4},
+    "random": {"mixers": ("random",) * 4},
+    "depthwise": {"mixers": ("depthwise",) * 4},
+    "pool5": {"pool_size": 5},
+    "pool7": {"pool_size": 7},
+    "pool9": {"pool_size": 9},
+    "layernorm": {"norm": "layer"},
+    "batchnorm": {"norm": "batch"},
+    "nonorm": {"norm": "none"},
+    "relu": {"activation": "relu"},
+    "silu": {"activation": "silu"},
+    "noresidual": {"residual": False},
+    "nomlp": {"channel_mlp": False},
+    "pppa": {"mixers": (P, P, P, A), "heads": (1, 1, 1, 16), "qkv_bias": False},
+    "ppaa": {"mixers": (P, P, A, A), "heads": (1, 1, 10, 16), "qkv_bias": False},
+    "pppf": {"mixers": (P, P, P, F), "mixer_bias": False},
+    "ppff": {"mixers": (P, P, F, F), "mixer_bias": False},
+}
+# MetaFormer baselines (arXiv 2210.13452, tables 1 and 2): mixers by family; depths, widths and stochastic depth by size.
+BASELINE_MIXERS = {
+    "identityformer": ("identity",) * 4,
+    "randformer": ("identity", "identity", "random", "random"),
+    "poolformerv2": ("pooling",) * 4,
+}
+CONV_MIXERS = {
+    "convformer": ("separable_conv",) * 4,
+    "caformer": ("separable_conv", "separable_conv", "attention", "attention"),
+}
+CONV_SIZES = {
+    "s18": ((3, 3, 9, 3), SMALL),
+    "s36": ((3, 12, 18, 3), SMALL),
+    "m36": ((3, 12, 18, 3), (96, 192, 384, 576)),
+    "b36": ((3, 12, 18, 3), (128, 256, 512, 768)),
+}
+CONV_DROP_PATH = {"convformer": (0.2, 0.3, 0.4, 0.6), "caformer": (0.15, 0.3, 0.4, 0.6)}
+PVT_HEADS, PVT_REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
+# depths; widths are those of PoolFormer S (arXiv 2102.12122, table 1)
+PVT = {"ti": (2, 2, 2, 2), "s": (3, 4, 6, 3), "m": (3, 4, 18, 3), "l": (3, 8, 27, 3)}
+# depths, width of the first stage in 32nds, MLP ratios (arXiv 2106.13797, table 1)
+PVT_V2 = {
+    "b0": ((2, 2, 2, 2), 1, (8, 8, 4, 4)),
+    "b1": ((2, 2, 2, 2), 2, (8, 8, 4, 4)),
+    "b2": ((3, 4, 6, 3), 2, (8, 8, 4, 4)),
+    "b3": ((3, 4, 18, 3), 2, (8, 8, 4, 4)),
+    "b4": ((3, 8, 27, 3), 2, (8, 8, 4, 4)),
+    "b5": ((3, 6, 40, 3), 2, (4, 4, 4, 4)),
+}
+# first width, depths, width of a head (arXiv 2103.14030, table 7)
+SWIN_MIXER = {
+    "t_d24": (96, (2, 2, 6, 2), 24),
+    "t_d12": (96, (2, 2, 6, 2), 12),
+    "t_d6": (96, (2, 2, 6, 2), 6),
+    "b_d24": (120, (2, 2, 18, 2), 24),
+}
+
+
+def _stages(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any) -> MetaFormerConfig:
+    more = {"mlp_widths": tuple(4 * w for w in widths), "heads": (1,) * 4, "stem_kernel": 7, "stem_padding": 2, **more}
+    return MetaFormerConfig(depths=depths, widths=widths, mixers=mixers, stem_stride=4, **more)
+
+
+def _poolformers() -> dict[str, Config]:
+    plain = {
+        size: _stages((P,) * 4, depths, widths, norm="group", norm_eps=1e-5, drop_path=drop, layer_scale=scale)
+        for size, (depths, widths, drop, scale) in POOLFORMER.items()
+    }
+    ablated = {f"poolformer_s12_{name}": replace(plain["s12"], **changes) for name, changes in ABLATIONS.items()}
+    return {f"poolformer_{size}": config for size, config in plain.items()} | ablated
+
+
+def _baseline(
+    mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any
+) -> MetaFormerConfig:
+    return _stages(
+        mixers, depths, widths, activation="star_relu", mixer_bias=False, qkv_bias=False, mlp_bias=False,
+        stem_norm="layer_without_bias", down_norm="layer_without_bias", last_norm="layer", pool_first=True,
+        res_scale=(None, None, 1.0, 1.0), **more,
     )  # fmt: skip
 
 
-def _poolformer(widths: tuple[int, ...], depths: tuple[int, ...], **more: Any) -> MetaFormerConfig:
-    return MetaFormerConfig(
-        depths=depths, widths=widths, mixers=("pooling",) * len(depths), heads=(1,) * len(depths),
-        mlp_widths=tuple(4 * width for width in widths), norm="group", **more,
-    )  # fmt: skip
-
-
-# width, depth, patch; heads are 16 wide, 32 from width 64 on
-VIT_LADDER = (
-    (12, 2, 8), (16, 2, 8), (24, 2, 8), (24, 4, 8), (32, 4, 8), (40, 4, 8), (48, 4, 8), (64, 4, 8), (96, 3, 8),
-    (96, 4, 8), (128, 4, 8), (160, 4, 8), (96, 4, 4), (128, 4, 4), (128, 6, 4), (160, 6, 4), (192, 6, 4), (256, 6, 4),
-    (256, 9, 4),
-)  # fmt: skip
-# first width, depth of each stage, patch; each stage is twice as wide as the one before, at half the resolution
-POOLFORMER_LADDER = (
-    (8, (1, 1), 8), (12, (1, 1), 8), (8, (1, 1), 4), (8, (2, 2), 4), (12, (1, 2), 4), (12, (2, 2), 4), (16, (2, 2), 4),
-    (20, (2, 2), 4), (24, (2, 2), 4), (32, (2, 2), 4), (40, (2, 2), 4), (48, (2, 2), 4), (64, (2, 2), 4),
-    (64, (2, 4), 4), (64, (2, 6, 2), 4), (80, (2, 6, 2), 4), (96, (2, 6, 2), 4), (128, (2, 6, 2), 4), (160, (2, 6, 2), 4),
-    (160, (3, 12, 3), 4), (192, (4, 14, 4), 4),
-)  # fmt: skip
-# first-stage width, depth of each stage
-NFNET_LADDER = (
-    (8, (1, 1)), (12, (1, 1)), (16, (1, 1)), (20, (1, 1)), (24, (1, 1)), (32, (1, 1)), (40, (1, 1)), (48, (1, 1)),
-    (64, (1, 1)), (80, (1, 1)), (96, (1, 1)), (128, (1, 1)), (160, (1, 2)), (192, (1, 2)), (256, (1, 2)), (256, (2, 4)),
-    (384, (1, 3)), (384, (2, 6)), (512, (2, 6)),
-)  # fmt: skip
-
-
-def _ladders() -> dict[str, dict[str, Config]]:
-    vit: dict[str, Config] = {
-        f"vit_w{w}d{d}p{p}": _vit(w, d, 4 * w, max(1, w // 32) if w >= 64 else max(1, w // 16), p, pool="gap")
-        for w, d, p in VIT_LADDER
+def _baselines() -> dict[str, dict[str, Config]]:
+    plain: dict[str, dict[str, Config]] = {
+        family: {
+            f"{family}_{size}": _baseline(mixers, depths, widths, drop_path=drop, norm="group_without_bias")
+            for size, (depths, widths, drop, _) in POOLFORMER.items()
+        }
+        for family, mixers in BASELINE_MIXERS.items()
     }
-    poolformer: dict[str, Config] = {
-        f"poolformer_w{w}d{sum(depths)}p{p}": _poolformer(
-            tuple(w * 2**k for k in range(len(depths))), depths, stem_kernel=p, stem_stride=p
-        )
-        for w, depths, p in POOLFORMER_LADDER
-    }
-    nfnet: dict[str, Config] = {
-        f"nfnet_w{w}d{sum(depths)}": NFNetConfig(
-            depths=depths, widths=(w, 2 * w), strides=(1, 2), stem_widths=(max(4, w // 2), w), stem_strides=(2, 2),
-            final_width=4 * w, group_width=64, drop_path=0.0, dropout=0.0,
-        )
-        for w, depths in NFNET_LADDER
+    conv: dict[str, dict[str, Config]] = {
+        family: {
+            f"{family}_{size}": _baseline(
+                mixers, depths, widths, drop_path=drop, norm="layer_without_bias", mlp_head=True,
+                heads=tuple(width // 32 for width in widths),
+            )
+            for (size, (depths, widths)), drop in zip(CONV_SIZES.items(), CONV_DROP_PATH[family], strict=True)
+        }
+        for family, mixers in CONV_MIXERS.items()
     }  # fmt: skip
-    return {"vit": vit, "poolformer": poolformer, "nfnet": nfnet}
+    return plain | conv
 
 
-LADDERS = _ladders()
+def _pyramids() -> dict[str, dict[str, Config]]:
+    reduced = {
+        "mixers": ("reduced_attention",) * 4, "heads": PVT_HEADS, "reductions": PVT_REDUCTIONS, "drop_path": 0.1,
+    }  # fmt: skip
+    pvt: dict[str, Config] = {
+        f"pvt_{size}": _stages(
+            depths=depths, widths=SMALL, mlp_widths=(512, 1024, 1280, 2048), stem_kernel=4, stem_padding=0,
+            stem_norm="layer", down_kernel=2, down_padding=0, down_norm_after="layer",
+            positions="learned", prefix_tokens=1, pool="token", **reduced,
+        )
+        for size, depths in PVT.items()
+    }  # fmt: skip
+    v2: dict[str, Config] = {
+        f"pvt_v2_{size}": _stages(
+            depths=depths, widths=tuple(32 * unit * k for k in (1, 2, 5, 8)),
+            mlp_widths=tuple(32 * unit * k * ratio for k, ratio in zip((1, 2, 5, 8), ratios, strict=True)),
+            stem_padding=3, stem_norm="layer", down_norm_after="layer", stage_norms=True, mlp_depthwise=True,
+            init="pvt", **reduced,
+        )
+        for size, (depths, unit, ratios) in PVT_V2.items()
+    }  # fmt: skip
+    swin: dict[str, Config] = {
+        f"swin_mixer_{size}": _stages(
+            ("window_mlp",) * 4, depths, tuple(width * 2**k for k in range(4)),
+            heads=tuple(width * 2**k // head for k in range(4)), stem_kernel=4, stem_padding=0, stem_norm="layer",
+            norm_eps=1e-5, patch_merging=True, drop_path=0.2,
+        )
+        for size, (width, depths, head) in SWIN_MIXER.items()
+    }  # fmt: skip
+    return {"pvt": pvt, "pvt_v2": v2, "swin_mixer": swin}
+
+
+# --- convolutional networks ----------------------------------------------------------------------------------------
+
+# N, dropout (arXiv 2102.06171, table 1)
+NFNET = {"f0": 0.2, "f1": 0.3, "f2": 0.4, "f3": 0.4, "f4": 0.5, "f5": 0.5, "f6": 0.5, "f7": 0.5}
+BIT = {"r50": ((3, 4, 6, 3), (1, 3)), "r101": ((3, 4, 23, 3), (1, 3)), "r152": ((3, 8, 36, 3), (2, 4))}
+
+
+def _nfnets() -> dict[str, Config]:
+    plain: dict[str, Config] = {
+        f"nfnet_{size}": NFNetConfig(depths=(n, 2 * n, 6 * n, 3 * n), dropout=dropout)
+        for n, (size, dropout) in enumerate(NFNET.items(), start=1)
+    }
+    wide = {"widths": (384, 768, 2048, 2048), "stem_widths": (16, 32, 64, 192), "final_width": 4096}
+    return plain | {f"nfnet_{size}+": replace(plain[f"nfnet_{size}"], **wide) for size in ("f3", "f4", "f7")}  # type: ignore[arg-type, type-var, misc]
+
+
+FAMILIES: dict[str, dict[str, Config]] = {
+    **_vits(),
+    "poolformer": _poolformers(),
+    **_baselines(),
+    **_pyramids(),
+    "nfnet": _nfnets(),
+    "bit": {f"bit_{size}x{k}": BiTConfig(depths, k) for size, (depths, factors) in BIT.items() for k in factors},
+}
+for _family, _ladder in LADDERS.items():
+    FAMILIES[_family] = {**FAMILIES[_family], **_ladder}
+
 PRESETS: dict[str, tuple[str, Config]] = {
-    name: (family, config) for family, ladder in LADDERS.items() for name, config in ladder.items()
+    name: (family, config) for family, models in FAMILIES.items() for name, config in models.items()
 }
 
 

@@ -1,0 +1,96 @@
+"""Convolutions with standardised weights, for networks without batch statistics (arXiv 1903.10520).
+
+The standardisation is a function of the weights alone: it is computed once in a step, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FLOOR = 1e-4  # of fan_in·var (arXiv 2102.06171, authors' code)
+
+
+class _Standardise(torch.autograd.Function):
+    """(w − μ)·gain / √max(fan_in·(var + eps), floor) per row, in few passes over the weights forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor, eps: float, floor: float) -> Tensor:
+        var, mean = torch.var_mean(weight, dim=1, keepdim=True, correction=0)
+        power = (var + eps) * weight.shape[1]
+        scale = power.clamp(min=floor).rsqrt()
+        unit = (weight - mean) * scale
+        ctx.save_for_backward(unit, scale, power, gain)
+        ctx.floor = floor
+        return unit * gain
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        unit, scale, power, gain = ctx.saved_tensors
+        along = (grad * unit).sum(dim=1, keepdim=True)
+        # Below the floor the scale is a constant, so only the mean is projected out.
+        projected = torch.addcmul(grad - grad.mean(dim=1, keepdim=True), unit, along * (power > ctx.floor), value=-1)
+        return projected * (scale * gain), along, None, None
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose weights have zero mean and variance 1/fan_in per output, times a learnable gain, and a bias.
+
+    (w − μ)·gain / √max(fan_in·var, 1e-4) (arXiv 2102.06171, eq. 1). Maps are (batch, rows, columns, width). Strided
+    ones are padded as TensorFlow's SAME: an even map gets its one line of zeros below and to the right.
+    """
+
+    def __init__(
+        self, width: int, new_width: int, kernel: int, stride: int = 1, groups: int = 1, eps: float = 0.0
+    ) -> None:
+        super().__init__(width, new_width, kernel, stride, groups=groups)
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(new_width, 1, 1, 1))
+
+    def standardised(self, factor: float = 1.0) -> Tensor:
+        """The weights of this step (new width, width/groups, kernel, kernel), times `factor`."""
+        gain = self.gain.view(-1, 1) * factor
+        weight: Tensor = _Standardise.apply(self.weight.flatten(1), gain, self.eps, FLOOR)  # type: ignore[no-untyped-call]
+        return weight.view(self.weight.shape)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """The convolution of `factor`·x; the factor is applied to the weights, which are smaller."""
+        weight = self.standardised(factor)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if kernel == 1 and stride == 1:
+            return F.linear(x, weight.flatten(1), self.bias)
+        padding = kernel // 2
+        if stride > 1:
+            rows, columns = (_same(side, kernel, stride) for side in x.shape[1:3])
+            x, padding = F.pad(x, (0, 0, *columns, *rows)), 0
+        out = F.conv2d(x.movedim(-1, 1), weight, self.bias, stride, padding, groups=self.groups)
+        return out.movedim(1, -1)
+
+
+class PlainStandardisedConv(nn.Conv2d):
+    """A convolution whose weights have zero mean and unit variance per output; no gain, no bias (BiT).
+
+    (w − μ) / √(var + eps) (arXiv 1912.11370, section 3). Maps are (batch, rows, columns, width), padding is symmetric.
+    """
+
+    def __init__(self, width: int, new_width: int, kernel: int, stride: int = 1, eps: float = 1e-10) -> None:
+        super().__init__(width, new_width, kernel, stride, padding=kernel // 2, bias=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.flatten(1)
+        gain = weight.new_full((1, 1), math.sqrt(weight.shape[1]))
+        weight = _Standardise.apply(weight, gain, self.eps, 0.0)  # type: ignore[no-untyped-call]
+        if self.kernel_size[0] == 1:
+            return F.linear(x[:, :: self.stride[0], :: self.stride[1]], weight)
+        out = F.conv2d(x.movedim(-1, 1), weight.view(self.weight.shape), None, self.stride, self.padding)
+        return out.movedim(1, -1)
+
+
+def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+    return total // 2, total - total // 2
