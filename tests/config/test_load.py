@@ -210,13 +210,6 @@ def test_a_byte_order_mark_and_crlf_do_no_harm(run_file: Path) -> None:
     assert load(run_file, [], RunConfig).origins["model.depth"] == "run.toml:5"
 
 
-def test_a_higher_floor_can_name_the_origin_of_a_value_it_refuses(run_file: Path) -> None:
-    loaded = load(run_file, ["data.source=digits"], RunConfig)
-    assert str(loaded.problem("model.name", "is not known")) == "run.toml:4: `model.name` is not known"
-    assert str(loaded.problem("data.source", "is gone")) == "command line: `data.source` is gone"
-    assert str(loaded.problem("batch_size", "is odd")) == "run.toml: `batch_size` is odd"
-
-
 def test_a_family_takes_the_shared_optimizer_and_replaces_only_what_it_sets(run_file: Path) -> None:
     loaded = load("study.toml", ["schedule.warmup=7"], StudyConfig)
     vit, nfnet = loaded.config.families["vit"], loaded.config.families["nfnet"]

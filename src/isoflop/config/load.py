@@ -38,10 +38,6 @@ class Loaded(Generic[T]):
         """The origin of every value by dotted key: `file:line`, `command line` or `default`."""
         return {dotted(path): self._origin(path) for path, _ in flatten(self.config)}
 
-    def problem(self, key: str, message: str) -> ConfigError:
-        """An error about the value of a dotted key that names its origin, for what only a higher floor can judge."""
-        return ConfigError(f"{_place(tuple(key.split('.')), self.places, self.file)}: `{key}` {message}")
-
     def _origin(self, path: Path) -> str:
         if exists(self.raw, path):
             return _place(path, self.places, self.file)
