@@ -54,8 +54,8 @@ def load(path: str | FilePath | None, overrides: Sequence[str], kind: type[T]) -
     file = str(path) if path else COMMAND_LINE
     raw, text = read_toml(path) if path else ({}, "")
     places = {key: f"{file}:{line}" for key, line in key_lines(text).items()}
-    found: list[tuple[Path, str]] = [
-        ((), message) for override in overrides if (message := _override(raw, places, override))
+    found: list[tuple[Path | None, str]] = [
+        (None, message) for override in overrides if (message := _override(raw, places, override))
     ]
     try:
         config = kind.model_validate(raw)
@@ -90,18 +90,20 @@ def read_toml(path: str | FilePath) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{path}:{line}: not valid TOML: {reason[:1].lower()}{reason[1:]}{hint}") from None
 
 
-def _told(found: Iterable[tuple[Path, str]], places: Mapping[Path, str], file: str) -> ConfigError:
-    """One problem in one line, more in a list: the command line's first, then the file's, as they were written."""
-    written = {path: number for number, path in enumerate(places)}
+def _told(found: Iterable[tuple[Path | None, str]], places: Mapping[Path, str], file: str) -> ConfigError:
+    """One problem in one line, more in a list: the command line's first, then the file's, as they were written.
 
-    def rank(problem: tuple[Path, str]) -> tuple[bool, int]:
-        path = _written(problem[0], places)
-        return bool(problem[0]) and places.get(path) != COMMAND_LINE, written.get(path, -1)
-
-    lines = [
-        f"{_place(path, places, file) if path else COMMAND_LINE}: {message}"
-        for path, message in sorted(found, key=rank)
+    The path of a problem is None where an override could not even be read.
+    """
+    order = {path: number for number, path in enumerate(places)}
+    placed = [
+        (COMMAND_LINE, -1, message)
+        if path is None
+        else (_place(path, places, file), order.get(_written(path, places), -1), message)
+        for path, message in found
     ]
+    placed.sort(key=lambda problem: (problem[0] != COMMAND_LINE, problem[1]))
+    lines = [f"{place}: {message}" for place, _, message in placed]
     if len(lines) == 1:
         return ConfigError(lines[0])
     return ConfigError("\n  ".join([f"{len(lines)} problems in the configuration", *lines]))

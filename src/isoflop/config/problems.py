@@ -52,8 +52,9 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
             case _:
                 expectations.setdefault(path, []).append(_expected(root, path, value, details))
     for path, expected in expectations.items():
+        name = f"`{dotted(path)}`" if path else "everything"
         value = _short(literal(reach(raw, path)[1]))
-        yield path, f"`{dotted(path)}` = {value} must be {_either(list(dict.fromkeys(expected)))}"
+        yield path, f"{name} = {value} must be {_either(list(dict.fromkeys(expected)))}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

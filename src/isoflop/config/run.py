@@ -58,7 +58,7 @@ class OptimizerConfig(Table):
     name: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum."""
     weight_decay: NonNegative = 1e-4
-    """AdamW takes it off the weights, times the rate; SGD adds it to the gradient. Vectors (biases, norms) have none."""
+    """AdamW takes it off the weights, times the rate; SGD adds it to the gradient. Biases and norms have none."""
     betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
     """AdamW's averaging of the gradient and of its square."""
     momentum: BelowOne = 0.9
