@@ -1,7 +1,8 @@
 """Which family is best at a budget that nobody has trained at: probabilities, regret, and the naive ranking beside."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,9 +10,12 @@ from numpy.typing import ArrayLike
 from isoflop.errors import LawError
 from isoflop.laws.frontier import frontier_points
 from isoflop.laws.records import Record
-from isoflop.laws.size_data import SizeDataLaw, fit_size_data
+from isoflop.laws.size_data import SizeDataLaw, fit_size_data, irreducible_profile
+from isoflop.laws.solve import Array
 
 Table = tuple[ArrayLike, ArrayLike, ArrayLike]
+REACH = 1e3
+"""Crossovers are looked for up to this factor beyond the largest measured budget."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,20 @@ class Standing(Record):
 
 
 @dataclass(frozen=True)
+class Crossover(Record):
+    """Where `later` overtakes `earlier`: budget, interval of it, and the share of bootstrap pairs that cross at all.
+
+    The interval is of those pairs that cross between the smallest measured budget and `REACH` times the largest.
+    """
+
+    earlier: str
+    later: str
+    compute: float
+    interval: tuple[float, float]
+    probability: float
+
+
+@dataclass(frozen=True)
 class Comparison(Record):
     """Families at `compute`, best expected first.
 
@@ -34,6 +52,8 @@ class Comparison(Record):
         best: the family of least expected regret.
         naive_best: the family with the lowest loss at the largest budget that all families were measured at.
         naive: family → its lowest loss there. naive_compute: that budget.
+        crossovers: of every pair whose laws cross.
+        shared_irreducible: E common to all families, None where the tables speak against it or it was not asked.
         level: of the intervals.
     """
 
@@ -43,6 +63,8 @@ class Comparison(Record):
     naive_best: str
     naive: dict[str, float]
     naive_compute: float
+    crossovers: tuple[Crossover, ...]
+    shared_irreducible: float | None
     level: float
     warnings: tuple[str, ...] = ()
 
@@ -52,6 +74,7 @@ def compare(
     compute: float,
     *,
     laws: Mapping[str, SizeDataLaw] | None = None,
+    share_irreducible: bool = False,
     level: float = 0.9,
     seed: int = 0,
     bootstrap: int = 200,
@@ -61,6 +84,8 @@ def compare(
     Args:
         tables: family → (training FLOPs per image, images, loss). compute: the budget asked about.
         laws: family → its law if fitted already. level: of the intervals. seed, bootstrap: as in `fit_size_data`.
+        share_irreducible: give all families one E if a likelihood-ratio test allows it (same data, same loss); it is
+            then uncertain as a whole, and `laws` is not used.
 
     Raises:
         LawError: no table, a budget that is not positive, or a table from which no law can be fitted.
@@ -69,26 +94,33 @@ def compare(
         raise LawError("there is no family to compare")
     if not (np.isfinite(compute) and compute > 0):
         raise LawError(f"the budget must be positive FLOPs, not {compute}")
-    known = dict(laws or {})
-    draws, predicted = {}, {}
-    rng = np.random.default_rng(seed)
+    shared = _shared_irreducible(tables) if share_irreducible and len(tables) > 1 else None
+    fitted: dict[str, SizeDataLaw] = {}
     for family, table in tables.items():
-        law = known.get(family) or fit_size_data(*table, seed=seed, bootstrap=bootstrap)
-        n, d, loss = law.optimal(compute)
-        predicted[family] = loss
+        if shared is not None:
+            fitted[family] = _fit_shared(table, shared, seed, bootstrap)
+        else:
+            fitted[family] = (laws or {}).get(family) or fit_size_data(*table, seed=seed, bootstrap=bootstrap)
+    rng = np.random.default_rng(seed)
+    predicted, draws = {}, {}
+    for family, law in fitted.items():
+        n, d, predicted[family] = law.optimal(compute)
         # Families are measured apart, so their errors are independent: shuffle the stratified draws.
         draws[family] = rng.permutation(rng.choice(law.sample(n, d), 4000))
     losses = np.stack([draws[family] for family in tables])
     best = losses.min(axis=0)
     share = np.bincount(losses.argmin(axis=0), minlength=len(draws)) / losses.shape[1]
     lo, hi = np.quantile(losses, [0.5 - level / 2, 0.5 + level / 2], axis=1)
-    standings = [
-        Standing(f, predicted[f], (float(lo[k]), float(hi[k])), float(share[k]), float((losses[k] - best).mean()))
-        for k, f in enumerate(tables)
-    ]
-    standings.sort(key=lambda s: s.regret)
+    standings = sorted(
+        (
+            Standing(f, predicted[f], (float(lo[k]), float(hi[k])), float(share[k]), float((losses[k] - best).mean()))
+            for k, f in enumerate(tables)
+        ),
+        key=lambda s: s.regret,
+    )
     naive, budget = _naive(tables)
     naive_best = min(naive, key=lambda family: naive[family])
+    crossings = [_crossover(a, b, fitted[a], fitted[b], level) for a, b in combinations(tables, 2)]
     warnings = []
     if standings[0].family != naive_best:
         warnings.append(
@@ -98,12 +130,62 @@ def compare(
     if len(standings) > 1 and standings[0].p_best < 0.6:
         warnings.append(f"{standings[0].family} and {standings[1].family} cannot be told apart at this budget")
     return Comparison(
-        float(compute), tuple(standings), standings[0].family, naive_best, naive, budget, level, tuple(warnings)
-    )
+        float(compute), tuple(standings), standings[0].family, naive_best, naive, budget,
+        tuple(c for c in crossings if c is not None), None if shared is None else shared[len(shared) // 2], level,
+        tuple(warnings),
+    )  # fmt: skip
+
+
+def _shared_irreducible(tables: Mapping[str, Table]) -> tuple[float, ...] | None:
+    """Five quantiles of a common E by its profile likelihood; None if the families' own E differ significantly."""
+    from scipy.special import chdtri
+
+    ceiling = min(float(np.min(np.asarray(table[2], dtype=np.float64))) for table in tables.values())
+    grid = np.concatenate([[0.0], ceiling * np.linspace(0.02, 0.995, 60)])
+    worse = np.sum([irreducible_profile(*table, grid) for table in tables.values()], axis=0)
+    if worse.min() > float(chdtri(len(tables) - 1, 0.05)):
+        return None
+    weight = np.cumsum(np.exp(-0.5 * (worse - worse.min())))
+    return tuple(float(v) for v in np.interp([0.1, 0.3, 0.5, 0.7, 0.9], weight / weight[-1], grid))
+
+
+def _fit_shared(table: Table, shared: tuple[float, ...], seed: int, bootstrap: int) -> SizeDataLaw:
+    """The law with E at the middle quantile, and replicates from all of them: E is shared, not known."""
+    each = max(bootstrap // len(shared), 1)
+    laws = [fit_size_data(*table, seed=seed + k, bootstrap=each, irreducible=e) for k, e in enumerate(shared)]
+    return replace(laws[len(laws) // 2], replicates=tuple(row for law in laws for row in law.replicates))
+
+
+def _crossover(first: str, second: str, a: SizeDataLaw, b: SizeDataLaw, level: float) -> Crossover | None:
+    """Where the frontiers of two families cross for the last time within reach, if they do."""
+    start = max(a.compute_range[0], b.compute_range[0])
+    grid = np.geomspace(start, REACH * max(a.compute_range[1], b.compute_range[1]), 120)
+    point = np.array([np.log(a.optimal(float(c))[2] / b.optimal(float(c))[2]) for c in grid])
+    left, right = a.frontier_replicates(grid), b.frontier_replicates(grid)
+    count = min(len(left), len(right))
+    gap = np.log(left[:count] / right[:count])
+    where = _last_sign_change(grid, np.vstack([point[None], gap]))
+    crossing = where[1:][np.isfinite(where[1:])]
+    if not np.isfinite(where[0]) or crossing.size < 2:
+        return None
+    earlier, later = (first, second) if point[-1] > 0 else (second, first)
+    lo, hi = np.quantile(crossing, [0.5 - level / 2, 0.5 + level / 2])
+    return Crossover(earlier, later, float(where[0]), (float(lo), float(hi)), float(crossing.size / count))
+
+
+def _last_sign_change(grid: Array, gap: Array) -> Array:
+    """The abscissa (R,) of the last zero of each row of `gap` (R, m), linear in log grid; NaN without one."""
+    change = np.sign(gap[:, 1:]) != np.sign(gap[:, :-1])
+    at = gap.shape[1] - 2 - np.argmax(change[:, ::-1], axis=1)
+    row = np.arange(len(gap))
+    before, after = gap[row, at], gap[row, at + 1]
+    share = before / np.where(before == after, 1.0, before - after)
+    x = np.log(grid[at]) + share * np.log(grid[at + 1] / grid[at])
+    return np.asarray(np.where(change.any(axis=1), np.exp(x), np.nan))
 
 
 def _naive(tables: Mapping[str, Table]) -> tuple[dict[str, float], float]:
-    """The best loss of each family at the largest budget that all reached (within 15 %), else at each one's largest."""
+    """The best loss of each family at the largest budget that all reached (or the nearest to it that each has)."""
     points = {family: frontier_points(*table) for family, table in tables.items()}
     budget = min(p.compute[-1] for p in points.values())
     naive = {}

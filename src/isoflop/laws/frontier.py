@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, predictive, rungs, summarise
@@ -51,6 +51,17 @@ def frontier_points(n: ArrayLike, d: ArrayLike, loss: ArrayLike) -> FrontierPoin
         tuple((x * y)[chosen].tolist()), tuple(z[chosen].tolist()), tuple(x[chosen].tolist()),
         tuple(y[chosen].tolist()), tuple(index), tuple(edges),
     )  # fmt: skip
+
+
+def lower_envelope(compute: ArrayLike, loss: ArrayLike) -> NDArray[np.intp]:
+    """Rows that no cheaper run beats, in ascending compute: the frontier of runs that share no budgets."""
+    x, y = np.asarray(compute, dtype=np.float64), np.asarray(loss, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or not x.size:
+        raise LawError("the envelope needs columns compute and loss of equal length, and at least one run")
+    order = np.lexsort((y, x))
+    best = np.minimum.accumulate(y[order])
+    first = np.concatenate([[True], best[1:] < best[:-1]])
+    return np.asarray(order[first])
 
 
 @dataclass(frozen=True)

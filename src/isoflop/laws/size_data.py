@@ -72,6 +72,13 @@ class SizeDataLaw(Record):
         n = float(self._optimal_n(compute, np.array([self._row()]))[0])
         return n, compute / n, float(self.predict(n, compute / n))
 
+    def frontier_replicates(self, compute: ArrayLike) -> Array:
+        """Losses (R, m) of the best run at each of m budgets, according to each bootstrap fit."""
+        rows, budgets = np.array(self.replicates), np.asarray(compute, dtype=np.float64)
+        best = np.stack([self._optimal_n(float(c), rows) for c in budgets], axis=1)
+        e, a, b, alpha, beta = (column[:, None] for column in rows.T)
+        return np.asarray(e + a * best**-alpha + b * (budgets / best) ** -beta)
+
     def exponents(self) -> dict[str, float]:
         """α, β, and the exponents of C in the optimum: size n ∝ C^size, images d ∝ C^images, loss - E ∝ C^-frontier."""
         total = self.alpha + self.beta
@@ -120,7 +127,15 @@ class SizeDataLaw(Record):
         return np.asarray(np.clip(n, self.n_range[0] / 2.0, ceiling))
 
 
-def fit_size_data(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, seed: int = 0, bootstrap: int = 200) -> SizeDataLaw:
+def fit_size_data(
+    n: ArrayLike,
+    d: ArrayLike,
+    loss: ArrayLike,
+    *,
+    seed: int = 0,
+    bootstrap: int = 200,
+    irreducible: float | None = None,
+) -> SizeDataLaw:
     """The law E + A·n^-α + B·d^-β of a table of runs.
 
     For each (α, β) of a grid the rest is linear and solved with non-negative E, A, B (variable projection, Huber
@@ -132,14 +147,17 @@ def fit_size_data(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, seed: int = 0,
         loss: held-out loss (or error), positive, (m,).
         seed: of the bootstrap. The fit itself does not depend on it.
         bootstrap: number of replicates.
+        irreducible: a known E (say, shared with another family); fitted if None.
 
     Raises:
         LawError: fewer than 5 points, fewer than 2 sizes or 2 durations, values not positive and finite, constant loss.
     """
     x, y, z = _check(n, d, loss)
-    fit = _fit(x, y, z)
-    replicates = _bootstrap(fit, x, y, seed, bootstrap)
-    backtests = _backtest(x, y, z)
+    if irreducible is not None and not 0 <= irreducible < float(np.exp(z.min())):
+        raise LawError(f"an irreducible loss of {irreducible} is not between 0 and the best loss {np.exp(z.min()):.4g}")
+    fit = _fit(x, y, z, irreducible=irreducible)
+    replicates = _bootstrap(fit, seed, bootstrap)
+    backtests = _backtest(x, y, z, irreducible)
     condition = _condition(fit)
     best_e, best_a, best_b, alpha, beta = _natural(fit.theta[None], fit)[0]
     law = SizeDataLaw(
@@ -154,6 +172,25 @@ def fit_size_data(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, seed: int = 0,
         converged=fit.converged,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
+
+
+def irreducible_profile(n: ArrayLike, d: ArrayLike, loss: ArrayLike, grid: ArrayLike) -> Array:
+    """How much worse the fit is with E held at each value of `grid`, in units of noise² (twice the Huber sum); inf
+    where E is not below the best loss."""
+    x, y, z = _check(n, d, loss)
+    fit, values = _fit(x, y, z), np.asarray(grid, dtype=np.float64)
+    possible = values < np.exp(z.min()) * (1 - 1e-6)
+    starts = np.repeat(fit.theta[None], int(possible.sum()), axis=0)
+    starts[:, 2] = values[possible]
+    held = minimise(
+        fit.model, starts, z, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=fit.prior, fixed=(2,)
+    ).objective
+    free = minimise(
+        fit.model, fit.theta[None], z, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=fit.prior
+    ).objective[0]
+    worse = np.full(values.size, np.inf)
+    worse[possible] = 2.0 * np.maximum(held - free, 0.0) / fit.noise**2
+    return worse
 
 
 @dataclass(frozen=True)
@@ -222,10 +259,12 @@ def _box(z: Array) -> tuple[Array, Array]:
     return lower, upper
 
 
-def _fit(x: Array, y: Array, z: Array, starts: int = 16) -> _Fit:
+def _fit(x: Array, y: Array, z: Array, starts: int = 16, irreducible: float | None = None) -> _Fit:
     centre = float(x.mean()), float(y.mean())
     x, y = x - centre[0], y - centre[1]
     model, (lower, upper) = _model(x, y), _box(z)
+    if irreducible is not None:
+        lower[2] = upper[2] = irreducible
     theta = _grid_starts(x, y, z, 0.03, starts)
     # Opinions that matter only where the table is silent: exponents are within a factor of a few of 0.4.
     prior = Prior(np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.zeros(5))
@@ -258,7 +297,7 @@ def _natural(theta: Array, fit: _Fit) -> Array:
     return np.stack([e, np.exp(log_a + alpha * fit.centre[0]), np.exp(log_b + beta * fit.centre[1]), alpha, beta], 1)
 
 
-def _bootstrap(fit: _Fit, x: Array, y: Array, seed: int, count: int) -> Array:
+def _bootstrap(fit: _Fit, seed: int, count: int) -> Array:
     """Replicates (count, 5): the design stays, the noise is drawn anew with a variance as uncertain as it is."""
     if count < 1:
         return fit.theta[None]
@@ -312,7 +351,7 @@ def _profile(fit: _Fit, level: float, points: int = 41) -> dict[str, tuple[float
     return intervals
 
 
-def _backtest(x: Array, y: Array, z: Array) -> Backtests:
+def _backtest(x: Array, y: Array, z: Array, irreducible: float | None = None) -> Backtests:
     """Rolling origins over compute: from every lower part of the ladder, predict the best run of each later rung."""
     rung = rungs(np.exp(x + y))
     distances, errors, spreads, origins = [], [], [], []
@@ -320,8 +359,8 @@ def _backtest(x: Array, y: Array, z: Array) -> Backtests:
         past = rung <= origin
         if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
             continue
-        fit = _fit(x[past], y[past], z[past], starts=8)
-        replicates = _bootstrap(fit, x[past], y[past], 0, 40)
+        fit = _fit(x[past], y[past], z[past], 8, irreducible)
+        replicates = _bootstrap(fit, 0, 40)
         for later in range(origin + 1, int(rung.max()) + 1):
             here = np.flatnonzero(rung == later)
             at = here[[int(np.argmin(z[here]))]]
