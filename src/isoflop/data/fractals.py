@@ -164,12 +164,20 @@ def _counts(cells: NDArray[np.intp], size: int) -> NDArray[np.intp]:
 
 
 def draw(
-    indices: NDArray[np.int64], *, size: int, shares: NDArray[np.float64], channels: int = 1, seed: int = 0
+    indices: NDArray[np.int64],
+    *,
+    size: int,
+    shares: NDArray[np.float64],
+    channels: int = 1,
+    seed: int = 0,
+    turn: float = 1.0,
+    zoom: float = 0.5,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The pictures (n, channels, size, size) and categories (n,) of the instances `indices` (n,).
 
-    `shares` is the probability of each category. With 3 channels, each picture is drawn in a colour of its own. The
-    k-th picture depends on (seed, indices[k], size, shares, channels) alone, not on its neighbours.
+    `shares` is the probability of each category, `turn` the range of angles as a share of the full circle, `zoom` the
+    smallest radius as a share of the picture's: what varies less is learned from fewer pictures. With 3 channels, each picture is drawn in a colour of its own. The
+    k-th picture depends on indices[k] and the other arguments alone, not on its neighbours.
     """
     attractors = orbits(len(shares), seed)
     limits = np.cumsum(shares)[:-1]
@@ -180,7 +188,7 @@ def draw(
         batch = slice(start, start + _BATCH)
         u = uniforms(key, 0, indices[batch], 9)
         categories[batch] = np.searchsorted(limits, u[:, 0], side="right")
-        grey = _BRIGHTNESS[np.minimum(_draw_batch(attractors, categories[batch], u[:, 1:6], size), 8)]
+        grey = _BRIGHTNESS[np.minimum(_draw_batch(attractors, categories[batch], u[:, 1:6], size, turn, zoom), 8)]
         grey = grey.reshape(-1, 1, size, size)
         if channels == 1:
             pictures[batch] = grey
@@ -198,8 +206,8 @@ def _draw_batch(
     starts = (u[:, 0] * _ORBIT).astype(np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(attractors, points, axis=1)[categories, starts]
     scale = 0.6 + 0.35 * u[:, 2]
-    turn = scale * np.exp(2j * math.pi * u[:, 1])
+    turned = scale * np.exp(2j * math.pi * turn * u[:, 1])
     shift = (1 - scale) * (2 * u[:, 3] - 1) + 1j * (1 - scale) * (2 * u[:, 4] - 1) + (1 + 1j)
-    windows *= turn.astype(np.complex64)[:, None]
+    windows *= turned.astype(np.complex64)[:, None]
     windows += shift.astype(np.complex64)[:, None]
     return _counts(_cells(windows, size / 2 * 0.9999, size), size)

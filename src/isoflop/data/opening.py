@@ -17,7 +17,7 @@ from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.errors import DataError
 
 _GENERATED: dict[str, tuple[Callable[..., Source], dict[str, type]]] = {
-    "fractals": (Fractals, {"classes": int, "zipf": float, "images": int}),
+    "fractals": (Fractals, {"classes": int, "zipf": float, "turn": float, "zoom": float, "images": int}),
     "digits": (digits, {}),
 }
 _STORED: dict[str, Callable[[Path, Literal["train", "test"]], Records]] = {

@@ -51,6 +51,12 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
         if name.startswith("optimizer."):
             _, index, slot = name.split(".", 2)
             slots.setdefault(int(index), {})[slot] = tensor
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, named in slots.items():
+        for slot, tensor in named.items():
+            if tensor.shape == parameters[index].shape:
+                # Fused updates walk weight and state side by side in memory: the state must lie as the weight does.
+                named[slot] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -1,4 +1,4 @@
-"""`fractals?classes=1000&zipf=1.5&images=N`: generated pictures, without limit unless `images` is given."""
+"""`fractals?classes=1000&zipf=1.5&turn=1&zoom=0.5&images=N`: generated pictures, without limit unless `images` is given."""
 
 import numpy as np
 import torch
@@ -29,13 +29,21 @@ class Fractals:
         channels: int = 1,
         classes: int = 1000,
         zipf: float = 1.5,
+        turn: float = 1.0,
+        zoom: float = 0.5,
         images: int | None = None,
     ) -> None:
         if not 8 <= image_size <= 256:
             raise DataError(f"fractals are drawn at 8 to 256 px, not {image_size}")
         if images is not None and not 1 <= images <= _UNLIMITED:
             raise DataError(f"fractals?images={images}: must lie between 1 and 2^40")
-        options = f"classes={classes}&zipf={zipf:g}" + (f"&images={images}" if images else "")
+        if not 0 <= turn <= 1:
+            raise DataError(f"fractals?turn={turn:g}: a share of the full circle lies between 0 and 1")
+        if not 0.1 <= zoom <= 0.95:
+            raise DataError(f"fractals?zoom={zoom:g}: the smallest size lies between 0.1 and 0.95 of the picture")
+        options = f"classes={classes}&zipf={zipf:g}&turn={turn:g}&zoom={zoom:g}" + (
+            f"&images={images}" if images else ""
+        )
         self.uri = f"fractals?{options}"
         self.num_classes = classes
         self.class_names = tuple(f"fractal {c}" for c in range(classes))
@@ -46,6 +54,7 @@ class Fractals:
         self._length = {"train": images or _UNLIMITED, "heldout": heldout, "test": _TEST_IMAGES}[split]
         self._first = _FIRST_INSTANCE[split]
         self._seed = seed
+        self._turn, self._zoom = turn, zoom
         self._shares = zipf_probabilities(classes, zipf)
         orbits(classes, seed)  # computed here, so that forked workers share it
         sample, _ = self._draw(np.arange(2048, dtype=np.int64))
@@ -60,4 +69,12 @@ class Fractals:
         return torch.from_numpy(pictures), torch.from_numpy(categories)
 
     def _draw(self, instances: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return draw(instances, size=self.image_size, shares=self._shares, channels=self.channels, seed=self._seed)
+        return draw(
+            instances,
+            size=self.image_size,
+            shares=self._shares,
+            channels=self.channels,
+            seed=self._seed,
+            turn=self._turn,
+            zoom=self._zoom,
+        )
