@@ -1,0 +1,65 @@
+"""A run killed at any moment and started again ends as if nothing had happened."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from isoflop.config import RunConfig
+from isoflop.data import locate
+from isoflop.train import read_journal, verify_ledger
+from tests.promises.chaos import run_config, train_under_fire, train_whole, warm_up
+
+
+def measured(directory: Path) -> list[dict[str, Any]]:
+    """The journal without the one column that tells the time."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_journal(directory)]
+
+
+def pure_order(config: RunConfig, num_samples: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    for step in range(config.steps):
+        positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size, dtype=np.int64)
+        yield locate(positions, num_samples, config.data.seed)
+
+
+def check_same(config: RunConfig, undisturbed: Path, disturbed: Path) -> None:
+    assert (undisturbed / "model.safetensors").read_bytes() == (disturbed / "model.safetensors").read_bytes()
+    assert measured(undisturbed) == measured(disturbed)
+    assert verify_ledger(read_journal(disturbed), pure_order(config, 1000)) == config.steps
+
+
+def test_kills_change_neither_weights_nor_metrics_nor_samples(tmp_path: Path) -> None:
+    config = run_config()
+    warm_up()
+    seconds = train_whole(config, tmp_path / "calm")
+    hits = train_under_fire(config, tmp_path / "fire", kills=8, seconds=seconds / 2, chance=random.Random(0))
+    assert hits >= 2
+    check_same(config, tmp_path / "calm", tmp_path / "fire")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["vit", "poolformer", "nfnet"])
+def test_a_hundred_kills_change_nothing(tmp_path: Path, family: str) -> None:
+    changes: dict[str, Any] = {"steps": 400}
+    if family == "poolformer":
+        changes |= {"model": {"name": "poolformer_w8d2"}}
+    if family == "nfnet":
+        changes |= {
+            "model": {"name": "nfnet_w8d2"},
+            "optim": {"name": "sgd", "learning_rate": 0.3, "agc": 0.01, "weight_decay": 2e-5},
+        }
+    config = run_config(**changes)
+    warm_up()
+    seconds = train_whole(config, tmp_path / "calm")
+    chance = random.Random(family)
+    hits, trial = 0, 0
+    while hits < 40:  # three families: more than a hundred
+        fire = tmp_path / f"fire-{trial}"
+        hits += train_under_fire(config, fire, kills=10, seconds=seconds / 2, chance=chance)
+        check_same(config, tmp_path / "calm", fire)
+        trial += 1
+    print(f"{family}: {hits} kills over {trial} runs: weights, metrics and samples as undisturbed")

@@ -1,0 +1,129 @@
+"""The training loop: it learns, it refuses what cannot be, and it records what went wrong."""
+
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from isoflop.errors import CheckpointError, ConfigError
+from isoflop.train import read_journal, train
+from isoflop.train.checkpoints import saved_steps
+from isoflop.train.run_directory import read_status
+from tests.promises.chaos import run_config
+
+
+def test_training_on_fractals_learns(tmp_path: Path) -> None:
+    result = train(run_config(steps=150, data={"source": "fractals?classes=20", "heldout": 256}), tmp_path / "run")
+    first, last = read_journal(tmp_path / "run")[0]["loss"], result.heldout_loss
+    assert result.state == "done"
+    assert last < 0.8 * first
+    assert result.heldout_accuracy > 2 / 20
+
+
+@pytest.mark.parametrize("family", ["poolformer_w8d2", "nfnet_w8d2"])
+def test_other_families_learn_too(tmp_path: Path, family: str) -> None:
+    optim = {"name": "sgd", "learning_rate": 0.3, "agc": 0.01} if "nfnet" in family else {"learning_rate": 0.01}
+    data = {"source": "fractals?classes=20", "heldout": 256}
+    result = train(run_config(steps=120, model={"name": family}, optim=optim, data=data), tmp_path / "run")
+    assert result.heldout_loss < 0.9 * read_journal(tmp_path / "run")[0]["loss"]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    config = run_config(steps=20)
+    first = train(config, tmp_path / "run")
+    rows: list[object] = []
+    again = train(config, tmp_path / "run", on_row=rows.append)
+    assert again == first
+    assert rows == []
+
+
+def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:
+    train(run_config(steps=20), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        train(run_config(steps=21), tmp_path / "run")
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"not a run \(it holds thesis.txt\)"):
+        train(run_config(steps=20), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.txt"]
+
+
+def test_changed_data_are_noticed_at_resume(tmp_path: Path) -> None:
+    config = run_config(steps=20)
+    train(config, tmp_path / "run")
+    identity = tmp_path / "run" / "identity.json"
+    identity.write_text(identity.read_text().replace('"samples": 1000', '"samples": 999'))
+    with pytest.raises(CheckpointError, match="the data have changed"):
+        train(config, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path: Path) -> None:
+    optim = {"name": "sgd", "learning_rate": 1e9, "clip": 1e30, "momentum": 0.0}
+    result = train(run_config(optim=optim), tmp_path / "run")
+    assert result.state == "diverged"
+    assert math.isnan(result.heldout_loss)
+    assert "not finite" in read_status(tmp_path / "run")["error"]
+    again = train(run_config(optim=optim), tmp_path / "run")
+    assert again.state == "diverged"
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    config = run_config(steps=40)
+    train(config, tmp_path / "calm")
+    train(config, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    newest = saved_steps(folder)[0]
+    file = folder / f"step-{newest:012d}" / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    (tmp_path / "run" / "status.json").unlink()
+    with pytest.warns(UserWarning, match="using the checkpoint before it"):
+        train(config, tmp_path / "run")
+    ours, calm = load_file(tmp_path / "run/model.safetensors"), load_file(tmp_path / "calm/model.safetensors")
+    assert all(torch.equal(ours[name], calm[name]) for name in calm)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
+    from isoflop.train.lock import sole_writer
+
+    with sole_writer(tmp_path / "run", CheckpointError), pytest.raises(CheckpointError, match="another isoflop process"):
+        train(run_config(steps=20), tmp_path / "run")
+
+
+def test_an_absent_device_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device that is asked for")
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        train(run_config(device="cuda"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        with pytest.raises(CheckpointError, match="No space left"):
+            train(run_config(), folder / "run")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_tensorboard_has_the_curves(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(run_config(steps=40, tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = read_journal(tmp_path / "run")
+    losses = events.Scalars("train/loss")
+    assert [event.step for event in losses] == [row["step"] for row in rows]
+    assert [event.value for event in losses] == pytest.approx([row["loss"] for row in rows])
+    assert len(events.Scalars("heldout/loss")) == 1
