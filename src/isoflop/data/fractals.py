@@ -199,7 +199,7 @@ def draw(
 
 
 def _draw_batch(
-    attractors: Orbits, categories: NDArray[np.int64], u: NDArray[np.float64], size: int
+    attractors: Orbits, categories: NDArray[np.int64], u: NDArray[np.float64], size: int, turn: float, zoom: float
 ) -> NDArray[np.intp]:
     """Points per pixel (n, size²): a window of the orbit, turned by any angle, scaled to 60–95 % and placed inside."""
     points = min(_LARGEST_WINDOW, 32 * size)
