@@ -163,7 +163,12 @@ def _crossover(first: str, second: str, a: SizeDataLaw, b: SizeDataLaw, level: f
     point = np.array([np.log(a.optimal(float(c))[2] / b.optimal(float(c))[2]) for c in grid])
     left, right = a.frontier_replicates(grid), b.frontier_replicates(grid)
     count = min(len(left), len(right))
+    # Each pair also draws how far both forms may drift beyond their data, as their backtests did.
+    rng = np.random.default_rng(0)
     gap = np.log(left[:count] / right[:count])
+    for law in (a, b):
+        beyond = np.maximum(np.log(grid / law.compute_range[1]), 0.0)
+        gap = gap + law.backtests.drift * rng.standard_t(law.backtests.freedom, (count, 1)) * beyond
     where = _last_sign_change(grid, np.vstack([point[None], gap]))
     crossing = where[1:][np.isfinite(where[1:])]
     if not np.isfinite(where[0]) or crossing.size < 2:

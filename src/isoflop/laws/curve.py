@@ -114,7 +114,7 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
         for k, r in zip(order, rms, strict=True)
         if weights[k] > 1e-6
     )
-    total = sum(m.weight for m in kept)
+    total = float(sum(m.weight for m in kept))
     kept = tuple(Member(m.form, m.since, m.theta, m.weight / total, m.backtest) for m in kept)
     span = (float(scale * np.exp(t[0])), scale)
     return CurveLaw(
@@ -209,11 +209,7 @@ def _weights(members: list[tuple[str, float, Array]], backtests: list[Backtest],
     prior = np.where(damped, DAMPED_SHARE / max(damped.sum(), 1), (1 - DAMPED_SHARE) / max((~damped).sum(), 1))
     if not any(backtests):
         # No backtest: the simplest forms share the vote.
-        return (
-            prior
-            * np.array([len(theta) <= 3 for _, _, theta in members])
-            / np.sum(prior * np.array([len(theta) <= 3 for _, _, theta in members]))
-        )
+        return ()
     square = np.array([np.mean([np.mean(e**2) for e in errors]) if errors else np.inf for errors in backtests])
     weights = prior * (square + floor**2) ** -2.0
     return np.asarray(weights / weights.sum())
@@ -232,11 +228,8 @@ def _scatter(t: Array, z: Array) -> float:
     middle = (right * level[:-2] + left * level[2:]) / (left + right)
     spread = 1.0 + (right**2 + left**2) / (left + right) ** 2
     deviation = (level[1:-1] - middle) / np.sqrt(spread)
-    return (
-        float(max(np.sqrt(np.mean(deviation**2)), 1e-5))
-        if unique.size >= DENSE
-        else float(max(np.std(deviation), 3e-3))
-    )
+    # A handful of points may lie on a line by luck: do not believe in less than 0.3 % there.
+    return max(float(np.sqrt(np.mean(deviation**2))), 1e-5 if unique.size >= DENSE else 3e-3)
 
 
 def _measurement_noise(t: Array, z: Array, scatter: float) -> tuple[float, bool]:

@@ -229,7 +229,7 @@ def _model(x: Array, y: Array, u: Array, top: float | None, repeats: bool) -> Mo
 def _fit(
     columns: tuple[Array, Array, Array], z: Array, top: float | None, repeats: bool, variant: str, scan: int = 512
 ) -> tuple[Array, float, float, float, bool]:
-    """theta, noise, Huber's delta, agreement of the starts, convergence. The scan of starts is the same for all seeds."""
+    """theta, noise, Huber's delta, agreement of the starts, convergence. The scan of starts is always the same."""
     model, fixed, upper = _model(*columns, top, repeats), _fixed(variant, repeats), _upper(z, top)
     rng = np.random.default_rng(0)
     low = np.array([-5.0, -5.0, 0.0, 0.1, 0.1, -0.3, -0.5, 1.0, -10.0, 0.1, 0.3, 0.0])
@@ -269,9 +269,10 @@ def _backtest(
         past = compute <= compute.max() - held
         if past.sum() < parameters + 3 or past.all():
             continue
-        theta = _fit(tuple(c[past] for c in columns), z[past], top, repeats, variant, scan=256)[0]  # type: ignore[arg-type]
-        later = tuple(c[~past] for c in columns)
-        errors += (z[~past] - _model(*later, top, repeats)(theta[None])[0][0]).tolist()
+        x, y, u = columns
+        theta = _fit((x[past], y[past], u[past]), z[past], top, repeats, variant, scan=256)[0]
+        later = _model(x[~past], y[~past], u[~past], top, repeats)
+        errors += (z[~past] - later(theta[None])[0][0]).tolist()
         distances += (compute[~past] - compute[past].max()).tolist()
         origins += [k] * int((~past).sum())
     return np.array(distances), np.array(errors), np.array(origins)

@@ -29,7 +29,8 @@ class SizeDataLaw(Record):
         noise: standard deviation of log loss about the law. `freedom` is the degrees of freedom behind it.
         exponent_intervals: name → (lo, hi) by profile of the objective, at `level`; names as in `exponents()`.
         backtests: rolling-origin errors over compute.
-        points, n_range, d_range, compute_range: what was fitted.
+        window: which runs were fitted ("all runs", or what backtests preferred); points: how many they are.
+        n_range, d_range, compute_range: of the whole table.
         residuals: log(measured / law) in the order of the table.
         condition: condition number of the scaled normal matrix; above 1e6 the parameters are not identified.
         agreement: share of the starts that ended at the best objective (within 1e-6 of it).
@@ -48,6 +49,7 @@ class SizeDataLaw(Record):
     exponent_intervals: dict[str, tuple[float, float]]
     level: float
     backtests: Backtests
+    window: str
     points: int
     n_range: tuple[float, float]
     d_range: tuple[float, float]
@@ -155,20 +157,23 @@ def fit_size_data(
     x, y, z = _check(n, d, loss)
     if irreducible is not None and not 0 <= irreducible < float(np.exp(z.min())):
         raise LawError(f"an irreducible loss of {irreducible} is not between 0 and the best loss {np.exp(z.min()):.4g}")
-    fit = _fit(x, y, z, irreducible=irreducible)
+    window, kept, errors = _choose_window(x, y, z, irreducible)
+    fit = _fit(x[kept], y[kept], z[kept], irreducible=irreducible)
     replicates = _bootstrap(fit, seed, bootstrap)
-    backtests = _backtest(x, y, z, irreducible)
+    tests = np.array(list(errors.values())).reshape(-1, 4).T
+    backtests = summarise(tests[0], tests[1], tests[2], tests[3], LEVEL)
     condition = _condition(fit)
+    everywhere = _model(x - fit.centre[0], y - fit.centre[1])(fit.theta[None])[0][0]
     best_e, best_a, best_b, alpha, beta = _natural(fit.theta[None], fit)[0]
     law = SizeDataLaw(
         irreducible=float(best_e), a=float(best_a), b=float(best_b), alpha=float(alpha), beta=float(beta),
         replicates=tuple(tuple(float(v) for v in row) for row in _natural(replicates, fit)),
         noise=fit.noise, freedom=fit.freedom,
-        exponent_intervals=_profile(fit, 0.95), level=0.95, backtests=backtests, points=z.size,
+        exponent_intervals=_profile(fit, 0.95), level=0.95, backtests=backtests, window=window, points=int(kept.sum()),
         n_range=(float(np.exp(x.min())), float(np.exp(x.max()))),
         d_range=(float(np.exp(y.min())), float(np.exp(y.max()))),
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
-        residuals=tuple((z - fit.prediction).tolist()), condition=condition, agreement=fit.agreement,
+        residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
         converged=fit.converged,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
@@ -281,7 +286,7 @@ def _fit(x: Array, y: Array, z: Array, starts: int = 16, irreducible: float | No
         prior = Prior(prior.mean, np.array([0.0, 0.0, 0.0, 1.0, 1.0]) * (noise / 0.5) ** 2)
         if abs(noise - before) <= 0.02 * noise:
             break
-    solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, prior=prior)
+    solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, prior=prior, iterations=1000)
     best = int(np.argmin(solution.objective))
     scale = noise**2
     agreement = float(np.mean(solution.objective - solution.objective[best] <= 1e-3 * scale))
@@ -351,12 +356,44 @@ def _profile(fit: _Fit, level: float, points: int = 41) -> dict[str, tuple[float
     return intervals
 
 
-def _backtest(x: Array, y: Array, z: Array, irreducible: float | None = None) -> Backtests:
+Errors = dict[tuple[int, int], tuple[float, float, float, int]]
+"""(origin, predicted rung) → distance, error, spread that noise and parameters explain, origin."""
+
+WINDOWS = ((np.inf, 0), (1.5, 0), (np.inf, 1), (1.5, 1))
+"""Runs a law may be fitted to: at most this factor above the best loss of their budget, without the lowest rungs."""
+
+
+def _choose_window(x: Array, y: Array, z: Array, irreducible: float | None) -> tuple[str, NDArray[np.bool_], Errors]:
+    """The window with the smallest backtest errors: all runs, unless another one is better by a third on the same
+    predictions (three at least). Runs far above the frontier or at tiny budgets follow the law least."""
+    rung = rungs(np.exp(x + y))
+    best = np.array([z[rung == r].min() for r in range(int(rung.max()) + 1)])[rung]
+    everything = np.ones(z.size, dtype=bool)
+    reference = _backtest(x, y, z, everything, irreducible)
+    choice = ("all runs", everything, reference)
+    score = 0.67
+    for factor, dropped in WINDOWS[1:]:
+        kept = (z - best <= np.log(factor)) & (rung >= dropped)
+        if kept.all() or kept.sum() < 8 or np.ptp(x[kept]) < 0.3 or np.ptp(y[kept]) < 0.3:
+            continue
+        errors = _backtest(x, y, z, kept, irreducible)
+        common = sorted(set(errors) & set(reference))
+        if len(common) < 3:
+            continue
+        ratio = np.sqrt(sum(errors[k][1] ** 2 for k in common) / sum(reference[k][1] ** 2 for k in common))
+        if ratio < score:
+            parts = [f"within a factor of {factor:g} of the best of their budget"] if np.isfinite(factor) else []
+            parts += ["without the lowest budget"] if dropped else []
+            choice, score = ("runs " + " and ".join(parts), kept, errors), float(ratio)
+    return choice
+
+
+def _backtest(x: Array, y: Array, z: Array, kept: NDArray[np.bool_], irreducible: float | None) -> Errors:
     """Rolling origins over compute: from every lower part of the ladder, predict the best run of each later rung."""
     rung = rungs(np.exp(x + y))
-    distances, errors, spreads, origins = [], [], [], []
+    errors: Errors = {}
     for origin in range(1, int(rung.max())):
-        past = rung <= origin
+        past = (rung <= origin) & kept
         if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
             continue
         fit = _fit(x[past], y[past], z[past], 8, irreducible)
@@ -365,11 +402,11 @@ def _backtest(x: Array, y: Array, z: Array, irreducible: float | None = None) ->
             here = np.flatnonzero(rung == later)
             at = here[[int(np.argmin(z[here]))]]
             prediction = _model(x[at] - fit.centre[0], y[at] - fit.centre[1])
-            distances.append(float((x + y)[at][0] - (x + y)[past].max()))
-            errors.append(float(z[at][0] - prediction(fit.theta[None])[0][0, 0]))
-            spreads.append(float(np.hypot(fit.noise, np.std(prediction(replicates)[0][:, 0]))))
-            origins.append(origin)
-    return summarise(distances, errors, spreads, origins, LEVEL)
+            distance = float((x + y)[at][0] - (x + y)[past].max())
+            error = float(z[at][0] - prediction(fit.theta[None])[0][0, 0])
+            spread = float(np.hypot(fit.noise, np.std(prediction(replicates)[0][:, 0])))
+            errors[origin, later] = distance, error, spread, origin
+    return errors
 
 
 def _warnings(law: SizeDataLaw, fit: _Fit, x: Array, y: Array, z: Array) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ def minimise(
         damping[live] = np.where(better, damping[live] * 0.2, damping[live] * 6.0)
         damping[live] = np.clip(damping[live], 1e-12, 1e12)
         moved = np.abs(candidate - point).max(1)
-        small = better & (gain <= 1e-11 * np.abs(objective[live]) + 1e-26) & (damping[live] < 1e3)
+        small = better & (gain <= 1e-9 * np.abs(objective[live]) + 1e-26) & (damping[live] < 1e3)
         stuck = (moved <= 1e-12) | bad | (damping[live] >= 1e12)
         converged[live[small | (stuck & ~bad)]] = True
         live = live[~(small | stuck)]
