@@ -22,12 +22,13 @@ def sentence(rows: Sequence[Row], answer: Answer) -> str:
             if rows
             else "No answer yet: no run was planned."
         )
+    so_far = "So far: with" if answer.get("interim") else "With"
     text = (
-        f"With {quantity(answer.get('target_flops'))} FLOPs of training, train {_model(str(best), entry)} on "
+        f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training, train {_model(str(best), entry)} on "
         f"{quantity(entry.get('images'))} images at learning rate {quantity(entry.get('learning_rate'))}: "
         f"expected held-out loss {number(entry.get('predicted_loss'))}{_interval(entry)}"
     )
-    if table.finite(entry.get("p_best")):
+    if table.finite(entry.get("p_best")) and len(entries) > 1:
         text += f", the best of {len(entries)} families with probability {number(entry['p_best'], 2)}"
     text += "."
     run = table.final_run(rows, answer)

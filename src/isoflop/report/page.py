@@ -50,9 +50,7 @@ def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Map
         draw.hours(rows, answer),
         draw.cost(rows, answer),
     ]
-    if (answer.get("transfer") or {}).get("rows"):
-        shown.append(draw.transfer_bars(answer))
-    return shown
+    return [*shown, draw.transfer_bars(answer)]
 
 
 def study_name(answer: Answer) -> str:
@@ -78,7 +76,7 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
         f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
         f'<main id="main"><section id="answer" aria-label="The answer">'
         f'<p class="answer">{escape(headline.sentence(rows, answer))}</p>'
-        f"{tables.summary(rows, answer)}{_warnings(answer)}{_facts(rows, answer)}</section>"
+        f"{tables.summary(rows, answer)}{warnings(answer)}{facts(rows, answer)}</section>"
         f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
         "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
         + "\n".join(filter(None, sections))
@@ -89,7 +87,8 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
 _EMPTY = '<p class="empty">The study has no runs.</p>'
 
 
-def _warnings(answer: Answer) -> str:
+def warnings(answer: Answer) -> str:
+    """The warnings as HTML: open when they are few, folded when they are many."""
     found = headline.warnings(answer)
     if not found:
         return ""
@@ -99,7 +98,8 @@ def _warnings(answer: Answer) -> str:
     return f'<details class="warnings"{shown}><summary>{title}</summary><ul>{items}</ul></details>'
 
 
-def _facts(rows: Sequence[Row], answer: Answer) -> str:
+def facts(rows: Sequence[Row], answer: Answer) -> str:
+    """What the finished runs cost, in one line of HTML."""
     done = table.measured(rows)
     if not done:
         return ""
@@ -117,13 +117,13 @@ def _facts(rows: Sequence[Row], answer: Answer) -> str:
 
 def _reproduce(rows: Sequence[Row], answer: Answer) -> str:
     study = answer.get("study") or {}
-    facts = [(name, study[name]) for name in ("version", "created", "machine") if study.get(name)]
+    told = [(name, study[name]) for name in ("version", "created", "machine") if study.get(name)]
     if table.finite(study.get("seconds")):
-        facts.append(("wall time", duration(study["seconds"])))
+        told.append(("wall time", duration(study["seconds"])))
     seeds = sorted({str(row["seed"]) for row in rows if row.get("seed") is not None})
     if seeds:
-        facts.append(("seeds", ", ".join(seeds[:12]) + (" …" if len(seeds) > 12 else "")))
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_flat(value))}</dd>" for name, value in facts)
+        told.append(("seeds", ", ".join(seeds[:12]) + (" …" if len(seeds) > 12 else "")))
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_flat(value))}</dd>" for name, value in told)
     command = f"<pre><code>{escape(study['command'])}</code></pre>" if study.get("command") else ""
     config = study.get("config")
     text = config if isinstance(config, str) else "\n".join(_lines(config or {}))

@@ -68,11 +68,10 @@ def figure_slot(figure: Figure, position: int) -> str:
     heading = (
         f'<h2 id="{escape(figure.key)}-title"><span class="count">Figure {position}</span> {escape(figure.title)}</h2>'
     )
-    if not figure.panels:
-        return f'<section id="{escape(figure.key)}">{heading}<p class="empty">{escape(figure.empty)}</p></section>'
+    empty, drawn = ("", " hidden") if figure.panels else (" hidden", "")
     return (
-        f'<section id="{escape(figure.key)}">{heading}<figure>'
-        f'<div class="plot h{figure.height}" data-figure="{escape(figure.key)}" role="img" '
+        f'<section id="{escape(figure.key)}" data-slot>{heading}<p class="empty"{drawn}>{escape(figure.empty)}</p>'
+        f'<figure{empty}><div class="plot h{figure.height}" data-figure="{escape(figure.key)}" role="img" '
         f'aria-label="{escape(figure.alt)}"></div>'
         f"<figcaption>{escape(figure.caption)}</figcaption>"
         f'<details class="data"><summary>Data of this figure</summary><div class="scroll"></div></details>'

@@ -39,6 +39,8 @@
     }
     if (width) made.width = width;
     else made.autosize = true;
+    // What the reader has zoomed or hidden stays so when the figure is drawn again.
+    made.uirevision = "kept";
     return made;
   }
 
@@ -54,25 +56,26 @@
   function drawAll(width) {
     for (const slot of document.querySelectorAll("[data-figure]")) {
       const figure = page.figures[slot.dataset.figure];
-      if (figure) Plotly.react(slot, themed(figure.data, "data"), layout(figure, width), config);
+      if (!figure) continue;
+      const first = !slot.data;
+      Plotly.react(slot, themed(figure.data, "data"), layout(figure, width), config);
+      if (first) slot.on("plotly_relayout", () => retick(slot));
+      else retick(slot);
+      if (slot.parentNode.querySelector("details[open]")) fillDetails(slot.parentNode.querySelector("details"), figure, slot.dataset.figure);
     }
   }
 
   // Chosen ticks fit the first view; a zoomed axis chooses its own.
   function retick(slot) {
-    slot.on("plotly_relayout", (change) => {
-      const figure = page.figures[slot.dataset.figure];
-      const update = {};
-      for (const name of Object.keys(figure.layout).filter((key) => /^[xy]axis/.test(key))) {
-        const planned = figure.layout[name];
-        if (planned.tickmode !== "array" || change[name + ".tickmode"]) continue;
-        const now = slot.layout[name].range;
-        const home = now.every((value, i) => Math.abs(value - planned.range[i]) < 1e-6);
-        const mode = home ? "array" : "auto";
-        if (slot.layout[name].tickmode !== mode) update[name + ".tickmode"] = mode;
-      }
-      if (Object.keys(update).length) Plotly.relayout(slot, update);
-    });
+    const figure = page.figures[slot.dataset.figure];
+    const update = {};
+    for (const [name, planned] of Object.entries(figure.layout)) {
+      if (!/^[xy]axis/.test(name) || planned.tickmode !== "array") continue;
+      const home = slot.layout[name].range.every((value, i) => Math.abs(value - planned.range[i]) < 1e-6);
+      const mode = home ? "array" : "auto";
+      if (slot.layout[name].tickmode !== mode) update[name + ".tickmode"] = mode;
+    }
+    if (Object.keys(update).length) Plotly.relayout(slot, update);
   }
 
   const plain = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
@@ -129,6 +132,7 @@
       rest.textContent = "The first 500 of " + (rows.length - 1) + " points; the file has all.";
       box.append(rest);
     }
+    details.querySelectorAll("button").forEach((old) => old.remove());
     box.before(button);
   }
 
@@ -171,10 +175,9 @@
   }
 
   redraw();
-  document.querySelectorAll("[data-figure]").forEach((slot) => slot.on && retick(slot));
   document.querySelectorAll("details.data").forEach((details) => {
     const key = details.parentNode.querySelector("[data-figure]").dataset.figure;
-    details.addEventListener("toggle", () => fillDetails(details, page.figures[key], key), { once: true });
+    details.addEventListener("toggle", () => details.open && page.figures[key] && fillDetails(details, page.figures[key], key));
   });
   document.querySelectorAll("main table").forEach(alignHeads);
   document.querySelectorAll("table.sortable").forEach(sortable);
@@ -183,5 +186,5 @@
   addEventListener("beforeprint", () => redraw(920));
   addEventListener("afterprint", () => redraw());
 
-  window.isoflopPage = { page, redraw, retick };
+  window.isoflopPage = { page, redraw, sortable, alignHeads };
 })();

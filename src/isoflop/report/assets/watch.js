@@ -1,0 +1,76 @@
+// Keeps the page as the study is: asks its own server every two seconds and changes what has changed.
+"use strict";
+(() => {
+  const view = window.isoflopPage;
+  const token = new URLSearchParams(location.search).get("token") || "";
+  const state = document.getElementById("live-state");
+  let version = "";
+  let fresh = Date.now();
+
+  function tell(text) {
+    if (state.textContent !== text) state.textContent = text;
+  }
+
+  function replace(id, html) {
+    const element = document.getElementById(id);
+    if (element.dataset.shown === html) return;
+    const scroll = element.querySelector(".scroll");
+    const at = scroll ? [scroll.scrollTop, scroll.scrollLeft] : null;
+    const sorted = element.querySelector("th[aria-sort]");
+    const open = [...element.querySelectorAll("details")].map((d) => d.open);
+    // The server has escaped every text in it, and the policy of the page runs no script that it does not know.
+    element.innerHTML = html;
+    element.dataset.shown = html;
+    element.querySelectorAll("table").forEach(view.alignHeads);
+    element.querySelectorAll("table.sortable").forEach(view.sortable);
+    element.querySelectorAll("details").forEach((d, i) => { if (i < open.length) d.open = open[i]; });
+    if (sorted) {
+      const button = element.querySelectorAll("th button")[sorted.cellIndex];
+      button.click();
+      if (sorted.getAttribute("aria-sort") === "descending") button.click();
+    }
+    if (at && element.querySelector(".scroll")) {
+      [element.querySelector(".scroll").scrollTop, element.querySelector(".scroll").scrollLeft] = at;
+    }
+  }
+
+  function show(data) {
+    document.title = data.title;
+    for (const [id, text] of Object.entries(data.text)) document.getElementById(id).textContent = text;
+    for (const [id, html] of Object.entries(data.html)) replace(id, html);
+    const extra = document.querySelectorAll("section[data-slot]");
+    extra.forEach((section) => { if (!(section.id in data.slots)) section.hidden = true; });
+    for (const [key, [empty, caption, alt]] of Object.entries(data.slots)) {
+      const section = document.getElementById(key);
+      if (!section) continue;
+      section.hidden = false;
+      section.querySelector(".empty").textContent = empty;
+      section.querySelector(".empty").hidden = !empty;
+      section.querySelector("figure").hidden = Boolean(empty);
+      section.querySelector("figcaption").textContent = caption;
+      section.querySelector("[data-figure]").setAttribute("aria-label", alt);
+    }
+    view.page.figures = data.figures;
+    view.redraw();
+    version = data.version;
+  }
+
+  async function ask() {
+    try {
+      const answer = await fetch("data?token=" + encodeURIComponent(token) + "&since=" + version, { cache: "no-store" });
+      if (answer.status === 403) return tell("This address has no valid token: the watch was started anew. Open the address it printed.");
+      if (answer.status === 200) {
+        const data = await answer.json();
+        if (data.trouble) tell("The study's folder cannot be read now: " + data.trouble);
+        else show(data);
+        if (!data.trouble) fresh = Date.now();
+      }
+      if (answer.ok) tell("live · last change " + Math.round((Date.now() - fresh) / 1000) + " s ago");
+    } catch (error) {
+      tell("The watch has ended or cannot be reached; the page shows what it knew last.");
+    }
+    setTimeout(ask, document.hidden ? 10000 : 2000);
+  }
+
+  ask();
+})();

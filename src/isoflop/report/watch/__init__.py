@@ -1,0 +1,12 @@
+"""The live view of a study.
+
+tail      a run's journal, read as it grows
+state     the study's folder as it is now
+interim   the answer so far
+page      what is shown
+server    on loopback, with a token
+"""
+
+from isoflop.report.watch.server import Watch, watch
+
+__all__ = ["Watch", "watch"]

@@ -1,0 +1,186 @@
+"""A study's folder as it is this moment: rows, curves, answer and progress, from files that are still being written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import StudyError
+from isoflop.report import rows as table
+from isoflop.report.rows import Answer, Row
+from isoflop.report.watch.interim import interim_answer
+from isoflop.report.watch.tail import Tail
+
+TEXT = {"run_id", "family", "model", "status", "role", "error"}
+OVER = {"done", "diverged", "failed"}
+SILENT_AFTER = 120.0
+"""Seconds without a word after which a running run is called silent."""
+
+
+class Live:
+    """Reads a study's folder again and again, only what is new. Writes nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        if not (directory / "study.json").is_file():
+            raise StudyError(
+                f"{directory}: not a study (no study.json); give the folder that `isoflop study run` writes to"
+            )
+        self.directory = directory
+        self.study: dict[str, Any] = {}
+        self.rows: list[Row] = []
+        self.answer: Answer = {}
+        self.tails: dict[str, Tail] = {}
+        self.version = 0
+        self._seen: Any = None
+        self._fitted: Any = None
+        self._next_fit = 0.0
+
+    def refresh(self, now: float | None = None) -> bool:
+        """Look again; whether anything has changed since the last look. `now` is in seconds of any steady clock."""
+        now = time.monotonic() if now is None else now
+        self.study = _json(self.directory / "study.json") or self.study
+        planned = _table(self.directory / "results.csv")
+        changed = False
+        for row in planned or self.rows:
+            tail = self.tails.setdefault(row["run_id"], Tail(self.directory / "runs" / row["run_id"]))
+            changed |= tail.update()
+        self.rows = [self._live(row) for row in planned or self.rows]
+        changed |= self._answer(now)
+        seen = [[row.get(cell) for cell in ("run_id", "status", "step", "error")] for row in self.rows]
+        if seen != self._seen or changed:
+            self._seen, changed = seen, True
+            self.version += 1
+        return changed
+
+    def curves(self) -> dict[str, dict[str, list[Any]]]:
+        """Run id → its curve so far."""
+        return {run: tail.curve() for run, tail in self.tails.items()}
+
+    def progress(self) -> dict[str, Any]:
+        """Counts by status, cost so far, the share of the whole plan that is done, and the seconds that are left."""
+        counts = Counter(str(row["status"]) for row in self.rows)
+        done = sum(_flops(row) * _share(row) for row in self.rows)
+        seconds = sum(row["seconds"] for row in self.rows if table.finite(row.get("seconds")))
+        left = sum(_flops(row) * (1 - _share(row)) for row in self.rows if row["status"] not in OVER)
+        left += self._still_to_plan()
+        workers = max(counts["running"], 1)
+        pace = done / seconds if seconds else 0.0
+        return {
+            "counts": dict(counts),
+            "flops": done,
+            "seconds": seconds,
+            "share": done / (done + left) if done + left else 0.0,
+            "seconds_left": left / pace / workers if pace and left else None,
+            "over": bool(self.rows) and not left,
+        }
+
+    def target(self) -> float | None:
+        """The compute that the study will answer for, in training FLOPs."""
+        value = self._config().get("target_budget")
+        return float(value) if table.finite(value) else None
+
+    def _config(self) -> dict[str, Any]:
+        config = self.study.get("config")
+        study = config.get("study") if isinstance(config, dict) else None
+        return study if isinstance(study, dict) else {}
+
+    def _still_to_plan(self) -> float:
+        """FLOPs of the rungs that are not planned yet: as many runs as in the last one. Zero once answered."""
+        if not self.rows or (self.directory / "answer.json").exists():
+            return 0.0
+        planned = table.rungs(self.rows)
+        budgets = [b for b in self._config().get("budgets") or () if table.finite(b) and b > 1.01 * planned[-1]]
+        last = sum(table.rung(row) == planned[-1] for row in self.rows)
+        finals = self._config().get("finals")
+        return last * sum(budgets) + (self.target() or 0.0) * (finals if isinstance(finals, int) else 1)
+
+    def _live(self, row: Row) -> Row:
+        """The planned row with what the run's own folder says by now."""
+        folder = self.directory / "runs" / str(row["run_id"])
+        status = _json(folder / "status.json")
+        known = {"heldout_loss", "heldout_accuracy", "seconds", "error", "step"}
+        row = {**row, **{key: value for key, value in status.items() if key in known}}
+        if isinstance(status.get("state"), str) and row.get("status") != "failed":
+            row["status"] = status["state"]
+        elif not status and row.get("status") == "planned" and (folder / "attempts").exists():
+            row["status"] = "running"
+        if row["status"] == "running":
+            row["silent_seconds"] = _age(folder)
+            tail = self.tails.get(row["run_id"])
+            if tail is not None and tail.last:
+                row["step"] = max(int(row.get("step") or 0), int(tail.last.get("step", 0)))
+                row["seconds"] = tail.last.get("seconds", row.get("seconds"))
+                row["train_loss"] = tail.last.get("loss")
+        return row
+
+    def _answer(self, now: float) -> bool:
+        """The study's own answer where it has one; until then ours, fitted anew when more runs have finished."""
+        written = _json(self.directory / "answer.json")
+        if written:
+            changed = written != self.answer
+            self.answer = written
+            return changed
+        done = sorted(row["run_id"] for row in table.measured(self.rows, "ladder"))
+        target = self.target()
+        if done == self._fitted or target is None or now < self._next_fit:
+            return False
+        began = time.monotonic()
+        self.answer = interim_answer(self.rows, target)
+        # A watcher must not take the cores from the study: it fits at most a twentieth of the time.
+        self._next_fit = now + 20 * (time.monotonic() - began)
+        self._fitted = done
+        return True
+
+
+def _flops(row: Row) -> float:
+    return float(row["train_flops"]) if table.positive(row, "train_flops") else 0.0
+
+
+def _share(row: Row) -> float:
+    if row["status"] in OVER:
+        return 1.0
+    steps, step = row.get("steps"), row.get("step")
+    return min(float(step) / steps, 1.0) if table.finite(steps) and table.finite(step) and steps > 0 else 0.0
+
+
+def _age(folder: Path) -> float:
+    files = [folder / "status.json", *folder.glob("attempts/*/metrics-*.jsonl")]
+    times = [file.stat().st_mtime for file in files if file.exists()]
+    return max(0.0, time.time() - max(times)) if times else 0.0
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} while it is missing, half-written or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _table(path: Path) -> list[Row]:
+    """The rows of `results.csv` that are whole; none while it is missing."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: _cell(k, v) for k, v in line.items() if k} for line in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error):
+        return []
+    return [row for row in rows if row.get("run_id") and row.get("status") and _inside(str(row["run_id"]))]
+
+
+def _inside(run_id: str) -> bool:
+    """Whether a run's name is a plain folder name: a table must not lead out of its study."""
+    return run_id not in (".", "..") and not set(run_id) & set("/\\\0")
+
+
+def _cell(name: str, text: Any) -> Any:
+    if name in TEXT or not isinstance(text, str):
+        return text if isinstance(text, str) else ""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

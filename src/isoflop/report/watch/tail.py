@@ -1,0 +1,123 @@
+"""The journal of a run, read as it grows: each byte once, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BINS_A_DECADE = 24
+CHUNK = 1 << 22
+"""Bytes read at a time."""
+BACKLOG = 1 << 23
+"""Bytes of one file that are parsed line by line; of a longer backlog an even sample of that size is."""
+
+
+class Tail:
+    """A run's training and held-out loss by images seen, averaged over spans of equal width on a logarithmic axis."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "attempts"
+        self.last: dict[str, Any] = {}
+        self.restarts: list[float] = []
+        self._read: dict[Path, int] = {}
+        self._train: dict[int, tuple[float, float, int, float]] = {}
+        self._heldout: dict[int, tuple[float, float, float]] = {}
+
+    def update(self) -> bool:
+        """Read what was written since the last call; whether there was anything."""
+        changed = False
+        for file in self._files():
+            try:
+                size = file.stat().st_size
+            except OSError:
+                continue
+            if size < self._read.get(file, 0):  # another run has taken the place of this one
+                self.__init__(self.folder.parent)  # type: ignore[misc]
+                return self.update()
+            if size > self._read.get(file, 0):
+                changed |= self._consume(file, size)
+        return changed
+
+    def curve(self) -> dict[str, list[Any]]:
+        """The columns that `write_report` takes, and `restarts` in images seen."""
+        rows = [(x / n, step, y / n, None) for x, y, n, step in self._train.values()]
+        rows += [(images, step, None, loss) for images, step, loss in self._heldout.values()]  # type: ignore[misc]
+        rows.sort(key=lambda row: row[0])
+        return {
+            "images": [row[0] for row in rows],
+            "step": [row[1] for row in rows],
+            "train_loss": [row[2] for row in rows],
+            "heldout_loss": [row[3] for row in rows],
+            "restarts": list(self.restarts),
+        }
+
+    def _files(self) -> list[Path]:
+        try:
+            attempts = sorted((p for p in self.folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+            return [file for attempt in attempts for file in sorted(attempt.glob("metrics-*.jsonl"))]
+        except OSError:
+            return []
+
+    def _consume(self, file: Path, size: int) -> bool:
+        stride = max(1, math.ceil((size - self._read.get(file, 0)) / BACKLOG))
+        seen = False
+        for lines in self._chunks(file):
+            # The last line is where the run is now: it is never skipped.
+            for line in lines if stride == 1 else [*lines[:-1:stride], lines[-1]]:
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue  # a line that a kill has torn or somebody has damaged
+                if isinstance(row, dict):
+                    self._take(row)
+                    seen = True
+        return seen
+
+    def _chunks(self, file: Path) -> Iterator[list[bytes]]:
+        """Whole lines that were not read yet; a line without its end is left for the next time."""
+        try:
+            with file.open("rb") as stream:
+                stream.seek(self._read.get(file, 0))
+                while chunk := stream.read(CHUNK):
+                    end = chunk.rfind(b"\n") + 1
+                    if not end and len(chunk) < CHUNK:
+                        return
+                    # A line longer than a chunk is no row of ours: it is passed over.
+                    end = end or len(chunk)
+                    self._read[file] = stream.tell() - len(chunk) + end
+                    stream.seek(self._read[file])
+                    yield chunk[:end].rstrip(b"\n").split(b"\n")
+        except OSError:
+            return
+
+    def _take(self, row: dict[str, Any]) -> None:
+        step, images = row.get("step"), row.get("images")
+        if row.get("kind") == "start":
+            if isinstance(step, int) and step > 0:
+                self._begin_again(step)
+            return
+        if not (_positive(step) and _positive(images)):
+            return
+        self.last = {**self.last, **row}
+        bin_ = math.floor(BINS_A_DECADE * math.log10(images))  # type: ignore[arg-type]
+        if _positive(row.get("loss")):
+            x, y, n, _ = self._train.get(bin_, (0.0, 0.0, 0, 0.0))
+            self._train[bin_] = (x + images, y + row["loss"], n + 1, step)  # type: ignore[operator, assignment]
+        if _positive(row.get("heldout_loss")):
+            self._heldout[bin_] = (float(images), float(step), float(row["heldout_loss"]))  # type: ignore[arg-type]
+
+    def _begin_again(self, step: int) -> None:
+        """What earlier attempts said about later steps was not committed, and is trained again."""
+        if self._train:
+            before = [x / n for x, _, n, last in self._train.values() if last <= step]
+            if before:
+                self.restarts.append(max(before))
+        self._train = {k: v for k, v in self._train.items() if v[3] <= step}
+        self._heldout = {k: v for k, v in self._heldout.items() if v[1] <= step}
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
