@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from isoflop.data import Batch, Source, batches, open_source
-from isoflop.data.augment import crop_flip
+from isoflop.data.transforms import draw_uniforms, shift_flip
 from isoflop.errors import DataError
 
 
@@ -55,11 +55,11 @@ def test_every_sample_is_seen_once_per_epoch_though_batches_straddle_epochs(digi
     assert np.array_equal(np.sort(pairs), np.arange(100 * len(digits)))
 
 
-def test_crop_flip_shows_shifted_and_mirrored_copies() -> None:
+def test_shift_flip_shows_shifted_and_mirrored_copies() -> None:
     """Every output is one of the crops that torch's own reflection padding gives, flipped or not."""
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     indices = np.arange(64)
-    augmented = crop_flip(images, seed=0, epochs=np.zeros(64, dtype=np.int64), indices=indices)
+    augmented = shift_flip(images, draw_uniforms(0, np.zeros(64, dtype=np.int64), indices))
     padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     flipped = 0
     for image, source in zip(augmented, padded, strict=True):
@@ -74,9 +74,9 @@ def test_crop_flip_shows_shifted_and_mirrored_copies() -> None:
 def test_an_image_is_augmented_anew_in_each_epoch_and_alike_in_any_batch() -> None:
     images = torch.arange(16 * 256, dtype=torch.int64).to(torch.uint8).view(16, 1, 16, 16)
     indices, first = np.arange(16), np.zeros(16, dtype=np.int64)
-    whole = crop_flip(images, seed=0, epochs=first, indices=indices)
-    assert torch.equal(whole[5:6], crop_flip(images[5:6], seed=0, epochs=first[:1], indices=indices[5:6]))
-    assert not torch.equal(whole, crop_flip(images, seed=0, epochs=first + 1, indices=indices))
+    whole = shift_flip(images, draw_uniforms(0, first, indices))
+    assert torch.equal(whole[5:6], shift_flip(images[5:6], draw_uniforms(0, first[:1], indices[5:6])))
+    assert not torch.equal(whole, shift_flip(images, draw_uniforms(0, first + 1, indices)))
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,9 @@ def draw(
     """The pictures (n, channels, size, size) and categories (n,) of the instances `indices` (n,).
 
     `shares` is the probability of each category, `turn` the range of angles as a share of the full circle, `zoom` the
-    smallest radius as a share of the picture's: what varies less is learned from fewer pictures. With 3 channels, each picture is drawn in a colour of its own. The
-    k-th picture depends on indices[k] and the other arguments alone, not on its neighbours.
+    smallest radius as a share of the picture's: what varies less is learned from fewer pictures. With 3 channels,
+    each picture is drawn in a colour of its own. The k-th picture depends on indices[k] and the other arguments
+    alone, not on its neighbours.
     """
     attractors = orbits(len(shares), seed)
     limits = np.cumsum(shares)[:-1]

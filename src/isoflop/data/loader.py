@@ -5,7 +5,7 @@ step k reads exactly what the uninterrupted run would have read.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from isoflop.data.augment import crop_flip
-from isoflop.data.order import locate
+from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source
+from isoflop.data.sources.images import ImageSource
+from isoflop.data.sources.mixture import Mixture
+from isoflop.data.transforms import augment_batch, draw_uniforms, find_augmentation
 from isoflop.errors import DataError
-
-_AUGMENTATIONS: dict[str, Callable[..., Tensor] | None] = {"none": None, "crop_flip": crop_flip}
 
 
 class Batch(NamedTuple):
@@ -32,32 +32,63 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (n, channels, size, size)"""
     labels: Tensor
-    """int64 (n,)"""
+    """int64 (n,), or float32 (n, classes) where images may have several classes"""
+    first: int = 0
+    """the place of this part's first image in the global batch"""
+    damages: tuple[Damage, ...] = ()
+    """samples that could not be used and were replaced"""
 
 
-class Batches(Dataset[Batch]):
+class _Failure(NamedTuple):
+    """What went wrong in making a batch, carried from a worker to the run in one line."""
+
+    message: str
+
+
+class _Batches(Dataset[Batch | _Failure]):
     """Batches by step; what `batches` iterates over."""
 
     def __init__(self, source: Source, *, seed: int, batch_size: int, augment: str, rank: int, world: int) -> None:
-        if augment not in _AUGMENTATIONS:
-            raise DataError(f"unknown augmentation `{augment}`; there is {', '.join(_AUGMENTATIONS)}")
         if batch_size < 1:
             raise DataError(f"a batch needs at least one image, not {batch_size}")
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not one of {world} ranks")
-        self._source, self._seed, self._augment = source, seed, _AUGMENTATIONS[augment]
-        self._batch_size = batch_size
-        # Consecutive ranks hold consecutive parts of the batch; the parts differ by at most one image.
-        self._start, self._stop = batch_size * rank // world, batch_size * (rank + 1) // world
+        self._source, self._seed, self._batch_size = source, seed, batch_size
+        self._augmentation, self._is_plain = find_augmentation(augment), augment == "none"
+        self._start, self._stop = rank_part(batch_size, rank, world)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | _Failure:
+        try:
+            return self._make(step)
+        except DataError as error:
+            return _Failure(str(error))
+        except Exception as error:
+            return _Failure(f"step {step} of {self._source.uri}: {type(error).__name__}: {error}")
+
+    def _make(self, step: int) -> Batch:
         first = step * self._batch_size
         positions = np.arange(first + self._start, first + self._stop, dtype=np.int64)
-        epochs, indices = locate(positions, len(self._source), self._seed)
-        images, labels = self._source.read(indices)
-        if self._augment is not None:
-            images = self._augment(images, seed=self._seed, epochs=epochs, indices=indices)
-        return Batch(step, epochs, indices, images, labels)
+        epochs, indices = self._source.order.locate(positions, self._seed)
+        damages: tuple[Damage, ...] = ()
+        if isinstance(self._source, ImageSource | Mixture):
+            u = draw_uniforms(self._seed, epochs, indices)
+            images, labels, damages = self._source.read_views(indices, self._augmentation, u)
+        else:
+            images, labels = self._source.read(indices)
+            if not self._is_plain:
+                images = augment_batch(self._augmentation, images, draw_uniforms(self._seed, epochs, indices))
+        return Batch(step, epochs, indices, images, labels, self._start, damages)
+
+
+def rank_part(batch_size: int, rank: int, world: int) -> tuple[int, int]:
+    """Which images of a global batch are rank `rank`'s: from the first number up to the second.
+
+    Parts are consecutive and of nearly equal size. They begin at even places (if there are two images a rank), so
+    that the neighbours 2i and 2i+1, which Mixup and CutMix mix, are never apart.
+    """
+    grid = 2 if batch_size >= 2 * world else 1
+    start, stop = (batch_size * r // world // grid * grid for r in (rank, rank + 1))
+    return start, batch_size if rank + 1 == world else stop
 
 
 def batches(
@@ -71,17 +102,41 @@ def batches(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    quarantine: Quarantine | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps start_step … stop_step-1 for one rank, in order.
 
-    `batch_size` is the global one: of each step's images, rank r gets those between ⌊B·r/world⌋ and ⌊B·(r+1)/world⌋.
-    `augment` is "none" or "crop_flip". With `workers` processes the batches are made ahead of time; they are the same
-    for any number of workers, and with 0 they are made in this process, without overhead.
+    `batch_size` is the global one, of which a rank gets the part that `rank_part` says. `augment` is a name in
+    `transforms.AUGMENTATIONS`. With `workers` processes the batches are made ahead of time; they are the same for any
+    number of workers, and with 0 they are made in this process, without overhead.
+
+    Damaged samples are replaced and put into `quarantine`, which raises DataError when they are too many. Whatever else
+    goes wrong in a worker is a DataError of one line here.
     """
-    dataset = Batches(source, seed=seed, batch_size=batch_size, augment=augment, rank=rank, world=world)
+    dataset = _Batches(source, seed=seed, batch_size=batch_size, augment=augment, rank=rank, world=world)
     steps = range(start_step, stop_step)
-    if workers == 0:
-        return map(dataset.__getitem__, steps)
+    made = map(dataset.__getitem__, steps) if workers == 0 else _in_workers(dataset, steps, workers)
+    return _checked(made, Quarantine(len(source)) if quarantine is None else quarantine)
+
+
+def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine) -> Iterator[Batch]:
+    for batch in made:
+        if isinstance(batch, _Failure):
+            raise DataError(batch.message)
+        if batch.damages:
+            quarantine.add(batch.damages)
+        yield batch
+
+
+def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch | _Failure]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # that is the user's choice
-        return iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers))
+        made = iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers))
+    for step in steps:
+        try:
+            yield next(made)
+        except RuntimeError as error:  # a worker that was killed, most often for want of memory
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"a data worker died while making step {step} ({reason}); fewer workers need less memory"
+            ) from error

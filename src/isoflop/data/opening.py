@@ -1,40 +1,76 @@
-"""From a URI to a source: `fractals?classes=1000`, `digits`, `parquet:PATH`, `folder:PATH`."""
+"""From a URI to a source.
+
+    fractals?classes=1000&zipf=1.5&images=N     digits
+    folder:PATH     table:FILE.csv     parquet:PATH     hf:NAME     torchvision:NAME
+    shards:PATH/{000..127}.tar         shards:s3://bucket/{000..127}.tar?cache_gb=50&window=16
+    mixture:3*parquet:A + 1*folder:B
+
+Stored data takes three more options: `balance=1` visits every class equally often, `repeat=K` shows each sample K
+times in a row with different augmentation, and `decode=once` or `decode=each` says whether images are decoded once,
+at the size of the model, or each time anew (by default: once up to 64 px).
+"""
 
 import difflib
+import re
 from collections.abc import Callable
+from fractions import Fraction
+from math import lcm
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
-from isoflop.data.cache import cached_array
-from isoflop.data.records import Records, decode_all
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.data.cache import decoded_images
+from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
+from isoflop.data.records import Part, Records
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, array_statistics
+from isoflop.data.sources.datasets import hugging_face_records, torchvision_records
 from isoflop.data.sources.digits import digits
 from isoflop.data.sources.folder import FolderRecords
 from isoflop.data.sources.fractals import Fractals
+from isoflop.data.sources.images import ImageSource
+from isoflop.data.sources.mixture import Mixture
 from isoflop.data.sources.parquet import ParquetRecords
+from isoflop.data.sources.shards import ShardRecords
+from isoflop.data.sources.table import TableRecords
 from isoflop.errors import DataError
 
+_LARGEST_DECODED_ONCE = 64  # px
+_WINDOW = 16  # remote shards at hand at a time
+
+Options = dict[str, Any]
+
 _GENERATED: dict[str, tuple[Callable[..., Source], dict[str, type]]] = {
-    "fractals": (Fractals, {"classes": int, "zipf": float, "turn": float, "zoom": float, "images": int}),
+    "fractals": (Fractals, {"classes": int, "zipf": float, "images": int}),
     "digits": (digits, {}),
 }
-_STORED: dict[str, Callable[[Path, Literal["train", "test"]], Records]] = {
-    "folder": FolderRecords,
-    "parquet": ParquetRecords,
+_STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type]]] = {
+    "folder": (lambda path, part, _: FolderRecords(_local(path), part), {}),
+    "table": (lambda path, part, _: TableRecords(_local(path), part), {}),
+    "parquet": (lambda path, part, _: ParquetRecords(_local(path), part), {}),
+    "shards": (
+        lambda path, part, o: ShardRecords(_tilde(path), part, cache_bytes=int(o.get("cache_gb", 50) * 2**30)),
+        {"cache_gb": float, "window": int},
+    ),
+    "hf": (lambda name, part, _: hugging_face_records(name, part), {}),
+    "torchvision": (lambda name, part, o: torchvision_records(name, part, root=o.get("root")), {"root": str}),
 }
+_COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
+_MIXTURE = "mixture"
 
 
 def open_source(
     uri: str, *, split: Split, image_size: int, heldout: int = 8192, seed: int = 0, channels: int | None = None
 ) -> Source:
-    """The source that `uri` names.
+    """The source that `uri` names (see this module's first lines).
 
     "train" and "heldout" never share a sample: of stored data, a part keyed by `seed` is held out from the training
-    files, `heldout` samples but at most a fifth. "test" is the data set's own test split. `seed` also chooses the
-    fractals; it is the data's, not the run's. `channels` is 1 or 3; by default 1 for fractals and digits, 3 for
-    stored images.
+    files, `heldout` samples but at most a fifth. "test" is the data set's own test part. `seed` also chooses the
+    fractals; it is the data's, not the run's. `channels` is 1 or 3; by default 1 for fractals and digits, 3 for stored
+    images.
 
     Raises DataError for an unknown kind, a bad option, or data that cannot be read.
     """
@@ -42,45 +78,99 @@ def open_source(
         raise DataError(f"unknown split `{split}`; the splits are {', '.join(get_args(Split))}")
     if channels not in (None, 1, 3):
         raise DataError(f"images have 1 or 3 channels, not {channels}")
-    head, _, query = uri.partition("?")
-    kind, _, path = head.partition(":")
+    kind, path, options = parse_uri(uri)
+    if kind == _MIXTURE:
+        parts = _mixture_parts(uri, path)
+        stored = any(parse_uri(part)[0] in _STORED for part, _ in parts)
+        own_channels = channels or (3 if stored else 1)
+        sources = [
+            open_source(part, split=split, image_size=image_size, heldout=heldout, seed=seed, channels=own_channels)
+            for part, _ in parts
+        ]
+        return Mixture(uri, sources, [weight for _, weight in parts])
     if kind in _GENERATED:
-        make, types = _GENERATED[kind]
-        options = _options(uri, query, types)
+        make, _ = _GENERATED[kind]
         return make(split=split, image_size=image_size, heldout=heldout, seed=seed, channels=channels or 1, **options)
-    if kind in _STORED:
-        _options(uri, query, {})
-        if not path:
-            raise DataError(f"`{uri}` needs a path: {kind}:PATH")
-        root = Path(path).expanduser()
-        train = _Decoded(_STORED[kind](root, "train"), image_size, channels or 3)
-        if split == "test":
-            return _Decoded(_STORED[kind](root, "test"), image_size, channels or 3).source(None, train)
-        return train.source(SplitIndices(len(train.images), split, heldout, seed), train)
-    raise DataError(f"unknown data source `{uri}`{_did_you_mean(kind, [*_GENERATED, *_STORED])}")
+    records = open_records(uri, "test" if split == "test" else "train")
+    subset = None if split == "test" else SplitIndices(len(records), split, heldout, seed)
+    order = _order(records, subset, options)
+    decode = options.get("decode") or ("once" if image_size <= _LARGEST_DECODED_ONCE else "each")
+    if decode == "each":
+        return ImageSource(records, subset, image_size=image_size, channels=channels or 3, order=order)
+    images, damages = decoded_images(records, image_size, channels or 3)
+    train = records if split != "test" else open_records(uri, "train")
+    train_images, _ = decoded_images(train, image_size, channels or 3)
+    source = ArraySource(
+        images,
+        records.labels,
+        uri=uri,
+        class_names=records.class_names,
+        fingerprint=records.fingerprint,
+        rows=np.arange(len(records)) if subset is None else subset.all(),
+        statistics=array_statistics(train_images),
+        damages=damages,
+    )
+    source.order = order
+    return source
 
 
-class _Decoded:
-    """All images of `records` at `image_size`, decoded once and kept on disk."""
-
-    def __init__(self, records: Records, image_size: int, channels: int) -> None:
-        key = f"{records.fingerprint}-{image_size}px-{channels}c"
-        self.records = records
-        self.images = cached_array(key, lambda: decode_all(records, image_size, channels))
-
-    def source(self, subset: SplitIndices | None, train: "_Decoded") -> ArraySource:
-        return ArraySource(
-            self.images,
-            self.records.labels,
-            uri=self.records.uri,
-            class_names=self.records.class_names,
-            fingerprint=self.records.fingerprint,
-            subset=subset,
-            statistics=array_statistics(train.images),
-        )
+def open_records(uri: str, part: Part) -> Records:
+    """The encoded images of one part of stored data. Raises DataError for generated data and bad URIs."""
+    kind, path, options = parse_uri(uri)
+    if kind not in _STORED:
+        raise DataError(f"`{uri}` is not stored data; that is {', '.join(f'{k}:…' for k in _STORED)}")
+    return _STORED[kind][0](path, part, options)
 
 
-def _options(uri: str, query: str, types: dict[str, type]) -> dict[str, Any]:
+def parse_uri(uri: str) -> tuple[str, str, Options]:
+    """Kind, path and options of a URI, whose names and types are checked."""
+    kind = re.split(r"[:?]", uri, maxsplit=1)[0]
+    if kind == _MIXTURE:
+        return kind, uri.partition(":")[2], {}
+    if kind not in _GENERATED and kind not in _STORED:
+        raise DataError(f"unknown data source `{uri}`{_did_you_mean(kind, [*_GENERATED, *_STORED, _MIXTURE])}")
+    head, _, query = uri.partition("?")
+    path = head.partition(":")[2]
+    if kind in _STORED and not path:
+        raise DataError(f"`{uri}` needs a path or a name: {kind}:PATH")
+    types = _GENERATED[kind][1] if kind in _GENERATED else _STORED[kind][1] | _COMMON
+    options = _options(uri, query, types)
+    if options.get("decode", "once") not in ("once", "each"):
+        raise DataError(f"`decode={options['decode']}` in `{uri}` must be once or each")
+    return kind, path, options
+
+
+def _order(records: Records, subset: SplitIndices | None, options: Options) -> Order:
+    """The order that suits the storage, changed as the options say."""
+    num_samples = len(records) if subset is None else len(subset)
+    order: Order = GlobalOrder(num_samples)
+    if records.shard_sizes is not None and ("window" in options or getattr(records, "is_remote", False)):
+        sizes = records.shard_sizes if subset is None else subset.sizes_of(records.shard_sizes)
+        order = WindowedOrder(sizes, options.get("window", _WINDOW))
+    if options.get("balance"):
+        labels: NDArray[Any] = np.asarray(records.labels)
+        labels = labels if subset is None else labels[subset.all()]
+        if labels.ndim > 1 or (labels < 0).any():
+            raise DataError(f"{records.uri}: balance=1 needs one class per image")
+        order = BalancedOrder(labels.astype(np.int64))
+    return RepeatedOrder(order, options["repeat"]) if "repeat" in options else order
+
+
+def _mixture_parts(uri: str, text: str) -> list[tuple[str, int]]:
+    """The URIs and integer weights in `3*parquet:A + 0.5*folder:B`; a part without a weight counts once."""
+    parts: list[tuple[str, Fraction]] = []
+    for piece in re.split(r"\s+\+\s+", text.strip()):
+        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", piece)
+        if match is None or parse_uri(match.group(2))[0] == _MIXTURE:
+            raise DataError(f"`{uri}` must read like mixture:3*parquet:A + 1*folder:B")
+        parts.append((match.group(2), Fraction(match.group(1) or 1)))
+    if any(weight <= 0 or weight.denominator > 1000 for _, weight in parts):
+        raise DataError(f"`{uri}`: weights are positive, with at most three decimals")
+    common = lcm(*(weight.denominator for _, weight in parts))
+    return [(part, int(weight * common)) for part, weight in parts]
+
+
+def _options(uri: str, query: str, types: dict[str, type]) -> Options:
     """The options after the question mark, converted to their types."""
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
@@ -97,3 +187,11 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     if close := difflib.get_close_matches(word, known, n=1):
         return f" - did you mean `{close[0]}`?"
     return f"; there is {', '.join(sorted(known))}" if known else "; there are none"
+
+
+def _tilde(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _local(path: str) -> Path:
+    return Path(path).expanduser()

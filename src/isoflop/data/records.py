@@ -1,29 +1,45 @@
 """Records: encoded images with labels, as they lie in storage. Each kind of storage is one file in `sources/`."""
 
-import io
-from typing import Protocol
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from isoflop.errors import DataError
+
+Part = Literal["train", "test"]
+"""The parts in which data sets are stored; what is held out is taken from the first."""
+
+Labels = NDArray[np.int64] | NDArray[np.uint8]
+"""int64 (N,), with -1 for unlabelled; or uint8 (N, classes) of zeros and ones where an image may have several classes
+"""
+
+TEST_NAMES = ("test", "val", "validation")
+"""What the part for testing may be called in storage; the first that is there is taken."""
+
+_HASHED_WHOLE = 1 << 28  # bytes; larger files are fingerprinted by their size and 64 blocks of 64 KiB
+_BLOCK = 1 << 16
 
 
 class Records(Protocol):
     """Encoded images by index, in the order in which they are stored."""
 
     uri: str
-    labels: NDArray[np.int64]
+    labels: Labels
     class_names: tuple[str, ...]
     fingerprint: str
+    shard_sizes: NDArray[np.int64] | None
+    """The numbers of records in consecutive shards, where whole shards are best read together; else None."""
 
     def __len__(self) -> int:
         """The number of records."""
         ...
 
     def read(self, index: int) -> bytes:
-        """The encoded image of one record."""
+        """The encoded image of one record. Raises DamagedImage or OSError if it cannot be read."""
         ...
 
     def name(self, index: int) -> str:
@@ -31,23 +47,35 @@ class Records(Protocol):
         ...
 
 
-def decode_all(records: Records, image_size: int, channels: int) -> NDArray[np.uint8]:
-    """Every record decoded, its shorter side brought to `image_size`, and its centre cut out: uint8 (n, channels, s,
-    s).
-    """
-    images = np.empty((len(records), channels, image_size, image_size), dtype=np.uint8)
-    for index in range(len(records)):
-        try:
-            images[index] = _decode(records.read(index), image_size, channels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{records.name(index)}: not a readable image ({error}); remove or repair it") from error
-    return images
+def no_labels(count: int) -> NDArray[np.int64]:
+    """Labels of unlabelled data: -1 for all, in O(1) memory."""
+    return np.broadcast_to(np.int64(-1), (count,))
 
 
-def _decode(encoded: bytes, image_size: int, channels: int) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(encoded)) as opened:
-        picture = opened.convert("L" if channels == 1 else "RGB")
-    if picture.size != (image_size, image_size):
-        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> None:
+    """Raises DataError unless all labels lie in 0 … num_classes-1 (or all are -1: unlabelled)."""
+    if len(labels) == 0:
+        raise DataError(f"{where}: no samples")
+    low, high = int(labels.min()), int(labels.max())
+    if low == high == -1:
+        return
+    if low < 0 or high >= num_classes:
+        missing = int((labels < 0).sum())
+        detail = f"{missing} samples have no label" if missing else f"label {high}, but {num_classes} classes"
+        raise DataError(f"{where}: {detail}")
+
+
+def fingerprint_files(files: Iterable[Path]) -> str:
+    """A hash of the files' contents; of a file beyond 256 MB, of its size and of 64 blocks spread over it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            if size <= _HASHED_WHOLE:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+                continue
+            for k in range(64):
+                stream.seek((size - _BLOCK) * k // 63)
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from isoflop.data.keyed import derive_key
 from isoflop.data.order import permute
+from isoflop.data.orders import Order
 
 Split = Literal["train", "heldout", "test"]
 
@@ -30,13 +31,19 @@ class Source(Protocol):
     """Changes when the content changes; a run that resumes checks it."""
     unique_images: int | None
     """The number of different training images, or None where they never repeat."""
+    order: Order
+    """The order in which a run visits this split."""
 
     def __len__(self) -> int:
         """The number of samples in this split."""
         ...
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images uint8 (n, channels, image_size, image_size) and labels int64 (n,) of the samples `indices` (n,)."""
+        """Images uint8 (n, channels, image_size, image_size) and labels of the samples `indices` (n,).
+
+        Labels are int64 (n,), -1 where the data has none; or float32 (n, num_classes) of zeros and ones where an image
+        may belong to several classes.
+        """
         ...
 
 
@@ -65,6 +72,12 @@ class SplitIndices:
         # them.
         training_before = self._heldout - np.arange(len(self._heldout))
         return indices + np.searchsorted(training_before, indices, side="right")
+
+    def sizes_of(self, shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many samples of this split each of consecutive shards holds."""
+        ends = np.cumsum(shard_sizes)
+        held = np.diff(np.searchsorted(self._heldout, ends), prepend=0)
+        return np.asarray(shard_sizes - held if self._is_train else held)
 
     def all(self) -> NDArray[np.int64]:
         """The numbers of all of this split's samples, ascending."""

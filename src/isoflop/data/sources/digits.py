@@ -23,13 +23,13 @@ def digits(*, split: Split, image_size: int, heldout: int, seed: int, channels: 
     labels = np.asarray(bunch.target, dtype=np.int64)
     shuffled = permute(np.arange(len(labels)), len(labels), derive_key("digits test split"))
     test, train = np.sort(shuffled[: len(labels) // _TEST_SHARE]), np.sort(shuffled[len(labels) // _TEST_SHARE :])
-    subset = test if split == "test" else train[SplitIndices(len(train), split, heldout, seed).all()]
+    rows = test if split == "test" else train[SplitIndices(len(train), split, heldout, seed).all()]
     return ArraySource(
         images,
         labels,
         uri="digits",
         class_names=tuple("0123456789"),
         fingerprint=f"{derive_key('digits-v1', image_size, channels, int(labels.sum())):016x}",
-        subset=subset,
+        rows=rows,
         statistics=array_statistics(images[train]),
     )

@@ -1,40 +1,48 @@
-"""`folder:PATH`: one subfolder per class; or `train/` and `test/` (or `val/`), each with one subfolder per class."""
+"""`folder:PATH`: one subfolder per class; or `train/` and `test/` (or `val/`), each with one subfolder per class.
+
+A folder with images and no subfolders is unlabelled data.
+"""
 
 import hashlib
+import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from isoflop.data.records import TEST_NAMES, Labels, Part, no_labels
 from isoflop.errors import DataError
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
-_TEST_NAMES = ("test", "val", "validation")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 
 
 class FolderRecords:
     """Image files, labelled by the folder in which they lie."""
 
-    def __init__(self, path: Path, part: Literal["train", "test"]) -> None:
+    shard_sizes: NDArray[np.int64] | None = None
+
+    def __init__(self, path: Path, part: Part) -> None:
         self.uri = f"folder:{path}"
         root = _root(path, part)
-        classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES and f.is_file())
-            files += found
-            labels += [label] * len(found)
-        if not files:
+        classes = _subfolders(_root(path, "train") if part == "test" else root)  # a class may have no test image
+        if unknown := set(_subfolders(root)) - set(classes):
+            raise DataError(f"folder:{root}: class `{min(unknown)}` has no training images")
+        files = [_images_below(root / name) for name in classes]
+        if any(files):
+            self.labels: Labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+        else:
+            classes, files = [], [_images_below(root)]
+            self.labels = no_labels(len(files[0]))
+        names = [os.path.relpath(file, root) for found in files for file in found]
+        if not names:
             raise DataError(f"folder:{root}: no images; expected one subfolder per class with image files inside")
         self.class_names = tuple(classes)
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self._root = root
-        # one block, no Python list to copy
-        self._names = np.asarray([str(f.relative_to(root)).encode() for f in files])
+        self._root = str(root)
+        self._names = np.asarray([os.fsencode(name) for name in names])  # one block: no Python list for workers to copy
         digest = hashlib.blake2b(digest_size=16)
-        for file in files:
-            digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
+        for name in names:
+            stat = os.stat(root / name)
+            digest.update(f"{name}\0{stat.st_size}\0".encode(errors="surrogateescape"))
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -42,20 +50,34 @@ class FolderRecords:
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        return Path(self.name(index)).read_bytes()
+        with open(self.name(index), "rb") as file:
+            return file.read()
 
     def name(self, index: int) -> str:
         """See `Records.name`."""
-        return str(self._root / self._names[index].decode())
+        return os.path.join(self._root, os.fsdecode(self._names[index]))
 
 
-def _root(path: Path, part: str) -> Path:
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images_below(folder: Path) -> list[str]:
+    """The image files in a folder and its subfolders, sorted; links to folders are not followed."""
+    return sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    )
+
+
+def _root(path: Path, part: Part) -> Path:
     if not path.is_dir():
         raise DataError(f"folder:{path}: no such folder")
-    names = ("train",) if part == "train" else _TEST_NAMES
-    for name in names:
+    for name in ("train",) if part == "train" else TEST_NAMES:
         if (path / name).is_dir():
             return path / name
     if part == "train":
         return path
-    raise DataError(f"folder:{path}: no test split; expected a subfolder named {', '.join(_TEST_NAMES)}")
+    raise DataError(f"folder:{path}: no test part; expected a subfolder named {', '.join(TEST_NAMES)}")

@@ -1,4 +1,6 @@
-"""`fractals?classes=1000&zipf=1.5&turn=1&zoom=0.5&images=N`: generated pictures, without limit unless `images` is given."""
+"""`fractals?classes=1000&zipf=1.5&turn=1&zoom=0.5&images=N`: generated pictures, without limit unless `images` is
+given.
+"""
 
 import numpy as np
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from isoflop.data.fractals import draw, orbits, zipf_probabilities
 from isoflop.data.keyed import derive_key
+from isoflop.data.orders import GlobalOrder, Order
 from isoflop.data.source import Split, mean_and_std
 from isoflop.errors import DataError
 
@@ -51,7 +54,8 @@ class Fractals:
         self.image_size = image_size
         self.unique_images = images
         self.fingerprint = f"{derive_key(_VERSION, self.uri, image_size, channels, seed):016x}"
-        self._length = {"train": images or _UNLIMITED, "heldout": heldout, "test": _TEST_IMAGES}[split]
+        self._length: int = {"train": images or _UNLIMITED, "heldout": heldout, "test": _TEST_IMAGES}[split]
+        self.order: Order = GlobalOrder(self._length)
         self._first = _FIRST_INSTANCE[split]
         self._seed = seed
         self._turn, self._zoom = turn, zoom

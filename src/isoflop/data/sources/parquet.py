@@ -1,58 +1,57 @@
-"""`parquet:PATH`: Parquet in the layout of Hugging Face datasets: a column of {bytes, path} structs and a column of
-labels.
+"""`parquet:PATH`: Parquet in the layout of Hugging Face datasets: a column of {bytes, path} structs and one of labels.
 
-PATH is one file, or a folder with files named after their split: `train*.parquet`, `test*.parquet` or
-`validation*.parquet`, in the folder itself or in its subfolder `data`.
+PATH is one file, or a folder with files named after their part: `train*.parquet`, `test*.parquet` or
+`validation*.parquet`, in the folder itself or below it. Without a column of labels the images are unlabelled; a column
+of lists is multi-label.
 """
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from isoflop.data.decode import DamagedImage
+from isoflop.data.records import TEST_NAMES, Labels, Part, check_labels, fingerprint_files, no_labels
 from isoflop.errors import DataError
 
-_TEST_NAMES = ("test", "validation", "val")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 
 
 class ParquetRecords:
     """The encoded images and labels of the Parquet files of one part of a data set."""
 
-    def __init__(self, path: Path, part: Literal["train", "test"]) -> None:
+    shard_sizes: NDArray[np.int64] | None = None
+
+    def __init__(self, path: Path, part: Part) -> None:
         self.uri = f"parquet:{path}"
-        self._files = _files(path, part)
-        tables = [_read(file) for file in self._files]
-        schema = tables[0].schema
-        image_column, label_column = _image_column(schema, self._files[0]), _label_column(schema, self._files[0])
-        self.class_names = _class_names(schema, label_column)
-        self._images = pa.concat_tables([t.select([image_column]) for t in tables]).column(0).combine_chunks()
-        if isinstance(self._images, pa.ChunkedArray):
-            raise DataError(f"{path}: more than 2 GB of images in Parquet; convert it to shards")
-        if pa.types.is_struct(self._images.type):
-            self._images = self._images.field("bytes")
-        labels = pa.concat_tables([t.select([label_column]) for t in tables]).column(0)
-        if labels.null_count:
-            raise DataError(f"{path}: {labels.null_count} rows have no label in column `{label_column}`")
-        self.labels: NDArray[np.int64] = labels.to_numpy().astype(np.int64)
-        if not self.class_names:
-            self.class_names = tuple(str(c) for c in range(int(self.labels.max()) + 1))
-        _check_labels(self.labels, len(self.class_names), path)
-        self.fingerprint = _content_hash(self._files)
+        files = _files(path, part)
+        schema = _schema(files[0])
+        image_column, label_column = _image_column(schema, files[0]), _label_column(schema)
+        columns = [image_column] + ([label_column] if label_column else [])
+        table = pa.concat_tables([_read(file, columns) for file in files])
+        self._chunks = [_bytes_of(chunk) for chunk in table.column(image_column).chunks]
+        self._ends = np.cumsum([len(chunk) for chunk in self._chunks])
+        self.class_names: tuple[str, ...] = ()
+        self.labels: Labels = no_labels(table.num_rows)
+        if label_column:
+            self.class_names = _class_names(schema, label_column)
+            self.labels, self.class_names = _labels(table.column(label_column), self.class_names, self.uri)
+        self.fingerprint = fingerprint_files(files)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        encoded = self._images[index].as_py()
+        chunk = int(np.searchsorted(self._ends, index, side="right"))
+        images = self._chunks[chunk]
+        encoded = images[int(index) - int(self._ends[chunk]) + len(images)].as_py()
         if encoded is None:
-            raise ValueError("the row has no image")
+            raise DamagedImage("the row has no image")
         return bytes(encoded)
 
     def name(self, index: int) -> str:
@@ -60,25 +59,36 @@ class ParquetRecords:
         return f"{self.uri} row {index}"
 
 
-def _files(path: Path, part: str) -> list[Path]:
+def _files(path: Path, part: Part) -> list[Path]:
     if path.is_file():
         if part == "test":
-            raise DataError(f"parquet:{path} is one file, which has no test split; name its folder instead")
+            raise DataError(f"parquet:{path} is one file, which has no test part; name its folder instead")
         return [path]
     if not path.is_dir():
         raise DataError(f"parquet:{path}: no such file or folder")
-    for name in ("train",) if part == "train" else _TEST_NAMES:
-        if found := sorted([*path.glob(f"{name}*.parquet"), *path.glob(f"data/{name}*.parquet")]):
+    for name in ("train",) if part == "train" else TEST_NAMES:
+        if found := sorted(path.rglob(f"{name}*.parquet")):
             return found
     names = "train*.parquet" if part == "train" else "test*.parquet or validation*.parquet"
     raise DataError(f"parquet:{path}: no {names} in this folder")
 
 
-def _read(file: Path) -> Any:
+def _schema(file: Path) -> Any:
     try:
-        return pq.read_table(file)
+        return pq.read_schema(file)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not readable as Parquet ({error})") from error
+        raise DataError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _read(file: Path, columns: list[str]) -> Any:
+    try:
+        return pq.read_table(file, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _bytes_of(chunk: Any) -> Any:
+    return chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
 
 
 def _image_column(schema: Any, file: Path) -> str:
@@ -89,35 +99,38 @@ def _image_column(schema: Any, file: Path) -> str:
     raise DataError(f"{file}: no column of encoded images; the columns are {', '.join(schema.names)}")
 
 
-def _label_column(schema: Any, file: Path) -> str:
+def _label_column(schema: Any) -> str | None:
     for name in _LABEL_NAMES:
         if name in schema.names:
             return name
     integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    if len(integers) == 1:
-        return str(integers[0])
-    raise DataError(f"{file}: no column named {', '.join(_LABEL_NAMES)}; the columns are {', '.join(schema.names)}")
+    return str(integers[0]) if len(integers) == 1 else None
 
 
 def _class_names(schema: Any, label_column: str) -> tuple[str, ...]:
+    """The names in the metadata, where the feature may be a ClassLabel or a sequence of them."""
     metadata = (schema.metadata or {}).get(b"huggingface")
-    if not metadata:
-        return ()
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return tuple(features.get(label_column, {}).get("names", ()))
+    feature = json.loads(metadata).get("info", {}).get("features", {}).get(label_column, {}) if metadata else {}
+    while isinstance(feature, list):
+        feature = feature[0]
+    return tuple(feature.get("names") or feature.get("feature", {}).get("names", ()))
 
 
-def _check_labels(labels: NDArray[np.int64], num_classes: int, path: Path) -> None:
-    if len(labels) == 0:
-        raise DataError(f"parquet:{path}: no rows")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise DataError(f"parquet:{path}: labels from {low} to {high}, but {num_classes} classes")
-
-
-def _content_hash(files: list[Path]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
+def _labels(column: Any, names: tuple[str, ...], where: str) -> tuple[Labels, tuple[str, ...]]:
+    if column.null_count:
+        raise DataError(f"{where}: {column.null_count} samples have no label")
+    if pa.types.is_list(column.type):
+        lists = column.combine_chunks()
+        values = lists.flatten().to_numpy().astype(np.int64)
+        names = names or tuple(str(c) for c in range(int(values.max(initial=-1)) + 1))
+        check_labels(values, len(names), where)
+        several = np.zeros((len(lists), len(names)), dtype=np.uint8)
+        several[np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy()), values] = 1
+        return several, names
+    if pa.types.is_string(column.type):
+        words, numbers = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+        return numbers.astype(np.int64), tuple(words.tolist())
+    labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    names = names or tuple(str(c) for c in range(int(labels.max(initial=-1)) + 1))
+    check_labels(labels, len(names), where)
+    return labels, names

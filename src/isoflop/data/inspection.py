@@ -1,0 +1,198 @@
+"""`isoflop data check`: every image of a data set read and decoded, and what was found, before a run meets it."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
+from isoflop.data.opening import open_records
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage
+from isoflop.data.records import Part, Records
+from isoflop.errors import DataError
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is"""
+
+_CHUNK = 256  # records a worker checks at a time
+_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",)}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a data set holds, and what is wrong with it."""
+
+    uri: str
+    part: Part
+    images: int
+    classes: dict[str, int]
+    """images per class"""
+    formats: dict[str, int]
+    widths: tuple[int, int, int]
+    """smallest, median and largest, in pixels"""
+    heights: tuple[int, int, int]
+    megabytes: float
+    broken: list[Damage] = field(default_factory=list)
+    """what a run would replace, or leave out"""
+    suspicious: list[Damage] = field(default_factory=list)
+    """what a run would use, but somebody should look at"""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """an image, and the first one with the same bytes"""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a run would accept this data: at most 0.1 % broken."""
+        return len(self.broken) <= ALLOWED_SHARE * (self.images + sum(d.sample < 0 for d in self.broken))
+
+    def lines(self, most: int = 20) -> list[str]:
+        """The report as text, with at most `most` findings of each kind."""
+        counts = sorted(self.classes.values())
+        sizes = "×".join(f"{low}–{high} (median {middle})" for low, middle, high in (self.widths, self.heights))
+        lines = [
+            f"{self.uri} ({self.part}): {self.images:,} images, {self.megabytes:,.1f} MB, {sizes} px",
+            "formats: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self.formats.items())),
+            f"classes: {len(counts)}, {counts[0]:,} to {counts[-1]:,} images each" if counts else "classes: none",
+        ]
+        duplicates = [Damage(-1, name, f"the same bytes as {first}") for name, first in self.duplicates]
+        for title, found in (("broken", self.broken), ("suspicious", self.suspicious), ("duplicates", duplicates)):
+            lines.append(f"{title}: {len(found):,}")
+            lines += [f"  {damage.name}: {damage.reason}" for damage in found[:most]]
+            if len(found) > most:
+                lines.append(f"  … and {len(found) - most:,} more")
+        verdict = "usable" if self.is_usable else f"a run would stop: more than {ALLOWED_SHARE:.1%} is broken"
+        return [*lines, f"verdict: {verdict}"]
+
+
+class _Finding(NamedTuple):
+    """What one record showed."""
+
+    sample: int
+    size: int
+    digest: bytes
+    header: Header | None
+    broken: str
+    suspicious: str
+
+
+def check(uri: str, *, part: Part = "train", workers: int = 1, progress: Progress | None = None) -> CheckReport:
+    """Reads and decodes every image of one part of the data at `uri` (or a path, see `guess_uri`).
+
+    With `workers` > 1 processes share the work. Raises DataError if the data cannot be opened at all.
+    """
+    uri = guess_uri(uri)
+    left_out: list[Damage] = []
+    records = _open_tolerant(uri, part, left_out)
+    starts = range(0, len(records), _CHUNK)
+    findings: list[_Finding] = []
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            jobs = [pool.submit(_check_chunk, uri, part, start) for start in starts]
+            for job in jobs:
+                findings += job.result()
+                if progress:
+                    progress(len(findings), len(records))
+    else:
+        for start in starts:
+            findings += [_examine(records, k) for k in range(start, min(start + _CHUNK, len(records)))]
+            if progress:
+                progress(len(findings), len(records))
+    return _summarise(uri, part, records, findings, left_out)
+
+
+def guess_uri(text: str) -> str:
+    """`text` if it is a URI; for a path, the URI that its content suggests: shards, parquet, table or folder."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        return text
+    if path.is_file():
+        kinds = {".tar": "shards", ".parquet": "parquet", ".csv": "table"}
+        if path.suffix not in kinds:
+            raise DataError(f"{text}: neither a folder nor a .tar, .parquet or .csv file")
+        return f"{kinds[path.suffix]}:{path}"
+    if any(path.glob("*.tar")):
+        has_parts = any(path.glob("train*.tar"))
+        return f"shards:{path}" if has_parts else f"shards:{path}/*.tar"
+    return f"parquet:{path}" if any(path.rglob("*.parquet")) else f"folder:{path}"
+
+
+def _open_tolerant(uri: str, part: Part, left_out: list[Damage]) -> Records:
+    """The records, even where so much is broken that a run would refuse them."""
+    from isoflop.data.opening import parse_uri
+    from isoflop.data.sources.shards import ShardRecords
+
+    kind, path, _ = parse_uri(uri)
+    if kind != "shards":
+        return open_records(uri, part)
+    records = ShardRecords(path, part, allowed_share=1.0)
+    left_out += records.problems
+    return records
+
+
+def _check_chunk(uri: str, part: Part, start: int) -> list[_Finding]:
+    records = _open_tolerant(uri, part, [])
+    return [_examine(records, k) for k in range(start, min(start + _CHUNK, len(records)))]
+
+
+def _examine(records: Records, index: int) -> _Finding:
+    """Reads and decodes one record as a whole, and strictly."""
+    try:
+        encoded = records.read(index)
+    except (DamagedImage, OSError) as error:
+        return _Finding(index, 0, b"", None, f"unreadable: {error}", "")
+    digest = hashlib.blake2b(encoded, digest_size=8).digest()
+    header, broken, suspicious = None, "", ""
+    try:
+        header = read_header(encoded)
+        decode_crop(encoded, header, centre_box_of(header, 8), size=8, channels=3)
+        suspicious = _wrong_extension(records.name(index), header.format)
+        if header.format == "JPEG":
+            simplejpeg.decode_jpeg(encoded, "GRAY", strict=True)
+    except DamagedImage as error:
+        broken = str(error)
+    except ValueError as error:
+        suspicious = str(error)
+    return _Finding(index, len(encoded), digest, header, broken, suspicious)
+
+
+def _wrong_extension(name: str, image_format: str) -> str:
+    extension = name.rpartition(".")[2].lower()
+    is_known = any(extension in known for known in _EXTENSIONS.values())
+    if is_known and extension not in _EXTENSIONS.get(image_format, (extension,)):
+        return f"called .{extension}, but it is {image_format}"
+    return ""
+
+
+def _summarise(uri: str, part: Part, records: Records, findings: list[_Finding], left_out: list[Damage]) -> CheckReport:
+    labels: NDArray[Any] = np.asarray(records.labels)
+    is_single = labels.ndim == 1
+    counts = np.bincount(labels[labels >= 0], minlength=len(records.class_names)) if is_single else labels.sum(axis=0)
+    headers = [f.header for f in findings if f.header is not None]
+    first_with: dict[bytes, int] = {}
+    duplicates = []
+    for finding in findings:
+        if finding.digest and first_with.setdefault(finding.digest, finding.sample) != finding.sample:
+            duplicates.append((records.name(finding.sample), records.name(first_with[finding.digest])))
+    return CheckReport(
+        uri=uri,
+        part=part,
+        images=len(records),
+        classes={name: int(count) for name, count in zip(records.class_names, counts, strict=True)},
+        formats=dict(Counter(header.format for header in headers)),
+        widths=_spread([header.width for header in headers]),
+        heights=_spread([header.height for header in headers]),
+        megabytes=sum(finding.size for finding in findings) / 1e6,
+        broken=left_out + [Damage(f.sample, records.name(f.sample), f.broken) for f in findings if f.broken],
+        suspicious=[Damage(f.sample, records.name(f.sample), f.suspicious) for f in findings if f.suspicious],
+        duplicates=duplicates,
+    )
+
+
+def _spread(values: list[int]) -> tuple[int, int, int]:
+    return (min(values), int(np.median(values)), max(values)) if values else (0, 0, 0)

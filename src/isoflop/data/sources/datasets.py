@@ -1,0 +1,100 @@
+"""Data sets that libraries bring: `torchvision:CIFAR10`, `hf:NAME`, and anything with `__len__` and `__getitem__`."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from isoflop.data.cache import cache_directory
+from isoflop.data.decode import DamagedImage
+from isoflop.data.keyed import derive_key
+from isoflop.data.records import Labels, Part
+from isoflop.data.sources.parquet import ParquetRecords
+from isoflop.errors import DataError
+
+
+class DatasetRecords:
+    """A map-style data set of (picture, label) pairs; pictures are PIL images, and are handed on uncompressed.
+
+    The labels are read once, at the start, from an attribute `targets` or `labels` if there is one.
+    """
+
+    shard_sizes: NDArray[np.int64] | None = None
+
+    def __init__(self, dataset: Any, *, uri: str, class_names: tuple[str, ...] = ()) -> None:
+        self.uri = uri
+        self._dataset = dataset
+        labels = next(
+            (getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None
+        )
+        if labels is None:
+            labels = [dataset[k][1] for k in range(len(dataset))]
+        self.labels: Labels = np.asarray(labels, dtype=np.int64)
+        names = class_names or tuple(map(str, getattr(dataset, "classes", ())))
+        self.class_names = names or tuple(str(c) for c in range(int(self.labels.max()) + 1))
+        some = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
+        self.fingerprint = f"{derive_key(uri, len(self), self.labels.tobytes().hex(), *map(self._hash, some)):016x}"
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def read(self, index: int) -> bytes:
+        """See `Records.read`."""
+        picture = self._dataset[int(index)][0]
+        if not isinstance(picture, Image.Image):
+            raise DamagedImage(f"not a PIL image but {type(picture).__name__}")
+        buffer = io.BytesIO()
+        picture.save(buffer, format="TIFF")
+        return buffer.getvalue()
+
+    def name(self, index: int) -> str:
+        """See `Records.name`."""
+        return f"{self.uri} item {index}"
+
+    def _hash(self, index: int) -> int:
+        return derive_key(self.read(index).hex())
+
+
+def torchvision_records(name: str, part: Part, *, root: str | None = None) -> DatasetRecords:
+    """A classification data set of torchvision by the name of its class, in any case; downloaded if it is not there."""
+    from torchvision import datasets
+
+    classes = {attribute.lower(): attribute for attribute in datasets.__all__}
+    if name.lower() not in classes:
+        import difflib
+
+        close = difflib.get_close_matches(name.lower(), classes, n=1)
+        hint = f" - did you mean `torchvision:{classes[close[0]]}`?" if close else ""
+        raise DataError(f"torchvision has no data set `{name}`{hint}")
+    make: Callable[..., Any] = getattr(datasets, classes[name.lower()])
+    place = root or str(cache_directory() / "torchvision")
+    # Some data sets take `train`, the others `split`; both kinds are opened by trying.
+    choices: list[dict[str, Any]] = [{"train": part == "train"}, {"split": part}]
+    for choice in choices:
+        try:
+            return DatasetRecords(make(root=place, download=True, **choice), uri=f"torchvision:{name}")
+        except TypeError:
+            continue
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"torchvision:{name}: neither in {place} nor to be downloaded ({reason})") from error
+    raise DataError(f"torchvision:{name} is not a classification data set with a training and a test part")
+
+
+def hugging_face_records(name: str, part: Part) -> ParquetRecords:
+    """The Parquet files of a data set on the Hugging Face Hub (from the local cache if they are there)."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"])
+    except Exception as error:  # the hub raises many kinds; all mean that the data cannot be had
+        raise DataError(
+            f"hf:{name}: cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    records = ParquetRecords(Path(folder), part)
+    records.uri = f"hf:{name}"
+    return records

@@ -1,0 +1,82 @@
+"""`mixture:3*parquet:A + 1*folder:B`: several sources at once, in exact proportions."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isoflop.data.keyed import derive_key
+from isoflop.data.orders import MixtureOrder, Order
+from isoflop.data.quarantine import Damage
+from isoflop.data.source import Source
+from isoflop.data.sources.images import ImageSource
+from isoflop.data.transforms import Augmentation, Uniforms, augment_batch
+from isoflop.errors import DataError
+
+
+class Mixture:
+    """Sources one after another, visited in the proportion of their integer `weights`.
+
+    Sources with the same class names share their classes; otherwise each brings its own, numbered one after another.
+    """
+
+    def __init__(self, uri: str, sources: list[Source], weights: list[int]) -> None:
+        if len({source.channels for source in sources}) > 1:
+            raise DataError(f"`{uri}`: the sources have different numbers of channels")
+        self.uri = uri
+        self._sources = sources
+        lengths = [len(source) for source in sources]
+        self._ends = np.cumsum(lengths)
+        offsets = [int(end) - length for end, length in zip(self._ends, lengths, strict=True)]
+        self.order: Order = MixtureOrder([source.order for source in sources], weights, offsets)
+        shared = len({source.class_names for source in sources}) == 1
+        self._first_class = [0] * len(sources)
+        self.class_names = sources[0].class_names
+        if not shared:
+            counts = [source.num_classes for source in sources]
+            self._first_class = [sum(counts[:k]) for k in range(len(sources))]
+            self.class_names = tuple(name for source in sources for name in source.class_names)
+        self.num_classes = len(self.class_names)
+        self.channels, self.image_size = sources[0].channels, sources[0].image_size
+        share = np.asarray(weights) / sum(weights)
+        mean = share @ np.asarray([source.mean for source in sources])
+        square = share @ np.asarray([np.square(s.std) + np.square(s.mean) for s in sources])
+        self.mean = tuple(round(float(m), 5) for m in mean)
+        self.std = tuple(round(float(s), 5) for s in np.sqrt(square - mean**2))
+        self.fingerprint = f"{derive_key(*(s.fingerprint for s in sources), *weights):016x}"
+        unique = [source.unique_images for source in sources]
+        self.unique_images: int | None = None if None in unique else sum(u for u in unique if u is not None)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """See `Source.read`."""
+        images, labels, _ = self.read_views(indices, Augmentation(), np.zeros((len(indices), 64)))
+        return images, labels
+
+    def read_views(
+        self, indices: NDArray[np.int64], augmentation: Augmentation, u: Uniforms
+    ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
+        """See `ImageSource.read_views`."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        images = torch.empty((len(indices), self.channels, self.image_size, self.image_size), dtype=torch.uint8)
+        labels: Tensor | None = None
+        damages: tuple[Damage, ...] = ()
+        for owner in np.unique(owners):
+            source = self._sources[owner]
+            mine = np.flatnonzero(owners == owner)
+            own = indices[mine] - (int(self._ends[owner]) - len(source))
+            if isinstance(source, ImageSource):
+                part, own_labels, found = source.read_views(own, augmentation, u[mine])
+                damages += found
+            else:
+                part, own_labels = source.read(own)
+                part = augment_batch(augmentation, part, u[mine])
+            images[torch.from_numpy(mine)] = part
+            if labels is None:
+                labels = own_labels.new_empty((len(indices), *own_labels.shape[1:]))
+            if own_labels.ndim == 1:
+                own_labels = torch.where(own_labels >= 0, own_labels + self._first_class[owner], own_labels)
+            labels[torch.from_numpy(mine)] = own_labels
+        return images, torch.empty(0, dtype=torch.int64) if labels is None else labels, damages

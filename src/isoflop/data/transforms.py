@@ -1,0 +1,176 @@
+"""What happens to a picture before it enters a batch. Every random choice is a number that is passed in.
+
+A sample's numbers `u` (64 of them, in [0, 1)) depend on (seed, epoch, index) alone, so a picture looks the same
+whichever process draws it. Each step of an augmentation has its own fixed part of `u`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isoflop.data.decode import Box, resize, snap
+from isoflop.data.keyed import derive_key, uniforms
+from isoflop.errors import DataError
+
+Uniforms = NDArray[np.float64]
+
+_DRAWS = 64
+_CROP, _FLIP, _OPERATIONS, _ERASE, _JITTER = slice(0, 22), 22, slice(24, 44), slice(44, 52), slice(52, 60)
+_CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A row of the table of augmentations: what is done to a training picture, with the numbers of its paper."""
+
+    crop: str = "centre"
+    """"centre", "shift" (reflect-pad and shift by up to 1/8) or "inception"
+    (8–100 % of the area, sides 3:4 to 4:3; Szegedy et al., arXiv 1409.4842)"""
+    flip: bool = False
+    operations: int = 0
+    """of RandAugment (Cubuk et al., arXiv 1909.13719), at `magnitude` of 30"""
+    magnitude: float = 9.0
+    jitter: float = 0.0
+    """brightness, contrast and saturation change by up to this share"""
+    erasing: float = 0.0
+    """the probability of random erasing (Zhong et al., arXiv 1708.04896)"""
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(),
+    "crop_flip": Augmentation(crop="shift", flip=True),
+    "inception": Augmentation(crop="inception", flip=True),
+    "jitter": Augmentation(crop="inception", flip=True, jitter=0.4),
+    "randaugment": Augmentation(crop="inception", flip=True, operations=2),
+    "deit": Augmentation(crop="inception", flip=True, operations=2, erasing=0.25),
+    "crop_flip_erase": Augmentation(crop="shift", flip=True, erasing=0.25),
+}
+
+
+def find_augmentation(name: str) -> Augmentation:
+    """The augmentation called `name`; DataError with the names there are."""
+    if name not in AUGMENTATIONS:
+        raise DataError(f"unknown augmentation `{name}`; there is {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]
+
+
+def draw_uniforms(seed: int, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Uniforms:
+    """The random numbers of a batch of samples, shape (n, 64)."""
+    return uniforms(derive_key("augmentation", seed), epochs, indices, _DRAWS)
+
+
+def centre_box(height: int, width: int, size: int) -> Box:
+    """The centred square that becomes size × size in evaluation: 7/8 of the shorter side from 128 px on, else all of
+    it.
+
+    The usual "resize the shorter side to 256, cut out 224", done in one step.
+    """
+    side = min(height, width)
+    if size >= 128 and side != size:
+        side = max(1, round(side * 7 / 8))
+    return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+def inception_box(height: int, width: int, u: Uniforms) -> Box:
+    """A random part of 8–100 % of the area and an aspect ratio of 3:4 to 4:3; `u` are 22 numbers in [0, 1).
+
+    After ten proposals that do not fit, the largest centred part with an allowed aspect ratio (as torchvision does).
+    """
+    for attempt in range(_CROP_ATTEMPTS):
+        area = height * width * (0.08 + 0.92 * float(u[2 + 2 * attempt]))
+        root = math.sqrt(math.exp(math.log(3 / 4) + 2 * math.log(4 / 3) * float(u[3 + 2 * attempt])))
+        h, w = round(math.sqrt(area) / root), round(math.sqrt(area) * root)
+        if 0 < h <= height and 0 < w <= width:
+            return Box(int(float(u[0]) * (height - h + 1)), int(float(u[1]) * (width - w + 1)), h, w)
+    h, w = min(height, max(1, round(width * 4 / 3))), min(width, max(1, round(height * 4 / 3)))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop_box(augmentation: Augmentation, height: int, width: int, size: int, u: Uniforms) -> Box:
+    """The part of a picture that this augmentation shows, on the grid of a reduced decoding."""
+    if augmentation.crop == "inception":
+        return snap(inception_box(height, width, u[_CROP]), size)
+    return snap(centre_box(height, width, size), size)
+
+
+def after_crop(augmentation: Augmentation, image: Tensor, u: Uniforms) -> Tensor:
+    """Flip, jitter, RandAugment and erasing of one image, uint8 (c, s, s), cropped already."""
+    if augmentation.flip and augmentation.crop != "shift" and u[_FLIP] < 0.5:
+        image = image.flip(2)
+    if augmentation.jitter:
+        image = _jitter(image, augmentation.jitter, u[_JITTER])
+    if augmentation.operations:
+        from isoflop.data.randaugment import rand_augment  # torchvision takes two seconds to import: only where used
+
+        image = rand_augment(image, augmentation.operations, augmentation.magnitude, u[_OPERATIONS])
+    if augmentation.erasing and u[_ERASE][0] < augmentation.erasing:
+        image = _erase(image, u[_ERASE])
+    return image
+
+
+def augment_batch(augmentation: Augmentation, images: Tensor, u: Uniforms) -> Tensor:
+    """Images uint8 (n, c, s, s) that are decoded already, augmented by their numbers `u` (n, 64)."""
+    if augmentation.crop == "shift":
+        images = shift_flip(images, u[:, 0:3])
+    per_image = augmentation.jitter or augmentation.operations or augmentation.erasing
+    if augmentation.crop != "inception" and not per_image:
+        return images
+    size = images.shape[2]
+    augmented = torch.empty_like(images)
+    for k, image in enumerate(images):
+        if augmentation.crop == "inception":
+            top, left, height, width = inception_box(size, size, u[k][_CROP])
+            image = resize(image[:, top : top + height, left : left + width], size)
+        augmented[k] = after_crop(augmentation, image, u[k])
+    return augmented
+
+
+def shift_flip(images: Tensor, u: Uniforms) -> Tensor:
+    """Images uint8 (n, c, s, s), each shifted by up to s/8 with its border mirrored, and half of them flipped.
+
+    The usual augmentation of CIFAR (4 pixels of padding at 32 px; He et al., arXiv 1512.03385, section 4.2), with
+    mirrored instead of black borders. `u` is (n, 3).
+    """
+    n, channels, size, _ = images.shape
+    reach = size // 8
+    shifts = (u[:, :2] * (2 * reach + 1)).astype(np.int64) - reach
+    rows = _mirrored(np.arange(size) + shifts[:, :1], size)
+    columns = _mirrored(np.arange(size) + shifts[:, 1:], size)
+    columns = np.where(u[:, 2:3] < 0.5, columns[:, ::-1], columns)
+    pixels = torch.from_numpy(rows[:, :, None] * size + columns[:, None, :]).view(n, 1, size * size)
+    return images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
+
+
+def _mirrored(coordinates: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Coordinates outside 0 … size-1 reflected at the border pixel."""
+    inside = np.abs(coordinates)
+    return np.asarray(np.minimum(inside, 2 * (size - 1) - inside))
+
+
+def _jitter(image: Tensor, strength: float, u: Uniforms) -> Tensor:
+    """Brightness, contrast and saturation, in an order drawn at random, each times 1 ± strength."""
+    from torchvision.transforms.v2 import functional as TF
+
+    changes = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
+    for which in np.argsort(u[3:6]):
+        image = changes[which](image, 1 + strength * (2 * float(u[which]) - 1))
+    return image
+
+
+def _erase(image: Tensor, u: Uniforms) -> Tensor:
+    """A rectangle of 2–33 % of the area, sides 0.3 to 3.3, filled with random pixels."""
+    channels, size, _ = image.shape
+    area = size * size * (0.02 + 0.31 * float(u[1]))
+    root = math.sqrt(math.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * float(u[2])))
+    height, width = min(size, max(1, round(math.sqrt(area) / root))), min(size, max(1, round(math.sqrt(area) * root)))
+    top, left = int(float(u[3]) * (size - height + 1)), int(float(u[4]) * (size - width + 1))
+    noise = np.random.Generator(np.random.Philox(int(float(u[5]) * 2**53)))
+    erased = image.clone()
+    erased[:, top : top + height, left : left + width] = torch.from_numpy(
+        noise.integers(0, 256, (channels, height, width), dtype=np.uint8)
+    )
+    return erased
