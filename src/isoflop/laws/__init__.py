@@ -1,23 +1,53 @@
 """Scaling laws from tables of results, on NumPy and SciPy alone: fits, intervals, backtests, comparison."""
 
+from isoflop.laws.audit import Finding, audit_size_data
 from isoflop.laws.backtest import Backtests
-from isoflop.laws.compare import Comparison, Standing, compare
-from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points
+from isoflop.laws.compare import Comparison, Crossover, Standing, compare
+from isoflop.laws.curve import CurveLaw, Member, fit_curve
+from isoflop.laws.finite_data import FiniteDataLaw, fit_finite_data
+from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table
+from isoflop.laws.forms import FORMS, Form
+from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points, lower_envelope
 from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_rate
+from isoflop.laws.match import Match, match_at_equal_compute
+from isoflop.laws.present import markdown, picture, svg
+from isoflop.laws.published import SOURCES, load_table
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
 
 __all__ = [
+    "FORMS",
+    "SOURCES",
     "Backtests",
     "Comparison",
+    "Crossover",
+    "CurveLaw",
+    "Finding",
+    "FiniteDataLaw",
+    "Form",
     "FrontierLaw",
     "FrontierPoints",
+    "GroupFit",
     "LearningRateLaw",
+    "Match",
+    "Member",
     "Optimum",
+    "Prediction",
     "SizeDataLaw",
     "Standing",
+    "TableFit",
+    "audit_size_data",
     "compare",
+    "fit_curve",
+    "fit_finite_data",
     "fit_frontier",
     "fit_learning_rate",
     "fit_size_data",
+    "fit_table",
     "frontier_points",
+    "load_table",
+    "lower_envelope",
+    "markdown",
+    "match_at_equal_compute",
+    "picture",
+    "svg",
 ]

@@ -63,10 +63,10 @@ class Comparison(Record):
     naive_best: str
     naive: dict[str, float]
     naive_compute: float
-    crossovers: tuple[Crossover, ...]
-    shared_irreducible: float | None
     level: float
     warnings: tuple[str, ...] = ()
+    crossovers: tuple[Crossover, ...] = ()
+    shared_irreducible: float | None = None
 
 
 def compare(
@@ -131,8 +131,8 @@ def compare(
         warnings.append(f"{standings[0].family} and {standings[1].family} cannot be told apart at this budget")
     return Comparison(
         float(compute), tuple(standings), standings[0].family, naive_best, naive, budget,
-        tuple(c for c in crossings if c is not None), None if shared is None else shared[len(shared) // 2], level,
-        tuple(warnings),
+        level, tuple(warnings), tuple(c for c in crossings if c is not None),
+        None if shared is None else shared[len(shared) // 2],
     )  # fmt: skip
 
 

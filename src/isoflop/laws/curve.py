@@ -209,7 +209,8 @@ def _weights(members: list[tuple[str, float, Array]], backtests: list[Backtest],
     prior = np.where(damped, DAMPED_SHARE / max(damped.sum(), 1), (1 - DAMPED_SHARE) / max((~damped).sum(), 1))
     if not any(backtests):
         # No backtest: the simplest forms share the vote.
-        return ()
+        prior = prior * np.array([len(theta) <= 3 for _, _, theta in members])
+        return np.asarray(prior / prior.sum())
     square = np.array([np.mean([np.mean(e**2) for e in errors]) if errors else np.inf for errors in backtests])
     weights = prior * (square + floor**2) ** -2.0
     return np.asarray(weights / weights.sum())

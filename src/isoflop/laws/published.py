@@ -12,7 +12,8 @@ SOURCES: dict[str, str] = {
     "scaling_vit_finetune": "arXiv 2106.04560, appendix F: ImageNet accuracy in % after fine-tuning, "
     "steps at batch 4096",
     "nfnet_jft4b_digitised": "arXiv 2310.16764, figure 1, digitised: ImageNet top-1 error in % after fine-tuning "
-    "against TPU-v4 core-hours; the first four points of F7 repeat those of F7+, which is how they were digitised",
+    "against TPU-v4 core-hours; as digitised, the four points called F7+ repeat four of F7, and the run of 110,000 "
+    "core-hours is missing",
     "fractal_grid": "isoflop's own: ViT and pooling models on generated fractals, one CPU core, AdamW",
 }
 """Name → where the numbers come from and what their columns mean."""

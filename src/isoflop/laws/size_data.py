@@ -49,7 +49,6 @@ class SizeDataLaw(Record):
     exponent_intervals: dict[str, tuple[float, float]]
     level: float
     backtests: Backtests
-    window: str
     points: int
     n_range: tuple[float, float]
     d_range: tuple[float, float]
@@ -59,6 +58,7 @@ class SizeDataLaw(Record):
     agreement: float
     converged: bool
     warnings: tuple[str, ...] = ()
+    window: str = "all runs"
 
     def predict(self, n: ArrayLike, d: ArrayLike) -> Array:
         """Loss at n training FLOPs an image and d images (broadcast together)."""

@@ -1,0 +1,168 @@
+"""Everything that can be wrong with a fit, checked and said in plain words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.laws.records import Record
+from isoflop.laws.size_data import SizeDataLaw, edge_share
+from isoflop.laws.solve import Array
+
+CONDITION = 1e6
+"""Above this condition number of the scaled normal matrix, single parameters mean nothing."""
+
+
+@dataclass(frozen=True)
+class Finding(Record):
+    """One check: `verdict` is "ok", "warning" or "unknown" (the table lacks what the check needs)."""
+
+    check: str
+    verdict: str
+    detail: str
+
+
+def audit_size_data(
+    law: SizeDataLaw, n: ArrayLike, d: ArrayLike, loss: ArrayLike, runs: Mapping[str, Sequence[object]] | None = None
+) -> tuple[Finding, ...]:
+    """Every check of a size-data law and of the runs behind it.
+
+    Args:
+        law: what was fitted to n, d and loss (in the order of the table).
+        runs: further columns where the table has them: `learning_rate`, `warmup` (share of the steps), `schedule`,
+            `horizon` (images the schedule was made for), `seed`.
+    """
+    x, y, z = (np.log(np.asarray(v, dtype=np.float64)) for v in (n, d, loss))
+    columns = runs or {}
+    return (
+        _verdict("convergence", law.converged, "the best fit is a minimum", "the fit is not a minimum: do not use it"),
+        _verdict(
+            "agreement of starts",
+            law.agreement >= 0.3,
+            f"{law.agreement:.0%} of the starts end at the best fit",
+            f"only {law.agreement:.0%} of the starts end at the best fit: another minimum is close",
+        ),
+        _identifiability(law),
+        *(_residuals(np.array(law.residuals), *column) for column in (("size", x), ("images", y), ("compute", x + y))),
+        _edges(x, y, z),
+        _learning_rates(x, y, z, columns.get("learning_rate")),
+        _warmup(columns.get("warmup")),
+        _schedules(y, columns.get("schedule"), columns.get("horizon")),
+        _seeds(x, y, z, law.noise),
+        _backtests(law),
+    )
+
+
+def _verdict(check: str, good: bool, fine: str, bad: str) -> Finding:
+    return Finding(check, "ok" if good else "warning", fine if good else bad)
+
+
+def _identifiability(law: SizeDataLaw) -> Finding:
+    vanished = [name for name, value in (("A", law.a), ("B", law.b)) if not np.isfinite(value) or value <= 1e-12]
+    if law.condition > CONDITION or vanished:
+        why = f"condition number {law.condition:.0e}" if np.isfinite(law.condition) else "a term vanished"
+        return Finding("identifiability", "warning", f"the parameters are not identified by these runs ({why})")
+    return Finding("identifiability", "ok", f"condition number {law.condition:.0e}")
+
+
+def _residuals(residual: Array, name: str, column: Array) -> Finding:
+    """Spearman's rank correlation of the residuals and their bend against one axis, each tested at 1 %."""
+    check = f"residuals against {name}"
+    if residual.size < 8:
+        return Finding(check, "unknown", "fewer than 8 runs")
+    rank = np.argsort(np.argsort(column)).astype(float)
+    ranks = np.argsort(np.argsort(residual)).astype(float)
+    bend = np.abs(rank - rank.mean())
+    found = []
+    for shape, axis in (("a trend", rank), ("a bend", bend)):
+        correlation = float(np.corrcoef(axis, ranks)[0, 1]) if np.ptp(axis) > 0 else 0.0
+        if abs(correlation) * np.sqrt(residual.size - 1) > 2.576:
+            found.append(f"{shape} (rank correlation {correlation:+.2f})")
+    if found:
+        return Finding(check, "warning", f"{' and '.join(found)}: the form misses something along {name}")
+    return Finding(check, "ok", "no trend and no bend")
+
+
+def _edges(x: Array, y: Array, z: Array) -> Finding:
+    share = edge_share(x, y, z)
+    return _verdict(
+        "best size inside the grid",
+        share <= 0.34,
+        f"at {1 - share:.0%} of the budgets",
+        f"at {share:.0%} of the budgets the best size is the smallest or largest tried: widen the sizes",
+    )
+
+
+def _learning_rates(x: Array, y: Array, z: Array, column: Sequence[object] | None) -> Finding:
+    check = "best learning rate inside the grid"
+    if column is None:
+        return Finding(check, "unknown", "no column `learning_rate`")
+    rate = np.asarray(column, dtype=np.float64)
+    edges = []
+    key = np.round(x, 3) + 1j * np.round(y, 1)
+    for group in np.unique(key):
+        here = np.flatnonzero(key == group)
+        if np.unique(rate[here]).size >= 3:
+            best = rate[here][np.argmin(z[here])]
+            edges.append(bool(best in (rate[here].min(), rate[here].max())))
+    if not edges:
+        return Finding(check, "unknown", "no size was trained at three learning rates")
+    share = float(np.mean(edges))
+    return _verdict(
+        check,
+        share <= 0.34,
+        f"in {1 - share:.0%} of {len(edges)} searches",
+        f"in {share:.0%} of {len(edges)} searches the best learning rate is the last one tried",
+    )
+
+
+def _warmup(column: Sequence[object] | None) -> Finding:
+    if column is None:
+        return Finding("warm-up share", "unknown", "no column `warmup`")
+    longest = float(np.max(np.asarray(column, dtype=np.float64)))
+    return _verdict(
+        "warm-up share",
+        longest <= 0.2,
+        f"at most {longest:.0%} of the steps",
+        f"up to {longest:.0%} of the steps: short runs look worse than they are, exponents too steep",
+    )
+
+
+def _schedules(y: Array, schedule: Sequence[object] | None, horizon: Sequence[object] | None) -> Finding:
+    check = "one schedule, decayed to the end"
+    if schedule is None and horizon is None:
+        return Finding(check, "unknown", "no columns `schedule` and `horizon`")
+    problems = []
+    if schedule is not None and len({str(s) for s in schedule}) > 1:
+        problems.append(f"schedules differ ({', '.join(sorted({str(s) for s in schedule}))})")
+    if horizon is not None:
+        short = np.log(np.asarray(horizon, dtype=np.float64)) - y > 0.1
+        if short.any():
+            problems.append(f"{short.mean():.0%} of the runs were read off before their schedule had ended")
+    return Finding(check, "warning" if problems else "ok", "; ".join(problems) or "all alike")
+
+
+def _seeds(x: Array, y: Array, z: Array, noise: float) -> Finding:
+    """Repeats (same size and images) show the noise between seeds; without any, the residual must serve."""
+    key = np.round(x, 4) + 1j * np.round(y, 3)
+    _, index, count = np.unique(key, return_inverse=True, return_counts=True)
+    if (count < 2).all():
+        return Finding("noise between seeds", "warning", f"one seed a run: noise is that of the residuals, {noise:.1%}")
+    centred = z - (np.bincount(index, z) / count)[index]
+    between = float(np.sqrt((centred**2).sum() / max(z.size - count.size, 1)))
+    sizes = f"{between:.1%} between repeats, {noise:.1%} about the law"
+    good = noise <= 2.0 * between + 1e-3
+    return _verdict("noise between seeds", good, sizes, f"{sizes}: the form does not fit")
+
+
+def _backtests(law: SizeDataLaw) -> Finding:
+    tests = law.backtests
+    if tests.coverage is None:
+        return Finding("backtests", "warning", "too few budgets for one: beyond the ladder the interval is a guess")
+    return _verdict(
+        "backtests",
+        tests.coverage >= 0.7,
+        f"{tests.coverage:.0%} of {len(tests.errors)} fell inside their {tests.level:.0%} intervals",
+        f"only {tests.coverage:.0%} of {len(tests.errors)} fell inside their {tests.level:.0%} intervals: trust less",
+    )

@@ -1,0 +1,161 @@
+"""Laws from any table of results: what `isoflop fit TABLE.csv --x … --y … [--budget …]` computes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isoflop.errors import LawError
+from isoflop.laws.audit import Finding, audit_size_data
+from isoflop.laws.columns import Columns, as_error, positive_column, read_columns, refuse_duplicates, text_column
+from isoflop.laws.compare import Comparison, compare
+from isoflop.laws.curve import CurveLaw, fit_curve
+from isoflop.laws.records import Record
+from isoflop.laws.size_data import SizeDataLaw, fit_size_data
+from isoflop.laws.solve import Array
+
+AUDIT_COLUMNS = ("learning_rate", "warmup", "schedule", "horizon", "seed")
+
+
+@dataclass(frozen=True)
+class Prediction(Record):
+    """What a law says at `budget`: the value, its interval, and for two axes the best size `n` and images `d`."""
+
+    budget: float
+    value: float
+    interval: tuple[float, float]
+    level: float
+    n: float | None = None
+    d: float | None = None
+    n_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class GroupFit(Record):
+    """The law of one group of rows (or of all): exactly one of `curve` and `size_data` is there.
+
+    `refusal` says why there is no prediction although one was asked for; `points` is (x or n·d, y) of each row.
+    """
+
+    name: str
+    rows: int
+    points: tuple[tuple[float, float], ...]
+    curve: CurveLaw | None
+    size_data: SizeDataLaw | None
+    audit: tuple[Finding, ...]
+    prediction: Prediction | None
+    refusal: str
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the law and of its audit, each once."""
+        law = self.curve or self.size_data
+        said = list(law.warnings) if law else []
+        found = [f for f in self.audit if f.verdict == "warning" and f.detail not in said]
+        return tuple(said + [f"{f.check}: {f.detail}" for f in found])
+
+
+@dataclass(frozen=True)
+class TableFit(Record):
+    """Every group's law, and the comparison of groups where size, images and a budget were given.
+
+    `x` names one column (a curve) or two (training FLOPs an image and images); `unit` is that of y after accuracies
+    were turned into errors.
+    """
+
+    source: str
+    x: tuple[str, ...]
+    y: str
+    unit: str
+    groups: tuple[GroupFit, ...]
+    comparison: Comparison | None
+
+
+def fit_table(
+    table: Path | Columns,
+    *,
+    x: Sequence[str],
+    y: str,
+    by: str | None = None,
+    budget: float | None = None,
+    accuracy: bool | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+) -> TableFit:
+    """Laws of a table, by group.
+
+    Args:
+        table: a CSV file or its columns. x: one column (a curve in compute, images …) or two (n = training FLOPs per
+            image, d = images; compute is their product). y: loss, error, or accuracy (0..1 or %).
+        by: a column that separates families. budget: where to predict, in the unit of x (or of n·d).
+        accuracy: whether y is an accuracy; guessed from its name if None. level: of the intervals. seed: of bootstraps.
+
+    Raises:
+        LawError: a file that cannot be read, a missing column (with a suggestion), cells that are not positive finite
+            numbers, accuracies above 100, rows listed twice, too few points, one budget only, a constant loss.
+    """
+    if isinstance(table, Path):
+        columns, source = read_columns(table), table.name
+    else:
+        columns, source = table, "table"
+    if len(x) not in (1, 2):
+        raise LawError(f"give one column as x (a curve) or two (size and images), not {len(x)}")
+    if budget is not None and not (np.isfinite(budget) and budget > 0):
+        raise LawError(f"the budget must be positive and finite, not {budget}")
+    axes = [positive_column(columns, name, source) for name in x]
+    loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)
+    family = text_column(columns, by, source) if by else ["all"] * loss.size
+    refuse_duplicates(columns, source)
+    groups, tables = [], {}
+    for name in dict.fromkeys(family):
+        here = np.flatnonzero(np.array(family) == name)
+        part = [axis[here] for axis in axes]
+        try:
+            if len(x) == 1:
+                groups.append(_curve(name, part[0], loss[here], budget, level))
+            else:
+                extra = {c: [columns[c][k] for k in here] for c in AUDIT_COLUMNS if c in columns}
+                groups.append(_size_data(name, part[0], part[1], loss[here], budget, level, seed, extra))
+                tables[name] = (part[0], part[1], loss[here])
+        except LawError as problem:
+            raise LawError(f"{source}{f', {by} {name}' if by else ''}: {problem}") from None
+    comparison = None
+    if budget is not None and len(tables) > 1:
+        laws = {g.name: g.size_data for g in groups if g.size_data is not None}
+        comparison = compare(tables, budget, laws=laws, level=level, seed=seed)
+    return TableFit(source, tuple(x), y, unit, tuple(groups), comparison)
+
+
+def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) -> GroupFit:
+    law = fit_curve(x, y)
+    prediction, refusal = None, ""
+    if budget is not None:
+        lo, hi = (float(v) for v in law.interval(budget, level))
+        if hi > 10 * lo:
+            refusal = (
+                f"the {level:.0%} interval at {budget:g} spans a factor of {hi / lo:.0f}: these points cannot tell"
+            )
+        else:
+            prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
+    return GroupFit(name, y.size, tuple(zip(x.tolist(), y.tolist(), strict=True)), law, None, (), prediction, refusal)
+
+
+def _size_data(
+    name: str, n: Array, d: Array, y: Array, budget: float | None, level: float, seed: int, extra: dict[str, list[str]]
+) -> GroupFit:
+    compute = n * d
+    if np.ptp(np.log(compute)) < np.log(1.15):
+        raise LawError("all runs have the same budget: a law needs at least two, better four")
+    law = fit_size_data(n, d, y, seed=seed)
+    findings = audit_size_data(law, n, d, y, extra)
+    unsound = [f.detail for f in findings if f.check in ("convergence", "identifiability") and f.verdict == "warning"]
+    prediction, refusal = None, ""
+    if budget is not None and unsound:
+        refusal = f"no answer at {budget:g}: {unsound[0]}"
+    elif budget is not None:
+        best_n, best_d, value = law.optimal(budget)
+        interval = law.optimal_interval(budget, level)
+        prediction = Prediction(budget, value, interval["loss"], level, best_n, best_d, interval["n"])
+    points = tuple(zip(compute.tolist(), y.tolist(), strict=True))
+    return GroupFit(name, y.size, points, None, law, findings, prediction, refusal)
