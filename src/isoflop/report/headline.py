@@ -72,3 +72,9 @@ def warnings(answer: Answer) -> list[str]:
         found += [f"{family}: {text}" for source in sources for text in source.get("warnings") or ()]
     found += [f"{family}: left out: {why}" for family, why in (answer.get("left_out") or {}).items()]
     return list(dict.fromkeys(found))
+
+
+def study_name(answer: Answer) -> str:
+    """The title of the study, or its name, or `study` when it has neither."""
+    study = answer.get("study") or {}
+    return str(study.get("title") or study.get("name") or "study")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from isoflop.errors import StudyError
 from isoflop.report import figures as draw
 from isoflop.report import headline, tables
 from isoflop.report import rows as table
@@ -25,16 +26,26 @@ def write_report(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mappi
         curves: run id → `step`, `images`, `train_loss`, `heldout_loss` lists of equal length, None where not measured.
         path: the HTML file; its folder must exist.
     """
+    return write_whole(path, render(rows, answer, curves))
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write `text` to `path` so that the file is complete or not there; StudyError when the storage refuses."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(rows, answer, curves), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        # Text from data may hold half a surrogate pair, which no file can.
+        partial.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StudyError(f"{path}: cannot write: {error.strerror}") from error
     return path
 
 
 def render(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> str:
     """The report as the text of an HTML file."""
     shown = report_figures(rows, answer, curves)
-    return document(f"{study_name(answer)} · isoflop report", body(rows, answer, shown), shown)
+    return document(f"{headline.study_name(answer)} · isoflop report", body(rows, answer, shown), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
@@ -53,12 +64,6 @@ def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Map
     return [*shown, draw.transfer_bars(answer)]
 
 
-def study_name(answer: Answer) -> str:
-    """The title of the study, or its name, or `study` when it has neither."""
-    study = answer.get("study") or {}
-    return str(study.get("title") or study.get("name") or "study")
-
-
 def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
     """Everything between `<body>` and the scripts."""
     transfer = tables.transfer(answer)
@@ -73,7 +78,7 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
     nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
     return (
         '<a class="skip" href="#main">Skip to the answer</a>'
-        f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
+        f"<header><p class=kicker>isoflop study</p><h1>{escape(headline.study_name(answer))}</h1></header>"
         f'<main id="main"><section id="answer" aria-label="The answer">'
         f'<p class="answer">{escape(headline.sentence(rows, answer))}</p>'
         f"{tables.summary(rows, answer)}{warnings(answer)}{facts(rows, answer)}</section>"

@@ -24,7 +24,7 @@ def hours(rows: Sequence[Row], answer: Answer) -> Figure:
     series: list[Series] = []
     parts: list[str] = []
     for position, family in enumerate(table.families(rows, answer)):
-        own = sorted(table.of_family(runs, family), key=lambda row: float(row["seconds"]))
+        own = sorted(table.of_family(runs, family), key=lambda row: (row["seconds"], row["heldout_loss"]))
         if not own:
             continue
         marks: dict[str, Any] = {"group": family, "color": family_color(position)}

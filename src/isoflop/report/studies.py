@@ -1,0 +1,105 @@
+"""What differs between studies, in numbers and in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from isoflop.report import rows as table
+from isoflop.report.headline import study_name
+from isoflop.report.law import family_laws
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import number, quantity
+
+SAME = 0.02
+"""Losses within 2 % of each other, and sizes within 10 %, are called the same."""
+SAME_SIZE = 0.10
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """One study's results: its table of runs and its answer (which may be empty)."""
+
+    rows: Sequence[Row]
+    answer: Answer = field(default_factory=dict)
+    name: str = ""
+
+
+def named(studies: Sequence[StudyTables]) -> list[StudyTables]:
+    """The studies with names that differ."""
+    named: list[StudyTables] = []
+    for study in studies:
+        name = wanted = study.name or study_name(study.answer)
+        count = 1
+        while any(other.name == name for other in named):
+            count += 1
+            name = f"{wanted} ({count})"
+        named.append(StudyTables(study.rows, study.answer, name))
+    return named
+
+
+def common_compute(studies: Sequence[StudyTables]) -> float | None:
+    """The largest budget that every study has measured up to, in training FLOPs; None when one has measured nothing."""
+    tops = [max((row["train_flops"] for row in table.measured(s.rows, "ladder")), default=None) for s in studies]
+    known = [top for top in tops if top is not None]
+    return float(min(known)) if len(known) == len(tops) else None
+
+
+def in_all(studies: Sequence[StudyTables]) -> set[str]:
+    """The families that every study has."""
+    return set.intersection(*(set(table.families(s.rows, s.answer)) for s in studies))
+
+
+def reach(studies: Sequence[StudyTables]) -> float:
+    """The largest compute measured or aimed at, in training FLOPs."""
+    seen = [row["train_flops"] for s in studies for row in table.measured(s.rows, "ladder")]
+    return float(max(seen + [s.answer["target_flops"] for s in studies if table.finite(s.answer.get("target_flops"))]))
+
+
+def differences(studies: Sequence[StudyTables]) -> list[str]:
+    """What differs between the studies, in sentences: best families, then loss, size and exponents by family.
+
+    Losses are compared at `common_compute`; those of different tasks have different scales, and the page says so.
+    """
+    studies = named(studies)
+    told: list[str] = []
+    best = {s.name: str(s.answer["best"]) for s in studies if s.answer.get("best")}
+    if len(best) == len(studies):
+        if len(set(best.values())) == 1:
+            told.append(f"All agree on the best family: {next(iter(best.values()))}.")
+        else:
+            told.append("They disagree on the best family: " + ", ".join(f"{b} in {n}" for n, b in best.items()) + ".")
+    compute = common_compute(studies)
+    if compute is None:
+        without = [s.name for s in studies if not table.measured(s.rows, "ladder")]
+        return [*told, f"{', '.join(without)} has no finished run: there is nothing to compare with."]
+    told.append(f"Compared at {quantity(compute)} training FLOPs, the largest compute that all of them reach.")
+    first = studies[0]
+    laws = {study.name: family_laws(study.answer) for study in studies}
+    for family in table.families(first.rows, first.answer):
+        base = laws[first.name].get(family)
+        for other in studies[1:]:
+            law = laws[other.name].get(family)
+            if base is None or law is None or base.size_data is None or law.size_data is None:
+                continue
+            (n0, _, loss0), (n1, _, loss1) = base.size_data.optimal(compute), law.size_data.optimal(compute)
+            told.append(
+                f"{family}: the loss is {_ratio(loss0, loss1, SAME, 'lower', 'higher')} in {other.name} "
+                f"({number(loss1)}) than in {first.name} ({number(loss0)}), and the best size "
+                f"{_ratio(n0, n1, SAME_SIZE, 'smaller', 'larger')} "
+                f"({quantity(n1)} against {quantity(n0)} FLOPs an image)."
+            )
+    left = sorted({f for s in studies for f in table.families(s.rows, s.answer)} - in_all(studies))
+    if left:
+        told.append(f"Not in all of them: {', '.join(left)}.")
+    return told
+
+
+def _ratio(before: float, after: float, same: float, less: str, more: str) -> str:
+    ratio = after / before
+    if abs(math.log(ratio)) <= math.log1p(same):
+        return f"no {more}"
+    if ratio > 2 or ratio < 0.5:
+        return f"{max(ratio, 1 / ratio):.1f} times {more if ratio > 1 else less}"
+    return f"{100 * abs(ratio - 1):.0f}\u00a0% {more if ratio > 1 else less}"

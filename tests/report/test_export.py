@@ -1,0 +1,60 @@
+import csv
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.errors import StudyError
+from isoflop.report import report_figures, write_figures
+from isoflop.report.figure import Axis, Figure, Panel, Series
+
+matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+
+@pytest.fixture(scope="module")
+def frontier(planted: Any) -> Figure:
+    return report_figures(planted.rows, planted.answer, {})[0]
+
+
+def test_a_figure_becomes_svg_pdf_and_its_data(frontier: Figure, planted: Any, tmp_path: Path) -> None:
+    svg, pdf, data = write_figures([frontier], tmp_path / "figures")
+    words = " ".join(ElementTree.parse(svg).getroot().itertext())
+    for family in ("vit", "poolformer", "nfnet", "training compute (FLOPs)", "held-out loss", "the answer, measured"):
+        assert family in words
+    assert pdf.read_bytes().startswith(b"%PDF")
+    with data.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    star = next(line for line in lines if line["series"] == "the answer, measured")
+    assert float(star["y"]) == planted.answer["final"]["measured_loss"]
+
+
+def test_the_same_figure_gives_the_same_bytes(frontier: Figure, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in write_figures([frontier], tmp_path / "a")]
+    assert first == [path.read_bytes() for path in write_figures([frontier], tmp_path / "b")]
+
+
+def test_every_figure_can_be_exported(planted: Any, tmp_path: Path) -> None:
+    figures = report_figures(planted.rows[::7] + planted.rows[-1:], planted.answer, planted.curves)
+    written = write_figures(figures, tmp_path, ("svg",))
+    assert [path.stem for path in written] == [figure.key for figure in figures if figure.panels]
+
+
+def test_what_is_written_holds_no_markup_and_no_formula(tmp_path: Path) -> None:
+    bad = ["=1+1", "$\\frac{", "<script>alert(1)</script>", "@SUM(A1)"]
+    x = Axis("</text><script>", "category", tuple(bad))
+    bars = Series("bar", bad, [1.0, 2.0, 3.0, 4.0], name="$\\undefined$", notes=bad)
+    figure = Figure("bad", "bad", "", "", (Panel(x, Axis("$"), (bars,), "<b>"),))
+    svg, data = write_figures([figure], tmp_path, ("svg", "csv"))
+    assert not list(ElementTree.parse(svg).getroot().iter("{http://www.w3.org/2000/svg}script"))
+    assert "<script" not in svg.read_text()
+    assert "'=1+1" in data.read_text()
+    write_figures(
+        [replace(figure, panels=(Panel(Axis("x"), x, (replace(bars, x=bars.y, y=bad),)),))], tmp_path, ("pdf",)
+    )
+
+
+def test_an_unknown_format_is_refused(frontier: Figure, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="docx"):
+        write_figures([frontier], tmp_path, ("docx",))
