@@ -1,0 +1,106 @@
+"""The ladder's rules: which runs a rung needs, given the rungs below."""
+
+from typing import Any
+
+import pytest
+
+from isoflop.config import StudyConfig, parse
+from isoflop.errors import StudyError
+from isoflop.study.planned import Catalogue
+from isoflop.study.rungs import extensions, first_rung, ladder_sizes, next_rung
+
+SIZES = ["vit_w8d2p8", "vit_w12d2p8", "vit_w16d2p8"]
+
+
+def study_config(**changes: Any) -> StudyConfig:
+    values: dict[str, Any] = {
+        "study": {"name": "toy", "budgets": [2e9, 4e9, 8e9], "target_budget": 4e10},
+        "data": {"source": "fractals?classes=20", "heldout": 64},
+        "schedule": {"warmup": 10},
+        "families": {"vit": {"sizes": SIZES, "learning_rates": [0.005, 0.01, 0.02]}},
+    }
+    return parse({**values, **changes}, StudyConfig)
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return Catalogue(study_config())
+
+
+def test_the_first_rung_tries_every_rate_for_every_size(catalogue: Catalogue) -> None:
+    config = catalogue.config
+    sizes = ladder_sizes(config, catalogue)
+    runs = first_rung(config, catalogue, sizes)
+    assert sizes == {"vit": tuple(SIZES)}
+    assert len(runs) == 9
+    assert len({run.run_id for run in runs}) == 9
+    for run in runs:
+        assert run.train_flops == pytest.approx(2e9, rel=0.05)
+
+
+def test_planning_twice_plans_the_same_runs(catalogue: Catalogue) -> None:
+    other = Catalogue(study_config())
+    sizes = ladder_sizes(catalogue.config, catalogue)
+    ours = [run.run_id for run in first_rung(catalogue.config, catalogue, sizes)]
+    assert ours == [run.run_id for run in first_rung(other.config, other, sizes)]
+
+
+def test_a_rate_at_the_edge_widens_the_grid_and_an_inner_one_does_not(catalogue: Catalogue) -> None:
+    sizes = {"vit": ("vit_w8d2p8",)}
+    runs = first_rung(catalogue.config, catalogue, sizes)
+    rising = {run.run_id: run.config.optim.learning_rate for run in runs}
+    (below,) = extensions(runs, rising, catalogue)
+    assert below.config.optim.learning_rate == 0.0025
+    falling = {run.run_id: -run.config.optim.learning_rate for run in runs}
+    (above,) = extensions(runs, falling, catalogue)
+    assert above.config.optim.learning_rate == 0.04
+    inner = {run.run_id: abs(run.config.optim.learning_rate - 0.01) for run in runs}
+    assert extensions(runs, inner, catalogue) == []
+
+
+def test_the_second_rung_tries_a_lower_rate_too_and_the_third_only_the_best(catalogue: Catalogue) -> None:
+    config, sizes = catalogue.config, {"vit": ("vit_w8d2p8",)}
+    first = first_rung(config, catalogue, sizes)
+    second = next_rung(1, config, catalogue, sizes, first, {r.run_id: r.config.optim.learning_rate for r in first})
+    assert [run.config.optim.learning_rate for run in second] == [0.0025, 0.005]
+    third = next_rung(2, config, catalogue, sizes, second, {second[0].run_id: 2.0, second[1].run_id: 1.0})
+    assert [run.config.optim.learning_rate for run in third] == [0.005]
+
+
+def test_diverged_runs_never_count_as_best(catalogue: Catalogue) -> None:
+    config, sizes = catalogue.config, {"vit": ("vit_w8d2p8",)}
+    first = first_rung(config, catalogue, sizes)
+    losses = {first[0].run_id: float("inf"), first[1].run_id: 1.0, first[2].run_id: float("inf")}
+    second = next_rung(1, config, catalogue, sizes, first, losses)
+    assert [run.config.optim.learning_rate for run in second] == [0.005, 0.01]
+
+
+def test_runs_of_one_size_and_rate_share_a_trunk_and_others_do_not(catalogue: Catalogue) -> None:
+    short = catalogue.run("vit", "vit_w8d2p8", 2e9, 0.01)
+    assert short.trunk_id == catalogue.run("vit", "vit_w8d2p8", 8e9, 0.01).trunk_id
+    assert short.trunk_id != catalogue.run("vit", "vit_w8d2p8", 8e9, 0.02).trunk_id
+    assert short.trunk_id != catalogue.run("vit", "vit_w12d2p8", 2e9, 0.01).trunk_id
+    assert short.config.schedule.warmup == catalogue.run("vit", "vit_w8d2p8", 8e9, 0.01).config.schedule.warmup
+
+
+def test_sizes_are_chosen_from_the_ladder_when_only_counted() -> None:
+    config = study_config(families={"vit": {"sizes": 3}, "nfnet": {"sizes": 4}})
+    sizes = ladder_sizes(config, Catalogue(config))
+    assert [len(names) for names in sizes.values()] == [3, 4]
+
+
+def test_a_budget_too_small_for_the_smallest_model_is_told_with_what_it_needs() -> None:
+    config = study_config(study={"name": "toy", "budgets": [1e7, 1e8], "target_budget": 1e9})
+    with pytest.raises(StudyError, match=r"too small for vit_w8d2p8.* cost .*FLOPs"):
+        ladder_sizes(config, Catalogue(config))
+
+
+def test_more_sizes_than_the_ladder_has_are_refused() -> None:
+    config = study_config(families={"vit": {"sizes": 99}})
+    with pytest.raises(StudyError, match=r"families.vit.sizes = 99, but its ladder has"):
+        ladder_sizes(config, Catalogue(config))
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused() -> None:
+    with pytest.raises(StudyError, match="fewer than one batch"):
+        Catalogue(study_config(data={"source": "fractals?classes=20&images=50", "heldout": 64}))

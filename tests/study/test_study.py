@@ -1,0 +1,188 @@
+"""A whole study at toy size: answers, resumes, survives its workers, and says what went wrong."""
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.config import StudyConfig
+from isoflop.errors import StudyError
+from isoflop.study import Narrator, Store, run_study
+from isoflop.study.answer import answer_from
+from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.pool import LocalPool, Task
+from isoflop.train.run_directory import read_status
+from tests.study.test_rungs import study_config
+
+
+class Listener(Narrator):
+    """Remembers what the study said."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.lines: list[str] = []
+
+    def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
+        self.trained += [run.run_id for run in runs]
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def toy_study(folder: Path, **changes: Any) -> StudyConfig:
+    study = {
+        "name": "toy",
+        "budgets": [6e8, 1.2e9, 2.4e9],
+        "target_budget": 5e9,
+        "output": str(folder),
+        "workers": 2,
+        **changes.pop("study", {}),
+    }
+    families = {"vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.01, 0.02]}}
+    transfer = {"shots": 5, "seeds": [0], "finetune_steps": 10}
+    return study_config(**{"study": study, "families": families, "transfer": transfer, "batch_size": 16, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, dict[str, Any], Listener]:
+    config = toy_study(tmp_path_factory.mktemp("study") / "toy")
+    listener = Listener()
+    document = run_study(config, listener, command="isoflop study run toy.toml")
+    return config, document, listener
+
+
+def test_a_study_answers_trains_its_answer_and_grades_itself(
+    finished: tuple[StudyConfig, dict[str, Any], Listener],
+) -> None:
+    config, document, _ = finished
+    answer = document["families"]["vit"]
+    assert document["best"] == "vit"
+    assert answer["images"] * answer["flops_per_image"] == pytest.approx(5e9, rel=0.05)
+    assert answer["interval"][0] < answer["predicted_loss"] < answer["interval"][1]
+    assert document["final"]["measured_loss"] > 0
+    assert {row["pretrained"] for row in document["transfer"]["rows"]} == {True, False}
+    assert (config.directory / "report.html").stat().st_size > 10_000
+    assert json.loads((config.directory / "answer.json").read_text()) == json.loads(json.dumps(document))
+
+
+def test_the_table_has_every_run_and_the_budgets_are_kept(
+    finished: tuple[StudyConfig, dict[str, Any], Listener],
+) -> None:
+    config, _, listener = finished
+    rows = Store(config.directory).rows()
+    assert {row["run_id"] for row in rows} == set(listener.trained)
+    assert all(row["status"] == "done" for row in rows)
+    assert all(row["train_flops"] == pytest.approx(row["budget"], rel=0.05) for row in rows)
+    assert not (config.directory / "trunks").exists()
+
+
+def test_running_again_trains_nothing_and_answers_the_same(
+    finished: tuple[StudyConfig, dict[str, Any], Listener],
+) -> None:
+    config, document, _ = finished
+    listener = Listener()
+    again = run_study(config, listener)
+    assert listener.trained == []
+    assert again["families"] == document["families"]
+    assert again["finals"] == document["finals"]
+
+
+def test_the_answer_does_not_depend_on_diverged_or_failed_runs(
+    finished: tuple[StudyConfig, dict[str, Any], Listener],
+) -> None:
+    config, document, _ = finished
+    rows = Store(config.directory).rows()
+    ladder = [row for row in rows if row["role"] == "ladder"]
+    broken = {**ladder[0], "run_id": "x", "status": "diverged", "heldout_loss": None, "budget": ladder[0]["budget"]}
+    failed = {**ladder[1], "run_id": "y", "status": "failed", "heldout_loss": 0.001, "error": "boom"}
+    answer = answer_from(config, Catalogue(config), [*rows, broken, failed])
+    assert answer.best.predicted_loss == pytest.approx(document["families"]["vit"]["predicted_loss"])
+
+
+def test_a_folder_of_another_study_is_refused(finished: tuple[StudyConfig, dict[str, Any], Listener]) -> None:
+    config, _, _ = finished
+    other = toy_study(config.directory, study={"target_budget": 6e9})
+    with pytest.raises(StudyError, match="belongs to another study"):
+        run_study(other)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(StudyError, match=r"not a study \(it holds thesis.txt\)"):
+        run_study(toy_study(tmp_path))
+
+
+def test_two_studies_cannot_write_one_folder(tmp_path: Path) -> None:
+    from isoflop.train.lock import sole_writer
+
+    with sole_writer(tmp_path / "toy", StudyError), pytest.raises(StudyError, match="another isoflop process"):
+        run_study(toy_study(tmp_path / "toy"))
+
+
+def test_an_unknown_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    from isoflop.errors import ModelError
+
+    config = toy_study(tmp_path / "toy", families={"vit": {"sizes": ["vit_w8d2p9"]}})
+    with pytest.raises(ModelError, match="did you mean"):
+        run_study(config)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    config = toy_study(tmp_path / "toy")
+    catalogue = Catalogue(config)
+    good = catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01)
+    bad = catalogue.run("vit", "vit_w12d2p8", 6e8, 0.01)
+    object.__setattr__(bad.config.model, "name", "no_such_model")
+    store = Store(tmp_path)
+    with LocalPool(2) as pool:
+        tasks = [Task(run, store.run_directory(run.run_id), None) for run in (bad, good)]
+        ended = {event.run_id: event for event in pool.run(tasks) if event.kind == "ended"}
+    assert ended[good.run_id].state == "done"
+    assert ended[bad.run_id].state == "failed"
+    assert "no_such_model" in ended[bad.run_id].error
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_a_killed_worker_costs_time_or_at_most_its_run(tmp_path: Path, deaths: int) -> None:
+    config = toy_study(tmp_path / "toy")
+    run = Catalogue(config).run("vit", "vit_w8d2p8", 6e9, 0.01)
+    store = Store(tmp_path)
+    kills, kinds, last = 0, [], None
+    with LocalPool(1) as pool:
+        for event in pool.run([Task(run, store.run_directory(run.run_id), None)]):
+            kinds.append(event.kind)
+            if event.kind == "progress" and kills < deaths and (kills == 0 or kinds[-2] == "started"):
+                os.kill(pool._alive[0].process.pid, signal.SIGKILL)
+                kills += 1
+            last = event
+    assert last is not None
+    assert kinds.count("died") == min(deaths, 2)
+    if deaths == 1:
+        assert (last.kind, last.state) == ("ended", "done")
+        assert read_status(store.run_directory(run.run_id))["state"] == "done"
+    else:
+        assert (last.kind, last.state) == ("ended", "failed")
+        assert "killed by SIGKILL, for the 3rd time" in last.error
+
+
+def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    class Stop(Exception): ...
+
+    class Impatient(Listener):
+        def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
+            if finished == 2:
+                raise Stop
+
+    config = toy_study(tmp_path / "toy")
+    with pytest.raises(Stop):
+        run_study(config, Impatient())
+    listener = Listener()
+    document = run_study(config, listener)
+    rows = Store(config.directory).rows()
+    assert len(listener.trained) <= len(rows) - 2
+    assert document["final"]["status"] == "done"

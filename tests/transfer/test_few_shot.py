@@ -1,0 +1,54 @@
+"""Few-shot ridge regression is the one of the textbooks, in either form."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from isoflop.errors import DataError
+from isoflop.transfer.features import draw_shots
+from isoflop.transfer.few_shot import few_shot_accuracy, ridge
+
+
+def problem(n: int, width: int, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n + width)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, width, generator=generator)
+    return centres[labels] + torch.randn(n, width, generator=generator), labels
+
+
+@pytest.mark.parametrize(("n", "width"), [(200, 16), (40, 300)])  # the primal form, and the dual one
+@pytest.mark.parametrize("l2", [1.0, 1024.0])
+def test_ridge_agrees_with_scikit_learn(n: int, width: int, l2: float) -> None:
+    features, labels = problem(n, width)
+    targets = 2.0 * np.eye(4)[labels.numpy()] - 1.0
+    with_bias = np.concatenate([features.numpy(), np.full((n, 1), 100.0)], axis=1)
+    theirs = Ridge(alpha=l2, fit_intercept=False, solver="cholesky").fit(with_bias.astype(np.float64), targets)
+    ours = ridge(features, labels, 4, l2=l2).numpy()
+    np.testing.assert_allclose(ours, theirs.coef_.T, rtol=1e-6, atol=1e-9)
+
+
+def test_separable_classes_are_told_apart() -> None:
+    features, labels = problem(40, 64)
+    more, answers = features + 0.01, labels
+    assert few_shot_accuracy(features, labels, more, answers, 4, l2=1.0) == 1.0
+
+
+def test_shuffled_labels_are_not() -> None:
+    features, labels = problem(400, 8)
+    shuffled = labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    assert few_shot_accuracy(features[:200], shuffled[:200], features[200:], shuffled[200:], 4) < 0.45
+
+
+def test_a_draw_depends_on_its_seed_alone_and_is_balanced() -> None:
+    labels = torch.arange(100) % 5
+    drawn = draw_shots(labels, 5, 7, seed=1)
+    assert np.array_equal(drawn, draw_shots(labels, 5, 7, seed=1))
+    assert not np.array_equal(drawn, draw_shots(labels, 5, 7, seed=2))
+    assert np.bincount(labels[drawn]).tolist() == [7] * 5
+    assert len(set(drawn.tolist())) == 35
+
+
+def test_too_few_images_of_a_class_are_named() -> None:
+    with pytest.raises(DataError, match="class 2 has 1 training images, fewer than 3 shots"):
+        draw_shots(torch.tensor([0, 0, 0, 1, 1, 1, 2]), 3, 3, seed=0)
