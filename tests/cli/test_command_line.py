@@ -70,7 +70,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian", "x"], "No such command 'trian'. Did you mean 'train'?"),
+        (["confg", "x"], "No such command 'confg'. Did you mean 'config'?"),
         (["study", "rnu"], "No such command 'rnu'. Did you mean 'run'?"),
         (["train"], "Missing argument 'FILE.toml'."),
         (["train", "--putput", "x"], "No such option: --putput (Possible options: --output)"),
