@@ -12,19 +12,6 @@ from isoflop.data.source import SplitIndices, mean_and_std
 from isoflop.errors import DataError
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """Three classes of 20 noise images of 40×30 px for training, 5 each for the test."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 5)):
-        for name in ("cat", "dog", "owl"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for k in range(count):
-                Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / f"{k}.png")
-    return tmp_path
-
-
 @pytest.mark.parametrize(("num_samples", "heldout"), [(100, 7), (1000, 8192), (10, 1), (3, 1), (5, 0)])
 def test_train_and_heldout_share_no_sample_and_miss_none(num_samples: int, heldout: int) -> None:
     train = SplitIndices(num_samples, "train", heldout, seed=0).all()
@@ -67,7 +54,7 @@ def test_a_folder_is_labelled_by_its_subfolders(image_folder: Path) -> None:
 def test_the_fingerprint_follows_the_content(image_folder: Path) -> None:
     before = open_source(f"folder:{image_folder}", split="train", image_size=16).fingerprint
     assert open_source(f"folder:{image_folder}", split="train", image_size=16).fingerprint == before
-    (image_folder / "train" / "cat" / "0.png").unlink()
+    (image_folder / "train" / "cat" / "00.png").unlink()
     assert open_source(f"folder:{image_folder}", split="train", image_size=16).fingerprint != before
 
 
@@ -111,9 +98,3 @@ def test_a_bad_uri_gets_one_clear_line(uri: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as raised:
         open_source(uri, split="train", image_size=32)
     assert "\n" not in str(raised.value)
-
-
-def test_an_unreadable_image_is_named(image_folder: Path) -> None:
-    (image_folder / "train" / "dog" / "3.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"dog/3\.png"):
-        open_source(f"folder:{image_folder}", split="train", image_size=16)
