@@ -44,7 +44,7 @@ _WINDOW = 16  # remote shards at hand at a time
 Options = dict[str, Any]
 
 _GENERATED: dict[str, tuple[Callable[..., Source], dict[str, type]]] = {
-    "fractals": (Fractals, {"classes": int, "zipf": float, "images": int}),
+    "fractals": (Fractals, {"classes": int, "zipf": float, "turn": float, "zoom": float, "images": int}),
     "digits": (digits, {}),
 }
 _STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type]]] = {
