@@ -39,10 +39,12 @@ class Header(NamedTuple):
     """What the first bytes of a picture say."""
 
     format: str
-    """"JPEG" where the fast path applies, else Pillow's name of the format"""
+    """as Pillow calls it: JPEG, PNG, WEBP, …"""
     height: int
     width: int
-    frame: int
+    is_fast: bool
+    """whether libjpeg-turbo decodes it: JPEG, in grey or YCbCr"""
+    frame: int = 0
     """where the frame header of a baseline JPEG starts, or 0"""
 
 
@@ -63,7 +65,7 @@ def read_header(encoded: bytes) -> Header:
     if header is None:
         try:
             with Image.open(io.BytesIO(encoded)) as opened:
-                header = Header(str(opened.format), opened.height, opened.width, 0)
+                header = Header(str(opened.format), opened.height, opened.width, is_fast=False)
         except Image.DecompressionBombError as error:
             raise DamagedImage(f"decompression bomb: {error}") from error
         except (OSError, ValueError, SyntaxError) as error:
@@ -78,8 +80,8 @@ def decode_crop(encoded: bytes, header: Header, box: Box, *, size: int, channels
 
     `box` should come from `snap`, so that it lies on the grid of a reduced decoding. Raises DamagedImage.
     """
-    reduction = choose_reduction(box, size) if header.format == "JPEG" else 1
-    if header.format == "JPEG":
+    reduction = choose_reduction(box, size) if header.is_fast else 1
+    if header.is_fast:
         pixels = _decode_jpeg(encoded, header, box.top + box.height, reduction, channels)
     else:
         pixels = _decode_with_pillow(encoded, channels)
@@ -126,7 +128,7 @@ def _jpeg_header(encoded: bytes) -> Header | None:
         if marker in _FRAME_MARKERS:
             height, width = int.from_bytes(encoded[at + 5 : at + 7]), int.from_bytes(encoded[at + 7 : at + 9])
             usable = encoded[at + 9] in (1, 3) and encoded[at + 4] == 8 and height > 0 and width > 0
-            return Header("JPEG", height, width, at if marker != 0xC2 else 0) if usable else None
+            return Header("JPEG", height, width, True, at if marker != 0xC2 else 0) if usable else None
         if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return None
         at += 2 + int.from_bytes(encoded[at + 2 : at + 4])

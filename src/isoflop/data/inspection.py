@@ -152,7 +152,7 @@ def _examine(records: Records, index: int) -> _Finding:
         header = read_header(encoded)
         decode_crop(encoded, header, centre_box_of(header, 8), size=8, channels=3)
         suspicious = _wrong_extension(records.name(index), header.format)
-        if header.format == "JPEG":
+        if header.is_fast:
             simplejpeg.decode_jpeg(encoded, "GRAY", strict=True)
     except DamagedImage as error:
         broken = str(error)

@@ -6,7 +6,7 @@ step k reads exactly what the uninterrupted run would have read.
 
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,12 +131,14 @@ def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine) -> Iterat
 def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch | _Failure]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # that is the user's choice
-        made = iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers))
-    for step in steps:
-        try:
-            yield next(made)
-        except RuntimeError as error:  # a worker that was killed, most often for want of memory
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"a data worker died while making step {step} ({reason}); fewer workers need less memory"
-            ) from error
+        made: Any = iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers))
+    try:
+        for step in steps:
+            try:
+                yield next(made)
+            except RuntimeError as error:  # a worker that was killed, most often for want of memory
+                reason = str(error).splitlines()[0]
+                raise DataError(f"a data worker died while making step {step} ({reason}); try fewer workers") from error
+    finally:
+        # Left to the garbage collector, queues may go before workers, which then wait for five seconds each.
+        made._shutdown_workers()
