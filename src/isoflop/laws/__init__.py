@@ -6,12 +6,14 @@ from isoflop.laws.compare import Comparison, Crossover, Standing, compare
 from isoflop.laws.curve import CurveLaw, Member, fit_curve
 from isoflop.laws.finite_data import FiniteDataLaw, fit_finite_data
 from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table
+from isoflop.laws.form_fit import FormLaw, fit_form
 from isoflop.laws.forms import FORMS, Form
 from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points, lower_envelope
 from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_rate
 from isoflop.laws.match import Match, match_at_equal_compute
 from isoflop.laws.present import markdown, picture, svg
 from isoflop.laws.published import SOURCES, load_table
+from isoflop.laws.shape import ShapeLaw, fit_shape
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Finding",
     "FiniteDataLaw",
     "Form",
+    "FormLaw",
     "FrontierLaw",
     "FrontierPoints",
     "GroupFit",
@@ -32,6 +35,7 @@ __all__ = [
     "Member",
     "Optimum",
     "Prediction",
+    "ShapeLaw",
     "SizeDataLaw",
     "Standing",
     "TableFit",
@@ -39,8 +43,10 @@ __all__ = [
     "compare",
     "fit_curve",
     "fit_finite_data",
+    "fit_form",
     "fit_frontier",
     "fit_learning_rate",
+    "fit_shape",
     "fit_size_data",
     "fit_table",
     "frontier_points",

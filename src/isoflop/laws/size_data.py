@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, predictive, rungs, student, summarise
+from isoflop.laws.backtest import Backtests, predictive, rungs, summarise
+from isoflop.laws.profile import profile_interval
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array, Model, Prior, minimise, robust_scale
 from isoflop.laws.varpro import project
@@ -330,29 +331,22 @@ def _condition(fit: _Fit) -> float:
     return float((singular[0] / max(singular[-1], 1e-300)) ** 2)
 
 
-def _profile(fit: _Fit, level: float, points: int = 41) -> dict[str, tuple[float, float]]:
-    """Intervals of α and β: the values at which the best fit of all else is not significantly worse (F test)."""
-    base = minimise(fit.model, fit.theta[None], fit.target, delta=fit.delta, lower=fit.lower, upper=fit.upper)
-    threshold = 0.5 * fit.noise**2 * float(student(fit.freedom, 0.5 + level / 2)) ** 2
+def _profile(fit: _Fit, level: float) -> dict[str, tuple[float, float]]:
+    """Profile intervals of α and β."""
+    held = (2,) if fit.lower[2] == fit.upper[2] else ()
     intervals = {}
     for name, k in (("alpha", 3), ("beta", 4)):
-        grid = np.geomspace(fit.lower[k], fit.upper[k], points)
-        ends = []
-        for _ in range(3):
-            starts = np.broadcast_to(base.theta[0], (grid.size, 5)).copy()
-            starts[:, k] = grid
-            starts[:, 2] = np.maximum(starts[:, 2], 0.05 * np.exp(fit.target.min()))
-            value = minimise(
-                fit.model, starts, fit.target, delta=fit.delta, lower=fit.lower, upper=fit.upper, fixed=(k,)
-            ).objective
-            excess = value - base.objective[0] - threshold
-            inside = np.flatnonzero((excess <= 0) | (np.abs(grid - base.theta[0, k]) < 1e-12))
-            centre = base.theta[0, k]
-            lo, hi = min(grid[inside].min(initial=centre), centre), max(grid[inside].max(initial=centre), centre)
-            below, above = grid[grid < lo], grid[grid > hi]
-            ends = [below.max() if below.size else fit.lower[k], lo, hi, above.min() if above.size else fit.upper[k]]
-            grid = np.linspace(ends[::2], ends[1::2], points // 2, axis=1).ravel()
-        intervals[name] = (float((ends[0] + ends[1]) / 2), float((ends[2] + ends[3]) / 2))
+        intervals[name] = profile_interval(
+            fit.model,
+            fit.theta,
+            fit.target,
+            k,
+            noise=fit.noise,
+            lower=fit.lower,
+            upper=fit.upper,
+            fixed=held,
+            level=level,
+        )
     return intervals
 
 

@@ -15,7 +15,7 @@ def project(columns: Array, target: Array, delta: float, rounds: int = 4) -> tup
     """Non-negative coefficients (G, k) of `columns` (G, m, k) for log `target` (m,), and the summed Huber loss (G,).
 
     Minimises Huber of log(columns·coefficients) - target by reweighted least squares of relative errors; all 2^k - 1
-    sets of positive coefficients are tried, so the answer is the exact non-negative one. k is 1 to 3.
+    sets of positive coefficients are tried, so the answer is the exact non-negative one. k is 1 to 4.
     """
     guesses, _, k = columns.shape
     relative = columns * np.exp(-target)[:, None]
