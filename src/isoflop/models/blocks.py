@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import NORMS, ChannelMLP, LayerNorm, Scale, drop_path
-from isoflop.models.mixers import MIXERS, Site
+from isoflop.models.mixers import MIXERS, Pooling, Site
 
 
 class Block(nn.Module):
@@ -49,7 +50,13 @@ class Block(nn.Module):
             self.shortcut2 = None if res_scale is None else Scale(site.width, res_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._add(x, self.mixer(self.norm1(x)), self.scale1, self.shortcut1)
+        norm, mixer = self.norm1, self.mixer
+        if isinstance(norm, GroupNorm) and isinstance(mixer, Pooling) and self.residual and self.shortcut1 is None:
+            gain = norm.weight if self.scale1 is None else norm.weight * self.scale1.gamma
+            keep = drop_path(x.new_ones(len(x), 1, 1, 1), self.drop_rate, self.training)
+            x = pool_residual(x, gain, keep, mixer.size, norm.eps)
+        else:
+            x = self._add(x, mixer(norm(x)), self.scale1, self.shortcut1)
         if self.mlp is not None:
             x = self._add(x, self.mlp(self.norm2(x)), self.scale2, self.shortcut2)
         return x

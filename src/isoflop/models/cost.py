@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,22 @@ def cost(
     **overrides: Any,
 ) -> Cost:
     """Parameters and MACs per image of `create_model` with the same arguments; ModelError as there."""
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
+    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
+    return _counted(name, num_classes, size, in_channels, tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=1024)
+def _counted(
+    name: str,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    overrides: tuple[tuple[str, Any], ...],
+) -> Cost:
     with torch.device("meta"):
         model = create_model(
-            name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **overrides
+            name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **dict(overrides)
         ).eval()
         images = torch.empty(1, in_channels, *model.image_size)
     counter = FlopCounterMode(display=False)

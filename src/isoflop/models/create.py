@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
@@ -27,7 +28,7 @@ def create_model(
     seed: int | None = None,
     **overrides: Any,
 ) -> Backbone:
-    """The backbone of that name, freshly initialised.
+    """The backbone of that name, freshly initialised; `timm:NAME` is any model of timm.
 
     `image_size` is pixels, one number for a square or (height, width). `overrides` replace fields of the preset's
     configuration (`drop_path=0.1`, `depths=(2, 2, 6, 2)`). With `seed`, the weights depend on it alone and the global
@@ -35,13 +36,22 @@ def create_model(
 
     Raises ModelError for an unknown name or override (with a suggestion), or values that cannot be built.
     """
-    family, config = resolve(name, **overrides)
     size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", min(size))):
         if value < 1:
             raise ModelError(f"`{what}` must be at least 1, not {value}")
-    with _seeded(seed):
-        model = _build(config, num_classes, size, in_channels)
+    if name.startswith("timm:"):
+        # timm takes a second to import, which nobody should pay who does not ask for it.
+        from isoflop.models.timm_adapter import TimmBackbone
+
+        shape: Any = {"num_classes": num_classes, "image_size": size, "in_channels": in_channels}
+        with _seeded(seed):
+            model: Backbone = TimmBackbone(name.removeprefix("timm:"), **shape, **overrides)
+        family = "timm"
+    else:
+        family, config = resolve(name, **overrides)
+        with _seeded(seed):
+            model = _build(config, num_classes, size, in_channels)
     model.family, model.preset = family, name
     return model
 
@@ -63,8 +73,15 @@ def resolve(name: str, **overrides: Any) -> tuple[str, Config]:
     for key in overrides:
         if key not in fields:
             raise ModelError(f"{name} has no option `{key}`{suggestion(key, fields)}")
-    changes: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
-    return family, dataclasses.replace(config, **changes)
+    if not overrides:
+        return family, config
+    changed = {**{field: getattr(config, field) for field in fields}, **overrides}
+    try:
+        return family, TypeAdapter(type(config)).validate_python(changed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{name}: `{place}` = {first['input']!r}: {first['msg']}") from error
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -12,27 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isoflop.models.grouped import GroupNorm
+
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the channels; eps 1e-6 is that of the ViT and MetaFormer papers' code."""
 
     def __init__(self, width: int, eps: float = 1e-6, bias: bool = True) -> None:
         super().__init__(width, eps=eps, bias=bias)
-
-
-class GroupNorm1(nn.Module):
-    """GroupNorm with one group: each image is normalised over tokens and channels (PoolFormer, arXiv 2111.11418)."""
-
-    def __init__(self, width: int, eps: float = 1e-5, bias: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        normed = F.layer_norm(flat, flat.shape[1:], eps=self.eps).view_as(x)
-        return normed * self.weight if self.bias is None else torch.addcmul(self.bias, normed, self.weight)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -58,8 +45,8 @@ class Affine(nn.Module):
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "layer": LayerNorm,
     "layer_without_bias": lambda width, eps: LayerNorm(width, eps, bias=False),
-    "group": GroupNorm1,
-    "group_without_bias": lambda width, eps: GroupNorm1(width, eps, bias=False),
+    "group": lambda width, eps: GroupNorm(width, 1, eps),
+    "group_without_bias": lambda width, eps: GroupNorm(width, 1, eps, bias=False),
     "batch": lambda width, eps: BatchNorm(width, eps),
     "affine": lambda width, eps: Affine(width),
     "none": lambda width, eps: nn.Identity(),

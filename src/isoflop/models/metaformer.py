@@ -34,6 +34,7 @@ class MetaFormerConfig:
         prefix_tokens: learned tokens that join at the last stage: 1 the class token, 2 with a distillation token.
         pool: "gap" the mean, "token" the class token, "map" attention pooling.
         pool_first: the last norm comes after the mean, not before.
+        last_norm, last_norm_eps: those of the last norm, where not `norm` and `norm_eps`.
         stage_norms: a norm after every stage, of which the last is the last norm anyway (PVT v2).
         layer_scale: start of the branches' factors; res_scale: start of the shortcuts' factors, per stage.
         distilled: a second head on the second token; its logits are averaged in `forward` (DeiT).
@@ -67,6 +68,7 @@ class MetaFormerConfig:
     norm: str = "layer"
     norm_eps: float = 1e-6
     last_norm: str | None = None
+    last_norm_eps: float | None = None
     activation: str = "gelu"
     mixer_bias: bool = True
     qkv_bias: bool = True
@@ -117,7 +119,7 @@ class MetaFormer(Backbone):
         self.stage_norms = nn.ModuleList(
             NORMS[config.norm](width, config.norm_eps) for width in config.widths[:-1] if config.stage_norms
         )
-        self.norm = NORMS[config.last_norm or config.norm](self.num_features, config.norm_eps)
+        self.norm = NORMS[config.last_norm or config.norm](self.num_features, config.last_norm_eps or config.norm_eps)
         if config.pool == "map":
             self.pool = MapPool(self.num_features, config.heads[-1], config.mlp_widths[-1])
         make_head = MLPHead if config.mlp_head else nn.Linear

@@ -224,7 +224,8 @@ class Fourier(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft2(x.flatten(1, -2).float(), norm="ortho").real.to(x.dtype).view_as(x)
+        mixed: Tensor = torch.fft.fft2(x.flatten(1, -2).float(), norm="ortho").real
+        return mixed.to(x.dtype).view_as(x)
 
 
 class Depthwise(nn.Module):

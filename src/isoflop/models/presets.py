@@ -20,7 +20,7 @@ Config = MetaFormerConfig | NFNetConfig | BiTConfig
 # --- one stage of tokens -------------------------------------------------------------------------------------------
 
 
-def _isotropic(mixer: str, width: int, depth: int, patch: int, mlp: int, **more: Any) -> MetaFormerConfig:
+def _isotropic(mixer: str, width: int, depth: int, patch: int, mlp: int, **more: Any) -> Config:
     more = {"heads": (1,), "init": "lecun", **more}
     return MetaFormerConfig(
         depths=(depth,),
@@ -76,14 +76,14 @@ RESMLP = {
 GMLP = {"ti16": 128, "s16": 256, "b16": 512}  # width; 30 blocks, six times as wide inside (arXiv 2105.08050, table 1)
 
 
-def _vit(size: str, patch: int, **more: Any) -> MetaFormerConfig:
+def _vit(size: str, patch: int, **more: Any) -> Config:
     width, depth, mlp, heads, _ = VIT[size]
     more = {"init": "vit", "positions": "learned", **more}
     return _isotropic("attention", width, depth, patch, mlp, heads=(heads,), **more)
 
 
 def _vits() -> dict[str, dict[str, Config]]:
-    deit = {"init": "trunc_normal", "pool": "token", "drop_path": 0.1}
+    deit: dict[str, Any] = {"init": "trunc_normal", "pool": "token", "drop_path": 0.1}
     return {
         "vit": {
             f"vit_{size}{patch}{suffix}": _vit(size, patch, **head)
@@ -151,7 +151,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "pppf": {"mixers": (P, P, P, F), "mixer_bias": False},
     "ppff": {"mixers": (P, P, F, F), "mixer_bias": False},
 }
-# MetaFormer baselines (arXiv 2210.13452, tables 1 and 2): mixers by family; depths, widths and stochastic depth by size.
+# MetaFormer baselines (arXiv 2210.13452, tables 1 and 2): mixers by family, depths and widths by size.
 BASELINE_MIXERS = {
     "identityformer": ("identity",) * 4,
     "randformer": ("identity", "identity", "random", "random"),
@@ -185,11 +185,11 @@ SWIN_MIXER = {
     "t_d24": (96, (2, 2, 6, 2), 24),
     "t_d12": (96, (2, 2, 6, 2), 12),
     "t_d6": (96, (2, 2, 6, 2), 6),
-    "b_d24": (120, (2, 2, 18, 2), 24),
+    "b_d24": (128, (2, 2, 18, 2), 32),
 }
 
 
-def _stages(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any) -> MetaFormerConfig:
+def _stages(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any) -> Config:
     more = {"mlp_widths": tuple(4 * w for w in widths), "heads": (1,) * 4, "stem_kernel": 7, "stem_padding": 2, **more}
     return MetaFormerConfig(depths=depths, widths=widths, mixers=mixers, stem_stride=4, **more)
 
@@ -203,9 +203,7 @@ def _poolformers() -> dict[str, Config]:
     return {f"poolformer_{size}": config for size, config in plain.items()} | ablated
 
 
-def _baseline(
-    mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any
-) -> MetaFormerConfig:
+def _baseline(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any) -> Config:
     return _stages(
         mixers, depths, widths, activation="star_relu", mixer_bias=False, qkv_bias=False, mlp_bias=False,
         stem_norm="layer_without_bias", down_norm="layer_without_bias", last_norm="layer", pool_first=True,
@@ -235,7 +233,7 @@ def _baselines() -> dict[str, dict[str, Config]]:
 
 
 def _pyramids() -> dict[str, dict[str, Config]]:
-    reduced = {
+    reduced: dict[str, Any] = {
         "mixers": ("reduced_attention",) * 4, "heads": PVT_HEADS, "reductions": PVT_REDUCTIONS, "drop_path": 0.1,
     }  # fmt: skip
     pvt: dict[str, Config] = {
@@ -278,8 +276,8 @@ def _nfnets() -> dict[str, Config]:
         f"nfnet_{size}": NFNetConfig(depths=(n, 2 * n, 6 * n, 3 * n), dropout=dropout)
         for n, (size, dropout) in enumerate(NFNET.items(), start=1)
     }
-    wide = {"widths": (384, 768, 2048, 2048), "stem_widths": (16, 32, 64, 192), "final_width": 4096}
-    return plain | {f"nfnet_{size}+": replace(plain[f"nfnet_{size}"], **wide) for size in ("f3", "f4", "f7")}  # type: ignore[arg-type, type-var, misc]
+    wide: dict[str, Any] = {"widths": (384, 768, 2048, 2048), "stem_widths": (16, 32, 64, 192), "final_width": 4096}
+    return plain | {f"nfnet_{size}+": replace(plain[f"nfnet_{size}"], **wide) for size in ("f3", "f4", "f7")}
 
 
 FAMILIES: dict[str, dict[str, Config]] = {

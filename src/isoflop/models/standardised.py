@@ -20,13 +20,15 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, gain: Tensor, eps: float, floor: float) -> Tensor:
-        var, mean = torch.var_mean(weight, dim=1, keepdim=True, correction=0)
-        power = (var + eps) * weight.shape[1]
+        # Two plain passes: `torch.var_mean` is some twenty times as slow on a CPU.
+        centred = weight - weight.mean(dim=1, keepdim=True)
+        power = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square() + eps * weight.shape[1]
         scale = power.clamp(min=floor).rsqrt()
-        unit = (weight - mean) * scale
+        unit = centred * scale
         ctx.save_for_backward(unit, scale, power, gain)
         ctx.floor = floor
-        return unit * gain
+        out: Tensor = unit * gain
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:

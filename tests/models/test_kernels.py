@@ -1,0 +1,70 @@
+"""Hand-written gradients are the gradients, and the folded pooling block is the unfolded one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isoflop.models import create_model
+from isoflop.models.grouped import GroupNorm, pool_residual
+from isoflop.models.layers import StarReLU, _StarReLU
+from isoflop.models.mixers import Pooling, Site
+from isoflop.models.standardised import FLOOR, _Standardise
+
+
+def doubles(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return values.requires_grad_()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_the_folded_pooling_block_has_its_own_gradient(size: int) -> None:
+    keep = torch.tensor([0.0, 2.0], dtype=torch.float64).view(2, 1, 1, 1)
+    assert torch.autograd.gradcheck(
+        lambda x, gain: pool_residual(x, gain, keep, size, 1e-5), (doubles(2, 4, 5, 3), doubles(3, seed=1))
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_folding_pooling_into_the_block_changes_nothing(size: int) -> None:
+    norm = GroupNorm(6, 1).double()
+    with torch.no_grad():
+        norm.weight.copy_(doubles(6, seed=1))
+        norm.bias.copy_(doubles(6, seed=2))  # cancels in the folded form
+    x = doubles(2, 7, 9, 6)
+    plain = x + 0.3 * Pooling(Site(6, (7, 9), pool_size=size))(norm(x))
+    ones = torch.ones(2, 1, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(pool_residual(x, 0.3 * norm.weight, ones, size, norm.eps), plain)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4], ids=["above the floor", "below the floor"])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_weight_standardisation_has_its_own_gradient(scale: float, eps: float) -> None:
+    inputs = (doubles(5, 9, scale=scale), doubles(5, 1, seed=1))
+    assert torch.autograd.gradcheck(lambda w, g: _Standardise.apply(w, g, eps, FLOOR), inputs, eps=1e-6 * scale)
+
+
+def test_star_relu_has_its_own_gradient_and_value() -> None:
+    inputs = (doubles(4, 6), doubles(1, seed=1), doubles(1, seed=2))
+    assert torch.autograd.gradcheck(_StarReLU.apply, inputs)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(StarReLU()(x), F.relu(x) ** 2)
+
+
+def test_group_norm_is_pytorch_group_norm() -> None:
+    norm, x = GroupNorm(12, 3), torch.randn(2, 4, 5, 12)
+    expected = F.group_norm(x.movedim(-1, 1), 3, norm.weight, norm.bias).movedim(1, -1)
+    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm(x.flatten(1, 2)), expected.flatten(1, 2))
+
+
+@pytest.mark.parametrize("name", ["vit_ti16", "poolformer_s12", "nfnet_w16d2"])
+def test_bfloat16_follows_float32(name: str) -> None:
+    model = create_model(name, image_size=64, num_classes=5, seed=0).eval()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+        x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        full = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(x).float()
+    assert ((half - full).norm() / full.norm()).item() < 0.05
