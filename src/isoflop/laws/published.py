@@ -18,6 +18,12 @@ SOURCES: dict[str, str] = {
 }
 """Name → where the numbers come from and what their columns mean."""
 
+VIT_GFLOPS: dict[str, float] = {
+    "s/28": 0.7, "s/16": 2.2, "S/32": 2.3, "Ti/16": 2.5, "B/32": 8.7, "S/16": 9.2, "B/28": 11.3, "B/16": 35.1,
+    "L/16": 122.9, "g/14": 533.1, "G/14": 965.3,
+}  # fmt: skip
+"""GFLOPs (2 × MACs) of a forward pass at 224 px, arXiv 2106.04560, table 2; training an image costs three of them."""
+
 
 def load_table(name: str) -> dict[str, list[str]]:
     """The columns of a bundled table as text, in file order.
