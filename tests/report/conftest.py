@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isoflop.laws import fit_frontier, fit_size_data, frontier_points
+from isoflop.laws import fit_frontier, fit_learning_rate, fit_size_data, frontier_points
 
 # family: (E, A, B, alpha, beta)
 PLANTED = {
@@ -117,13 +117,16 @@ def _answer(rows: list[dict[str, Any]]) -> dict[str, Any]:
         points = frontier_points(n, d, loss)
         frontier = fit_frontier(points.compute, points.loss, bootstrap=40)
         size, images, predicted = law.optimal(TARGET)
+        tried = [row for row in rows if row["family"] == family and row["status"] == "done"]
+        columns = ([row[c] for row in tried] for c in ("flops_per_image", "learning_rate", "heldout_loss", "images"))
+        rates = fit_learning_rate(*columns)
         entries[family] = {
             "model": f"{family}_w20", "flops_per_image": size, "images": int(images), "steps": int(images // 64),
             "learning_rate": 1.1e-2, "predicted_loss": predicted,
             "interval": list(law.optimal_interval(TARGET)["loss"]), "level": 0.9,
             "p_best": {"vit": 0.06, "poolformer": 0.93, "nfnet": 0.01}[family],
             "law": law.to_dict(),
-            "frontier": frontier.to_dict(), "warnings": [],
+            "frontier": frontier.to_dict(), "learning_rate_law": rates.to_dict(), "warnings": [],
         }  # fmt: skip
     entries["nfnet"]["warnings"] = ["at 2 of 5 budgets the best size is the smallest one tried"]
     best_family = min(entries, key=lambda f: entries[f]["predicted_loss"])

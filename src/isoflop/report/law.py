@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.laws import FrontierLaw, SizeDataLaw
+from isoflop.laws import FrontierLaw, LearningRateLaw, SizeDataLaw
 from isoflop.report.rows import Answer
 from isoflop.report.text import number
 
@@ -21,6 +21,7 @@ class FamilyLaw:
 
     size_data: SizeDataLaw | None
     frontier_law: FrontierLaw | None
+    rate_law: LearningRateLaw | None = None
     level: float = 0.9
 
     def loss(self, n: Array, d: Array) -> Array:
@@ -35,6 +36,21 @@ class FamilyLaw:
             return np.full(compute.shape, np.nan), np.full(compute.shape, np.nan)
         n = np.array([self.size_data.optimal(float(c))[0] for c in compute])
         return n, compute / n
+
+    def optimum_bands(self, compute: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
+        """((lo, hi) of the best size, (lo, hi) of the best images) at each compute, at the answer's level."""
+        if self.size_data is None:
+            return None
+        found = [self.size_data.optimal_interval(float(c), self.level) for c in compute]
+        bands = [tuple(np.array([f[name][end] for f in found]) for end in (0, 1)) for name in ("n", "d")]
+        return (bands[0][0], bands[0][1]), (bands[1][0], bands[1][1])
+
+    def learning_rate(self, compute: Array) -> Array:
+        """The best learning rate of the best size at each compute (NaN when nothing is known about it)."""
+        n, d = self.optimum(compute)
+        if self.rate_law is None or self.size_data is None:
+            return np.full(compute.shape, np.nan)
+        return np.asarray(self.rate_law.predict(n, d), dtype=np.float64)
 
     def frontier(self, compute: Array) -> Array:
         """Loss of the best run at each compute, by the frontier's own law if it was fitted, by size and data if not."""
@@ -58,15 +74,20 @@ class FamilyLaw:
         return None, None
 
     def exponents(self) -> str:
-        """The exponents of size and images in compute with their intervals: `0.52 (0.44–0.60) and 0.48 (…)`."""
+        """The exponents of size and of images in compute, with their bootstrap intervals: `0.52 (0.44–0.60) and …`."""
         if self.size_data is None:
             return ""
-        values, intervals = self.size_data.exponents(), self.size_data.exponent_intervals
+        values = self.size_data.exponents()
+        alpha, beta = np.array(self.size_data.replicates, dtype=np.float64).reshape(-1, 5).T[3:]
+        shares = {"size": beta / (alpha + beta), "images": alpha / (alpha + beta)}
+        ends = [0.5 - self.level / 2, 0.5 + self.level / 2]
         parts = []
-        for name in ("size", "images"):
+        for name, share in shares.items():
+            share = share[np.isfinite(share)]
             shown = number(values[name], 2)
-            if name in intervals:
-                shown += f" ({number(intervals[name][0], 2)}–{number(intervals[name][1], 2)})"
+            if share.size:
+                low, high = np.quantile(share, ends)
+                shown += f" ({number(float(low), 2)}–{number(float(high), 2)})"
             parts.append(shown)
         return " and ".join(parts)
 
@@ -77,7 +98,10 @@ def family_laws(answer: Answer) -> dict[str, FamilyLaw]:
     for family, entry in (answer.get("families") or {}).items():
         entry = entry or {}
         law = FamilyLaw(
-            _restore(SizeDataLaw, entry.get("law")), _restore(FrontierLaw, entry.get("frontier")), _level(entry)
+            _restore(SizeDataLaw, entry.get("law")),
+            _restore(FrontierLaw, entry.get("frontier")),
+            _restore(LearningRateLaw, entry.get("learning_rate_law")),
+            _level(entry),
         )
         if law.size_data is not None or law.frontier_law is not None:
             found[str(family)] = law

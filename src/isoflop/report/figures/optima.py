@@ -1,4 +1,4 @@
-"""How the best size and the best number of images grow with compute."""
+"""How the best size, the best number of images and the best learning rate change with compute."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ import numpy as np
 
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
-from isoflop.report.law import family_laws
+from isoflop.report.law import Array, FamilyLaw, family_laws
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 from isoflop.report.theme import family_color, family_symbol
 
-KEY, TITLE = "optima", "Best size and best number of images against compute"
+KEY, TITLE = "optima", "Best size, images and learning rate against compute"
 X = Axis("training compute (FLOPs)", "log")
+PANELS = (
+    ("flops_per_image", "size (training FLOPs per image)", "Best size"),
+    ("images", "images seen", "Best number of images"),
+    ("learning_rate", "learning rate", "Best learning rate"),
+)
 
 
 def optima(rows: Sequence[Row], answer: Answer) -> Figure:
-    """Two panels, size and images: the best run of each budget, and where the law puts the optimum."""
-    runs = table.measured(rows, "ladder")
-    laws = family_laws(answer)
-    if not runs and not laws:
+    """A panel each for size, images and learning rate: the best run of each budget, and what the laws say."""
+    runs, laws = table.measured(rows, "ladder"), family_laws(answer)
+    if not runs:
         return Figure.missing(KEY, TITLE, "No run of the ladder has finished, so nothing is known about the best size.")
     target = answer.get("target_flops")
     budgets = table.rungs(runs) + ([float(target)] if table.finite(target) else [])
     compute = np.geomspace(min(budgets), max(max(budgets), 1.001 * min(budgets)), 40)
-    size: list[Series] = []
-    images: list[Series] = []
-    exponents: list[str] = []
+    drawn: dict[str, list[Series]] = {cell: [] for cell, _, _ in PANELS}
     for position, family in enumerate(table.families(rows, answer)):
-        color, best = family_color(position), table.envelope(table.of_family(runs, family))
-        law = laws.get(family)
-        if law is not None:
-            n, d = law.optimum(compute)
-            size.append(Series("line", compute, n, group=family, color=color))
-            images.append(Series("line", compute, d, group=family, color=color))
-            exponents.append(f"{family} {law.exponents()}")
-        at = [table.rung(row) for row in best]
-        notes = [table.describe(row) for row in best]
-        marks: dict[str, Any] = {
-            "group": family,
-            "color": color,
-            "symbol": family_symbol(position),
-            "size": 9.0,
-            "notes": notes,
-        }
-        size.append(Series("points", at, [row["flops_per_image"] for row in best], name=family, **marks))
-        images.append(Series("points", at, [row["images"] for row in best], **marks))
+        look: dict[str, Any] = {"group": family, "color": family_color(position)}
+        if family in laws:
+            for cell, lines in _law_lines(laws[family], compute, look).items():
+                drawn[cell] += lines
+        best = table.envelope(table.of_family(runs, family))
         entry = (answer.get("families") or {}).get(family) or {}
-        if table.finite(target):
-            chosen: dict[str, Any] = {"group": family, "color": color, "symbol": "diamond-open", "size": 10.0}
-            for series, cell in ((size, "flops_per_image"), (images, "images")):
-                if table.positive(entry, cell):
-                    series.append(Series("points", [float(target)], [float(entry[cell])], **chosen))
+        for cell, _, _ in PANELS:
+            chosen = [row for row in best if table.positive(row, cell)]
+            drawn[cell].append(
+                Series(
+                    "points",
+                    [table.rung(row) for row in chosen],
+                    [row[cell] for row in chosen],
+                    name=family if cell == PANELS[0][0] else "",
+                    symbol=family_symbol(position),
+                    size=8,
+                    notes=[table.describe(row) for row in chosen],
+                    **look,
+                )
+            )
+            if table.finite(target) and table.positive(entry, cell):
+                drawn[cell].append(Series("points", [target], [entry[cell]], symbol="diamond-open", size=10, **look))
+    exponents = [f"{family} {law.exponents()}" for family, law in laws.items() if law.exponents()]
     caption = "Markers are the best run of each budget, open diamonds what the study would train at the target"
-    caption += ", lines the optimum of each fitted law." if laws else "."
+    caption += ", lines the fitted laws and bands their bootstrap intervals." if laws else "."
     if exponents:
         caption += " Exponents of size and of images in compute: " + "; ".join(exponents) + "."
     return Figure(
@@ -64,13 +65,17 @@ def optima(rows: Sequence[Row], answer: Answer) -> Figure:
         title=TITLE,
         caption=caption,
         alt=_alt(rows, runs, answer),
-        panels=(
-            Panel(X, Axis("size (training FLOPs per image)", "log"), tuple(size), title="Best size"),
-            Panel(X, Axis("images seen", "log"), tuple(images), title="Best number of images"),
-        ),
-        columns=2,
-        height=420,
+        panels=tuple(Panel(X, Axis(unit, "log"), tuple(drawn[cell]), title) for cell, unit, title in PANELS),
+        height=400,
     )
+
+
+def _law_lines(law: FamilyLaw, compute: Array, look: dict[str, Any]) -> dict[str, list[Series]]:
+    values = (*law.optimum(compute), law.learning_rate(compute))
+    lines = {cell: [Series("line", compute, v, **look)] for (cell, _, _), v in zip(PANELS, values, strict=True)}
+    for (cell, _, _), (low, high) in zip(PANELS, law.optimum_bands(compute) or (), strict=False):
+        lines[cell].insert(0, Series("band", compute, lower=low, upper=high, opacity=0.12, **look))
+    return lines
 
 
 def _alt(rows: Sequence[Row], runs: Sequence[Row], answer: Answer) -> str:
