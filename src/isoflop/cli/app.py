@@ -6,17 +6,23 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, study, training, transfer
+from isoflop.cli import config, data, study, training, transfer
+from isoflop.cli.fit import fit
 from isoflop.cli.groups import group, help_when_alone
+from isoflop.cli.models import models
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 app = group("isoflop", "Which vision backbone, how large, for how long: measured by small runs at equal compute.")
+app.command("models")(models)
 app.command("train")(training.train)
-app.add_typer(study.app)
-app.command("report")(study.report)
 app.command("transfer")(transfer.transfer)
+app.command("fit")(fit)
+app.command("report")(study.report)
+app.command("watch")(study.watch)
+app.add_typer(study.app)
+app.add_typer(data.app)
 app.add_typer(config.app)
 
 

@@ -108,3 +108,13 @@ def report(
     answer, rows = store.read("answer.json"), store.rows()
     done = [row["run_id"] for row in rows if row["status"] == "done"]
     print(f"report: {write_report(rows, answer, store.curves(done), output or directory / 'report.html')}")
+
+
+def watch(
+    directory: Annotated[Path, argument("Folder of a study.", "DIR")],
+    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 0,
+) -> None:
+    """Show the report of a study that is still running, in a browser on this machine."""
+    from isoflop.report.watch import watch as serve
+
+    serve(directory, port=port)

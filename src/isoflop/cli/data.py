@@ -1,0 +1,72 @@
+"""`isoflop data`: look at a data set before a run does, and lay it out anew."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.groups import argument, group
+
+app = group("data", "Check, index and convert data sets.")
+
+Data = Annotated[str, argument("Folder or file, or a URI as in data.source.", "PATH")]
+
+
+class Part(StrEnum):
+    """Which images of a data set."""
+
+    train = "train"
+    test = "test"
+
+
+class Layout(StrEnum):
+    """How images are stored."""
+
+    shards = "shards"
+    folder = "folder"
+
+
+@app.command("check")
+def check(
+    path: Data,
+    part: Annotated[Part, typer.Option(help="Which images.")] = Part.train,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share the work.")] = 1,
+) -> None:
+    """Decode every image; print what there is and what is wrong. Exit 1 if a run would refuse it."""
+    from isoflop.data.inspection import check as inspect
+
+    report = inspect(path, part=part.value, workers=workers, progress=_progress)
+    print("\n".join(report.lines()))
+    if not report.is_usable:
+        raise typer.Exit(1)
+
+
+@app.command("index")
+def index(path: Data) -> None:
+    """Write the index of tar shards beside them."""
+    from isoflop.data.conversion import index_shards
+
+    samples, shards = index_shards(path, progress=_progress)
+    print(f"images: {samples:,}, shards: {shards:,}")
+
+
+@app.command("convert")
+def convert(
+    path: Data,
+    destination: Annotated[Path, argument("New folder.", "DIR")],
+    to: Annotated[Layout, typer.Option(help="Tar shards, or a folder for each class.")] = Layout.shards,
+    samples_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard.")] = 10_000,
+) -> None:
+    """Store the same images, byte for byte, in another layout."""
+    from isoflop.data.conversion import convert as rewrite
+
+    images = rewrite(path, destination, to=to.value, samples_per_shard=samples_per_shard, progress=_progress)
+    print(f"{images:,} images in {destination}")
+
+
+def _progress(done: int, total: int) -> None:
+    """One line on stderr, only where it can be rewritten in place."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{done:,} of {total:,}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
