@@ -103,9 +103,12 @@ def test_a_larger_run_of_real_ladders_falls_inside_the_interval(fractal_tables):
 
 
 def test_a_fit_with_two_hundred_replicates_takes_less_than_two_seconds(fractal_tables):
-    start = time.perf_counter()
-    fit_size_data(*fractal_tables["vit"], bootstrap=200)
-    assert time.perf_counter() - start < 2.0
+    seconds = []
+    for _ in range(3):  # of process time, because the machine may be shared
+        start = time.process_time()
+        fit_size_data(*fractal_tables["vit"], bootstrap=200)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 2.0
 
 
 def test_a_law_survives_json():

@@ -1,0 +1,177 @@
+"""Anybody's table gets a law, or one clear line about what is wrong with it."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isoflop.errors import LawError
+from isoflop.laws import TableFit, fit_table, markdown, picture, svg
+
+
+def ladder(noise=0.01):
+    rng = np.random.default_rng(0)
+    rows = []
+    for family, scale in (("vit", 1.0), ("conv", 1.3)):
+        for budget in np.geomspace(1e10, 1e12, 5):
+            for n in np.geomspace(2e5, 5e6, 5):
+                d = budget / n
+                loss = scale * (0.3 + 25 * n**-0.35 + 80 * d**-0.35) * np.exp(noise * rng.standard_normal())
+                rows.append((family, f"{n:.6g}", f"{d:.6g}", f"{loss:.6g}"))
+    return {name: [row[k] for row in rows] for k, name in enumerate(("family", "flops_per_image", "images", "loss"))}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "results.csv"
+    path.write_text(text)
+    return path
+
+
+def curve_csv(rows: str) -> str:
+    return "images,error\n" + rows
+
+
+GOOD = "".join(f"{10**k},{0.9 * 10 ** (-0.1 * (k - 6)):.5f}\n" for k in range(6, 12))
+
+
+def test_two_axes_and_a_budget_give_an_answer_for_each_family_and_a_comparison():
+    fit = fit_table(ladder(), x=["flops_per_image", "images"], y="loss", by="family", budget=1e13)
+    assert fit.comparison is not None
+    assert fit.comparison.best == "vit"
+    for group, scale in zip(fit.groups, (1.0, 1.3), strict=True):
+        p = group.prediction
+        assert p is not None
+        assert p.n is not None
+        assert p.d is not None
+        assert p.n * p.d == pytest.approx(1e13)
+        assert p.interval[0] < scale * (0.3 + 25 * p.n**-0.35 + 80 * p.d**-0.35) < p.interval[1]
+    text = markdown(fit)
+    for promised in ("P(best)", "Backtest:", "Naive ranking", "90% interval", "y: loss"):
+        assert promised in text
+    assert TableFit.from_dict(json.loads(json.dumps(fit.to_dict()))) == fit
+
+
+def test_one_axis_gives_a_curve_and_an_accuracy_becomes_an_error(tmp_path):
+    rows = "".join(f"{1000 * 2**k},{90 - 50 * 2 ** (-0.4 * k):.4f}\n" for k in range(9))
+    path = write(tmp_path, "steps,top1_acc\n" + rows)
+    fit = fit_table(path, x=["steps"], y="top1_acc", budget=1000 * 2**10)
+    assert fit.unit.startswith("error in %")
+    prediction = fit.groups[0].prediction
+    assert prediction is not None
+    assert prediction.interval[0] < 10 + 50 * 2**-4.0 < prediction.interval[1]
+
+
+def test_the_picture_is_one_well_formed_document_that_escapes_its_text():
+    columns = ladder()
+    columns["family"] = [f"<b>{name}</b> & co" for name in columns["family"]]
+    fit = fit_table(columns, x=["flops_per_image", "images"], y="loss", by="family")
+    data = picture(fit)
+    assert json.loads(json.dumps(data)) == data
+    assert [s["kind"] for s in data["series"]] == ["band", "line", "points"] * 2
+    document = svg(data)
+    root = ET.fromstring(document)
+    circles = root.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == 50 + 2  # the runs and the two keys
+    assert "<b>" not in document
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (curve_csv(GOOD), {"x": ["image"]}, "no column `image` - did you mean `images`"),
+        (curve_csv(GOOD), {"x": ["Images"]}, "did you mean `images`"),
+        (curve_csv(GOOD), {"y": "loss"}, "no column `loss`"),
+        (curve_csv(GOOD + "1e12,nan\n"), {}, "results.csv:8: `error` must be positive and finite, not nan"),
+        (curve_csv(GOOD + "1e12,inf\n"), {}, "must be positive and finite, not inf"),
+        (curve_csv(GOOD + "1e12,0\n"), {}, "must be positive and finite, not 0"),
+        (curve_csv(GOOD + "-5,0.1\n"), {}, "`images` must be positive"),
+        (curve_csv(GOOD + "1e12,\n"), {}, "results.csv:8: `error` is empty"),
+        (curve_csv(GOOD + "1e12,low\n"), {}, "is not a number: 'low'"),
+        (curve_csv(GOOD + "1e12\n"), {}, "results.csv:8: 1 cells where the first line names 2"),
+        (curve_csv(GOOD + "1000000,0.90000\n"), {}, "lines 2 and 8 are one run listed twice"),
+        (curve_csv("1000000,0.9\n"), {}, "at least 4 different x, not 1"),
+        (curve_csv("".join(f"{10**k},0.5\n" for k in range(6, 12))), {}, "y is the same everywhere"),
+        (curve_csv(""), {}, "no rows"),
+        ("", {}, "is empty"),
+        ("images,images\n1,2\n", {}, "appears twice"),
+        ("images,acc\n" + "".join(f"{10**k},{60 + 9 * k}\n" for k in range(6)), {"y": "acc"}, "cannot be above 100"),
+        ("images,acc\n" + "".join(f"{10**k},{0.5 + 0.1 * k}\n" for k in range(6)), {"y": "acc"}, "perfect accuracy"),
+        (curve_csv(GOOD), {"budget": -1.0}, "budget must be positive"),
+        (curve_csv(GOOD), {"x": ["images", "error", "error"]}, "one column as x"),
+    ],
+)
+def test_bad_tables_give_one_clear_line(tmp_path, text, options, message):
+    with pytest.raises(LawError, match="(?s)" + message) as problem:
+        fit_table(write(tmp_path, text), **{"x": ["images"], "y": "error", **options})
+    assert "\n" not in str(problem.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
+    with pytest.raises(LawError, match="there is no file"):
+        fit_table(tmp_path / "nothing.csv", x=["a"], y="b")
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(LawError, match="cannot be read as text"):
+        fit_table(tmp_path / "x.csv", x=["a"], y="b")
+
+
+def test_all_runs_at_one_budget_are_refused():
+    columns = ladder()
+    one = {name: cells[:5] for name, cells in columns.items()}
+    with pytest.raises(LawError, match="same budget"):
+        fit_table(one, x=["flops_per_image", "images"], y="loss")
+
+
+def test_a_fit_that_is_not_identifiable_says_so_instead_of_answering():
+    """Size has no effect here, so no best size can be named."""
+    rng = np.random.default_rng(0)
+    columns = ladder()
+    n, d = (np.array(columns[k], float)[:25] for k in ("flops_per_image", "images"))
+    flat = (0.3 + 80 * d**-0.35) * np.exp(0.002 * rng.standard_normal(25))
+    table = {"n": [str(v) for v in n], "d": [str(v) for v in d], "loss": [f"{v:.6g}" for v in flat]}
+    group = fit_table(table, x=["n", "d"], y="loss", budget=1e13).groups[0]
+    assert group.prediction is None
+    assert "not identified" in group.refusal
+
+
+def test_the_audit_names_every_trap_it_can_see():
+    columns = ladder(noise=0.002)
+    count = len(columns["loss"])
+    columns["warmup"] = ["0.5"] * count
+    columns["schedule"] = ["cosine", "constant"] * (count // 2)
+    columns["horizon"] = [f"{3 * float(d)}" for d in columns["images"]]
+    group = fit_table(columns, x=["flops_per_image", "images"], y="loss", by="family").groups[0]
+    verdicts = {f.check: f.verdict for f in group.audit}
+    assert verdicts["convergence"] == "ok"
+    assert verdicts["agreement of starts"] == "ok"
+    assert verdicts["identifiability"] == "ok"
+    assert verdicts["residuals against compute"] == "ok"
+    assert verdicts["warm-up share"] == "warning"
+    assert verdicts["one schedule, decayed to the end"] == "warning"
+    assert verdicts["best learning rate inside the grid"] == "unknown"
+    assert verdicts["noise between seeds"] == "warning"
+    assert any("one seed a run" in w for w in group.warnings)
+
+
+def test_a_bend_that_the_form_misses_is_seen_in_the_residuals():
+    columns = ladder(noise=0.002)
+    n, d = (np.array(columns[k], float) for k in ("flops_per_image", "images"))
+    bent = np.array(columns["loss"], float) * np.exp(0.08 * np.abs(np.log(n * d / 1e11)) ** 2 / 5)
+    columns["loss"] = [f"{v:.6g}" for v in bent]
+    group = fit_table(columns, x=["flops_per_image", "images"], y="loss", by="family").groups[0]
+    assert any(f.verdict == "warning" for f in group.audit if f.check.startswith("residuals"))
+
+
+def test_the_laws_start_without_torch_and_fast():
+    code = "import sys, time; t = time.perf_counter(); import isoflop.laws; "
+    code += "print(time.perf_counter() - t, 'torch' in sys.modules)"
+    times = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds, torch = done.stdout.split()
+        assert torch == "False"
+        times.append(float(seconds))
+    assert min(times) < 1.0
