@@ -1,6 +1,8 @@
 """Small pictures for the tests of the data, made on the spot."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -17,3 +19,10 @@ def encoded(image: Image.Image, file_format: str = "JPEG", **options: object) ->
     buffer = io.BytesIO()
     image.save(buffer, format=file_format, **options)
     return buffer.getvalue()
+
+
+def png_bomb(width: int = 30_000, height: int = 20_000) -> bytes:
+    """A PNG of a few hundred bytes that claims to be of this size."""
+    small = encoded(picture(0), "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]

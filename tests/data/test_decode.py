@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, picture
+from pictures import encoded, picture, png_bomb
 from PIL import Image
 
 from isoflop.data.decode import Box, DamagedImage, choose_reduction, decode_crop, read_header, snap
@@ -105,7 +105,7 @@ GOOD = encoded(picture(7, 200, 200), quality=90)
         (GOOD[:-2], "truncated"),
         (GOOD[:20], "not an image"),
         (encoded(picture(8), "PNG")[:-60], "damaged"),
-        (encoded(Image.new("1", (30_000, 20_000)), "PNG"), "pixels|bomb"),
+        (png_bomb(), "pixels|bomb"),
         (encoded(Image.fromarray(np.ones((8, 8), dtype=np.float32)), "TIFF"), "floating-point"),
     ],
     ids=["empty", "text", "cut to a third", "without its end", "only a header", "cut PNG", "bomb", "float"],

@@ -16,6 +16,7 @@ def digits() -> Source:
 
 def assert_same(one: Batch, other: Batch) -> None:
     assert one.step == other.step
+    assert [type(part) for part in one] == [type(part) for part in other]
     assert np.array_equal(one.epochs, other.epochs)
     assert np.array_equal(one.indices, other.indices)
     assert torch.equal(one.images, other.images)

@@ -1,8 +1,31 @@
 """Data: the order of the samples, where they come from, and the batches that a run sees."""
 
+from isoflop.data.conversion import convert, index_shards
+from isoflop.data.feed import Feed
+from isoflop.data.inspection import CheckReport, check
 from isoflop.data.loader import Batch, batches
+from isoflop.data.mixing import mix, soft_targets
 from isoflop.data.opening import open_source
 from isoflop.data.order import locate
+from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source, Split
+from isoflop.data.transforms import AUGMENTATIONS
 
-__all__ = ["Batch", "Source", "Split", "batches", "locate", "open_source"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Batch",
+    "CheckReport",
+    "Damage",
+    "Feed",
+    "Quarantine",
+    "Source",
+    "Split",
+    "batches",
+    "check",
+    "convert",
+    "index_shards",
+    "locate",
+    "mix",
+    "open_source",
+    "soft_targets",
+]

@@ -128,10 +128,16 @@ def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine) -> Iterat
         yield batch
 
 
+def _as_it_is(batch: Any) -> Any:
+    """Keeps DataLoader from turning arrays into tensors and tuples into lists."""
+    return batch
+
+
 def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch | _Failure]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # that is the user's choice
-        made: Any = iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers))
+        loader = DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)
+        made: Any = iter(loader)
     try:
         for step in steps:
             try:

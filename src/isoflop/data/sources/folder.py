@@ -24,7 +24,8 @@ class FolderRecords:
     def __init__(self, path: Path, part: Part) -> None:
         self.uri = f"folder:{path}"
         root = _root(path, part)
-        classes = _subfolders(_root(path, "train") if part == "test" else root)  # a class may have no test image
+        is_apart = part == "test" and (path / "train").is_dir()
+        classes = _subfolders(path / "train" if is_apart else root)  # a class may have no test image
         if unknown := set(_subfolders(root)) - set(classes):
             raise DataError(f"folder:{root}: class `{min(unknown)}` has no training images")
         files = [_images_below(root / name) for name in classes]

@@ -1,0 +1,171 @@
+"""The other kinds of sources: tables, several classes, no classes, library data sets, mixtures, options."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pictures import encoded, picture
+from sklearn.datasets import load_digits
+
+from isoflop.data import batches, open_source
+from isoflop.errors import DataError
+
+
+def write_table(folder: Path, text: str, images: int = 6) -> Path:
+    folder.mkdir(exist_ok=True)
+    for k in range(images):
+        (folder / f"{k}.jpg").write_bytes(encoded(picture(k)))
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_names_paths_labels_and_splits(tmp_path: Path) -> None:
+    rows = "".join(f"{k}.jpg,{'owl' if k % 2 else 'cat'},{'train' if k < 4 else 'test'}\n" for k in range(6))
+    path = write_table(tmp_path, "path,label,split\n" + rows)
+    source = open_source(f"table:{path}", split="train", image_size=16, heldout=0)
+    assert source.class_names == ("cat", "owl")
+    assert source.read(np.arange(4))[1].tolist() == [0, 1, 0, 1]
+    assert len(open_source(f"table:{path}", split="test", image_size=16)) == 2
+
+
+def test_a_table_with_several_classes_gives_vectors(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "path,label\n0.jpg,sun|sea\n1.jpg,sea\n2.jpg,\n")
+    source = open_source(f"table:{path}", split="train", image_size=16, heldout=0)
+    labels = source.read(np.arange(3))[1]
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [[1, 1], [1, 0], [0, 0]]
+
+
+def test_unlabelled_data_has_no_classes(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "path\n0.jpg\n1.jpg\n")
+    source = open_source(f"table:{path}", split="train", image_size=16, heldout=0)
+    assert source.num_classes == 0
+    assert source.read(np.arange(2))[1].tolist() == [-1, -1]
+    (tmp_path / "table.csv").unlink()
+    assert len(open_source(f"folder:{tmp_path}", split="train", image_size=16, heldout=0)) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n0.jpg,a\n", "no column `path`"),
+        ("path,label\n", "no rows"),
+        ("path,label\n0.jpg,a\n1.jpg,\n", "line 3: the label is missing"),
+        ("path,label,split\n0.jpg,a,dev\n", "line 2: unknown split `dev`"),
+    ],
+)
+def test_a_bad_table_gets_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    path = write_table(tmp_path, text)
+    with pytest.raises(DataError, match=message):
+        open_source(f"table:{path}", split="train", image_size=16)
+
+
+def test_parquet_with_several_classes_names_or_none(tmp_path: Path) -> None:
+    images = [{"bytes": encoded(picture(k)), "path": None} for k in range(3)]
+    columns = {
+        "several": {"image": images, "labels": [[0, 2], [], [1]]},
+        "named": {"image": images, "label": ["owl", "cat", "owl"]},
+        "unlabelled": {"image": images, "caption": ["a", "b", "c"]},
+    }
+    labels = {}
+    for name, content in columns.items():
+        pq.write_table(pa.table(content), tmp_path / f"{name}.parquet")
+        source = open_source(f"parquet:{tmp_path / name}.parquet", split="train", image_size=16, heldout=0)
+        labels[name] = source.read(np.arange(3))[1].tolist()
+    assert labels == {"several": [[1, 0, 1], [0, 0, 0], [0, 1, 0]], "named": [1, 0, 1], "unlabelled": [-1, -1, -1]}
+
+
+def test_parquet_that_is_damaged_or_misses_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="not readable as Parquet"):
+        open_source(f"parquet:{tmp_path / 'bad.parquet'}", split="train", image_size=16)
+    content = {"image": [{"bytes": encoded(picture(0)), "path": None}] * 2, "label": [1, None]}
+    pq.write_table(pa.table(content), tmp_path / "missing.parquet")
+    with pytest.raises(DataError, match="1 samples have no label"):
+        open_source(f"parquet:{tmp_path / 'missing.parquet'}", split="train", image_size=16)
+
+
+def test_torchvision_data_sets_open_by_name(tmp_path: Path) -> None:
+    """scikit-learn's digits in MNIST's files, read by torchvision's MNIST."""
+    digits = load_digits()
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.zeros((100, 28, 28), dtype=np.uint8)
+    images[:, :8, :8] = digits.images[:100] * 15
+    for name in ("train", "t10k"):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 100, 28, 28) + images.tobytes())
+        labels = digits.target[:100].astype(np.uint8).tobytes()
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 100) + labels)
+    source = open_source(f"torchvision:mnist?root={tmp_path}", split="test", image_size=28, channels=1)
+    pixels, labels_read = source.read(np.arange(100))
+    assert np.array_equal(pixels[:, 0].numpy(), images)
+    assert labels_read.tolist() == digits.target[:100].tolist()
+    assert source.class_names[3] == "3 - three"
+
+
+def test_an_unknown_torchvision_data_set_gets_a_suggestion() -> None:
+    with pytest.raises(DataError, match="did you mean `torchvision:CIFAR10`"):
+        open_source("torchvision:cifar-10", split="train", image_size=32)
+
+
+def test_a_mixture_shows_its_sources_in_proportion(image_folder: Path) -> None:
+    uri = f"mixture:3*folder:{image_folder} + 1*digits"
+    source = open_source(uri, split="train", image_size=16)
+    folder = open_source(f"folder:{image_folder}", split="train", image_size=16)
+    assert source.channels == 3
+    assert source.class_names == ("cat", "dog", "owl", *"0123456789")
+    assert len(source) == len(folder) + 1151
+    for batch in batches(source, seed=0, batch_size=40, start_step=0, stop_step=5, augment="crop_flip"):
+        assert int((batch.labels < 3).sum()) == 30
+    images, labels = source.read(np.array([0, len(folder), 1]))
+    assert torch.equal(images[::2], folder.read(np.array([0, 1]))[0])
+    assert labels[1] >= 3
+
+
+def test_a_mixture_of_the_same_classes_shares_them(image_folder: Path) -> None:
+    source = open_source(f"mixture:folder:{image_folder} + 0.5*folder:{image_folder}", split="train", image_size=16)
+    assert source.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("mixture:", "mixture:3"),
+        ("mixture:0*digits + 1*fractals", "weights are positive"),
+        ("mixture:digits + digitz", "did you mean `digits`"),
+        ("folder:PATH?decode=twice", "once or each"),
+        ("folder:PATH?repeat=0", "at least once"),
+        ("shards:PATH", r"no train\*\.tar"),
+        ("table:PATH", "no such file"),
+    ],
+)
+def test_bad_options_get_one_clear_line(image_folder: Path, uri: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(uri.replace("PATH", str(image_folder)), split="train", image_size=16)
+
+
+def test_any_library_data_set_can_be_read(tmp_path: Path) -> None:
+    from isoflop.data.sources.datasets import DatasetRecords
+
+    class Squares:
+        classes = ("even", "odd")
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[object, int]:
+            return picture(index, 20, 20), index % 2
+
+    records = DatasetRecords(Squares(), uri="squares")
+    assert records.labels.tolist() == [0, 1, 0, 1]
+    assert records.class_names == ("even", "odd")
+    from isoflop.data.cache import decoded_images
+
+    images, damages = decoded_images(records, 20, 3)
+    assert np.array_equal(images[2].transpose(1, 2, 0), np.asarray(picture(2, 20, 20)))
+    assert not damages

@@ -1,0 +1,258 @@
+"""Tar shards: random access without unpacking, local and remote, and nothing unsafe or damaged passes unseen."""
+
+import io
+import pickle
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from pictures import encoded, picture
+
+from isoflop.data import batches, open_source
+from isoflop.data.shard_cache import ShardCache
+from isoflop.data.sources.shards import ShardRecords, list_shards
+from isoflop.errors import DataError
+
+MakeTar = Callable[[Path, list[tuple[str, bytes]]], Path]
+
+
+def members(first: int, count: int, classes: int = 3) -> list[tuple[str, bytes]]:
+    """`count` samples: an image and its class."""
+    return [
+        member
+        for k in range(first, first + count)
+        for member in ((f"{k:05d}.jpg", encoded(picture(k))), (f"{k:05d}.cls", str(k % classes).encode()))
+    ]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, make_tar: MakeTar) -> Path:
+    """Four shards of 30, 20, 25 and 5 samples, and a test shard of 10."""
+    first = 0
+    for number, count in enumerate((30, 20, 25, 5)):
+        make_tar(tmp_path / "shards" / f"train-{number:03d}.tar", members(first, count))
+        first += count
+    make_tar(tmp_path / "shards" / "test-000.tar", members(1000, 10))
+    return tmp_path / "shards"
+
+
+def test_samples_are_read_in_any_order_as_tarfile_reads_them(shards: Path) -> None:
+    records = ShardRecords(str(shards / "train-{000..003}.tar"), "train")
+    assert len(records) == 80
+    assert records.shard_sizes is not None
+    assert records.shard_sizes.tolist() == [30, 20, 25, 5]
+    expected = []
+    for path in sorted(shards.glob("train*.tar")):
+        with tarfile.open(path) as tar:
+            expected += [tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")]  # type: ignore[union-attr]
+    for k in np.random.default_rng(0).permutation(80):
+        assert records.read(int(k)) == expected[k]
+        assert records.labels[k] == k % 3
+    assert records.name(31).endswith("train-001.tar/00031.jpg")
+
+
+def test_a_folder_of_shards_has_parts(shards: Path) -> None:
+    assert len(open_source(f"shards:{shards}", split="test", image_size=16)) == 10
+    train = open_source(f"shards:{shards}", split="train", image_size=16)
+    assert len(train) + len(open_source(f"shards:{shards}", split="heldout", image_size=16)) == 80
+
+
+def test_the_index_is_built_once_and_again_when_a_shard_changes(shards: Path, make_tar: MakeTar) -> None:
+    built: list[int] = []
+    pattern = str(shards / "train-*.tar")
+    ShardRecords(pattern, "train", progress=lambda done, total: built.append(done))
+    assert built == [1, 2, 3, 4]
+    first = ShardRecords(pattern, "train", progress=lambda done, total: built.append(done))
+    assert built == [1, 2, 3, 4]
+    time.sleep(0.02)
+    make_tar(shards / "train-003.tar", members(500, 6))
+    again = ShardRecords(pattern, "train", progress=lambda done, total: built.append(done))
+    assert len(again) == 81
+    assert again.fingerprint != first.fingerprint
+
+
+def test_braces_and_stars_name_shards(shards: Path) -> None:
+    assert [Path(p).name for p in list_shards(str(shards / "train-{001..002}.tar"), "train")] == [
+        "train-001.tar",
+        "train-002.tar",
+    ]
+    assert len(list_shards(str(shards / "{train,test}-000.tar"), "train")) == 2
+    assert len(list_shards(str(shards / "*.tar"), "train")) == 5
+    with pytest.raises(DataError, match=r"no train\*\.tar"):
+        list_shards(str(shards.parent), "train")
+
+
+def test_records_travel_to_other_processes(shards: Path) -> None:
+    records = ShardRecords(str(shards / "train-*.tar"), "train")
+    expected = records.read(40)
+    copy = pickle.loads(pickle.dumps(records))
+    assert copy.read(40) == expected
+    assert len(pickle.dumps(records)) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("cls", [0, 1, 2, 0]), ("json", [0, 1, 2, 0])],
+)
+def test_labels_come_as_cls_or_json(tmp_path: Path, make_tar: MakeTar, label: str, expected: list[int]) -> None:
+    texts = {"cls": "{}", "json": '{{"label": {}, "url": "x"}}'}
+    content = [
+        member
+        for k in range(4)
+        for member in ((f"{k}.jpg", encoded(picture(k))), (f"{k}.{label}", texts[label].format(k % 3).encode()))
+    ]
+    records = ShardRecords(str(make_tar(tmp_path / "a.tar", content)), "train")
+    assert records.labels.tolist() == expected
+
+
+def test_names_of_classes_several_classes_and_none(tmp_path: Path, make_tar: MakeTar) -> None:
+    def shard(folder: str, texts: list[str | None]) -> ShardRecords:
+        content = []
+        for k, text in enumerate(texts):
+            content.append((f"{k}.jpg", encoded(picture(k))))
+            if text is not None:
+                content.append((f"{k}.cls", text.encode()))
+        return ShardRecords(str(make_tar(tmp_path / folder / "a.tar", content)), "train")
+
+    named = shard("named", ["owl", "cat", "owl"])
+    assert named.class_names == ("cat", "owl")
+    assert named.labels.tolist() == [1, 0, 1]
+    several = shard("several", ["0 2", "1", "2"])
+    assert several.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    assert shard("unlabelled", [None, None]).labels.tolist() == [-1, -1]
+
+
+def test_what_is_unsafe_or_damaged_in_a_tar_is_left_out_and_listed(tmp_path: Path) -> None:
+    path = tmp_path / "bad.tar"
+    good = members(0, 3)
+    with tarfile.open(path, "w") as tar:
+
+        def add(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, "/etc/passwd"
+            tar.addfile(member, io.BytesIO(content))
+
+        for name, content in good:
+            add(name, content)
+        add("../../escape.jpg", encoded(picture(1)))
+        add("/absolute.jpg", encoded(picture(2)))
+        add("link.jpg", kind=tarfile.SYMTYPE)
+        add("hard.jpg", kind=tarfile.LNKTYPE)
+        add("device", kind=tarfile.CHRTYPE)
+        add("00001.jpg", encoded(picture(3)))
+        add("lonely.cls", b"1")
+        add("unlabelled.jpg", encoded(picture(4)))
+        add("two.jpg", encoded(picture(5)))
+        add("two.png", encoded(picture(5), "PNG"))
+    with pytest.raises(DataError, match=r"9 samples cannot be used, more than the allowed 0\.1%.*isoflop data check"):
+        ShardRecords(str(path), "train")
+    records = ShardRecords(str(path), "train", allowed_share=1.0)
+    assert len(records) == 3
+    reasons = {problem.name.rsplit("/", 1)[-1]: problem.reason for problem in records.problems}
+    assert reasons["escape.jpg"] == reasons["absolute.jpg"] == "an unsafe name"
+    assert reasons["link.jpg"] == reasons["hard.jpg"] == "a link, not a file"
+    assert reasons["device"] == "not a regular file"
+    assert reasons["00001"] == "the name occurs twice in this shard"
+    assert reasons["lonely"] == "no image with this name"
+    assert reasons["two"] == "two images with this name"
+    assert "the label is missing" in reasons.values()
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.3, 0.6])
+def test_a_truncated_shard_is_noticed(tmp_path: Path, make_tar: MakeTar, kept: float) -> None:
+    path = make_tar(tmp_path / "a.tar", members(0, 20))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    records = ShardRecords(str(path), "train", allowed_share=1.0)
+    assert len(records) < 20
+    assert any("truncated" in problem.reason for problem in records.problems)
+    for k in range(len(records)):
+        assert records.read(k) == encoded(picture(k))
+
+
+def test_two_shards_with_one_name_are_reported(tmp_path: Path, make_tar: MakeTar) -> None:
+    for folder in ("a", "b"):
+        make_tar(tmp_path / folder / "000.tar", members(0, 2))
+    records = ShardRecords(f"{tmp_path}/{{a,b}}/000.tar", "train", allowed_share=1.0)
+    assert [problem.reason for problem in records.problems] == ["another shard has the same name"]
+
+
+@pytest.fixture
+def remote(shards: Path) -> str:
+    """The same shards in fsspec's memory file system."""
+    system = fsspec.filesystem("memory")
+    for path in shards.glob("*.tar"):
+        system.pipe(f"/bucket/{path.name}", path.read_bytes())
+    return "memory://bucket"
+
+
+def test_remote_shards_give_the_same_samples(shards: Path, remote: str) -> None:
+    plan = {"seed": 0, "batch_size": 16, "start_step": 0, "stop_step": 8}
+    local = open_source(f"shards:{shards}?window=2", split="train", image_size=16)
+    far = open_source(f"shards:{remote}?window=2", split="train", image_size=16)
+    for one, other in zip(batches(local, **plan), batches(far, **plan), strict=True):
+        assert np.array_equal(one.indices, other.indices)
+        assert np.array_equal(one.images, other.images)
+
+
+def test_an_index_beside_remote_shards_is_used(shards: Path, remote: str) -> None:
+    folder = ShardRecords(str(shards / "train-*.tar"), "train").write_index()
+    system = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        system.pipe(f"/bucket/isoflop-index/{path.name}", path.read_bytes())
+    built: list[int] = []
+    records = ShardRecords(f"{remote}/train-*.tar", "train", progress=lambda done, total: built.append(done))
+    assert not built
+    assert len(records) == 80
+    system.rm("/bucket/isoflop-index", recursive=True)
+
+
+def test_the_cache_of_shards_keeps_to_its_limit(tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    for k in range(6):
+        system.pipe(f"/many/{k}.tar", bytes([k]) * 1000)
+    cache = ShardCache(tmp_path / "cache", limit=2500)
+    for k in (0, 1, 0, 2, 3, 4, 5, 0):
+        assert cache.fetch(f"memory://many/{k}.tar").read_bytes() == bytes([k]) * 1000
+        assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 2500
+    with pytest.raises(DataError, match="cannot be fetched"):
+        cache.fetch("memory://many/missing.tar")
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_remote_shards_are_fetched_once_per_epoch_window_by_window(tmp_path: Path, make_tar: MakeTar) -> None:
+    """With a cache of two shards and windows of two, an epoch over eight shards fetches eight."""
+    system = fsspec.filesystem("memory")
+    for k in range(8):
+        path = make_tar(tmp_path / f"{k}.tar", [(f"{i}.png", encoded(picture(i, 32, 32), "PNG")) for i in range(20)])
+        system.pipe(f"/windowed/{k}.tar", path.read_bytes())
+        size = path.stat().st_size
+    source = open_source(
+        f"shards:memory://windowed/{{0..7}}.tar?window=2&decode=each&cache_gb={2.5 * size / 2**30}",
+        split="train",
+        image_size=16,
+        heldout=0,
+    )
+    records = source._records  # type: ignore[attr-defined]
+    records._files.clear()
+    fetched: list[str] = []
+    download = system.get_file
+
+    def counting_download(self: object, path: str, *rest: object, **options: object) -> None:
+        fetched.append(path)
+        download(path, *rest, **options)
+
+    type(system).get_file = counting_download
+    try:
+        for batch in batches(source, seed=0, batch_size=20, start_step=0, stop_step=8):
+            for file in list(records._files):  # a file that stays open would hide a second fetch
+                if len(records._files) > 2:
+                    records._files.pop(file)
+            assert len(batch.images) == 20
+    finally:
+        del type(system).get_file
+    assert len(fetched) <= 8
