@@ -91,7 +91,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> N
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     from isoflop.train.lock import sole_writer
 
-    with sole_writer(tmp_path / "run", CheckpointError), pytest.raises(CheckpointError, match="another isoflop process"):
+    held = sole_writer(tmp_path / "run", CheckpointError)
+    with held, pytest.raises(CheckpointError, match="another isoflop process"):
         train(run_config(steps=20), tmp_path / "run")
 
 

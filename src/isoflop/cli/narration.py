@@ -43,11 +43,11 @@ class TerminalNarrator(Narrator):
             (power(rung.budget), str(rung.runs), power(rung.flops), _minutes(rung.core_seconds / workers))
             for rung in rungs
         ]
-        total = sum(rung.core_seconds for rung in rungs) / workers + finals
+        total = (sum(rung.core_seconds for rung in rungs) + finals) / workers
         flops = sum(rung.flops for rung in rungs)
-        table.append(("all", str(sum(rung.runs for rung in rungs)), power(flops), _minutes(total - finals)))
+        table.append(("all", str(sum(rung.runs for rung in rungs)), power(flops), _minutes(total - finals / workers)))
         print_table(("a run", "runs", "new FLOPs", "minutes"), table)
-        self.say(f"\nAbout {duration(total)} with {workers} at a time, {duration(finals)} of it to train the answer.")
+        self.say(f"\nAbout {duration(total)} with {workers} at a time, {duration(finals / workers)} of it to train the answer.")
 
     def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
         what = "the answer" if number == count else f"{len(runs)} run{'s' if len(runs) > 1 else ''}"

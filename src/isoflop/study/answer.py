@@ -10,6 +10,7 @@ from typing import Any
 from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
+from isoflop.laws.compare import Table
 from isoflop.models import family_ladder
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Row, finite_loss
@@ -50,18 +51,20 @@ class Answer:
 def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row]) -> Answer:
     """The answer that the ladder's finished runs give; StudyError when no family has enough of them."""
     target, level = config.study.target_budget, config.laws.level
-    tables: dict[str, laws.Table] = {}
+    tables: dict[str, Table] = {}
     fitted: dict[str, laws.SizeDataLaw] = {}
     left_out: dict[str, str] = {}
     for family in config.families:
         table = best_rates([row for row in rows if row["family"] == family and row["role"] == "ladder"])
-        columns = tuple([row[name] for row in table] for name in ("flops_per_image", "images", "heldout_loss"))
+        sizes, images, losses = ([row[name] for row in table] for name in ("flops_per_image", "images", "heldout_loss"))
         try:
-            fitted[family] = laws.fit_size_data(*columns, seed=config.study.seed, bootstrap=config.laws.bootstrap)
+            fitted[family] = laws.fit_size_data(
+                sizes, images, losses, seed=config.study.seed, bootstrap=config.laws.bootstrap
+            )
         except LawError as error:
             left_out[family] = str(error)
             continue
-        tables[family] = columns
+        tables[family] = (sizes, images, losses)
     if not tables:
         raise StudyError("no family can be answered: " + "; ".join(f"{f}: {why}" for f, why in left_out.items()))
     comparison = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed)
@@ -87,7 +90,7 @@ def _family_answer(
     catalogue: Catalogue,
     standing: laws.Standing,
     law: laws.SizeDataLaw,
-    table: laws.Table,
+    table: Table,
     rows: list[Row],
 ) -> FamilyAnswer:
     family, target, level = standing.family, config.study.target_budget, config.laws.level
@@ -121,12 +124,10 @@ def _family_answer(
 
 
 def _nearest_preset(config: StudyConfig, catalogue: Catalogue, family: str, flops_per_image: float) -> str:
-    """The preset whose training FLOPs an image are nearest to the optimum: of the family's ladder, or of the named sizes."""
+    """The preset of the family's ladder, or of the named sizes, whose FLOPs an image are nearest to the optimum."""
     named = config.families[family].sizes
     names = set(family_ladder(family)) | set(named if isinstance(named, tuple) else ())
-    return min(
-        sorted(names), key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / flops_per_image))
-    )
+    return min(sorted(names), key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / flops_per_image)))
 
 
 def _edge_warning(points: laws.FrontierPoints, family: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from isoflop.study.learning_rates import rate_grid
 from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import MIN_STEPS
 from isoflop.train import build_model
-from isoflop.train.device import Precision, choose_device, to_unit_range
+from isoflop.train.device import Precision, choose_device, to_device, to_unit_range
 from isoflop.train.optimizers import build_optimizer
 from isoflop.train.schedules import trunk_steps
 
@@ -23,7 +23,9 @@ PROBE_STEPS = 3
 Seconds = Mapping[tuple[str, str], float]  # (family, model) → seconds an image
 
 
-def measure_seconds_per_image(catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, str], float]:
+def measure_seconds_per_image(
+    catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]
+) -> dict[tuple[str, str], float]:
     """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -36,7 +38,7 @@ def measure_seconds_per_image(catalogue: Catalogue, sizes: Mapping[str, tuple[st
 def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
     config = catalogue.run(family, model_name, catalogue.config.study.budgets[-1], 1e-3).config
     device, precision, objective = choose_device(config.device), Precision(config.precision), Supervised()
-    model = build_model(config, catalogue.source).to(device, memory_format=torch.channels_last)
+    model = to_device(build_model(config, catalogue.source), device)
     optimizer = build_optimizer(model, config.optim)
     seconds = []
     feed = batches(
@@ -64,7 +66,7 @@ def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
 
 @dataclass(frozen=True)
 class RungForecast:
-    """What one rung is expected to take: runs, their FLOPs (steps shared with the rung below left out), core-seconds."""
+    """What one rung is expected to take: runs, FLOPs (steps shared with the rung below left out), core-seconds."""
 
     budget: float
     runs: int

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from isoflop.config import StudyConfig
@@ -34,12 +33,11 @@ class Plan:
     seconds_per_image: dict[tuple[str, str], float]
 
     def final_core_seconds(self, config: StudyConfig, catalogue: Catalogue) -> float:
-        """Core-seconds of training the answers, guessed before they are known: the largest size of each family."""
-        guesses = [
-            config.study.target_budget / catalogue.flops_per_image(family, names[-1]) * self.seconds_per_image[family, names[-1]]
-            for family, names in self.sizes.items()
-        ]
-        return max(guesses) * min(config.study.finals, len(guesses))
+        """Core-seconds of training the answers, guessed from the largest size of each family."""
+        target = config.study.target_budget
+        largest = [(family, names[-1]) for family, names in self.sizes.items()]
+        each = [target / catalogue.flops_per_image(*key) * self.seconds_per_image[key] for key in largest]
+        return sum(each) / len(each) * min(config.study.finals, len(each))
 
 
 def plan_study(config: StudyConfig, catalogue: Catalogue | None = None) -> Plan:
@@ -143,7 +141,9 @@ class _Study:
         self.store.write_rows(self._rows())
         if runs and not any(math.isfinite(loss) for loss in self._losses(runs).values()):
             first = self._row(runs[0])
-            raise StudyError(f"every run at {runs[0].budget:g} FLOPs failed; the first, {first['model']}: {first['error']}")
+            raise StudyError(
+                f"every run at {runs[0].budget:g} FLOPs failed; the first, {first['model']}: {first['error']}"
+            )
         return runs
 
     def _ended(self, run_id: str, state: str, error: str) -> None:

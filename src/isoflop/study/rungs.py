@@ -1,8 +1,10 @@
 """The ladder: which runs each rung needs, given what the rungs below have shown.
 
 Every size is trained at every budget. The learning rate is searched where runs are cheap, at the first rung: a grid,
-widened while its best value lies at an edge. The second rung tries that best value and the next lower one (longer runs
+widened while its best value lies at an edge. The second rung tries the best value and the next lower one (longer runs
 want lower rates: arXiv 2310.16764, section 3.2); from the third on each size keeps what was best on the rung before.
+"Best" is read off the family's learning-rate law over all sizes of a rung: the best of three single runs is a noisy
+guess, and rates that jump from size to size would look like an effect of size.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.models import family_ladder
@@ -112,20 +115,36 @@ def next_rung(
 ) -> list[PlannedRun]:
     """The runs of rung `rung` (0 is the first), given the finished runs of the rung below."""
     budget = config.study.budgets[rung]
-    grouped = by_size(below)
     runs: list[PlannedRun] = []
     for family, names in sizes.items():
+        best_rates = rates_by_law([run for run in below if run.family == family], losses)
         for model in names:
             if catalogue.steps(family, model, budget) < MIN_STEPS:
                 continue
-            best = best_run(grouped.get((family, model), []), losses)
-            if best is None:  # new on this rung, or nothing below has survived: search here
+            rate = best_rates.get(model)
+            if rate is None:  # new on this rung, or nothing below has survived: search here
                 rates = rate_grid(config, catalogue, family, model)
             else:
-                rate = best.config.optim.learning_rate
                 rates = (rate / RATE_RATIO, rate) if rung == 1 else (rate,)
             runs += [catalogue.run(family, model, budget, rate) for rate in rates]
     return runs
+
+
+def rates_by_law(runs: list[PlannedRun], losses: Losses) -> dict[str, float]:
+    """The learning rate of each model of one family: the one tried there that is nearest to the law over all sizes."""
+    tried = [run for run in runs if math.isfinite(losses.get(run.run_id, math.inf))]
+    if not tried:
+        return {}
+    law = laws.fit_learning_rate(
+        [run.flops_per_image for run in tried],
+        [run.config.optim.learning_rate for run in tried],
+        [losses[run.run_id] for run in tried],
+    )
+
+    def distance(run: PlannedRun) -> float:
+        return abs(math.log(run.config.optim.learning_rate / float(law.predict(run.flops_per_image))))
+
+    return {model: min(group, key=distance).config.optim.learning_rate for (_, model), group in by_size(tried).items()}
 
 
 def by_size(runs: list[PlannedRun]) -> dict[tuple[str, str], list[PlannedRun]]:

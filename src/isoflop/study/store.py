@@ -56,14 +56,16 @@ class Store:
             found = self._read("study.json")
             if found["study"] != identity:
                 raise StudyError(
-                    f"{self.directory}: belongs to another study ({found['name']}, {found['study']}; this one is {identity}); "
+                    f"{self.directory}: belongs to another study ({found['name']}, "
+                    f"{found['study']}; this one is {identity}); "
                     "set study.output to another folder, or delete this one"
                 )
             return
         strangers = sorted(p.name for p in self.directory.iterdir() if not p.name.startswith("."))
         if strangers:
             raise StudyError(
-                f"{self.directory}: not empty and not a study (it holds {strangers[0]}); set study.output to another folder"
+                f"{self.directory}: not empty and not a study (it holds {strangers[0]}); "
+                "set study.output to another folder"
             )
         self.write(
             "study.json", {"study": identity, "name": config.study.name, "config": config.model_dump(mode="json")}

@@ -20,7 +20,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not end up among the answers
-    warnings.showwarning = lambda message, *_rest, **_more: _send(answers, {"event": "warning", "message": str(message)})
+    warnings.showwarning = lambda message, *_rest, **_more: _send(
+        answers, {"event": "warning", "message": str(message)}
+    )
     for line in sys.stdin:
         task = json.loads(line)
         try:

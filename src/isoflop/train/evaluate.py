@@ -13,9 +13,15 @@ from isoflop.train.device import Precision, to_unit_range
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Supervised, source: Source, *, batch_size: int, device: torch.device, precision: Precision
+    model: nn.Module,
+    objective: Supervised,
+    source: Source,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
 ) -> dict[str, float]:
-    """The mean over all of `source` of what `objective.evaluate` sums: `heldout_loss` (nats) and `heldout_accuracy`."""
+    """The mean over `source` of what `objective.evaluate` sums: `heldout_loss` (nats) and `heldout_accuracy`."""
     was_training = model.training
     model.eval()
     sums: dict[str, float] = {}

@@ -24,7 +24,7 @@ from isoflop.errors import CheckpointError
 from isoflop.models import create_model
 from isoflop.objectives import Supervised
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
-from isoflop.train.device import Precision, choose_device, to_unit_range
+from isoflop.train.device import Precision, choose_device, to_device, to_unit_range
 from isoflop.train.evaluate import evaluate
 from isoflop.train.journal import JournalWriter, Row, chain_samples
 from isoflop.train.lock import sole_writer
@@ -50,7 +50,7 @@ class RunResult:
 
 
 def build_model(config: RunConfig, source: Source) -> nn.Module:
-    """The untrained backbone of `config` for the classes and channels of `source`; its weights depend on the seed only."""
+    """The untrained backbone of `config` for the classes and channels of `source`; the seed decides its weights."""
     return create_model(
         config.model.name,
         num_classes=source.num_classes,
@@ -78,12 +78,20 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     source = open_source(
-        config.data.source, split="train", image_size=config.data.image_size, heldout=config.data.heldout, seed=config.data.seed
+        config.data.source,
+        split="train",
+        image_size=config.data.image_size,
+        heldout=config.data.heldout,
+        seed=config.data.seed,
     )
     heldout = open_source(
-        config.data.source, split="heldout", image_size=config.data.image_size, heldout=config.data.heldout, seed=config.data.seed
+        config.data.source,
+        split="heldout",
+        image_size=config.data.image_size,
+        heldout=config.data.heldout,
+        seed=config.data.seed,
     )
-    model = build_model(config, source).to(device, memory_format=torch.channels_last)
+    model = to_device(build_model(config, source), device)
     with sole_writer(directory, CheckpointError):
         claim(config, directory, source)
         finished = read_status(directory)
@@ -227,16 +235,26 @@ class _Run:
 
     def _save(self) -> None:
         folder = self.directory / "checkpoints"
-        save_checkpoint(folder, pack(self.model, self.optimizer), self.progress.to_dict(), keep=self.config.checkpoint.keep)
+        save_checkpoint(
+            folder, pack(self.model, self.optimizer), self.progress.to_dict(), keep=self.config.checkpoint.keep
+        )
 
     def _status(self, state: str, more: dict[str, Any]) -> None:
         write_status(
             self.directory,
-            {"state": state, "step": self.progress.step, "steps": self.config.steps, "seconds": self.progress.seconds, **more},
+            {
+                "state": state,
+                "step": self.progress.step,
+                "steps": self.config.steps,
+                "seconds": self.progress.seconds,
+                **more,
+            },
         )
 
     def _diverged(self, journal: JournalWriter) -> RunResult:
-        error = f"the loss was not finite at step {self.progress.step} (learning rate {self.config.optim.learning_rate:g})"
+        error = (
+            f"the loss was not finite at step {self.progress.step} (learning rate {self.config.optim.learning_rate:g})"
+        )
         journal.close()
         result = RunResult("diverged", self.progress.step, math.nan, math.nan, self.progress.seconds, error)
         self._status("diverged", {"heldout_loss": None, "heldout_accuracy": None, "error": error})

@@ -10,7 +10,7 @@ from isoflop.config import OptimConfig
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two optimizer groups, decayed and not: vectors (biases, norms, gains) and the model's own list do not decay."""
-    spared = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
     decay: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -33,9 +33,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 def unit_norm(tensor: Tensor) -> Tensor:
     """The norm of each output unit, shaped to broadcast against `tensor`; of the whole tensor when it is a vector."""
-    if tensor.ndim <= 1:
-        return torch.linalg.vector_norm(tensor)
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+    axes = tuple(range(1, tensor.ndim)) or None
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=axes, keepdim=axes is not None)
+    return norm
 
 
 class AdaptiveGradientClipping:

@@ -17,7 +17,7 @@ from isoflop.train.checkpoints import write_json_atomically
 
 
 def claim(config: RunConfig, directory: Path, source: Source) -> None:
-    """Makes `directory` that of `config` on `source`, or checks that it is already; CheckpointError when it is another's.
+    """Makes `directory` that of `config` on `source`; CheckpointError when it is another's already.
 
     What must not change between attempts is written once: the configuration, the number of samples and the
     fingerprint of the data. A changed dataset would give the same positions other samples.
@@ -34,7 +34,8 @@ def claim(config: RunConfig, directory: Path, source: Source) -> None:
         if found != identity:
             raise CheckpointError(
                 f"{directory}: the data have changed since the run began "
-                f"({found['samples']} samples, fingerprint {found['data']}; now {identity['samples']}, {identity['data']})"
+                f"({found['samples']} samples, fingerprint {found['data']}; "
+                f"now {identity['samples']}, {identity['data']})"
             )
         return
     strangers = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))

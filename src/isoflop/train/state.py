@@ -49,19 +49,19 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = tensor
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            _, position, slot = name.split(".", 2)
+            slots.setdefault(int(position), {})[slot] = tensor
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, named in slots.items():
-        for slot, tensor in named.items():
+        for name, tensor in named.items():
             if tensor.shape == parameters[index].shape:
                 # Fused updates walk weight and state side by side in memory: the state must lie as the weight does.
-                named[slot] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
+                named[name] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of the random layers (stochastic depth, dropout) at `step`: the same whether or not the run was resumed."""
+    """The seed of the random layers (stochastic depth, dropout) at `step`, whatever happened before."""
     return int.from_bytes(hashlib.blake2b(f"layers {seed} {step}".encode(), digest_size=8).digest(), "little") >> 1
 
 

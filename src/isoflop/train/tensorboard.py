@@ -20,12 +20,12 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is wanted
 
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, row: Row) -> None:
         for name, tag in SERIES.items():
             if name in row:
-                self._writer.add_scalar(tag, row[name], row["step"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(tag, row[name], row["step"])
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

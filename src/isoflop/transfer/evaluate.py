@@ -53,7 +53,8 @@ def transfer(model: Backbone, config: TransferConfig, name: str) -> list[Row]:
     test = open_source(config.dataset, split="test", image_size=size, channels=channels)
     if train.channels != model.in_channels:
         raise DataError(
-            f"{config.dataset}: its images have {train.channels} channels, {model.preset} was trained on {model.in_channels}"
+            f"{config.dataset}: its images have {train.channels} channels, "
+            f"{model.preset} was trained on {model.in_channels}"
         )
     images, labels = read_all(train)
     test_images, test_labels = read_all(test)

@@ -28,7 +28,7 @@ def extract(model: Backbone, images: Tensor, batch_size: int = 256) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        return torch.cat([model.features(part).float() for part in images.split(batch_size)])
+        return torch.cat([model.features(part).float() for part in torch.split(images, batch_size)])
     finally:
         model.train(was_training)
 
@@ -39,6 +39,8 @@ def draw_shots(labels: Tensor, num_classes: int, shots: int, seed: int) -> Indic
     for label in range(num_classes):
         members = np.flatnonzero(labels.numpy() == label)
         if len(members) < shots:
-            raise DataError(f"class {label} has {len(members)} training images, fewer than {shots} shots: lower `shots`")
+            raise DataError(
+                f"class {label} has {len(members)} training images, fewer than {shots} shots: lower `shots`"
+            )
         chosen.append(np.random.default_rng((seed, label)).permutation(members)[:shots])
     return np.concatenate(chosen).astype(np.int64)

@@ -18,9 +18,12 @@ def ridge(features: Tensor, labels: Tensor, num_classes: int, *, l2: float = L2,
     x = _with_bias(features, bias)
     targets = 2.0 * torch.nn.functional.one_hot(labels, num_classes).double() - 1.0
     n, width = x.shape
+    weights: Tensor
     if width <= n:
-        return torch.linalg.solve(x.T @ x + l2 * torch.eye(width, dtype=x.dtype), x.T @ targets)
-    return x.T @ torch.linalg.solve(x @ x.T + l2 * torch.eye(n, dtype=x.dtype), targets)
+        weights = torch.linalg.solve(x.T @ x + l2 * torch.eye(width, dtype=x.dtype), x.T @ targets)
+    else:
+        weights = x.T @ torch.linalg.solve(x @ x.T + l2 * torch.eye(n, dtype=x.dtype), targets)
+    return weights
 
 
 def few_shot_accuracy(

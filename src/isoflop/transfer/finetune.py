@@ -39,7 +39,7 @@ def finetune_accuracy(
         optimizer.zero_grad(set_to_none=True)
     tuned.eval()
     with torch.no_grad():
-        answers = torch.cat([tuned(part).argmax(dim=1) for part in test_images.split(256)])
+        answers = torch.cat([tuned(part).argmax(dim=1) for part in torch.split(test_images, 256)])
     return float((answers == test_labels).double().mean())
 
 
@@ -48,7 +48,7 @@ class _Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        backbone.head = nn.Identity()  # type: ignore[assignment]
+        backbone.head = nn.Identity()
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.num_features, num_classes)
         nn.init.zeros_(self.classifier.weight)
