@@ -53,10 +53,10 @@
     toImageButtonOptions: { format: "svg", filename: "isoflop" },
   };
 
-  function drawAll(width) {
+  function drawAll(width, changed) {
     for (const slot of document.querySelectorAll("[data-figure]")) {
       const figure = page.figures[slot.dataset.figure];
-      if (!figure) continue;
+      if (!figure || (changed && !changed.has(slot.dataset.figure))) continue;
       const first = !slot.data;
       Plotly.react(slot, themed(figure.data, "data"), layout(figure, width), config);
       if (first) slot.on("plotly_relayout", () => retick(slot));
@@ -169,9 +169,10 @@
     });
   }
 
-  function redraw(width) {
+  // All figures, or those whose keys are in the set `changed`.
+  function redraw(width, changed) {
     theme = page.themes[dark.matches && !width ? "dark" : "light"];
-    drawAll(width);
+    drawAll(width, changed);
   }
 
   redraw();

@@ -4,7 +4,9 @@
   const view = window.isoflopPage;
   const token = new URLSearchParams(location.search).get("token") || "";
   const state = document.getElementById("live-state");
+  const drawn = {};
   let version = "";
+  let cost = 0;
   let fresh = Date.now();
 
   function tell(text) {
@@ -50,8 +52,10 @@
       section.querySelector("figcaption").textContent = caption;
       section.querySelector("[data-figure]").setAttribute("aria-label", alt);
     }
+    const changed = new Set(Object.keys(data.figures).filter((key) => drawn[key] !== JSON.stringify(data.figures[key])));
+    for (const key of changed) drawn[key] = JSON.stringify(data.figures[key]);
     view.page.figures = data.figures;
-    view.redraw();
+    view.redraw(undefined, changed);
     version = data.version;
   }
 
@@ -62,14 +66,19 @@
       if (answer.status === 200) {
         const data = await answer.json();
         if (data.trouble) tell("The study's folder cannot be read now: " + data.trouble);
-        else show(data);
-        if (!data.trouble) fresh = Date.now();
+        else {
+          const began = performance.now();
+          show(data);
+          cost = performance.now() - began;
+          fresh = Date.now();
+        }
       }
       if (answer.ok) tell("live · last change " + Math.round((Date.now() - fresh) / 1000) + " s ago");
     } catch (error) {
       tell("The watch has ended or cannot be reached; the page shows what it knew last.");
     }
-    setTimeout(ask, document.hidden ? 10000 : 2000);
+    // A slow machine draws less often: at most a fifth of its time goes into drawing.
+    setTimeout(ask, document.hidden ? 10000 : Math.max(2000, 5 * cost));
   }
 
   ask();
