@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class ShardRecords:
         self.shard_sizes: NDArray[np.int64] | None = np.asarray(description["counts"], dtype=np.int64)
         self.fingerprint = str(description["fingerprint"])
         self.problems = [Damage(*row) for row in description["problems"]]
-        self._ends = np.cumsum(self.shard_sizes)
+        self._ends: list[int] = np.cumsum(self.shard_sizes).tolist()
         if len(self.problems) > allowed_share * (len(self) + len(self.problems)):
             first = self.problems[0]
             raise DataError(
@@ -67,16 +68,18 @@ class ShardRecords:
             )
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._places)
 
     def _map_index(self) -> None:
         self._files: dict[int, int] = {}
-        self._records: NDArray[Any] = np.load(self._folder / "records.npy", mmap_mode="r", allow_pickle=False)
+        records = np.load(self._folder / "records.npy", mmap_mode="r", allow_pickle=False)
+        # A plain array of (offset, size): memory-mapped still, but indexed three times as fast as a memmap of records.
+        self._places: NDArray[np.int64] = np.asarray(records).view(np.int64).reshape(-1, 2)
         self.labels: Labels = np.load(self._folder / "labels.npy", mmap_mode="r", allow_pickle=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: not the open files, and the index by its place."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_records", "labels")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_places", "labels")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -88,16 +91,16 @@ class ShardRecords:
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        offset, size = self._records[index].item()
-        encoded = os.pread(self._open(int(self._ends.searchsorted(index, side="right"))), size, offset)
+        offset, size = self._places[index].tolist()
+        encoded = os.pread(self._open(bisect_right(self._ends, index)), size, offset)
         if len(encoded) != size:
             raise DamagedImage("truncated: the shard ends within the image")
         return encoded
 
     def name(self, index: int) -> str:
         """See `Records.name`: the shard and the name of the member, read from its header."""
-        shard = int(self._ends.searchsorted(index, side="right"))
-        block = os.pread(self._open(shard), 512, int(self._records[index]["offset"]) - 512)
+        shard = bisect_right(self._ends, index)
+        block = os.pread(self._open(shard), 512, int(self._places[index, 0]) - 512)
         return f"{self._urls[shard]}/{block[:100].rstrip(bytes(1)).decode(errors='replace')}"
 
     def write_index(self) -> Path:
