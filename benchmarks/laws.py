@@ -1,0 +1,253 @@
+"""What the laws predict, and how often their intervals hold: every claim of docs/laws.md, measured.
+
+    python benchmarks/laws.py [curves | damping | vit | figure2 | nfnet | planted | start]...
+
+Without arguments everything runs (about ten minutes on one core). The tables are those bundled with the package.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop import laws
+from isoflop.laws import curve as curve_module
+from isoflop.laws import forms as forms_module
+from isoflop.laws.present import COLOURS
+from isoflop.laws.published import VIT_GFLOPS
+
+Array = NDArray[np.float64]
+Points = tuple[Array, Array]
+PUBLISHED = {"M1": 0.082, "M2": 0.073, "M3": 0.045, "M4": 0.024, "broken law": 0.024}
+"""Mean RMSE of log error of the published estimators on the same 36 curves, as measured for the project."""
+
+
+def learning_curves() -> Iterator[tuple[str, str, Points, Points]]:
+    """(task, model, points to fit, points to predict) of the 36 curves."""
+    table = laws.load_table("learning_curves_vision")
+    task, model = np.array(table["task"]), np.array(table["model"])
+    x, y = np.array(table["seen_examples"], float), np.array(table["error"], float)
+    training = np.array(table["training"]) == "1"
+    for t, m in sorted({*zip(task.tolist(), model.tolist(), strict=True)}):
+        here = (task == t) & (model == m)
+        yield t, m, (x[here & training], y[here & training]), (x[here & ~training], y[here & ~training])
+
+
+def rmse(predicted: Array, measured: Array) -> float:
+    return float(np.sqrt(np.mean(np.log(predicted / measured) ** 2)))
+
+
+def curves() -> None:
+    """RMSE of log error on the held-out part of 36 real curves, and coverage of 90 % intervals."""
+    rows = []
+    for task, model, seen, later in learning_curves():
+        law = laws.fit_curve(*seen)
+        lo, hi = law.interval(later[0], 0.9)
+        inside = float(np.mean((lo <= later[1]) & (later[1] <= hi)))
+        rows.append((task, model, rmse(law.predict(later[0]), later[1]), inside))
+    print("\n| curves | RMSE of log error | coverage of 90 % intervals |\n|---|---|---|")
+    for name, prefix in (("CIFAR-100", "c_"), ("ImageNet", "inet_"), ("all 36", "")):
+        part = [r for r in rows if r[0].startswith(prefix)]
+        print(f"| {name} | {np.mean([r[2] for r in part]):.4f} | {np.mean([r[3] for r in part]):.1%} |")
+    for model in dict.fromkeys(r[1] for r in rows):
+        part = [r for r in rows if r[1] == model]
+        print(f"| {model} | {np.mean([r[2] for r in part]):.4f} | {np.mean([r[3] for r in part]):.1%} |")
+    print("published estimators: " + ", ".join(f"{name} {value}" for name, value in PUBLISHED.items()))
+
+
+def damping() -> None:
+    """Is the one constant of the mixture overfitted? Chosen on some curves, scored on those left out."""
+    rates = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+    windows = curve_module.WINDOWS
+    curve_module.WINDOWS = {"damped": windows["damped"]}
+    table: dict[float, dict[tuple[str, str], float]] = {}
+    try:
+        for rate in rates:
+            forms_module.DAMPING = rate
+            table[rate] = {
+                (task, model): rmse(laws.fit_curve(*seen).predict(later[0]), later[1])
+                for task, model, seen, later in learning_curves()
+            }
+    finally:
+        forms_module.DAMPING, curve_module.WINDOWS = 0.35, windows
+    print("\nRMSE by damping: " + ", ".join(f"{r:g} {np.mean(list(table[r].values())):.4f}" for r in rates))
+    groups: dict[str, Callable[[tuple[str, str]], str]] = {
+        "model": lambda key: key[1],
+        "task": lambda key: key[0],
+        "data set": lambda key: key[0].split("_")[0],
+    }
+    for name, group in groups.items():
+        scores, chosen = [], []
+        for left_out in dict.fromkeys(group(key) for key in table[0.35]):
+            inside = [key for key in table[0.35] if group(key) != left_out]
+            best = min(rates, key=lambda r: float(np.mean([table[r][k] for k in inside])))
+            chosen.append(best)
+            scores += [table[best][key] for key in table[0.35] if group(key) == left_out]
+        print(f"leave one {name} out: RMSE {np.mean(scores):.4f}, damping chosen {sorted(set(chosen))}")
+
+
+def vit() -> None:
+    """Scaling ViT: the giants from models up to L/16, and the peak of L/16 on 30 million images."""
+    table = laws.load_table("scaling_vit_fewshot")
+    model = np.array(table["model"])
+    n = 3e9 * np.array([VIT_GFLOPS[m] for m in model])
+    seen, unique = 4096 * np.array(table["steps"], float), np.array(table["images"], float)
+    giant = np.isin(model, ["g/14", "G/14"])
+    print("\n| metric | fitted rows | form chosen | RMSE, points | inside 90 % |\n|---|---|---|---|---|")
+    for column in ("inet10", "inet5"):
+        error = 1 - np.array(table[column], float) / 100
+        for name, rows in (("3 billion images", unique == 3e9), ("1 and 3 billion", unique >= 1e9)):
+            rows = rows & ~giant
+            law = laws.fit_finite_data(n[rows], seen[rows], error[rows], top=1.0)
+            points = 100 * (law.predict(n[giant], seen[giant]) - error[giant])
+            lo, hi = law.interval(n[giant], seen[giant])
+            inside = float(np.mean((lo <= error[giant]) & (error[giant] <= hi)))
+            print(f"| {column} | {name} | {law.variant} | {np.sqrt(np.mean(points**2)):.2f} | {inside:.0%} |")
+            if column == "inet10" and name.startswith("3"):
+                print("  errors in points: " + " ".join(f"{v:+.2f}" for v in points), end="\n")
+                choice = ", ".join(f"{k} {v:.3f}" for k, v in law.choice.items())
+                print(f"  rolling-origin RMSE of log error inside the table: {choice}")
+    error = 1 - np.array(table["inet10"], float) / 100
+    law = laws.fit_finite_data(n[~giant], seen[~giant], error[~giant], unique[~giant], top=1.0)
+    large = 3e9 * VIT_GFLOPS["L/16"]
+    for images in (3e7, 3e8, 1e9):
+        peak = law.best_duration(large, images, 4e6 * 4096)
+        lost = 100 * float(law.predict(large, 4e6 * 4096, images) - law.predict(large, peak, images))
+        print(f"L/16 on {images:.0e} images: best at {peak / 4096:,.0f} steps; at 4M steps {lost:.1f} points worse")
+
+
+def figure2(path: Path = Path("docs/results/scaling_vit_figure2.svg")) -> None:
+    """The frontier of arXiv 2106.04560, figure 2: 10-shot error against compute, law from models up to L/16."""
+    table = laws.load_table("scaling_vit_fewshot")
+    model = np.array(table["model"])
+    compute = 3e9 * np.array([VIT_GFLOPS[m] for m in model]) * 4096 * np.array(table["steps"], float) / 1e21
+    error = 100 - np.array(table["inet10"], float)
+    giant = np.isin(model, ["g/14", "G/14"])
+    best = laws.lower_envelope(compute[~giant], error[~giant])
+    law = laws.fit_frontier(compute[~giant][best], error[~giant][best])
+    print(f"\nfrontier up to L/16: {law.a:.3g}·(C + {law.d:.2g})^-{law.b:.2f} + {law.c:.3g} %, R² {law.r_squared:.4f}")
+    on_frontier = np.flatnonzero(giant)[laws.lower_envelope(compute[giant], error[giant])]
+    lo, hi = law.interval(compute[on_frontier])
+    for k, low, high in zip(on_frontier, lo, hi, strict=True):
+        said = f"law {law.predict(compute[k]):.1f} ({low:.1f} to {high:.1f}), measured {error[k]:.1f}"
+        print(f"  {model[k]} at {compute[k]:.3g}e21: {said}")
+    grid = np.geomspace(compute.min(), compute.max(), 120)
+    lo, hi = law.interval(grid)
+    line = {"name": "law up to L/16", "colour": "#222222", "x": grid.tolist()}
+    series = [{**line, "kind": "band", "y": lo.tolist(), "y2": hi.tolist()}]
+    series.append({**line, "kind": "line", "y": law.predict(grid).tolist()})
+    sizes = {
+        "Ti and s": ("s/28", "s/16", "Ti/16"),
+        "S": ("S/32", "S/16"),
+        "B": ("B/32", "B/28", "B/16"),
+        "L/16": ("L/16",),
+        "g/14, G/14 (not fitted)": ("g/14", "G/14"),
+    }
+    for (name, members), colour in zip(sizes.items(), COLOURS, strict=False):
+        here = np.isin(model, members)
+        dots = {"x": compute[here].tolist(), "y": error[here].tolist()}
+        series.append({"name": name, "colour": colour, "kind": "points", **dots})
+    axes = {"x": "training compute, 1e21 FLOPs", "y": "ImageNet 10-shot error, %"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(laws.svg({"title": "Scaling Vision Transformers, figure 2", **axes, "series": series}))
+    print(f"  {path}")
+
+
+def nfnet() -> None:
+    """NFNets and ViTs at equal compute."""
+    table = laws.load_table("nfnet_jft4b_digitised")
+    hours = np.append(np.array(table["tpu_v4_core_hours"], float), 110e3)
+    error = np.append(np.array(table["value"], float), 9.7)
+    best = laws.lower_envelope(hours, error)
+    law = laws.fit_frontier(hours[best], error[best])
+    match = laws.match_at_equal_compute(
+        law, [120e3, 280e3, 130e3], [9.8, 9.55, 9.7], names=("ViTs (g/14, G/14, SoViT-400m)", "NFNets"), unit=" points"
+    )
+    print(f"\n{match.statement}")
+    print(f"law {law.a:.3g}·(C + {law.d:.0f})^-{law.b:.2f} + {law.c:.2f}, R² {law.r_squared:.4f}, {best.size} points")
+    before = hours[best] < 1e5
+    blind = laws.fit_frontier(hours[best][before], error[best][before])
+    lo, hi = blind.interval(110e3)
+    said = f"{blind.predict(110e3):.2f} ({lo:.2f} to {hi:.2f})"
+    print(f"F7+ at 110k hours from the digitised points alone: {said}; measured 9.70")
+
+
+def planted(tables: int = 50) -> float:
+    """Coverage of 95 % intervals of exponents over planted tables of four forms and three noise levels, printed and
+    returned; `tables` is the number for each form and noise."""
+    rng = np.random.default_rng(7)
+
+    def one_axis(form: str, noise: float) -> list[bool]:
+        b, points = rng.uniform(0.15, 0.6), int(rng.integers(10, 20))
+        x = np.geomspace(1, 10 ** rng.uniform(2, 3.5), points)
+        c, d = rng.uniform(0, 0.4), rng.uniform(0.2, 3)
+        y = {"power": x**-b, "offset": x**-b + c, "double": (x + d) ** -b + c}[form]
+        lo, hi = laws.fit_form(form, x, y * np.exp(noise * rng.standard_normal(points))).exponent_interval
+        return [lo <= b <= hi]
+
+    def two_axes(_: str, noise: float) -> list[bool]:
+        alpha, beta = rng.uniform(0.2, 0.6, 2)
+        sizes, budgets = int(rng.integers(4, 7)), np.geomspace(1e10, 1e12, int(rng.integers(4, 6)))
+        n = np.concatenate([1e6 * np.sqrt(b / 1e11) * np.geomspace(0.2, 5, sizes) for b in budgets])
+        d = np.repeat(budgets, sizes) / n
+        loss = rng.uniform(0, 0.6) + (n / 1e6) ** -alpha + (d / 1e5) ** -beta
+        law = laws.fit_size_data(n, d, loss * np.exp(noise * rng.standard_normal(n.size)), bootstrap=0)
+        intervals = law.exponent_intervals
+        return [
+            intervals["alpha"][0] <= alpha <= intervals["alpha"][1],
+            intervals["beta"][0] <= beta <= intervals["beta"][1],
+        ]
+
+    print("\n| form | noise | exponents | inside their 95 % interval |\n|---|---|---|---|")
+    everything: list[bool] = []
+    count = 0
+    for form in ("power", "offset", "double", "size and data"):
+        for noise in (0.005, 0.01, 0.03):
+            make = two_axes if form == "size and data" else one_axis
+            inside = [hit for _ in range(tables) for hit in make(form, noise)]
+            count += tables
+            everything += inside
+            print(f"| {form} | {noise:.1%} | {len(inside)} | {np.mean(inside):.1%} |", flush=True)
+    print(f"| all {count} tables | | {len(everything)} | {np.mean(everything):.1%} |")
+    return float(np.mean(everything))
+
+
+def start() -> None:
+    """Seconds from nothing to a fitted law of a table of 27 runs, in a new process."""
+    path = Path(laws.__file__).parent / "tables" / "fractal_grid.csv"
+    code = (
+        "from pathlib import Path; from isoflop import laws; "
+        f"laws.fit_table(Path({str(path)!r}), x=['flops_per_image', 'images'], y='heldout_loss', "
+        "by='family', budget=1e13)"
+    )
+    for name, program in (("import isoflop.laws", "import isoflop.laws"), ("two families fitted and compared", code)):
+        wall, used = [], []
+        for _ in range(3):
+            begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", program], check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            wall.append(time.perf_counter() - begin)
+            used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        print(f"{name}: {min(wall):.2f} s, of which the processor worked {min(used):.2f} s")
+
+
+SECTIONS: dict[str, Callable[[], object]] = {
+    "curves": curves,
+    "damping": damping,
+    "vit": vit,
+    "figure2": figure2,
+    "nfnet": nfnet,
+    "planted": planted,
+    "start": start,
+}
+
+if __name__ == "__main__":
+    for section in sys.argv[1:] or SECTIONS:
+        if section not in SECTIONS:
+            sys.exit(f"no section `{section}`; there are {', '.join(SECTIONS)}")
+        SECTIONS[section]()
