@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pictures import encoded, picture
+
+from tests.data.pictures import encoded, picture
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, picture
 
 from isoflop.data import Quarantine, batches, open_source
 from isoflop.errors import DataError
+from tests.data.pictures import encoded, picture
 
 PLAN = {"seed": 0, "batch_size": 10, "start_step": 0, "stop_step": 12}
 

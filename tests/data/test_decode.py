@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, picture, png_bomb
 from PIL import Image
 
 from isoflop.data.decode import Box, DamagedImage, choose_reduction, decode_crop, read_header, snap
+from tests.data.pictures import encoded, picture, png_bomb
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, picture, png_bomb
 from PIL import Image
 
 from isoflop.data import check, convert, index_shards, open_source
 from isoflop.data.opening import open_records
 from isoflop.errors import DataError
+from tests.data.pictures import encoded, picture, png_bomb
 
 
 @pytest.fixture

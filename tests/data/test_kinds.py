@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import encoded, picture
 from sklearn.datasets import load_digits
 
 from isoflop.data import batches, open_source
 from isoflop.errors import DataError
+from tests.data.pictures import encoded, picture
 
 
 def write_table(folder: Path, text: str, images: int = 6) -> Path:
@@ -106,6 +106,23 @@ def test_torchvision_data_sets_open_by_name(tmp_path: Path) -> None:
     assert np.array_equal(pixels[:, 0].numpy(), images)
     assert labels_read.tolist() == digits.target[:100].tolist()
     assert source.class_names[3] == "3 - three"
+
+
+def test_data_sets_of_the_hub_are_their_parquet_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the hub's download replaced by a local folder, and without a network."""
+    content = {"image": [{"bytes": encoded(picture(k)), "path": None} for k in range(10)], "label": list(range(10))}
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(content), tmp_path / "data" / "train-00000-of-00001.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+        assert len(open_source("hf:somebody/something", split="train", image_size=16, heldout=0)) == 10
+
+    def offline(name: str, **options: object) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DataError, match="hf:somebody/something: cannot be fetched"):
+        open_source("hf:somebody/something", split="train", image_size=16)
 
 
 def test_an_unknown_torchvision_data_set_gets_a_suggestion() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from pictures import encoded, picture
 
 from isoflop.data import batches, open_source
 from isoflop.data.shard_cache import ShardCache
 from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
+from tests.data.pictures import encoded, picture
 
 MakeTar = Callable[[Path, list[tuple[str, bytes]]], Path]
 

@@ -102,6 +102,20 @@ def test_a_larger_run_of_real_ladders_falls_inside_the_interval(fractal_tables):
     assert inside >= 2
 
 
+def test_a_law_that_was_always_too_high_is_corrected_by_its_backtests():
+    """Loss that falls ever faster than a power law: the plain law overshoots, its backtests know by how much."""
+    n, d, _ = ladder(budgets=6)
+    t = np.log(n * d / 1e10)
+    loss = 2.5 * np.exp(-0.10 * t - 0.02 * t**2 + 0.05 * (np.log(n / 6e5) - 0.4 * t) ** 2)
+    below = n * d < 2e11
+    law = fit_size_data(n[below], d[below], loss[below])
+    top = np.flatnonzero(n * d > 0.9e12)
+    best = top[np.argmin(loss[top])]
+    plain = law.irreducible + law.a * n[best] ** -law.alpha + law.b * d[best] ** -law.beta
+    assert law.backtests.bias < 0
+    assert abs(np.log(law.predict(n[best], d[best]) / loss[best])) < 0.6 * abs(np.log(plain / loss[best]))
+
+
 def test_a_fit_with_two_hundred_replicates_takes_less_than_two_seconds(fractal_tables):
     seconds = []
     for _ in range(3):  # of process time, because the machine may be shared

@@ -2,6 +2,7 @@ import base64
 import copy
 import hashlib
 import math
+import random
 import re
 import time
 from pathlib import Path
@@ -102,3 +103,44 @@ def test_an_outcome_outside_its_interval_is_said_so(planted: Any) -> None:
     answer = copy.deepcopy(planted.answer)
     answer["families"][answer["best"]]["interval"] = [0.1, 0.2]
     assert sentence(planted.rows, answer).endswith("above the interval.")
+
+
+DAMAGE = [
+    None,
+    math.nan,
+    math.inf,
+    -1.0,
+    0.0,
+    0,
+    "x",
+    "",
+    True,
+    [],
+    {},
+    1e308,
+    5e-324,
+    -1e-300,
+    "12",
+    "<script>alert(1)</script>",
+]
+
+
+def damaged(value: Any, rng: random.Random, rate: float) -> Any:
+    """`value` with some of its parts replaced by others, and some left out."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if rng.random() > rate / 2}
+        return {k: rng.choice(DAMAGE) if rng.random() < rate else damaged(v, rng, rate) for k, v in kept.items()}
+    if isinstance(value, list):
+        return [rng.choice(DAMAGE) if rng.random() < rate / 3 else damaged(v, rng, rate) for v in value]
+    return value
+
+
+def test_damaged_results_give_a_page_all_the_same(plant_study: Any) -> None:
+    study = plant_study(sizes=3, rates=(1e-2, 2e-2), points=30)
+    for seed in range(60):
+        rng = random.Random(seed)
+        rows = [damaged(row, rng, 0.08) for row in [*rng.sample(study.rows, rng.choice([1, 4, 12])), study.rows[-1]]]
+        curves = {str(row.get("run_id")): study.curves.get(str(row.get("run_id")), {}) for row in rows}
+        page = render(rows, damaged(study.answer, rng, 0.05), damaged(curves, rng, 0.1))
+        assert page.endswith("</html>\n")
+        assert page.count("<script") == 3

@@ -15,6 +15,8 @@ from isoflop.laws.solve import Array
 
 PRIOR_DRIFT = 0.03
 """What is believed before any backtest: 3 % of loss per e-fold of compute (about 7 % for a decade)."""
+PRIOR_BIAS = 0.1
+"""How large a lasting bias is believed to be before any backtest: 10 % of loss per e-fold of compute."""
 PRIOR_COUNT = 3.0
 """How many backtest errors that belief is worth."""
 
@@ -26,7 +28,9 @@ class Backtests(Record):
     Attributes:
         distances: log(C_predicted / C_largest_fitted) of each prediction.
         errors: log(measured / predicted) of each prediction.
-        drift: standard deviation of log loss per unit of distance, after shrinkage; 0 within the data.
+        drift: standard deviation of log loss per unit of distance, after shrinkage and without `bias`.
+        bias: mean error per unit of distance, after shrinkage towards 0: a law that was always too high by 10 % at
+            this distance is corrected by most of that.
         freedom: degrees of freedom behind `drift`, for Student quantiles.
         coverage: share of the errors inside the `level` interval that the tool would have given at that time,
             None without backtests.
@@ -39,6 +43,15 @@ class Backtests(Record):
     freedom: float
     coverage: float | None
     level: float
+    bias: float = 0.0
+
+    def correction(self, beyond: ArrayLike) -> Array:
+        """What to add to a log prediction `beyond` (log of compute over the largest fitted, 0 inside).
+
+        The bias is believed as far as it was seen, and half as far again.
+        """
+        reach = 1.5 * max(self.distances, default=0.0)
+        return self.bias * np.minimum(np.asarray(beyond, dtype=np.float64), reach)
 
 
 def summarise(
@@ -51,18 +64,41 @@ def summarise(
     """
     h, e, s, o = (np.asarray(v, dtype=np.float64) for v in (distances, errors, spreads, origins))
     votes = np.array([1.0 / np.count_nonzero(o == v) for v in o])
-    # Noise and parameter error are in the interval already: only what they leave unexplained is drift. Half of it
-    # is taken off, not all: the spread of a small fit is itself uncertain, and too wide is the better mistake.
-    excess = np.maximum(e**2 - 0.5 * s**2, 0.0) / np.maximum(h, 0.3) ** 2
-    count = float(votes.sum())
-    drift = float(np.sqrt((PRIOR_COUNT * PRIOR_DRIFT**2 + (votes * excess).sum()) / (PRIOR_COUNT + count)))
+    bias, bias_variance = _bias(h, e, s, votes)
+    squares, count = _excess(h, e - bias * h, s), float(votes.sum())
     freedom = PRIOR_COUNT + count
+    variance = (PRIOR_COUNT * PRIOR_DRIFT**2 + float((votes * squares).sum())) / freedom
     coverage = None
     if e.size:
-        others = (PRIOR_COUNT * PRIOR_DRIFT**2 + (votes * excess).sum() - votes * excess) / (freedom - votes)
-        half = student(freedom - 1.0, 0.5 + level / 2) * np.sqrt(s**2 + others * h**2)
-        coverage = float(np.mean(np.abs(e) <= half))
-    return Backtests(tuple(h.tolist()), tuple(e.tolist()), drift, freedom, coverage, level)
+        # Each origin is judged with what the others knew, as far as there are others.
+        inside = []
+        for origin in np.unique(o):
+            here, rest = o == origin, o != origin
+            middle, spread = _bias(h[rest], e[rest], s[rest], votes[rest])
+            known = (
+                PRIOR_COUNT * PRIOR_DRIFT**2 + float((votes[rest] * _excess(h, e - middle * h, s)[rest]).sum())
+            ) / (PRIOR_COUNT + float(votes[rest].sum()))
+            half = student(freedom - 1.0, 0.5 + level / 2) * np.sqrt(s**2 + (known + spread) * h**2)
+            inside += (np.abs(e - middle * h) <= half)[here].tolist()
+        coverage = float(np.mean(inside))
+    drift = float(np.sqrt(variance + bias_variance))
+    return Backtests(tuple(h.tolist()), tuple(e.tolist()), drift, freedom, coverage, level, bias)
+
+
+def _bias(h: Array, e: Array, s: Array, votes: Array) -> tuple[float, float]:
+    """Posterior mean and variance of the mean error per unit of distance; the prior is 0 ± `PRIOR_BIAS`."""
+    if not e.size:
+        return 0.0, PRIOR_BIAS**2
+    far = np.maximum(h, 0.3)
+    precision = votes / (s**2 / far**2 + PRIOR_DRIFT**2)
+    variance = 1.0 / (1.0 / PRIOR_BIAS**2 + float(precision.sum()))
+    return variance * float((precision * e / far).sum()), variance
+
+
+def _excess(h: Array, e: Array, s: Array) -> Array:
+    """Squared error per squared distance beyond what noise and parameters explain. Half of that is taken off, not all:
+    the spread of a small fit is itself uncertain, and too wide is the better mistake."""
+    return np.asarray(np.maximum(e**2 - 0.5 * s**2, 0.0) / np.maximum(h, 0.3) ** 2)
 
 
 def student(freedom: float, probability: ArrayLike) -> Array:

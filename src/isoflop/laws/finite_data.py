@@ -65,15 +65,20 @@ class FiniteDataLaw(Record):
 
     def predict(self, n: ArrayLike, seen: ArrayLike, unique: ArrayLike | None = None) -> Array:
         """Error at n training FLOPs an image after `seen` images of which `unique` are different (None: all)."""
-        return np.asarray(np.exp(self._log(np.array([self.theta]), n, seen, unique)[0]))
+        law = self._log(np.array([self.theta]), n, seen, unique)[0]
+        return np.asarray(np.exp(law + self.backtests.correction(self._beyond(n, seen))))
+
+    def _beyond(self, n: ArrayLike, seen: ArrayLike) -> Array:
+        compute = np.asarray(n, dtype=np.float64) * np.asarray(seen, dtype=np.float64)
+        return np.asarray(np.maximum(np.log(compute / self.compute_range[1]), 0.0))
 
     def interval(
         self, n: ArrayLike, seen: ArrayLike, unique: ArrayLike | None = None, level: float = LEVEL
     ) -> tuple[Array, Array]:
         """(lo, hi) in which one more measurement should fall with probability `level`."""
         mean = self._log(np.array(self.replicates), n, seen, unique)
-        compute = np.asarray(n, dtype=np.float64) * np.asarray(seen, dtype=np.float64)
-        beyond = np.maximum(np.log(compute / self.compute_range[1]), 0.0)
+        beyond = self._beyond(n, seen)
+        mean = mean + self.backtests.correction(beyond)
         deviation = np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2)
         draws = np.exp(predictive(mean, deviation, min(self.freedom, self.backtests.freedom)))
         lo, hi = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)

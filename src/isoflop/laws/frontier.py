@@ -93,16 +93,21 @@ class FrontierLaw(Record):
     warnings: tuple[str, ...] = ()
 
     def predict(self, compute: ArrayLike) -> Array:
-        """The loss of the frontier at `compute`."""
-        return np.asarray(self.a * (np.asarray(compute, dtype=np.float64) + self.d) ** -self.b + self.c)
+        """The loss of the frontier at `compute`; beyond the data, corrected by the bias of its backtests."""
+        x = np.asarray(compute, dtype=np.float64)
+        inside = self.a * (x + self.d) ** -self.b + self.c
+        return np.asarray(inside * np.exp(self.backtests.correction(self._beyond(x))))
+
+    def _beyond(self, compute: Array) -> Array:
+        return np.maximum(np.log(compute / self.compute_range[1]), 0.0)
 
     def sample(self, compute: ArrayLike) -> Array:
         """Plausible losses (draws, ...) of the best run at `compute`."""
         x = np.asarray(compute, dtype=np.float64)
         a, b, c, d = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
-        beyond = np.maximum(np.log(x / self.compute_range[1]), 0.0)
+        beyond = self._beyond(x)
         deviation = np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2)
-        mean = np.log(a * (x + d) ** -b + c)
+        mean = np.log(a * (x + d) ** -b + c) + self.backtests.correction(beyond)
         return np.asarray(np.exp(predictive(mean, deviation, min(self.freedom + 1, self.backtests.freedom))))
 
     def interval(self, compute: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:

@@ -62,9 +62,13 @@ class SizeDataLaw(Record):
     window: str = "all runs"
 
     def predict(self, n: ArrayLike, d: ArrayLike) -> Array:
-        """Loss at n training FLOPs an image and d images (broadcast together)."""
+        """Loss at n training FLOPs an image and d images (broadcast together).
+
+        Beyond the largest compute measured the law is corrected by the bias of its own backtests.
+        """
         x, y = np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64)
-        return np.asarray(self.irreducible + self.a * x**-self.alpha + self.b * y**-self.beta)
+        inside = self.irreducible + self.a * x**-self.alpha + self.b * y**-self.beta
+        return np.asarray(inside * np.exp(self.backtests.correction(self._beyond(x * y))))
 
     def optimal(self, compute: float) -> tuple[float, float, float]:
         """(n, d, loss) of the best run with `compute` = n·d training FLOPs: training FLOPs an image, images, loss.
@@ -80,7 +84,8 @@ class SizeDataLaw(Record):
         rows, budgets = np.array(self.replicates), np.asarray(compute, dtype=np.float64)
         best = np.stack([self._optimal_n(float(c), rows) for c in budgets], axis=1)
         e, a, b, alpha, beta = (column[:, None] for column in rows.T)
-        return np.asarray(e + a * best**-alpha + b * (budgets / best) ** -beta)
+        correction = np.exp(self.backtests.correction(self._beyond(budgets)))
+        return np.asarray((e + a * best**-alpha + b * (budgets / best) ** -beta) * correction)
 
     def exponents(self) -> dict[str, float]:
         """α, β, and the exponents of C in the optimum: size n ∝ C^size, images d ∝ C^images, loss - E ∝ C^-frontier."""
@@ -97,7 +102,7 @@ class SizeDataLaw(Record):
         """Plausible losses (draws, ...) of one run at (n, d): parameters, noise of a run, and error of the form."""
         x, y = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64))
         e, a, b, alpha, beta = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
-        mean = np.log(e + a * x**-alpha + b * y**-beta)
+        mean = np.log(e + a * x**-alpha + b * y**-beta) + self.backtests.correction(self._beyond(x * y))
         freedom = min(self.freedom, self.backtests.freedom)
         return np.asarray(np.exp(predictive(mean, self._deviation(x * y), freedom)))
 
@@ -117,9 +122,11 @@ class SizeDataLaw(Record):
     def _row(self) -> tuple[float, ...]:
         return self.irreducible, self.a, self.b, self.alpha, self.beta
 
+    def _beyond(self, compute: ArrayLike) -> Array:
+        return np.maximum(np.log(np.asarray(compute, dtype=np.float64) / self.compute_range[1]), 0.0)
+
     def _deviation(self, compute: Array) -> Array:
-        beyond = np.maximum(np.log(compute / self.compute_range[1]), 0.0)
-        return np.asarray(np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2))
+        return np.asarray(np.sqrt(self.noise**2 + (self.backtests.drift * self._beyond(compute)) ** 2))
 
     def _optimal_n(self, compute: float, rows: Array) -> Array:
         _, a, b, alpha, beta = rows.T

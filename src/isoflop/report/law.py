@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,17 @@ class FamilyLaw:
     frontier_law: FrontierLaw | None
     rate_law: LearningRateLaw | None = None
     level: float = 0.9
+
+    @staticmethod
+    def from_entry(entry: Mapping[str, Any]) -> FamilyLaw:
+        """The laws of a family's entry in an answer; those that cannot be read or evaluated are None."""
+        level = entry.get("level")
+        return FamilyLaw(
+            _size_data(entry.get("law")),
+            _frontier(entry.get("frontier")),
+            _rates(entry.get("learning_rate_law")),
+            float(level) if isinstance(level, int | float) and 0 < level < 1 else 0.9,
+        )
 
     def loss(self, n: Array, d: Array) -> Array:
         """Loss at n training FLOPs an image and d images (NaN when only the frontier is known)."""
@@ -93,30 +105,41 @@ class FamilyLaw:
 
 
 def family_laws(answer: Answer) -> dict[str, FamilyLaw]:
-    """Family → its laws, for those that have one. A law that cannot be read counts as missing."""
-    found = {}
-    for family, entry in (answer.get("families") or {}).items():
-        entry = entry or {}
-        law = FamilyLaw(
-            _restore(SizeDataLaw, entry.get("law")),
-            _restore(FrontierLaw, entry.get("frontier")),
-            _restore(LearningRateLaw, entry.get("learning_rate_law")),
-            _level(entry),
-        )
-        if law.size_data is not None or law.frontier_law is not None:
-            found[str(family)] = law
-    return found
+    """Family → its laws, for those that have one. A law that cannot be read or evaluated counts as missing."""
+    laws = {str(family): FamilyLaw.from_entry(entry or {}) for family, entry in (answer.get("families") or {}).items()}
+    return {family: law for family, law in laws.items() if law.size_data is not None or law.frontier_law is not None}
 
 
-def _level(entry: dict[str, Any]) -> float:
-    level = entry.get("level")
-    return float(level) if isinstance(level, int | float) and 0 < level < 1 else 0.9
+_BROKEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
-def _restore(kind: Any, values: Any) -> Any:
-    if not values:
-        return None
+def _size_data(values: Any) -> SizeDataLaw | None:
     try:
-        return kind.from_dict(values)
-    except (TypeError, ValueError, KeyError, AttributeError):
+        law = SizeDataLaw.from_dict(values)
+        compute = float(law.compute_range[1])
+        probe = [*law.optimal(compute), *law.optimal_interval(compute)["loss"], *law.exponents().values()]
+        return law if _drawable(probe) else None
+    except _BROKEN:
         return None
+
+
+def _frontier(values: Any) -> FrontierLaw | None:
+    try:
+        law = FrontierLaw.from_dict(values)
+        compute = np.array([law.compute_range[1]], dtype=np.float64)
+        low, high = law.interval(compute, 0.9)
+        return law if _drawable([*law.predict(compute), *low, *high]) else None
+    except _BROKEN:
+        return None
+
+
+def _rates(values: Any) -> LearningRateLaw | None:
+    try:
+        law = LearningRateLaw.from_dict(values)
+        return law if _drawable([*law.predict(np.array([1e6]), np.array([1e5]))]) else None
+    except _BROKEN:
+        return None
+
+
+def _drawable(values: list[Any]) -> bool:
+    return bool(np.all(np.isfinite(values)) and np.all(np.greater(values, 0)))

@@ -11,6 +11,7 @@ from isoflop.errors import StudyError
 from isoflop.report import figures as draw
 from isoflop.report import headline, tables
 from isoflop.report import rows as table
+from isoflop.report.clean import clean_answer, clean_curves, clean_rows
 from isoflop.report.figure import Figure
 from isoflop.report.rows import Answer, Row
 from isoflop.report.shell import document, figure_slot
@@ -44,12 +45,14 @@ def write_whole(path: Path, text: str) -> Path:
 
 def render(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> str:
     """The report as the text of an HTML file."""
+    rows, answer = clean_rows(rows), clean_answer(answer)
     shown = report_figures(rows, answer, curves)
     return document(f"{headline.study_name(answer)} · isoflop report", body(rows, answer, shown), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
-    """The figures of a report, in order."""
+    """The figures of a report, in order; those without anything to show say why."""
+    rows, answer, curves = clean_rows(rows), clean_answer(answer), clean_curves(curves)
     shown = [
         draw.frontier(rows, answer),
         draw.profiles(rows, answer),
@@ -131,7 +134,7 @@ def _reproduce(rows: Sequence[Row], answer: Answer) -> str:
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_flat(value))}</dd>" for name, value in told)
     command = f"<pre><code>{escape(study['command'])}</code></pre>" if study.get("command") else ""
     config = study.get("config")
-    text = config if isinstance(config, str) else "\n".join(_lines(config or {}))
+    text = "\n".join(_lines(config)) if isinstance(config, Mapping) else str(config or "")
     shown = f"<details><summary>Configuration</summary><pre><code>{escape(text)}</code></pre></details>" if text else ""
     untold = "" if command or shown else '<p class="empty">The study did not say how it was made.</p>'
     content = f"{untold}{command}<dl>{items}</dl>{shown}"

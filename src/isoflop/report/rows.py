@@ -80,6 +80,8 @@ def final_runs(rows: Iterable[Row], answer: Answer) -> dict[str, Row]:
     wanted.add((answer.get("final") or {}).get("run_id"))
     found: dict[str, Row] = {}
     for row in measured(rows, "final"):
+        if not row.get("family"):
+            continue
         if row.get("family") not in found or row.get("run_id") in wanted:
             found[str(row.get("family"))] = row
     return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from isoflop.report import rows as table
+from isoflop.report.clean import clean_answer, clean_rows
 from isoflop.report.headline import study_name
 from isoflop.report.law import family_laws
 from isoflop.report.rows import Answer, Row
@@ -35,7 +36,7 @@ def named(studies: Sequence[StudyTables]) -> list[StudyTables]:
         while any(other.name == name for other in named):
             count += 1
             name = f"{wanted} ({count})"
-        named.append(StudyTables(study.rows, study.answer, name))
+        named.append(StudyTables(clean_rows(study.rows), clean_answer(study.answer), name))
     return named
 
 

@@ -17,11 +17,11 @@ def quantity(value: float | None, digits: int = 2) -> str:
     if value == 0:
         return "0"
     # Rounded first, so that 9.96e5 becomes 10⁶ and not 10×10⁵.
-    value = float(f"{value:.{digits - 1}e}")
-    exponent = math.floor(math.log10(abs(value)))
+    rounded, power_text = f"{value:.{digits - 1}e}".split("e")
+    mantissa, exponent = float(rounded), int(power_text)
+    value = float(f"{rounded}e{exponent}")
     if -4 < exponent < 6:
         return f"{value:,.{max(0, digits - 1 - exponent)}f}"
-    mantissa = value / 10.0**exponent
     power = superscript(exponent)
     shown = f"{mantissa:.0f}" if mantissa == round(mantissa) else f"{mantissa:.{digits - 1}f}"
     return power if shown == "1" else f"{shown}×{power}"

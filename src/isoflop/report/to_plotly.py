@@ -124,7 +124,7 @@ def _axis(panel: Panel, which: str, domain: list[float], anchor: str, most: int)
 
 
 def _log_range(values: Sequence[float], most: int) -> Json:
-    positive = [v for v in values if v > 0]
+    positive = [v for v in values if 1e-200 < v < 1e200]
     if not positive:
         return {"range": [0, 1]}
     low, high = math.log10(min(positive)), math.log10(max(positive))

@@ -61,6 +61,8 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
             }
             left.append(Series("points", [predicted_loss], [loss], name="the answer", **star))
             right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **star))
+    if not spread:
+        return Figure.missing(KEY, TITLE, "There is no law to compare with: too few runs have finished.")
     ends = [0.95 * min(losses), 1.05 * max(losses)]
     left.insert(0, Series("line", ends, ends, color="muted", dash="dash", width=1.2))
     across = [

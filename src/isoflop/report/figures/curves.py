@@ -27,10 +27,11 @@ BROKEN = ("diverged", "failed")
 
 def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
     """One panel a family, one line a run, coloured by budget; the run of the answer in ink."""
-    drawn = [row for row in _worth_drawing(rows) if _history(row, histories)]
+    known = [row for row in rows if table.positive(row, "train_flops") or table.positive(row, "budget")]
+    drawn = [row for row in _worth_drawing(known) if _history(row, histories)]
     if not drawn:
         return Figure.missing(KEY, TITLE, "No run has recorded a training loss yet.")
-    budgets = table.rungs(row for row in drawn if table.positive(row, "train_flops") or table.positive(row, "budget"))
+    budgets = table.rungs(drawn)
     each = int(np.clip(POINTS / len(drawn), 24, 80))
     names = [family for family in table.families(rows, answer) if table.of_family(drawn, family)]
     shown: set[str] = set()

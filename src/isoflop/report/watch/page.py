@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.report import headline, tables
+from isoflop.report.clean import clean_answer, clean_rows
 from isoflop.report.page import facts, report_figures, warnings
 from isoflop.report.rows import finite
 from isoflop.report.shell import asset, document, figure_slot, payload
@@ -30,7 +31,7 @@ def page(directory: Path) -> str:
 
 def snapshot(live: Live) -> dict[str, Any]:
     """What the page shows of `live` now: HTML by element id, text by element id, and the figures."""
-    rows, answer, progress = live.rows, live.answer, live.progress()
+    rows, answer, progress = clean_rows(live.rows), clean_answer(live.answer), live.progress()
     figures = report_figures(rows, answer, live.curves())
     name = str(live.study.get("name") or live.directory.name)
     return {
