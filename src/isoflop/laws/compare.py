@@ -184,7 +184,7 @@ def _last_sign_change(grid: Array, gap: Array) -> Array:
     at = gap.shape[1] - 2 - np.argmax(change[:, ::-1], axis=1)
     row = np.arange(len(gap))
     before, after = gap[row, at], gap[row, at + 1]
-    share = before / np.where(before == after, 1.0, before - after)
+    share = np.clip(before / np.where(before == after, 1.0, before - after), 0.0, 1.0)
     x = np.log(grid[at]) + share * np.log(grid[at + 1] / grid[at])
     return np.asarray(np.where(change.any(axis=1), np.exp(x), np.nan))
 
