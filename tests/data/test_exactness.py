@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from isoflop.data import Batch, Source, batches, open_source
+from isoflop.data import Batch, Source, batches, convert, open_source
 
 SEED = 7
 WORLDS = (1, 2, 3, 4, 8)
@@ -96,6 +96,20 @@ def test_balance_and_repeats_are_exact_too(image_folder: Path, option: str) -> N
     parts += run(source, batch_size=9, start=11, stop=40, augment="crop_flip", workers=2, world=2)
     assert np.array_equal(global_order(parts), global_order(reference))
     assert torch.equal(pixels(parts), pixels(reference))
+
+
+def test_windows_of_shards_are_exact_too_and_each_rank_reads_few_of_them(image_folder: Path, tmp_path: Path) -> None:
+    convert(str(image_folder), tmp_path / "shards", parts=("train",), samples_per_shard=5)
+    source = open_source(f"shards:{tmp_path / 'shards'}?window=4", split="train", image_size=16, heldout=0)
+    reference = run(source, batch_size=20, start=0, stop=9, augment="crop_flip")
+    order = global_order(reference)
+    assert np.array_equal(np.sort(order[:, 0] * len(source) + order[:, 1]), np.arange(180))
+    parts = run(source, batch_size=20, start=0, stop=5, augment="crop_flip", world=4)
+    parts += run(source, batch_size=20, start=5, stop=9, augment="crop_flip", world=2, workers=2)
+    assert np.array_equal(global_order(parts), order)
+    assert torch.equal(pixels(parts), pixels(reference))
+    shards_per_rank = [len(set((batch.indices // 5).tolist())) for step in parts[:5] for batch in step]
+    assert np.mean(shards_per_rank) < 2  # of the four in the window
 
 
 def test_a_late_restart_costs_no_more_than_a_start() -> None:

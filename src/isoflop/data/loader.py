@@ -1,5 +1,8 @@
 """Batches of a run: step k is positions [kB, (k+1)B) of the sample order, whatever the number of workers and ranks.
 
+Where whole shards are read together, a step's samples are put into the order of storage first: then the ranks' parts
+lie in different shards.
+
 The whole state is the step: nothing is dropped, nothing padded, batches may straddle epochs, and a run that starts at
 step k reads exactly what the uninterrupted run would have read.
 """
@@ -66,9 +69,7 @@ class _Batches(Dataset[Batch | _Failure]):
             return _Failure(f"step {step} of {self._source.uri}: {type(error).__name__}: {error}")
 
     def _make(self, step: int) -> Batch:
-        first = step * self._batch_size
-        positions = np.arange(first + self._start, first + self._stop, dtype=np.int64)
-        epochs, indices = self._source.order.locate(positions, self._seed)
+        epochs, indices = self._locate(step)
         damages: tuple[Damage, ...] = ()
         if isinstance(self._source, ImageSource | Mixture):
             u = draw_uniforms(self._seed, epochs, indices)
@@ -78,6 +79,15 @@ class _Batches(Dataset[Batch | _Failure]):
             if not self._is_plain:
                 images = augment_batch(self._augmentation, images, draw_uniforms(self._seed, epochs, indices))
         return Batch(step, epochs, indices, images, labels, self._start, damages)
+
+    def _locate(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Epochs and indices of this rank's part of a step."""
+        first, order = step * self._batch_size, self._source.order
+        if not order.sorts_batches:
+            return order.locate(np.arange(first + self._start, first + self._stop, dtype=np.int64), self._seed)
+        epochs, indices = order.locate(np.arange(first, first + self._batch_size, dtype=np.int64), self._seed)
+        mine = np.lexsort((indices, epochs))[self._start : self._stop]
+        return epochs[mine], indices[mine]
 
 
 def rank_part(batch_size: int, rank: int, world: int) -> tuple[int, int]:

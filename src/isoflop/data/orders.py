@@ -22,6 +22,9 @@ _I64 = NDArray[np.int64]
 class Order(Protocol):
     """From positions of a run to samples."""
 
+    sorts_batches: bool
+    """Whether a batch is put into the order of storage before ranks share it, so that each reads few shards."""
+
     def locate(self, positions: _I64, seed: int) -> tuple[_I64, _I64]:
         """The (epochs, indices) of the samples at `positions` (n,)."""
         ...
@@ -29,6 +32,8 @@ class Order(Protocol):
 
 class GlobalOrder:
     """Any sample may come next: for data that is cheap to read anywhere."""
+
+    sorts_batches = False
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -44,6 +49,8 @@ class WindowedOrder:
     A reader that keeps `window` shards at hand fetches each shard once per epoch, and reads them one window after
     another. `shard_sizes` (S,) are the numbers of samples of consecutive shards. Memory: O(S).
     """
+
+    sorts_batches = True
 
     def __init__(self, shard_sizes: _I64, window: int) -> None:
         if window < 1:
@@ -96,6 +103,8 @@ class RepeatedOrder:
     Copy c of a sample in epoch e counts as epoch e·times + c, so that each copy draws its own augmentation.
     """
 
+    sorts_batches = False
+
     def __init__(self, order: Order, times: int) -> None:
         if times < 1:
             raise DataError(f"repeat = {times}: samples are repeated at least once")
@@ -114,6 +123,8 @@ class MixtureOrder:
     `weights` are positive integers of sum W (after division by their greatest common divisor); part s has its own
     epochs, and its indices are shifted by `offsets[s]`.
     """
+
+    sorts_batches = False
 
     def __init__(self, parts: Sequence[Order], weights: Sequence[int], offsets: Sequence[int]) -> None:
         if min(weights) < 1:
@@ -144,6 +155,8 @@ class BalancedOrder:
 
     `labels` (N,) may leave classes out; a class starts its next epoch when its samples are used up.
     """
+
+    sorts_batches = False
 
     def __init__(self, labels: _I64) -> None:
         self._by_class = np.argsort(labels, kind="stable")
