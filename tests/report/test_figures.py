@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isoflop.laws import FrontierLaw
 from isoflop.report import figures as draw
 from isoflop.report.figure import Figure
 from isoflop.report.figures.curves import thin
@@ -45,8 +46,8 @@ def test_the_law_that_is_drawn_is_the_law_of_the_answer(planted: Any) -> None:
     law = family_laws(planted.answer)["poolformer"]
     figure = draw.frontier(planted.rows, planted.answer)
     line = next(s for s in figure.panels[0].series if s.kind == "line" and s.group == "poolformer")
-    fitted = planted.answer["families"]["poolformer"]["frontier"]
-    expected = [fitted["a"] * (c + fitted["d"]) ** -fitted["b"] + fitted["c"] for c in line.x]
+    fitted = FrontierLaw.from_dict(planted.answer["families"]["poolformer"]["frontier"])
+    expected = fitted.predict(np.array(line.x))
     np.testing.assert_allclose(line.y, expected, rtol=1e-9)
     n, d = law.optimum(np.array([1e12]))
     np.testing.assert_allclose(n * d, 1e12)

@@ -126,7 +126,7 @@ def _size_data(values: Any) -> SizeDataLaw | None:
 def _frontier(values: Any) -> FrontierLaw | None:
     try:
         law = FrontierLaw.from_dict(values)
-        compute = np.array([law.compute_range[1]], dtype=np.float64)
+        compute = np.geomspace(law.compute_range[0], 10 * law.compute_range[1], 3)
         low, high = law.interval(compute, 0.9)
         return law if _drawable([*law.predict(compute), *low, *high]) else None
     except _BROKEN:

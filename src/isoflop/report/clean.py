@@ -1,0 +1,110 @@
+"""Results as they should be: what a damaged or half-written file may hold is made missing here, once, at the door.
+
+Behind it every text cell is text, every number is finite or None, every list is a list, and a law can be evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isoflop.report.law import FamilyLaw
+from isoflop.report.rows import Answer, Row, finite
+
+TEXT = ("run_id", "family", "model", "status", "role", "error")
+NUMBERS = (
+    "flops_per_image", "images", "unique_images", "train_flops", "budget", "learning_rate", "seed", "batch_size",
+    "steps", "heldout_loss", "heldout_accuracy", "seconds", "parameters",
+)  # fmt: skip
+_ENTRY_NUMBERS = ("flops_per_image", "images", "steps", "learning_rate", "predicted_loss", "level", "p_best")
+_LARGEST, _SMALLEST = 1e200, 1e-200
+"""Numbers beyond overflow or vanish when they are multiplied, and stand for nothing that can be trained."""
+
+
+def clean_rows(rows: Sequence[Any]) -> list[Row]:
+    """The rows that are tables' rows, with every cell that a figure asks for, of its type."""
+    return [_cells(row) for row in rows if isinstance(row, Mapping)]
+
+
+def clean_answer(answer: Any) -> Answer:
+    """The answer with every part of its type; parts that are not are left out, and laws that cannot be evaluated."""
+    answer = _mapping(answer)
+    kept: Answer = {
+        "target_flops": _number(answer.get("target_flops"), above=0),
+        "families": {str(name): _entry(entry) for name, entry in _mapping(answer.get("families")).items()},
+        "study": dict(_mapping(answer.get("study"))),
+        "transfer": {
+            "rows": [dict(row) for row in _sequence(_mapping(answer.get("transfer")).get("rows")) if _is(row)]
+        },
+        "left_out": {str(k): str(v) for k, v in _mapping(answer.get("left_out")).items()},
+        "naive_best": str(answer.get("naive_best") or ""),
+        "naive_budget": _number(answer.get("naive_budget"), above=0),
+        "interim": answer.get("interim") is True,
+    }
+    if str(answer.get("best")) in kept["families"]:
+        kept["best"] = str(answer["best"])
+    final = dict(_mapping(answer.get("final")))
+    if final:
+        kept["final"] = {
+            **final,
+            "run_id": str(final.get("run_id")),
+            "measured_loss": _number(final.get("measured_loss"), above=0),
+        }
+    return kept
+
+
+def clean_curves(curves: Any) -> dict[str, dict[str, list[Any]]]:
+    """Run id → columns of numbers or None."""
+    return {
+        str(run): {str(name): [_number(v) for v in _sequence(column)] for name, column in _mapping(curve).items()}
+        for run, curve in _mapping(curves).items()
+    }
+
+
+def _cells(row: Mapping[str, Any]) -> Row:
+    cells: Row = {name: "" if row.get(name) is None else str(row[name]) for name in TEXT}
+    cells |= {name: _number(row.get(name)) for name in NUMBERS}
+    cells["role"] = cells["role"] or "ladder"
+    return {**{k: v for k, v in row.items() if k not in cells}, **cells}
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    entry = _mapping(entry)
+    if not entry:
+        return {}
+    kept = {name: _number(entry.get(name)) for name in _ENTRY_NUMBERS}
+    bounds = [_number(bound, above=0) for bound in _sequence(entry.get("interval"))]
+    law = FamilyLaw.from_entry(entry)
+    return {
+        **kept,
+        "model": str(entry.get("model") or ""),
+        "run_id": str(entry.get("run_id") or ""),
+        "interval": bounds if len(bounds) == 2 and None not in bounds else None,
+        "warnings": [str(text) for text in _sequence(entry.get("warnings"))],
+        "law": entry.get("law") if law.size_data is not None else None,
+        "frontier": entry.get("frontier") if law.frontier_law is not None else None,
+        "learning_rate_law": entry.get("learning_rate_law") if law.rate_law is not None else None,
+    }
+
+
+def _number(value: Any, above: float | None = None) -> float | int | None:
+    if (
+        not finite(value)
+        or abs(value) > _LARGEST
+        or 0 < abs(value) < _SMALLEST
+        or (above is not None and value <= above)
+    ):
+        return None
+    return value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else ()
