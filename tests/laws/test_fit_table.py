@@ -156,6 +156,13 @@ def test_the_audit_names_every_trap_it_can_see():
     assert any("one seed a run" in w for w in group.warnings)
 
 
+def test_a_curve_is_audited_too(tmp_path):
+    fit = fit_table(write(tmp_path, curve_csv(GOOD)), x=["images"], y="error")
+    verdicts = {f.check: f.verdict for f in fit.groups[0].audit}
+    assert set(verdicts) == {"agreement of forms", "residuals against x", "noise between seeds", "backtests"}
+    assert verdicts["noise between seeds"] == "warning"
+
+
 def test_a_bend_that_the_form_misses_is_seen_in_the_residuals():
     columns = ladder(noise=0.002)
     n, d = (np.array(columns[k], float) for k in ("flops_per_image", "images"))

@@ -1,6 +1,6 @@
 """Scaling laws from tables of results, on NumPy and SciPy alone: fits, intervals, backtests, comparison."""
 
-from isoflop.laws.audit import Finding, audit_size_data
+from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.backtest import Backtests
 from isoflop.laws.compare import Comparison, Crossover, Standing, compare
 from isoflop.laws.curve import CurveLaw, Member, fit_curve
@@ -39,6 +39,7 @@ __all__ = [
     "SizeDataLaw",
     "Standing",
     "TableFit",
+    "audit_curve",
     "audit_size_data",
     "compare",
     "fit_curve",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from isoflop.laws.curve import CurveLaw
 from isoflop.laws.records import Record
 from isoflop.laws.size_data import SizeDataLaw, edge_share
 from isoflop.laws.solve import Array
@@ -52,6 +53,30 @@ def audit_size_data(
         _seeds(x, y, z, law.noise),
         _backtests(law),
     )
+
+
+def audit_curve(law: CurveLaw, x: ArrayLike, y: ArrayLike) -> tuple[Finding, ...]:
+    """Every check of a curve's mixture: votes, residuals where it was fitted, noise, backtests."""
+    t, z = np.asarray(x, dtype=np.float64), np.log(np.asarray(y, dtype=np.float64))
+    votes: dict[str, float] = {}
+    for member in law.members:
+        votes[member.form] = votes.get(member.form, 0.0) + member.weight
+    form, share = max(votes.items(), key=lambda vote: vote[1])
+    fitted = t >= max(min(m.since for m in law.members if m.weight >= 0.1 * law.members[0].weight), law.x_range[1] / 4)
+    residual = z[fitted] - np.log(law.predict(t[fitted]))
+    repeats = np.unique(t).size < t.size
+    coverage = law.backtest_coverage
+    return (
+        _verdict("agreement of forms", share >= 0.5, f"{share:.0%} of the vote for one form ({form})",
+                 f"no form has half of the vote ({form} {share:.0%}): forms disagree about what follows"),
+        _residuals(residual, "x", np.log(t[fitted])),
+        _verdict("noise between seeds", repeats, "x values are repeated",
+                 f"one measurement an x: noise is that of neighbouring points, {law.noise:.1%}"),
+        Finding("backtests", "warning", "too few points for one: beyond the data the interval is a guess")
+        if coverage is None
+        else _verdict("backtests", coverage >= 0.7, f"{coverage:.0%} fell inside their 90% intervals",
+                      f"only {coverage:.0%} fell inside their 90% intervals: trust less"),
+    )  # fmt: skip
 
 
 def _verdict(check: str, good: bool, fine: str, bad: str) -> Finding:

@@ -271,12 +271,16 @@ def _drift(
         squares.append(max(float(np.mean(np.asarray(error) ** 2)) - scatter**2, 0.0) / float(np.mean(distance**2)))
         errors.append(np.asarray(error))
         distances.append(distance)
-    # Three origins of one curve are few: a weak opinion of 2 % per e-fold counts as one more.
-    drift = float(np.sqrt((np.sum(squares) + 0.02**2) / (len(squares) + 1)))
-    freedom = 30.0 if t.size >= DENSE else 2.0 + len(squares)
+    # Three origins of one curve are few: a weak opinion (2 % per e-fold counts as one more; 3 % as two where points
+    # are few as well) keeps a lucky streak from looking like certainty.
+    dense = t.size >= DENSE
+    weight, opinion = (1.0, 0.02) if dense else (2.0, 0.03)
+    drift = float(np.sqrt((np.sum(squares) + weight * opinion**2) / (len(squares) + weight)))
+    freedom = 30.0 if dense else 2.0 + len(squares)
     half = float(student(freedom, 0.95))
     inside = [
-        np.abs(e) <= half * np.sqrt(scatter**2 + ((np.sum(squares) - s + 0.02**2) / len(squares)) * d**2)
+        np.abs(e)
+        <= half * np.sqrt(scatter**2 + (np.sum(squares) - s + weight * opinion**2) / (len(squares) - 1 + weight) * d**2)
         for e, d, s in zip(errors, distances, squares, strict=True)
     ]
     return drift, freedom, float(np.mean(np.concatenate(inside)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.errors import LawError
-from isoflop.laws.audit import Finding, audit_size_data
+from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.columns import Columns, as_error, positive_column, read_columns, refuse_duplicates, text_column
 from isoflop.laws.compare import Comparison, compare
 from isoflop.laws.curve import CurveLaw, fit_curve
@@ -138,7 +138,8 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
             )
         else:
             prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
-    return GroupFit(name, y.size, tuple(zip(x.tolist(), y.tolist(), strict=True)), law, None, (), prediction, refusal)
+    points = tuple(zip(x.tolist(), y.tolist(), strict=True))
+    return GroupFit(name, y.size, points, law, None, audit_curve(law, x, y), prediction, refusal)
 
 
 def _size_data(
