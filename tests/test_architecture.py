@@ -1,0 +1,61 @@
+"""The floors of docs/architecture.md: who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "isoflop"
+MAY_IMPORT = {
+    "config": set(),
+    "laws": set(),
+    "data": {"config"},
+    "models": {"config"},
+    "objectives": {"models"},
+    "train": {"objectives", "data", "models", "config"},
+    "transfer": {"train", "objectives", "data", "models", "config"},
+    "study": {"transfer", "train", "objectives", "data", "models", "config", "laws", "report"},
+    "report": {"laws", "models", "data", "config"},
+    "cli": {"report", "study", "transfer", "train", "objectives", "data", "models", "config", "laws"},
+}
+
+
+def imported_floors(file: Path) -> set[str]:
+    """The packages of isoflop that a file imports anywhere in it."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+    return {name.split(".")[1] for name in modules if name.startswith("isoflop.")} & set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("floor", MAY_IMPORT)
+def test_a_floor_imports_only_from_the_floors_below(floor: str) -> None:
+    files = list((SOURCE / floor).rglob("*.py"))
+    assert files
+    for file in files:
+        wrong = imported_floors(file) - MAY_IMPORT[floor] - {floor}
+        assert not wrong, f"{file.relative_to(SOURCE)} imports {', '.join(sorted(wrong))}"
+
+
+def test_laws_need_no_torch() -> None:
+    code = "import sys, isoflop.laws; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_every_package_is_a_table_of_contents() -> None:
+    """An `__init__.py` re-exports and defines nothing; the lazy one of isoflop itself is the exception."""
+    for file in SOURCE.rglob("__init__.py"):
+        if file.parent == SOURCE:
+            continue
+        defined = [
+            node.name
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        ]
+        assert not defined, f"{file.relative_to(SOURCE)} defines {defined}"
