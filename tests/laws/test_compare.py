@@ -44,3 +44,27 @@ def test_measured_families_are_ranked_as_the_larger_runs_were(fractal_tables):
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(LawError, match="no family"):
         compare({}, 1e12)
+
+
+def test_a_crossover_budget_is_named_with_an_interval_that_holds_it():
+    tables = {"early": table(0.9, 40, 120, 0.4, 0.4, 1), "late": table(0.1, 22, 30, 0.25, 0.25, 2)}
+    crossing = compare(tables, 1e13).crossovers[0]
+    assert (crossing.earlier, crossing.later) == ("early", "late")
+    # Where the planted frontiers cross, by brute force over sizes.
+    n = np.geomspace(1e4, 1e9, 4000)
+    grid = np.geomspace(1e12, 1e15, 300)
+    early = np.array([(0.9 + 40 * n**-0.4 + 120 * (c / n) ** -0.4).min() for c in grid])
+    late = np.array([(0.1 + 22 * n**-0.25 + 30 * (c / n) ** -0.25).min() for c in grid])
+    truth = grid[np.argmax(late < early)]
+    assert crossing.interval[0] < truth < crossing.interval[1]
+    assert crossing.compute == pytest.approx(truth, rel=0.5)
+    assert 0.5 < crossing.probability <= 1.0
+
+
+def test_families_share_an_irreducible_loss_only_where_the_tables_allow_it():
+    alike = {"a": table(0.4, 40, 120, 0.4, 0.4, 1), "b": table(0.4, 22, 80, 0.35, 0.38, 2)}
+    shared = compare(alike, 1e13, share_irreducible=True).shared_irreducible
+    assert shared is not None
+    assert shared == pytest.approx(0.4, abs=0.12)
+    unlike = {"a": table(0.1, 40, 120, 0.4, 0.4, 1, 0.003), "b": table(1.5, 22, 80, 0.35, 0.38, 2, 0.003)}
+    assert compare(unlike, 1e13, share_irreducible=True).shared_irreducible is None

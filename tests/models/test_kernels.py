@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from isoflop.models import create_model
 from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import StarReLU, _StarReLU
+from isoflop.models.linear import WORTHWHILE, linear
 from isoflop.models.mixers import Pooling, Site
 from isoflop.models.standardised import FLOOR, _Standardise
 
@@ -68,3 +69,20 @@ def test_bfloat16_follows_float32(name: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             half = model(x).float()
     assert ((half - full).norm() / full.norm()).item() < 0.05
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_detour_of_linear_maps_leads_to_the_same_place(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 640, 128, generator=generator).requires_grad_()
+    weight = torch.randn(256, 128, generator=generator).requires_grad_()
+    inputs = (x, weight, torch.randn(256, generator=generator).requires_grad_() if bias else None)
+    assert x.numel() * weight.shape[0] >= WORTHWHILE
+    wanted = [tensor for tensor in inputs if tensor is not None]
+    grad = torch.randn(2, 640, 256, generator=generator)
+    ours, theirs = linear(*inputs), F.linear(*inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for one, two in zip(
+        torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=2e-4)

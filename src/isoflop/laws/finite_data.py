@@ -46,6 +46,7 @@ class FiniteDataLaw(Record):
         repeats: whether repeats of images are modelled.
         replicates: bootstrap thetas. noise, freedom: standard deviation of log y, degrees of freedom.
         agreement: share of starts that ended at the best fit. backtests: errors of the chosen variant.
+        warnings: what a reader should know before trusting it.
     """
 
     variant: str
@@ -62,6 +63,7 @@ class FiniteDataLaw(Record):
     backtests: Backtests
     compute_range: tuple[float, float]
     residuals: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
 
     def predict(self, n: ArrayLike, seen: ArrayLike, unique: ArrayLike | None = None) -> Array:
         """Error at n training FLOPs an image after `seen` images of which `unique` are different (None: all)."""
@@ -148,11 +150,32 @@ def fit_finite_data(
     distances, errors, origins = tests[name]
     spreads = np.full(errors.size, noise)
     compute = np.exp(x + y + centre[0] + centre[1])
+    backtests = summarise(distances, errors, spreads, origins, LEVEL)
     return FiniteDataLaw(
         name, choice, tuple(theta.tolist()), top, repeats, centre, tuple(tuple(r) for r in replicates.tolist()),
-        noise, freedom, agreement, converged, summarise(distances, errors, spreads, origins, LEVEL),
+        noise, freedom, agreement, converged, backtests,
         (float(compute.min()), float(compute.max())), tuple(residual.tolist()),
+        _warnings(converged, agreement, backtests, repeats, float(np.exp((y - u).max()))),
     )  # fmt: skip
+
+
+def _warnings(converged: bool, agreement: float, backtests: Backtests, repeats: bool, epochs: float) -> tuple[str, ...]:
+    found = []
+    if not converged:
+        found.append("the fit did not converge: do not use it")
+    if agreement < 0.3:
+        found.append(f"only {agreement:.0%} of the starts agree on the best fit")
+    if backtests.coverage is None:
+        found.append("too few runs for a backtest: the variant is a guess, and so is the interval")
+    elif backtests.coverage < 0.7:
+        found.append(
+            f"only {backtests.coverage:.0%} of the backtests fell inside their {backtests.level:.0%} intervals"
+        )
+    if repeats and epochs < 4:
+        found.append(
+            f"images were repeated at most {epochs:.1f} times: what more repeats do is not known from this table"
+        )
+    return tuple(found)
 
 
 def _check(
@@ -169,9 +192,7 @@ def _check(
     if top is not None and (arrays["error"] >= top).any():
         raise LawError(f"an error of {arrays['error'].max():g} is not below chance ({top:g}): give another `top`")
     if arrays["n"].size < 12:
-        raise LawError(
-            f"a finite-data law has up to 12 parameters: {arrays['n'].size} rows are too few, give at least 12"
-        )
+        raise LawError(f"a finite-data law needs at least 12 rows, not {arrays['n'].size}")
     x, y, z, u = (np.log(a) for a in arrays.values())
     centre = float(np.median(x)), float(np.median(y))
     return x - centre[0], y - centre[1], u - centre[1], z, centre

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import NORMS, ChannelMLP, LayerNorm, Scale, drop_path
+from isoflop.models.linear import linear
 from isoflop.models.mixers import MIXERS, Pooling, Site
 
 
@@ -87,7 +88,7 @@ class Patches(nn.Module):
             images = images[:, :, : height // size * size, : width // size * size]
             pixels = images.reshape(batch, channels, height // size, size, width // size, size)
             pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // size, width // size, -1)
-            out = F.linear(pixels, conv.weight.flatten(1), conv.bias)
+            out = linear(pixels, conv.weight.flatten(1), conv.bias)
         else:
             out = conv(images.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
         normed: Tensor = self.norm(out)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.models.grouped import GroupNorm
+from isoflop.models.linear import Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -110,10 +111,10 @@ class ChannelMLP(nn.Module):
         self, width: int, hidden: int, activation: str = "gelu", bias: bool = True, depthwise: bool = False
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc1 = Linear(width, hidden, bias=bias)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
         self.act = ACTIVATIONS[activation]()
-        self.fc2 = nn.Linear(hidden, width, bias=bias)
+        self.fc2 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.layers import ACTIVATIONS, LayerNorm
+from isoflop.models.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Attention(nn.Module):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.heads, head_width = site.heads, _head_width(site)
-        self.qkv = nn.Linear(site.width, 3 * site.width, bias=site.qkv_bias)
+        self.qkv = Linear(site.width, 3 * site.width, bias=site.qkv_bias)
         self.q_norm = LayerNorm(head_width) if site.qk_norm else nn.Identity()
         self.k_norm = LayerNorm(head_width) if site.qk_norm else nn.Identity()
-        self.proj = nn.Linear(site.width, site.width, bias=site.bias)
+        self.proj = Linear(site.width, site.width, bias=site.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         # (batch, tokens, 3, heads, head width) -> three of (batch, heads, tokens, head width), all views
@@ -72,9 +73,9 @@ class ReducedAttention(nn.Module):
         super().__init__()
         self.heads, self.reduction = site.heads, site.reduction
         _head_width(site)
-        self.q = nn.Linear(site.width, site.width, bias=site.qkv_bias)
-        self.kv = nn.Linear(site.width, 2 * site.width, bias=site.qkv_bias)
-        self.proj = nn.Linear(site.width, site.width, bias=site.bias)
+        self.q = Linear(site.width, site.width, bias=site.qkv_bias)
+        self.kv = Linear(site.width, 2 * site.width, bias=site.qkv_bias)
+        self.proj = Linear(site.width, site.width, bias=site.bias)
         if site.reduction > 1:
             if min(site.grid) < site.reduction:
                 raise ModelError(
@@ -141,7 +142,7 @@ class TokenLinear(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.fc = nn.Linear(site.tokens, site.tokens, bias=site.bias)
+        self.fc = Linear(site.tokens, site.tokens, bias=site.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.fc(x.flatten(1, -2).transpose(1, 2))
@@ -153,9 +154,9 @@ class TokenMLP(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(site.tokens, site.hidden)
+        self.fc1 = Linear(site.tokens, site.hidden)
         self.act = ACTIVATIONS[site.activation]()
-        self.fc2 = nn.Linear(site.hidden, site.tokens)
+        self.fc2 = Linear(site.hidden, site.tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.fc2(self.act(self.fc1(x.flatten(1, -2).transpose(1, 2))))
@@ -172,11 +173,11 @@ class GatedMLP(nn.Module):
         super().__init__()
         if site.hidden % 2:
             raise ModelError(f"gMLP splits its hidden width in two, which {site.hidden} does not allow")
-        self.fc1 = nn.Linear(site.width, site.hidden)
+        self.fc1 = Linear(site.width, site.hidden)
         self.act = ACTIVATIONS[site.activation]()
         self.norm = LayerNorm(site.hidden // 2, eps=1e-5)
-        self.gate = nn.Linear(site.tokens, site.tokens)
-        self.fc2 = nn.Linear(site.hidden // 2, site.width)
+        self.gate = Linear(site.tokens, site.tokens)
+        self.fc2 = Linear(site.hidden // 2, site.width)
 
     def forward(self, x: Tensor) -> Tensor:
         u, v = self.act(self.fc1(x.flatten(1, -2))).chunk(2, dim=-1)
@@ -248,10 +249,10 @@ class SeparableConv(nn.Module):
     def __init__(self, site: Site) -> None:
         super().__init__()
         width, size = 2 * site.width, site.kernel_size
-        self.fc1 = nn.Linear(site.width, width, bias=site.bias)
+        self.fc1 = Linear(site.width, width, bias=site.bias)
         self.act = ACTIVATIONS["star_relu"]()
         self.conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width, bias=site.bias)
-        self.fc2 = nn.Linear(width, site.width, bias=site.bias)
+        self.fc2 = Linear(width, site.width, bias=site.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.act(self.fc1(x)).movedim(-1, 1)).movedim(1, -1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.layers import drop_path
+from isoflop.models.linear import Linear
 from isoflop.models.standardised import StandardisedConv
 
 # 1 / the standard deviation of act(z) for z ~ N(0, 1) (arXiv 2101.08692, section 3.2).
@@ -52,8 +53,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """The factors (batch, 1, 1, width) for a map (batch, rows, columns, width)."""
@@ -138,7 +139,7 @@ class NFNet(Backbone):
             self.stages.append(nn.Sequential(*blocks))
         self.final = StandardisedConv(width, config.final_width, 1, eps=config.weight_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.final_width, num_classes)
+        self.head = Linear(config.final_width, num_classes)
         _initialise(self)
 
     def _stages(self, images: Tensor) -> list[Tensor]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isoflop.models.linear import linear
+
 FLOOR = 1e-4  # of fan_in·var (arXiv 2102.06171, authors' code)
 
 
@@ -64,7 +66,7 @@ class StandardisedConv(nn.Conv2d):
         weight = self.standardised(factor)
         kernel, stride = self.kernel_size[0], self.stride[0]
         if kernel == 1 and stride == 1:
-            return F.linear(x, weight.flatten(1), self.bias)
+            return linear(x, weight.flatten(1), self.bias)
         padding = kernel // 2
         if stride > 1:
             rows, columns = (_same(side, kernel, stride) for side in x.shape[1:3])
@@ -88,7 +90,7 @@ class PlainStandardisedConv(nn.Conv2d):
         gain = weight.new_full((1, 1), math.sqrt(weight.shape[1]))
         weight = _Standardise.apply(weight, gain, self.eps, 0.0)  # type: ignore[no-untyped-call]
         if self.kernel_size[0] == 1:
-            return F.linear(x[:, :: self.stride[0], :: self.stride[1]], weight)
+            return linear(x[:, :: self.stride[0], :: self.stride[1]], weight)
         out = F.conv2d(x.movedim(-1, 1), weight.view(self.weight.shape), None, self.stride, self.padding)
         return out.movedim(1, -1)
 

@@ -90,7 +90,7 @@ class Catalogue:
     ) -> PlannedRun:
         """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared."""
         shortest = self.steps(family, model, self.config.study.budgets[0])
-        warmup = min(self.config.schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
+        warmup = min(self.config.families[family].schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
         config = self.config.run_config(
             family,
             model=model,
