@@ -1,5 +1,6 @@
 """Damaged samples are replaced alike in every run, listed with reasons, and stop the run when they are too many."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_too_much_damage_stops_the_run_with_the_first_name(with_damage: Path, de
         run()
 
 
-def test_damaged_samples_are_replaced_alike_for_any_workers(with_damage: Path) -> None:
+def test_damaged_samples_are_replaced_alike_for_any_workers(with_damage: Path, tmp_path: Path) -> None:
     source = open_source(f"folder:{with_damage}?decode=each", split="train", image_size=16, heldout=0)
     quarantine = Quarantine(len(source), allowed_share=0.1)
     alone = list(batches(source, quarantine=quarantine, augment="inception", **PLAN))
@@ -49,6 +50,9 @@ def test_damaged_samples_are_replaced_alike_for_any_workers(with_damage: Path) -
     assert "zero bytes" in reasons[0][1]
     assert "truncated" in reasons[1][1] or "not an image" in reasons[1][1]
     assert "not an image" in reasons[2][1]
+    quarantine.save(tmp_path / "quarantine.jsonl")
+    listed = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert {Path(row["name"]).name for row in listed} == {"03.png", "05.png", "07.png"}
 
 
 def test_a_replacement_is_never_a_heldout_sample(with_damage: Path) -> None:

@@ -1,5 +1,6 @@
 """The other kinds of sources: tables, several classes, no classes, library data sets, mixtures, options."""
 
+import pickle
 import struct
 from pathlib import Path
 
@@ -164,6 +165,16 @@ def test_a_mixture_of_the_same_classes_shares_them(image_folder: Path) -> None:
 def test_bad_options_get_one_clear_line(image_folder: Path, uri: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_source(uri.replace("PATH", str(image_folder)), split="train", image_size=16)
+
+
+@pytest.mark.parametrize("uri", ["digits", "fractals?classes=20", "folder:PATH", "folder:PATH?decode=each&balance=1"])
+def test_sources_travel_to_other_processes(image_folder: Path, uri: str) -> None:
+    """As they must where workers are not forked."""
+    source = open_source(uri.replace("PATH", str(image_folder)), split="train", image_size=16)
+    copy = pickle.loads(pickle.dumps(source))
+    assert torch.equal(copy.read(np.arange(5))[0], source.read(np.arange(5))[0])
+    positions = np.arange(100)
+    assert np.array_equal(copy.order.locate(positions, 1)[1], source.order.locate(positions, 1)[1])
 
 
 def test_any_library_data_set_can_be_read(tmp_path: Path) -> None:

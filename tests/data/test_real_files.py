@@ -60,3 +60,13 @@ def test_blood_cells_are_read_at_224_pixels(real_data: Path) -> None:
     assert batch.images.shape == (16, 3, 224, 224)
     assert not batch.damages
     assert 60 < float(batch.images.float().mean()) < 230
+
+
+def test_blood_cells_are_the_same_from_a_folder_and_from_shards(real_data: Path, tmp_path: Path) -> None:
+    folder = f"folder:{real_data / 'bccd' / 'images'}"
+    convert(folder, tmp_path / "shards", parts=("train",), samples_per_shard=100)
+    plan = {"seed": 1, "batch_size": 24, "start_step": 0, "stop_step": 2, "augment": "inception"}
+    sources = [open_source(uri, split="train", image_size=224) for uri in (folder, f"shards:{tmp_path / 'shards'}")]
+    for one, other in zip(*(batches(source, **plan) for source in sources), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert np.array_equal(one.indices, other.indices)

@@ -7,7 +7,7 @@
 
 Stored data takes three more options: `balance=1` visits every class equally often, `repeat=K` shows each sample K
 times in a row with different augmentation, and `decode=once` or `decode=each` says whether images are decoded once,
-at the size of the model, or each time anew (by default: once up to 64 px).
+at the size of the model, or each time anew (by default: once up to 64 px and 200,000 images).
 """
 
 import difflib
@@ -39,6 +39,7 @@ from isoflop.data.sources.table import TableRecords
 from isoflop.errors import DataError
 
 _LARGEST_DECODED_ONCE = 64  # px
+_MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and gigabytes
 _WINDOW = 16  # remote shards at hand at a time
 
 Options = dict[str, Any]
@@ -94,8 +95,8 @@ def open_source(
     records = open_records(uri, "test" if split == "test" else "train")
     subset = None if split == "test" else SplitIndices(len(records), split, heldout, seed)
     order = _order(records, subset, options)
-    decode = options.get("decode") or ("once" if image_size <= _LARGEST_DECODED_ONCE else "each")
-    if decode == "each":
+    is_small = image_size <= _LARGEST_DECODED_ONCE and len(records) <= _MOST_DECODED_ONCE
+    if options.get("decode", "once" if is_small else "each") == "each":
         return ImageSource(records, subset, image_size=image_size, channels=channels or 3, order=order)
     images, damages = decoded_images(records, image_size, channels or 3)
     train = records if split != "test" else open_records(uri, "train")

@@ -1,5 +1,7 @@
 """Damaged samples: counted, listed with reasons, replaced by others, and too many of them stop the run."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from isoflop.errors import DataError
@@ -23,6 +25,10 @@ class Quarantine:
     def __init__(self, num_samples: int, allowed_share: float = ALLOWED_SHARE) -> None:
         self.num_samples, self.allowed_share = num_samples, allowed_share
         self.found: dict[int, Damage] = {}
+
+    def save(self, path: Path) -> None:
+        """Writes the list as JSON lines {sample, name, reason}, in the order in which the samples were met."""
+        path.write_text("".join(json.dumps(damage._asdict()) + "\n" for damage in self.found.values()))
 
     def add(self, damages: tuple[Damage, ...]) -> None:
         """Takes in what a batch reports; a sample that is met again counts once."""
