@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 
 from isoflop.laws.curve import CurveLaw
 from isoflop.laws.records import Record
-from isoflop.laws.size_data import SizeDataLaw, edge_share
+from isoflop.laws.size_data import SizeDataLaw
+from isoflop.laws.size_data_fit import edge_share
 from isoflop.laws.solve import Array
 
 CONDITION = 1e6

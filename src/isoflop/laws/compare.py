@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from isoflop.errors import LawError
 from isoflop.laws.frontier import frontier_points
 from isoflop.laws.records import Record
-from isoflop.laws.size_data import SizeDataLaw, fit_size_data, irreducible_profile
+from isoflop.laws.size_data import SizeDataLaw, fit_size_data
+from isoflop.laws.size_data_fit import irreducible_profile
 from isoflop.laws.solve import Array
 
 Table = tuple[ArrayLike, ArrayLike, ArrayLike]

@@ -7,16 +7,25 @@ parameters because the patch size of a vision model changes its compute and not 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, predictive, rungs, summarise
-from isoflop.laws.profile import profile_interval
+from isoflop.laws.backtest import Backtests, predictive, summarise
 from isoflop.laws.records import Record
-from isoflop.laws.solve import Array, Model, Prior, minimise, robust_scale
-from isoflop.laws.varpro import project
+from isoflop.laws.size_data_fit import (
+    Fit,
+    bootstrap_thetas,
+    check_table,
+    choose_window,
+    condition_number,
+    edge_share,
+    exponent_profiles,
+    fit_thetas,
+    natural_units,
+    size_data_model,
+)
+from isoflop.laws.solve import Array
 
-EXPONENTS = np.geomspace(0.05, 2.0, 14)
 LEVEL = 0.9
 
 
@@ -162,22 +171,23 @@ def fit_size_data(
     Raises:
         LawError: fewer than 5 points, fewer than 2 sizes or 2 durations, values not positive and finite, constant loss.
     """
-    x, y, z = _check(n, d, loss)
+    x, y, z = check_table(n, d, loss)
     if irreducible is not None and not 0 <= irreducible < float(np.exp(z.min())):
         raise LawError(f"an irreducible loss of {irreducible} is not between 0 and the best loss {np.exp(z.min()):.4g}")
-    window, kept, errors = _choose_window(x, y, z, irreducible)
-    fit = _fit(x[kept], y[kept], z[kept], irreducible=irreducible)
-    replicates = _bootstrap(fit, seed, bootstrap)
+    window, kept, errors = choose_window(x, y, z, irreducible)
+    fit = fit_thetas(x[kept], y[kept], z[kept], irreducible=irreducible)
+    replicates = bootstrap_thetas(fit, seed, bootstrap)
     tests = np.array(list(errors.values())).reshape(-1, 4).T
     backtests = summarise(tests[0], tests[1], tests[2], tests[3], LEVEL)
-    condition = _condition(fit)
-    everywhere = _model(x - fit.centre[0], y - fit.centre[1])(fit.theta[None])[0][0]
-    best_e, best_a, best_b, alpha, beta = _natural(fit.theta[None], fit)[0]
+    condition = condition_number(fit)
+    everywhere = size_data_model(x - fit.centre[0], y - fit.centre[1])(fit.theta[None])[0][0]
+    best_e, best_a, best_b, alpha, beta = natural_units(fit.theta[None], fit)[0]
     law = SizeDataLaw(
         irreducible=float(best_e), a=float(best_a), b=float(best_b), alpha=float(alpha), beta=float(beta),
-        replicates=tuple(tuple(float(v) for v in row) for row in _natural(replicates, fit)),
+        replicates=tuple(tuple(float(v) for v in row) for row in natural_units(replicates, fit)),
         noise=fit.noise, freedom=fit.freedom,
-        exponent_intervals=_profile(fit, 0.95), level=0.95, backtests=backtests, window=window, points=int(kept.sum()),
+        exponent_intervals=exponent_profiles(fit, 0.95), level=0.95, backtests=backtests,
+        window=window, points=int(kept.sum()),
         n_range=(float(np.exp(x.min())), float(np.exp(x.max()))),
         d_range=(float(np.exp(y.min())), float(np.exp(y.max()))),
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
@@ -187,230 +197,7 @@ def fit_size_data(
     return replace(law, warnings=_warnings(law, fit, x, y, z))
 
 
-def irreducible_profile(n: ArrayLike, d: ArrayLike, loss: ArrayLike, grid: ArrayLike) -> Array:
-    """How much worse the fit is with E held at each value of `grid`, in units of noise² (twice the Huber sum); inf
-    where E is not below the best loss."""
-    x, y, z = _check(n, d, loss)
-    fit, values = _fit(x, y, z), np.asarray(grid, dtype=np.float64)
-    possible = values < np.exp(z.min()) * (1 - 1e-6)
-    starts = np.repeat(fit.theta[None], int(possible.sum()), axis=0)
-    starts[:, 2] = values[possible]
-    held = minimise(
-        fit.model, starts, z, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=fit.prior, fixed=(2,)
-    ).objective
-    free = minimise(
-        fit.model, fit.theta[None], z, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=fit.prior
-    ).objective[0]
-    worse = np.full(values.size, np.inf)
-    worse[possible] = 2.0 * np.maximum(held - free, 0.0) / fit.noise**2
-    return worse
-
-
-@dataclass(frozen=True)
-class _Fit:
-    theta: Array
-    model: Model
-    target: Array
-    prediction: Array
-    noise: float
-    delta: float
-    freedom: float
-    lower: Array
-    upper: Array
-    prior: Prior
-    centre: tuple[float, float]
-    agreement: float
-    converged: bool
-
-
-def _check(n: ArrayLike, d: ArrayLike, loss: ArrayLike) -> tuple[Array, Array, Array]:
-    columns = {"n": np.asarray(n, float), "d": np.asarray(d, float), "loss": np.asarray(loss, float)}
-    if len({c.shape for c in columns.values()}) != 1 or columns["n"].ndim != 1:
-        raise LawError(f"n, d and loss must be columns of equal length, not {[c.shape for c in columns.values()]}")
-    for name, column in columns.items():
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise LawError(f"`{name}` must be positive and finite, but row {bad[0] + 1} has {column[bad[0]]}")
-    x, y, z = (np.log(c) for c in columns.values())
-    if z.size < 5:
-        raise LawError(f"a law of size and data has 5 parameters: {z.size} runs are too few, give at least 5")
-    if np.ptp(x) < 0.05 or np.ptp(y) < 0.05:
-        raise LawError("a law of size and data needs at least two sizes and two durations")
-    if np.ptp(z) < 1e-9:
-        raise LawError("the loss is the same in every run: there is nothing to fit")
-    return x, y, z
-
-
-def _model(x: Array, y: Array) -> Model:
-    """log(E + A·n^-α + B·d^-β) of theta = (log A, log B, E, α, β), with centred x = log n and y = log d."""
-
-    def evaluate(theta: Array) -> tuple[Array, Array]:
-        log_a, log_b, e, alpha, beta = (theta[:, k, None] for k in range(5))
-        size, data = np.exp(log_a - alpha * x), np.exp(log_b - beta * y)
-        total = e + size + data
-        jacobian = np.stack([size, data, np.ones_like(size), -x * size, -y * data], axis=2) / total[:, :, None]
-        return np.log(total), jacobian
-
-    return evaluate
-
-
-def _grid_starts(x: Array, y: Array, z: Array, delta: float, keep: int) -> Array:
-    """The `keep` best of the grid of exponents, with E, A, B >= 0 projected out."""
-    alpha, beta = (g.ravel() for g in np.meshgrid(EXPONENTS, EXPONENTS))
-    columns = np.stack([np.exp(-alpha[:, None] * x), np.exp(-beta[:, None] * y), np.ones((alpha.size, z.size))], axis=2)
-    coefficients, objective = project(columns, z, delta)
-    order = np.argsort(objective, kind="stable")[:keep]
-    a, b, e = coefficients[order].T
-    tiny = np.exp(z.min()) * 1e-6
-    return np.stack([np.log(np.maximum(a, tiny)), np.log(np.maximum(b, tiny)), e, alpha[order], beta[order]], axis=1)
-
-
-def _box(z: Array) -> tuple[Array, Array]:
-    floor, top = z.min(), z.max()
-    lower = np.array([floor - 14.0, floor - 14.0, 0.0, 0.01, 0.01])
-    upper = np.array([top + 5.0, top + 5.0, np.exp(floor), 3.0, 3.0])
-    return lower, upper
-
-
-def _fit(x: Array, y: Array, z: Array, starts: int = 16, irreducible: float | None = None) -> _Fit:
-    centre = float(x.mean()), float(y.mean())
-    x, y = x - centre[0], y - centre[1]
-    model, (lower, upper) = _model(x, y), _box(z)
-    if irreducible is not None:
-        lower[2] = upper[2] = irreducible
-    theta = _grid_starts(x, y, z, 0.03, starts)
-    # Opinions that matter only where the table is silent: exponents are within a factor of a few of 0.4.
-    prior = Prior(np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.zeros(5))
-    delta, noise = 0.03, 0.0
-    for _ in range(10):
-        before = noise
-        solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, prior=prior)
-        theta = solution.theta
-        residual = z - model(theta[[int(np.argmin(solution.objective))]])[0][0]
-        noise = max(robust_scale(residual, 5), 1e-7)
-        if z.size <= 7:  # too few to tell the noise from the fit: believe in at least 1 %
-            noise = max(noise, 0.01)
-        delta = 1.345 * noise
-        prior = Prior(prior.mean, np.array([0.0, 0.0, 0.0, 1.0, 1.0]) * (noise / 0.5) ** 2)
-        if abs(noise - before) <= 0.02 * noise:
-            break
-    solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, prior=prior, iterations=1000)
-    best = int(np.argmin(solution.objective))
-    scale = noise**2
-    agreement = float(np.mean(solution.objective - solution.objective[best] <= 1e-3 * scale))
-    return _Fit(
-        solution.theta[best], model, z, model(solution.theta[[best]])[0][0], noise, delta, float(max(z.size - 5, 1)),
-        lower, upper, prior, centre, agreement, bool(solution.converged[best]),
-    )  # fmt: skip
-
-
-def _natural(theta: Array, fit: _Fit) -> Array:
-    """(E, A, B, α, β) in the units of the table from centred theta (R, 5)."""
-    log_a, log_b, e, alpha, beta = theta.T
-    return np.stack([e, np.exp(log_a + alpha * fit.centre[0]), np.exp(log_b + beta * fit.centre[1]), alpha, beta], 1)
-
-
-def _bootstrap(fit: _Fit, seed: int, count: int) -> Array:
-    """Replicates (count, 5): the design stays, the noise is drawn anew with a variance as uncertain as it is."""
-    if count < 1:
-        return fit.theta[None]
-    rng = np.random.default_rng(seed)
-    sigma = fit.noise * np.sqrt(fit.freedom / rng.chisquare(fit.freedom, count))
-    sigma = np.minimum(sigma, 3.0 * fit.noise)
-    target = fit.prediction + sigma[:, None] * rng.standard_normal((count, fit.target.size))
-    start = np.broadcast_to(fit.theta, (count, 5)).copy()
-    # A parameter that sits on its bound would stay there: give it room to leave.
-    start[:, 2] = np.maximum(start[:, 2], 0.05 * np.exp(fit.target.min()))
-    start[:, :2] = np.maximum(start[:, :2], fit.target.min() - 4.0)
-    jitter = Prior(fit.prior.mean + 0.5 * rng.standard_normal((count, 5)) * (fit.prior.weight > 0), fit.prior.weight)
-    solution = minimise(
-        fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=jitter, iterations=60
-    )
-    return solution.theta
-
-
-def _condition(fit: _Fit) -> float:
-    jacobian = fit.model(fit.theta[None])[1][0]
-    norms = np.linalg.norm(jacobian, axis=0)
-    if (norms <= 1e-9).any():
-        return float("inf")
-    singular = np.linalg.svd(jacobian / norms, compute_uv=False)
-    return float((singular[0] / max(singular[-1], 1e-300)) ** 2)
-
-
-def _profile(fit: _Fit, level: float) -> dict[str, tuple[float, float]]:
-    """Profile intervals of α and β."""
-    held = (2,) if fit.lower[2] == fit.upper[2] else ()
-    intervals = {}
-    for name, k in (("alpha", 3), ("beta", 4)):
-        intervals[name] = profile_interval(
-            fit.model,
-            fit.theta,
-            fit.target,
-            k,
-            noise=fit.noise,
-            lower=fit.lower,
-            upper=fit.upper,
-            fixed=held,
-            level=level,
-        )
-    return intervals
-
-
-Errors = dict[tuple[int, int], tuple[float, float, float, int]]
-"""(origin, predicted rung) → distance, error, spread that noise and parameters explain, origin."""
-
-WINDOWS = ((np.inf, 0), (1.5, 0), (np.inf, 1), (1.5, 1))
-"""Runs a law may be fitted to: at most this factor above the best loss of their budget, without the lowest rungs."""
-
-
-def _choose_window(x: Array, y: Array, z: Array, irreducible: float | None) -> tuple[str, NDArray[np.bool_], Errors]:
-    """The window with the smallest backtest errors: all runs, unless another one is better by a third on the same
-    predictions (three at least). Runs far above the frontier or at tiny budgets follow the law least."""
-    rung = rungs(np.exp(x + y))
-    best = np.array([z[rung == r].min() for r in range(int(rung.max()) + 1)])[rung]
-    everything = np.ones(z.size, dtype=bool)
-    reference = _backtest(x, y, z, everything, irreducible)
-    choice = ("all runs", everything, reference)
-    score = 0.67
-    for factor, dropped in WINDOWS[1:]:
-        kept = (z - best <= np.log(factor)) & (rung >= dropped)
-        if kept.all() or kept.sum() < 8 or np.ptp(x[kept]) < 0.3 or np.ptp(y[kept]) < 0.3:
-            continue
-        errors = _backtest(x, y, z, kept, irreducible)
-        common = sorted(set(errors) & set(reference))
-        if len(common) < 3:
-            continue
-        ratio = np.sqrt(sum(errors[k][1] ** 2 for k in common) / sum(reference[k][1] ** 2 for k in common))
-        if ratio < score:
-            parts = [f"within a factor of {factor:g} of the best of their budget"] if np.isfinite(factor) else []
-            parts += ["without the lowest budget"] if dropped else []
-            choice, score = ("runs " + " and ".join(parts), kept, errors), float(ratio)
-    return choice
-
-
-def _backtest(x: Array, y: Array, z: Array, kept: NDArray[np.bool_], irreducible: float | None) -> Errors:
-    """Rolling origins over compute: from every lower part of the ladder, predict the best run of each later rung."""
-    rung = rungs(np.exp(x + y))
-    errors: Errors = {}
-    for origin in range(1, int(rung.max())):
-        past = (rung <= origin) & kept
-        if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
-            continue
-        fit = _fit(x[past], y[past], z[past], 8, irreducible)
-        replicates = _bootstrap(fit, 0, 40)
-        for later in range(origin + 1, int(rung.max()) + 1):
-            here = np.flatnonzero(rung == later)
-            at = here[[int(np.argmin(z[here]))]]
-            prediction = _model(x[at] - fit.centre[0], y[at] - fit.centre[1])
-            distance = float((x + y)[at][0] - (x + y)[past].max())
-            error = float(z[at][0] - prediction(fit.theta[None])[0][0, 0])
-            spread = float(np.hypot(fit.noise, np.std(prediction(replicates)[0][:, 0])))
-            errors[origin, later] = distance, error, spread, origin
-    return errors
-
-
-def _warnings(law: SizeDataLaw, fit: _Fit, x: Array, y: Array, z: Array) -> tuple[str, ...]:
+def _warnings(law: SizeDataLaw, fit: Fit, x: Array, y: Array, z: Array) -> tuple[str, ...]:
     found = []
     if not law.converged:
         found.append("the fit did not converge: do not use it")
@@ -432,15 +219,3 @@ def _warnings(law: SizeDataLaw, fit: _Fit, x: Array, y: Array, z: Array) -> tupl
     elif tests.coverage < 0.7:
         found.append(f"only {tests.coverage:.0%} of the backtests fell inside their {tests.level:.0%} intervals")
     return tuple(found)
-
-
-def edge_share(x: Array, y: Array, z: Array) -> float:
-    """The share of budgets (with three sizes or more) whose best run is at the edge of the sizes tried there."""
-    rung = rungs(np.exp(x + y))
-    edges: list[bool] = []
-    for level in np.unique(rung):
-        here: NDArray[np.intp] = np.flatnonzero(rung == level)
-        if np.unique(np.round(x[here], 6)).size >= 3:
-            best = x[here][np.argmin(z[here])]
-            edges.append(bool(best in (x[here].min(), x[here].max())))
-    return float(np.mean(edges)) if edges else 0.0
