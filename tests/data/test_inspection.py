@@ -111,5 +111,7 @@ def test_a_path_that_is_no_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"neither a folder nor a \.tar"):
         check(str(tmp_path / "notes.txt"))
+    with pytest.raises(DataError, match="no such file or folder"):
+        check(str(tmp_path / "nothing"))
     with pytest.raises(DataError, match="no images"):
         check(str(tmp_path))

@@ -1,6 +1,7 @@
 """`isoflop data check`: every image of a data set read and decoded, and what was found, before a run meets it."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -110,6 +111,8 @@ def guess_uri(text: str) -> str:
     """`text` if it is a URI; for a path, the URI that its content suggests: shards, parquet, table or folder."""
     path = Path(text).expanduser()
     if not path.exists():
+        if not re.match(r"\w+[:?]", text):
+            raise DataError(f"{text}: no such file or folder")
         return text
     if path.is_file():
         kinds = {".tar": "shards", ".parquet": "parquet", ".csv": "table"}
