@@ -28,7 +28,7 @@ class Visit:
 
     def until(self, condition: str) -> None:
         """Wait until `condition` holds. (Playwright's own wait needs an `eval`, which our policy forbids.)"""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not self.page.evaluate(condition):
             assert time.monotonic() < end, f"never came true: {condition}"
             self.page.wait_for_timeout(20)

@@ -136,9 +136,9 @@ def test_a_million_rows_are_read_in_seconds_and_kept_in_little(tmp_path: Path) -
     with journal.open("w") as file:
         file.writelines(row % (i, 64 * i, 5 * i**-0.2) for i in range(1, 1_000_001))
     tail = Tail(tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()
     assert tail.update()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert tail.last["step"] == 1_000_000
     curve = tail.curve()
     assert len(curve["images"]) <= 6 * BINS_A_DECADE + 1

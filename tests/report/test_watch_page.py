@@ -53,7 +53,7 @@ class Visit:
         self.page.goto(server.url)
 
     def until(self, text: str, where: str = "main") -> None:
-        self.page.locator(where).get_by_text(text).first.wait_for(timeout=20_000)
+        self.page.locator(where).get_by_text(text).first.wait_for(timeout=60_000)
 
 
 FRONTIER = "document.querySelector('[data-figure=frontier]')"
@@ -80,7 +80,7 @@ def test_the_page_changes_while_the_study_runs(chromium: Any, planted: Any, tmp_
         visit.until("No run of the ladder has finished")
         write_study(tmp_path, rows, planted.curves, 80)
         visit.until("So far: with 6×10¹² FLOPs of training")
-        visit.page.locator("[data-figure=frontier] .cartesianlayer").wait_for(timeout=20_000)
+        visit.page.locator("[data-figure=frontier] .cartesianlayer").wait_for(timeout=60_000)
         drag(visit, "frontier")
         zoom = visit.page.evaluate(f"{FRONTIER}.layout.yaxis.range")
         visit.page.locator("#runs-table th button", has_text="held-out loss").click()

@@ -46,28 +46,31 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
         }
         left.append(Series("points", predicted, measured, name=family, **marks))
         right.append(Series("points", [row["train_flops"] for row in own], percent, **marks))
-    run = table.final_run(rows, answer)
-    if run is not None:
-        entry = (answer.get("families") or {}).get(run.get("family")) or {}
-        if table.finite(entry.get("predicted_loss")) and entry["predicted_loss"] > 0:
-            loss, predicted_loss = float(run["heldout_loss"]), float(entry["predicted_loss"])
-            losses += [loss, predicted_loss]
-            star: dict[str, Any] = {
-                "color": "ink",
-                "symbol": "star",
-                "size": 15.0,
-                "group": "answer",
-                "notes": [table.describe(run)],
-            }
-            left.append(Series("points", [predicted_loss], [loss], name="the answer", **star))
-            right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **star))
+    finals = table.final_runs(rows, answer)
+    names = table.families(rows, answer)
+    for family, run in finals.items():
+        entry = (answer.get("families") or {}).get(family) or {}
+        if not table.positive(entry, "predicted_loss"):
+            continue
+        chosen = family == answer.get("best")
+        loss, predicted_loss = float(run["heldout_loss"]), float(entry["predicted_loss"])
+        losses += [loss, predicted_loss]
+        star: dict[str, Any] = {
+            "color": "ink" if chosen else family_color(names.index(family)),
+            "symbol": "star",
+            "size": 15.0,
+            "group": "answer",
+            "notes": [f"{table.describe(run)}, predicted {number(predicted_loss)}"],
+        }
+        left.append(Series("points", [predicted_loss], [loss], name="the answer" if chosen else "", **star))
+        right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **star))
     if not spread:
         return Figure.missing(KEY, TITLE, "There is no law to compare with: too few runs have finished.")
     ends = [0.95 * min(losses), 1.05 * max(losses)]
     left.insert(0, Series("line", ends, ends, color="muted", dash="dash", width=1.2))
     across = [
         min(row["train_flops"] for row in runs),
-        max(row["train_flops"] for row in [*runs, *([run] if run else [])]),
+        max(row["train_flops"] for row in [*runs, *finals.values()]),
     ]
     right.insert(0, Series("line", across, [0.0, 0.0], color="muted", dash="dash", width=1.2))
     typical = float(np.median(np.abs(spread))) if spread else float("nan")
@@ -75,7 +78,7 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
         key=KEY,
         title=TITLE,
         caption=f"Runs at their best learning rate. On the dashed line the law is exact; half of the runs lie within "
-        f"{number(typical, 1)} % of it. The star was predicted before it was trained.",
+        f"{number(typical, 1)} % of it. A star was predicted before it was trained.",
         alt=f"Measured against predicted loss; the median difference is {number(typical, 1)} percent of the loss.",
         panels=(
             Panel(Axis("predicted loss", "log"), Axis("measured loss", "log"), tuple(left), title="Agreement"),
