@@ -1,6 +1,6 @@
 """What the laws predict, and how often their intervals hold: every claim of docs/laws.md, measured.
 
-    python benchmarks/laws.py [curves | damping | vit | figure2 | nfnet | planted | start]...
+    python benchmarks/laws.py [curves | damping | others | vit | figure2 | nfnet | planted | start]...
 
 Without arguments everything runs (about ten minutes on one core). The tables are those bundled with the package.
 """
@@ -89,6 +89,30 @@ def damping() -> None:
             chosen.append(best)
             scores += [table[best][key] for key in table[0.35] if group(key) == left_out]
         print(f"leave one {name} out: RMSE {np.mean(scores):.4f}, damping chosen {sorted(set(chosen))}")
+
+
+def others() -> None:
+    """Curves that nothing was tuned on: sparse ones of arXiv 2106.04560, the last two points held back."""
+    print("\n| metric | mixture | a·x^-b + c | coverage of 90 % intervals |\n|---|---|---|---|")
+    for name, column in (("fewshot", "inet10"), ("fewshot", "inet5"), ("finetune", "imagenet")):
+        table = laws.load_table(f"scaling_vit_{name}")
+        model, unique = np.array(table["model"]), np.array(table["images"], float)
+        steps, error = np.array(table["steps"], float), 100 - np.array(table[column], float)
+        ours, plain, inside = [], [], []
+        for m in dict.fromkeys(model.tolist()):
+            for images in (1e9, 3e9):
+                here = np.flatnonzero((model == m) & (unique == images))
+                here = here[np.unique(steps[here], return_index=True)[1]]
+                if here.size < 7:
+                    continue
+                x, y = steps[here], error[here]
+                law, offset = laws.fit_curve(x[:-2], y[:-2]), laws.fit_form("offset", x[:-2], y[:-2])
+                ours.append(rmse(law.predict(x[-2:]), y[-2:]))
+                plain.append(rmse(offset.predict(x[-2:]), y[-2:]))
+                lo, hi = law.interval(x[-2:], 0.9)
+                inside += ((lo <= y[-2:]) & (y[-2:] <= hi)).tolist()
+        scores = f"{np.mean(ours):.4f} | {np.mean(plain):.4f} | {np.mean(inside):.0%}"
+        print(f"| {name} {column}, {len(ours)} curves | {scores} |")
 
 
 def vit() -> None:
@@ -239,6 +263,7 @@ def start() -> None:
 SECTIONS: dict[str, Callable[[], object]] = {
     "curves": curves,
     "damping": damping,
+    "others": others,
     "vit": vit,
     "figure2": figure2,
     "nfnet": nfnet,

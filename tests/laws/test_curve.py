@@ -50,6 +50,26 @@ def test_all_real_curves_are_extrapolated_better_than_any_published_estimator():
     assert 0.85 <= inside.mean() <= 0.95
 
 
+def test_sparse_curves_that_nothing_was_tuned_on_are_extrapolated_as_well():
+    """Twelve 10-shot curves of arXiv 2106.04560; the last two of seven or eight points (ten times on) are held back."""
+    table = load_table("scaling_vit_fewshot")
+    key = np.array([f"{m} {u}" for m, u in zip(table["model"], table["images"], strict=True)])
+    steps, error = np.array(table["steps"], float), 100 - np.array(table["inet10"], float)
+    errors, inside = [], []
+    for name in dict.fromkeys(key.tolist()):
+        here = np.flatnonzero(key == name)
+        here = here[np.unique(steps[here], return_index=True)[1]]
+        if here.size >= 7 and name.endswith(("1000000000", "3000000000")):
+            x, y = steps[here], error[here]
+            law = fit_curve(x[:-2], y[:-2])
+            errors.append(float(np.sqrt(np.mean(np.log(law.predict(x[-2:]) / y[-2:]) ** 2))))
+            lo, hi = law.interval(x[-2:])
+            inside += ((lo <= y[-2:]) & (y[-2:] <= hi)).tolist()
+    assert len(errors) == 12
+    assert np.mean(errors) <= 0.015
+    assert np.mean(inside) >= 0.85
+
+
 def test_a_planted_power_law_outvotes_the_damped_opinion():
     x = np.geomspace(1e6, 1e9, 40)
     law = fit_curve(x, 30 * x**-0.25)
