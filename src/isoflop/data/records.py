@@ -20,7 +20,7 @@ Labels = NDArray[np.int64] | NDArray[np.uint8]
 TEST_NAMES = ("test", "val", "validation")
 """What the part for testing may be called in storage; the first that is there is taken."""
 
-_HASHED_WHOLE = 1 << 28  # bytes; larger files are fingerprinted by their size and 64 blocks of 64 KiB
+_HASHED_WHOLE = 1 << 26  # bytes; larger files are fingerprinted by their size and 64 blocks of 64 KiB
 _BLOCK = 1 << 16
 
 
@@ -66,7 +66,7 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
 
 
 def fingerprint_files(files: Iterable[Path]) -> str:
-    """A hash of the files' contents; of a file beyond 256 MB, of its size and of 64 blocks spread over it."""
+    """A hash of the files' contents; of a file beyond 64 MB, of its size and of 64 blocks spread over it."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         size = file.stat().st_size

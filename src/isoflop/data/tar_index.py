@@ -7,9 +7,9 @@ and reported.
 """
 
 import json
-import tarfile
+import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from isoflop.data.quarantine import Damage
 from isoflop.data.records import Labels, no_labels
 from isoflop.data.sources.folder import IMAGE_SUFFIXES
+from isoflop.data.tar_members import DamagedTar, Member, tar_members
 from isoflop.errors import DataError
 
 RECORD = np.dtype([("offset", "<i8"), ("size", "<i8")])
@@ -42,74 +43,73 @@ class _Sample:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.image: tarfile.TarInfo | None = None
+        self.image: Member | None = None
         self.label: str | None = None
         self.problem: str | None = None
 
 
 def index_tar(path: Path, *, name: str) -> ShardIndex:
     """The samples of the tar file at `path`, in its order; `name` is what to call the shard in messages."""
-    size = path.stat().st_size
     places: list[tuple[int, int]] = []
     labels: list[str | None] = []
     problems: list[Damage] = []
-    for sample in _samples(path, name, problems):
-        image = sample.image
-        if image is not None and image.offset_data + image.size > size:
-            sample.problem = "truncated: the shard ends within the image"
-        if image is None or sample.problem:
-            problems.append(Damage(-1, f"{name}/{sample.key}", sample.problem or "no image with this name"))
-            continue
-        places.append((image.offset_data, image.size))
-        labels.append(sample.label)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size
+        for sample in _samples(file, name, problems):
+            image = sample.image
+            if image is not None and image.offset + image.size > size:
+                sample.problem = "truncated: the shard ends within the image"
+            if image is None or sample.problem:
+                problems.append(Damage(-1, f"{name}/{sample.key}", sample.problem or "no image with this name"))
+                continue
+            places.append((image.offset, image.size))
+            labels.append(sample.label)
+    finally:
+        os.close(file)
     return ShardIndex(np.asarray(places, dtype=RECORD), labels, problems)
 
 
-def _samples(path: Path, name: str, problems: list[Damage]) -> Iterator[_Sample]:
+def _samples(file: int, name: str, problems: list[Damage]) -> Iterator[_Sample]:
     current: _Sample | None = None
     seen: set[str] = set()
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-                if member.isdir():
-                    continue
-                if unusable := _why_unusable(member):
-                    problems.append(Damage(-1, f"{name}/{member.name}", unusable))
-                    continue
-                place = PurePosixPath(member.name)
-                key = str(place.parent / place.name.split(".")[0])
-                if current is None or key != current.key:
-                    if current is not None:
-                        yield current
-                    current = _Sample(key)
-                    if key in seen:
-                        current.problem = "the name occurs twice in this shard"
-                    seen.add(key)
-                _add(current, member, tar)
-    except tarfile.TarError as error:
-        problems.append(Damage(-1, name, f"damaged or truncated tar: {error}"))
+        for member in tar_members(file):
+            if member.kind == "directory":
+                continue
+            folder, _, base = member.name.rpartition("/")
+            if unusable := _why_unusable(member, folder):
+                problems.append(Damage(-1, f"{name}/{member.name}", unusable))
+                continue
+            stem, _, extension = base.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if current is None or key != current.key:
+                if current is not None:
+                    yield current
+                current = _Sample(key)
+                if key in seen:
+                    current.problem = "the name occurs twice in this shard"
+                seen.add(key)
+            _add(current, member, extension.lower(), file)
+    except DamagedTar as error:
+        problems.append(Damage(-1, name, f"damaged tar: {error}"))
     if current is not None:
         yield current
 
 
-def _why_unusable(member: tarfile.TarInfo) -> str | None:
-    if not member.isfile():
-        return "a link, not a file" if member.islnk() or member.issym() else "not a regular file"
-    place = PurePosixPath(member.name)
-    return "an unsafe name" if place.is_absolute() or ".." in place.parts else None
+def _why_unusable(member: Member, folder: str) -> str | None:
+    if member.kind != "file":
+        return "a link, not a file" if member.kind == "link" else "not a regular file"
+    return "an unsafe name" if member.name.startswith("/") or ".." in folder.split("/") else None
 
 
-def _add(sample: _Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-    name = PurePosixPath(member.name).name.lower()
-    extension = name.partition(".")[2]
+def _add(sample: _Sample, member: Member, extension: str, file: int) -> None:
     if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES:
         if sample.image is not None:
             sample.problem = "two images with this name"
         sample.image = member
     elif extension in ("cls", "json") and member.size <= _MOST_LABEL_BYTES:
-        file = tar.extractfile(member)
-        text = file.read().decode("utf-8", errors="replace") if file else ""
+        text = os.pread(file, member.size, member.offset).decode("utf-8", errors="replace")
         if extension == "cls":
             sample.label = text.strip() or None
         else:
