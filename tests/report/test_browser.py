@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,28 @@ def test_a_study_that_has_hardly_begun_gives_a_quiet_page(
     assert "No answer yet" in made.page.locator(".answer").inner_text()
     assert made.noise == []
     made.page.close()
+
+
+def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(visit: Visit) -> None:
+    page = visit.page
+    assert page.locator("h1").count() == 1
+    assert page.locator("html").get_attribute("lang") == "en"
+    labels = page.eval_on_selector_all("[role=img]", "all => all.map((e) => e.getAttribute('aria-label'))")
+    assert len(labels) == 10
+    assert min(map(len, labels)) > 40
+    levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map((e) => Number(e.tagName[1]))")
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert page.eval_on_selector_all("main table", "all => all.every((t) => t.caption || t.closest('details'))")
+    ids = page.eval_on_selector_all("[id]", "all => all.map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    targets = page.eval_on_selector_all("nav a", "all => all.map((a) => Boolean(document.querySelector(a.hash)))")
+    assert all(targets)
+    page.reload()
+    visit.until("Boolean(window.isoflopPage)")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName"))
+    assert {"A", "SUMMARY", "BUTTON"} <= reached

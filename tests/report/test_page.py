@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import isoflop.report
 from isoflop.report import write_report
 from isoflop.report.headline import sentence
 from isoflop.report.page import render
@@ -144,3 +145,11 @@ def test_damaged_results_give_a_page_all_the_same(plant_study: Any) -> None:
         page = render(rows, damaged(study.answer, rng, 0.05), damaged(curves, rng, 0.1))
         assert page.endswith("</html>\n")
         assert page.count("<script") == 3
+
+
+def test_the_vendored_plotly_is_the_published_one_and_the_one_that_judges_our_figures() -> None:
+    vendor = Path(isoflop.report.__file__).parent / "vendor"
+    bundle, note = (vendor / "plotly-cartesian.min.js").read_bytes(), (vendor / "README.md").read_text()
+    assert hashlib.sha256(bundle).hexdigest() in note
+    offline = pytest.importorskip("plotly.offline", reason="plotly is not installed")
+    assert f"v{offline.get_plotlyjs_version()}\n".encode() in bundle[:200]
