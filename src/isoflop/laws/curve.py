@@ -249,8 +249,10 @@ def _measurement_noise(t: Array, z: Array, scatter: float) -> tuple[float, bool]
 
     expected = float(ndtr(-step / (np.sqrt(2.0) * wide)).sum())
     rises = int((np.diff(z) > 0).sum())
-    if rises > 0.1 * expected or expected < 2.0:
+    if expected < 2.0:  # too smooth to tell: half of what smoothing may hide is added
         return 1.5 * scatter, False
+    if rises > 0.1 * expected:
+        return scatter, False
     width = np.diff(np.exp(t))
     per_bin = min(float(np.median(width[-5:]) / width.min()), 100.0)
     return 1.15 * scatter * float(np.sqrt(per_bin)), True
