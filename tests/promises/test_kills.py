@@ -46,7 +46,7 @@ def test_kills_change_neither_weights_nor_metrics_nor_samples(tmp_path: Path) ->
 def test_a_hundred_kills_change_nothing(tmp_path: Path, family: str) -> None:
     changes: dict[str, Any] = {"steps": 400}
     if family == "poolformer":
-        changes |= {"model": {"name": "poolformer_w8d2"}}
+        changes |= {"model": {"name": "poolformer_w8d2p8", "drop_path": 0.1}}
     if family == "nfnet":
         changes |= {
             "model": {"name": "nfnet_w8d2"},

@@ -24,7 +24,7 @@ def test_training_on_fractals_learns(tmp_path: Path) -> None:
     assert result.heldout_accuracy > 2 / 20
 
 
-@pytest.mark.parametrize("family", ["poolformer_w8d2", "nfnet_w8d2"])
+@pytest.mark.parametrize("family", ["poolformer_w8d2p8", "nfnet_w8d2"])
 def test_other_families_learn_too(tmp_path: Path, family: str) -> None:
     optim = {"name": "sgd", "learning_rate": 0.3, "agc": 0.01} if "nfnet" in family else {"learning_rate": 0.01}
     data = {"source": "fractals?classes=20", "heldout": 256}

@@ -31,7 +31,7 @@ from isoflop.train.lock import sole_writer
 from isoflop.train.optimizers import AdaptiveGradientClipping, build_optimizer
 from isoflop.train.run_directory import claim, read_status, write_status
 from isoflop.train.schedules import rate_factor, trunk_steps
-from isoflop.train.state import Progress, has_random_layers, pack, step_seed, unpack
+from isoflop.train.state import Progress, pack, step_seed, unpack
 from isoflop.train.tensorboard import TensorBoardWriter
 
 OnRow = Callable[[Row], None]
@@ -132,7 +132,6 @@ class _Run:
         fork = trunk_steps(config.schedule, config.steps)
         origin = self._restore(fork)
         progress = self.progress
-        random_layers = has_random_layers(model)
         clip_units = AdaptiveGradientClipping(model, config.optim.agc) if config.optim.agc else None
         journal = JournalWriter(self.directory, progress.step, origin)
         board = TensorBoardWriter(self.directory / "tensorboard", progress.step) if config.tensorboard else None
@@ -155,8 +154,7 @@ class _Run:
             factor = rate_factor(config.schedule, progress.step, config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = config.optim.learning_rate * factor
-            if random_layers:
-                torch.manual_seed(step_seed(config.seed, progress.step))
+            torch.manual_seed(step_seed(config.seed, progress.step))  # of stochastic depth and dropout
             images = to_unit_range(batch.images, self.source, self.device)
             with self.precision.autocast(self.device):
                 loss = self.objective.loss(model, images, batch.labels.to(self.device))

@@ -63,8 +63,3 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
 def step_seed(seed: int, step: int) -> int:
     """The seed of the random layers (stochastic depth, dropout) at `step`, whatever happened before."""
     return int.from_bytes(hashlib.blake2b(f"layers {seed} {step}".encode(), digest_size=8).digest(), "little") >> 1
-
-
-def has_random_layers(model: nn.Module) -> bool:
-    """Whether a training step of `model` draws random numbers (dropout or stochastic depth above zero)."""
-    return any(getattr(m, "p", 0) or getattr(m, "drop_prob", 0) for m in model.modules())

@@ -77,8 +77,9 @@ def transfer(model: Backbone, config: TransferConfig, name: str) -> list[Row]:
                 train.num_classes,
                 steps=config.finetune_steps,
                 learning_rate=config.finetune_learning_rate,
+                seed=seed,
             )
-            for few in draws.values()
+            for seed, few in draws.items()
         ]
     return [
         {

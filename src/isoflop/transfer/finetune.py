@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from isoflop.config import OptimConfig
 from isoflop.models import Backbone
 from isoflop.train.optimizers import build_optimizer
+from isoflop.train.state import step_seed
 
 
 def finetune_accuracy(
@@ -22,17 +23,21 @@ def finetune_accuracy(
     *,
     steps: int,
     learning_rate: float,
+    seed: int = 0,
 ) -> float:
     """Top-1 accuracy on the test images after `steps` of AdamW on all `images` (n, C, H, W) at once.
 
-    A fresh linear head starts at zero; the rate falls linearly to zero. `model` itself is left as it was.
+    A fresh linear head starts at zero; the rate falls linearly to zero. `seed` is that of random layers.
+    `model` itself is left as it was.
     """
     tuned = _Classifier(copy.deepcopy(model), num_classes).train()
     optimizer = build_optimizer(tuned, OptimConfig(name="adamw", learning_rate=learning_rate, weight_decay=0.05))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
-        loss = nn.functional.cross_entropy(tuned(images), labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step_seed(seed, step))  # of stochastic depth and dropout
+            loss = nn.functional.cross_entropy(tuned(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
         optimizer.step()
