@@ -93,7 +93,9 @@ def test_every_parameter_gets_a_gradient(name: str, options: dict[str, Any]) -> 
             if not parameter.any():
                 parameter.add_(0.02)
     model(images(model)).square().sum().backward()
-    silent = [key for key, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    learned = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for parameter in learned.values())
+    silent = [key for key, parameter in learned.items() if not parameter.grad.any()]  # type: ignore[union-attr]
     # Pooling minus the token cancels what all tokens share: the bias of the norm before it has no effect at all.
     if name == "poolformer_s12":
         silent = [key for key in silent if not key.endswith("norm1.bias")]

@@ -21,7 +21,8 @@ def doubles(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 def test_the_folded_pooling_block_has_its_own_gradient(size: int) -> None:
     keep = torch.tensor([0.0, 2.0], dtype=torch.float64).view(2, 1, 1, 1)
     assert torch.autograd.gradcheck(
-        lambda x, gain: pool_residual(x, gain, keep, size, 1e-5), (doubles(2, 4, 5, 3), doubles(3, seed=1))
+        lambda x, gain, bias: pool_residual(x, gain, bias, keep, size, 1e-5),
+        (doubles(2, 4, 5, 3), doubles(3, seed=1), doubles(3, seed=2)),
     )
 
 
@@ -34,7 +35,7 @@ def test_folding_pooling_into_the_block_changes_nothing(size: int) -> None:
     x = doubles(2, 7, 9, 6)
     plain = x + 0.3 * Pooling(Site(6, (7, 9), pool_size=size))(norm(x))
     ones = torch.ones(2, 1, 1, 1, dtype=torch.float64)
-    torch.testing.assert_close(pool_residual(x, 0.3 * norm.weight, ones, size, norm.eps), plain)
+    torch.testing.assert_close(pool_residual(x, 0.3 * norm.weight, norm.bias, ones, size, norm.eps), plain)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4], ids=["above the floor", "below the floor"])

@@ -55,7 +55,8 @@ class Block(nn.Module):
         if isinstance(norm, GroupNorm) and isinstance(mixer, Pooling) and self.residual and self.shortcut1 is None:
             gain = norm.weight if self.scale1 is None else norm.weight * self.scale1.gamma
             keep = drop_path(x.new_ones(len(x), 1, 1, 1), self.drop_rate, self.training)
-            x = pool_residual(x, gain, keep, mixer.size, norm.eps)
+            bias = torch.zeros_like(gain) if norm.bias is None else norm.bias
+            x = pool_residual(x, gain, bias, keep, mixer.size, norm.eps)
         else:
             x = self._add(x, mixer(norm(x)), self.scale1, self.shortcut1)
         if self.mlp is not None:

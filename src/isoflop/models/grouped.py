@@ -29,7 +29,7 @@ class _PoolResidual(torch.autograd.Function):
     """x + keep·gain·σ⁻¹·(mean of the neighbours − x) with the σ of each image; see `pool_residual`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, keep: Tensor, size: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, keep: Tensor, size: int, eps: float) -> Tensor:
         batch, rows, columns, width = x.shape
         x = x.contiguous()
         # Of the norm only its statistics are wanted, but its kernel is still the fastest way to them.
@@ -41,7 +41,7 @@ class _PoolResidual(torch.autograd.Function):
         return torch.addcmul(x, mixed, gain * (rstd * keep))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, mixed, gain, keep, mean, rstd = ctx.saved_tensors
         along = (grad * mixed).sum(dim=(1, 2))[:, None, None] * keep  # (batch, 1, 1, width)
         scaled = grad * (gain * (rstd * keep))
@@ -49,17 +49,18 @@ class _PoolResidual(torch.autograd.Function):
         dx = _summed_back(scaled, ctx.size).sub_(scaled).add_(grad)
         a = -(along * gain).sum(dim=-1, keepdim=True) * rstd.pow(3) / x[0].numel()
         dx.addcmul_(x, a).sub_(a * mean)
-        return dx, (along * rstd).sum(dim=(0, 1, 2)), None, None, None
+        # The norm's bias cancels. Its gradient is zero and not None, for those who wait for every parameter's.
+        return dx, (along * rstd).sum(dim=(0, 1, 2)), torch.zeros_like(gain), None, None, None
 
 
-def pool_residual(x: Tensor, gain: Tensor, keep: Tensor, size: int, eps: float) -> Tensor:
+def pool_residual(x: Tensor, gain: Tensor, bias: Tensor, keep: Tensor, size: int, eps: float) -> Tensor:
     """x + keep·gain·pooling(GroupNorm₁(x)) for a map (batch, rows, columns, width).
 
-    `gain` (width) is learned, `keep` (batch, 1, 1, 1) is the stochastic depth of each image. The mean of a
+    `gain` and the norm's `bias` (width) are learned, `keep` (batch, 1, 1, 1) is the stochastic depth of each image. The mean of a
     neighbourhood minus the token itself does not see what all tokens share, so the norm's mean and bias cancel, and
     its division by σ commutes with the pooling: the normalised map is never made.
     """
-    out: Tensor = _PoolResidual.apply(x, gain, keep, size, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _PoolResidual.apply(x, gain, bias, keep, size, eps)  # type: ignore[no-untyped-call]
     return out
 
 
