@@ -123,4 +123,4 @@ def test_a_late_restart_costs_no_more_than_a_start() -> None:
         began = time.perf_counter()
         list(batches(source, seed=0, batch_size=64, start_step=start, stop_step=start + 20))
         seconds.append(time.perf_counter() - began)
-    assert seconds[1] < 5 * seconds[0] + 0.1
+    assert seconds[1] < 5 * seconds[0] + 0.5
