@@ -56,9 +56,9 @@ class _PoolResidual(torch.autograd.Function):
 def pool_residual(x: Tensor, gain: Tensor, bias: Tensor, keep: Tensor, size: int, eps: float) -> Tensor:
     """x + keep·gain·pooling(GroupNorm₁(x)) for a map (batch, rows, columns, width).
 
-    `gain` and the norm's `bias` (width) are learned, `keep` (batch, 1, 1, 1) is the stochastic depth of each image. The mean of a
-    neighbourhood minus the token itself does not see what all tokens share, so the norm's mean and bias cancel, and
-    its division by σ commutes with the pooling: the normalised map is never made.
+    `gain` and the norm's `bias` (width) are learned, `keep` (batch, 1, 1, 1) is the stochastic depth of each image.
+    The mean of a neighbourhood minus the token itself does not see what all tokens share, so the norm's mean and bias
+    cancel, and its division by σ commutes with the pooling: the normalised map is never made.
     """
     out: Tensor = _PoolResidual.apply(x, gain, bias, keep, size, eps)  # type: ignore[no-untyped-call]
     return out
