@@ -47,9 +47,8 @@ class TerminalNarrator(Narrator):
         flops = sum(rung.flops for rung in rungs)
         table.append(("all", str(sum(rung.runs for rung in rungs)), power(flops), _minutes(total - finals / workers)))
         print_table(("a run", "runs", "new FLOPs", "minutes"), table)
-        self.say(
-            f"\nAbout {duration(total)} with {workers} at a time, {duration(finals / workers)} of it to train the answer."
-        )
+        answers = duration(finals / workers)
+        self.say(f"\nAbout {duration(total)} with {workers} at a time, {answers} of it to train the answer.")
 
     def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
         what = "the answer" if number == count else f"{len(runs)} run{'s' if len(runs) > 1 else ''}"

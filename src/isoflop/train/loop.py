@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from isoflop.config import RunConfig
-from isoflop.data import Source, batches, open_source
+from isoflop.data import Feed, Quarantine, Source, batches, open_source
 from isoflop.errors import CheckpointError
 from isoflop.models import create_model
 from isoflop.objectives import Supervised
@@ -125,6 +125,7 @@ class _Run:
         self.objective = Supervised(config.optim.label_smoothing)
         self.precision = Precision(config.precision)
         self.optimizer = build_optimizer(model, config.optim)
+        self.quarantine = Quarantine(len(source))
         self.progress = Progress()
 
     def train(self) -> RunResult:
@@ -139,7 +140,7 @@ class _Run:
         saved_at = began
         self._status("running", {})
 
-        feed = batches(
+        prepared = batches(
             self.source,
             seed=config.data.seed,
             batch_size=config.batch_size,
@@ -147,7 +148,9 @@ class _Run:
             stop_step=config.steps,
             augment=config.data.augment,
             workers=config.data.workers,
+            quarantine=self.quarantine,
         )
+        feed = Feed(prepared, self.device)
         model.train()
         row: Row = {}
         for batch in feed:
@@ -157,7 +160,7 @@ class _Run:
             torch.manual_seed(step_seed(config.seed, progress.step))  # of stochastic depth and dropout
             images = to_unit_range(batch.images, self.source, self.device)
             with self.precision.autocast(self.device):
-                loss = self.objective.loss(model, images, batch.labels.to(self.device))
+                loss = self.objective.loss(model, images, batch.labels)
             loss.backward()  # type: ignore[no-untyped-call]
             if clip_units:
                 clip_units()
@@ -179,6 +182,7 @@ class _Run:
             )
             if evaluate_now or progress.step % config.log_every == 0:
                 row = self._row(config.optim.learning_rate * factor)
+                row["data_wait"] = round(feed.seconds_waiting / (now - began), 4)  # share of this attempt's time
                 if evaluate_now:
                     row |= self._evaluate()
                 journal.write(row)
@@ -232,6 +236,8 @@ class _Run:
         )
 
     def _save(self) -> None:
+        if self.quarantine.found:
+            self.quarantine.save(self.directory / "quarantine.jsonl")
         folder = self.directory / "checkpoints"
         save_checkpoint(
             folder, pack(self.model, self.optimizer), self.progress.to_dict(), keep=self.config.checkpoint.keep

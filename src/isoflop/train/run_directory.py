@@ -12,6 +12,7 @@ import torch
 
 from isoflop.config import RunConfig, config_hash
 from isoflop.data import Source
+from isoflop.data.order import ALGORITHM
 from isoflop.errors import CheckpointError
 from isoflop.train.checkpoints import write_json_atomically
 
@@ -22,7 +23,7 @@ def claim(config: RunConfig, directory: Path, source: Source) -> None:
     What must not change between attempts is written once: the configuration, the number of samples and the
     fingerprint of the data. A changed dataset would give the same positions other samples.
     """
-    identity = {"run": config_hash(config), "samples": len(source), "data": source.fingerprint}
+    identity = {"run": config_hash(config), "samples": len(source), "data": source.fingerprint, "order": ALGORITHM}
     path = directory / "identity.json"
     if path.exists():
         found = json.loads(path.read_text())
