@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -159,12 +160,17 @@ def test_watch_serves_a_study_until_it_is_interrupted(capsys: pytest.CaptureFixt
     assert re.fullmatch(r"error: [^\n]+\n", err)
     (tmp_path / "study.json").write_text(json.dumps({"study": "0" * 12, "name": "s", "config": {}}))
     command = [sys.executable, "-u", "-m", "isoflop", "watch", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores Ctrl-C
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening) as process:
         assert process.stdout is not None
         address = next(line for line in process.stdout if line.startswith("open ")).split()[1]
         with urlopen(address) as answer:
             assert b"<title>" in answer.read()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (0, "")
     assert "no longer watching" in out
