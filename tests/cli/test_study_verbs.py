@@ -1,6 +1,7 @@
 """A study from the command line: planned, trained, told, and told again from its folder."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,20 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys:
     assert status == 0
     assert "1-shot accuracy on digits" in told
     assert "random weights" in told
+
+    status, told, _ = isoflop(capsys, "inspect", str(run), "--images", "4")
+    assert status == 0
+    assert "on 4 images: pictures and inspect.json in" in told
+    assert (run / "inspect" / "inspect.json").exists()
+
+    status, told, _ = isoflop(capsys, "report", "studies/tiny", "--figures", "figures")
+    assert status == 0
+    assert (Path("figures") / "frontier.svg").stat().st_size > 1000
+
+    shutil.copytree("studies/tiny", "studies/other")
+    status, told, _ = isoflop(capsys, "report", "studies/tiny", "studies/other")
+    assert (status, told) == (0, "comparison: comparison.html\n")
+    assert Path("comparison.html").stat().st_size > 10_000
 
 
 def test_transfer_refuses_what_is_not_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import typer
 from isoflop.cli import config, data, study, training, transfer
 from isoflop.cli.fit import fit
 from isoflop.cli.groups import group, help_when_alone
+from isoflop.cli.inspect import inspect
 from isoflop.cli.models import models
 from isoflop.errors import IsoflopError
 
@@ -19,6 +20,7 @@ app.command("models")(models)
 app.command("train")(training.train)
 app.command("transfer")(transfer.transfer)
 app.command("fit")(fit)
+app.command("inspect")(inspect)
 app.command("report")(study.report)
 app.command("watch")(study.watch)
 app.add_typer(study.app)

@@ -95,19 +95,37 @@ def _directory(place: Path, overrides: list[str] | None) -> Path:
 
 
 def report(
-    directory: Annotated[Path, argument("Folder of a study.", "DIR")],
+    directories: Annotated[list[Path], argument("Folder of a study; several are laid side by side.", "DIR...")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.html", help="DIR/report.html when left out.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html", help="DIR/report.html, or comparison.html, when left out."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="FOLDER", help="Write the figures of one study as SVG, PDF and CSV, too."),
     ] = None,
 ) -> None:
-    """Write the report of a study again, from its results alone."""
-    from isoflop.report import write_report
+    """Write the report of a study again, from its results alone; of several studies, their comparison."""
+    from isoflop.errors import StudyError
+    from isoflop.report import StudyTables, report_figures, write_comparison, write_figures, write_report
     from isoflop.study import Store
 
-    store = Store(directory)
-    answer, rows = store.read("answer.json"), store.rows()
-    done = [row["run_id"] for row in rows if row["status"] == "done"]
-    print(f"report: {write_report(rows, answer, store.curves(done), output or directory / 'report.html')}")
+    stores = [Store(directory) for directory in directories]
+    studies = [StudyTables(store.rows(), store.read("answer.json")) for store in stores]
+    if len(studies) > 1:
+        if figures:
+            raise StudyError("--figures takes one study")
+        print(f"comparison: {write_comparison(studies, output or Path('comparison.html'))}")
+        return
+    (study,), (store,) = studies, stores
+    curves = store.curves([row["run_id"] for row in study.rows if row["status"] == "done"])
+    page = write_report(list(study.rows), dict(study.answer), curves, output or store.directory / "report.html")
+    print(f"report: {page}")
+    if figures:
+        written = write_figures(report_figures(list(study.rows), dict(study.answer), curves), figures)
+        print(f"figures: {len(written)} files in {figures}")
 
 
 def watch(
