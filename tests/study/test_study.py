@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,33 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     assert ended[good.run_id].state == "done"
     assert ended[bad.run_id].state == "failed"
     assert "no_such_model" in ended[bad.run_id].error
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of its own with the options that the test names."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("mounted", ["ro"], indirect=True)
+def test_a_read_only_disk_is_refused_in_one_line(mounted: Path) -> None:
+    with pytest.raises(StudyError, match=r"cannot write here: Read-only file system; choose another output folder"):
+        run_study(toy_study(mounted / "toy"))
+
+
+@pytest.mark.parametrize("mounted", ["size=400k"], indirect=True)
+def test_a_full_disk_stops_the_study_with_one_line(mounted: Path) -> None:
+    with pytest.raises(StudyError, match=r"No space left on device") as caught:
+        run_study(toy_study(mounted / "toy"))
+    assert "\n" not in str(caught.value)
+    for status in mounted.rglob("status.json"):
+        json.loads(status.read_text())  # what is there is whole
 
 
 @pytest.mark.parametrize("deaths", [1, 3])

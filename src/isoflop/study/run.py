@@ -20,6 +20,7 @@ from isoflop.study.rungs import MAX_EXTENSIONS, extensions, first_rung, ladder_s
 from isoflop.study.store import Row, Store, finite_loss
 from isoflop.train.lock import sole_writer
 from isoflop.train.run_directory import environment
+from isoflop.train.schedules import trunk_steps
 from isoflop.transfer import load_backbone, transfer
 
 
@@ -105,7 +106,6 @@ class _Study:
         self._write_answer(document)
         self.narrator.answered(document)
         finals = [family.run for family in answer.families[: config.study.finals]]
-        self.clock.finals_known(finals)
         self._train(count, count, finals)
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}
@@ -120,6 +120,7 @@ class _Study:
     def _train(self, number: int, count: int, runs: list[PlannedRun]) -> list[PlannedRun]:
         """Trains those of `runs` that are not done; returns all of them."""
         self.runs |= {run.run_id: run for run in runs}
+        self.clock.begin(number, runs)
         self.store.write_rows(self._rows())
         todo = [run for run in runs if self._row(run)["status"] not in ("done", "diverged")]
         todo.sort(key=self.clock.seconds, reverse=True)
@@ -211,27 +212,37 @@ class _Clock:
     """Core-seconds of work: done, and foreseen. The forecast of a rung gives way to its real runs as they are known."""
 
     def __init__(self, plan: Plan, config: StudyConfig, catalogue: Catalogue) -> None:
-        self.per_image = dict(plan.seconds_per_image)
-        self.foreseen = sum(rung.core_seconds for rung in plan.rungs)
+        self.per_image = plan.seconds_per_image
+        self.rungs = [rung.core_seconds for rung in plan.rungs]
+        self._flops = {key: catalogue.flops_per_image(*key) for key in self.per_image}
         self.finals = plan.final_core_seconds(config, catalogue)
+        self.later = sum(self.rungs) + self.finals  # of what is not yet known run by run
+        self.weights: dict[str, float] = {}  # core-seconds of each known run, without the steps its trunk has
         self.parts: dict[str, float] = {}
         self.over: set[str] = set()
+        self._trunks: dict[str, int] = {}
+
+    def begin(self, number: int, runs: Sequence[PlannedRun]) -> None:
+        """The runs of rung `number` (from 1; the answers come after the last) are known."""
+        self.later = sum(self.rungs[number:]) + (self.finals if number <= len(self.rungs) else 0.0)
+        for run in runs:
+            shared = self._trunks.get(run.trunk_id or "", 0)
+            self.weights[run.run_id] = self.seconds(run) * (1 - shared / run.config.steps)
+        for run in runs:
+            if run.trunk_id:
+                self._trunks[run.trunk_id] = trunk_steps(run.config.schedule, run.config.steps)
 
     def seconds(self, run: PlannedRun) -> float:
-        """What `run` should take, from the nearest measured size of its family."""
-        known = {model: value for (family, model), value in self.per_image.items() if family == run.family}
-        if run.model in known:
-            return run.images * known[run.model]
-        return run.train_flops * max(known.values()) / max(run.flops_per_image, 1.0) if known else 0.0
-
-    def finals_known(self, runs: Sequence[PlannedRun]) -> None:
-        self.finals = sum(self.seconds(run) for run in runs)
+        """What all of `run` should take, from the nearest measured size of its family."""
+        sizes = [key for key in self.per_image if key[0] == run.family]
+        nearest = min(sizes, key=lambda key: abs(math.log(self._flops[key] / run.flops_per_image)))
+        return run.images * self.per_image[nearest]
 
     def at(self, run: PlannedRun, step: int) -> None:
-        self.parts[run.run_id] = self.seconds(run) * step / run.config.steps
+        self.parts[run.run_id] = self.weights[run.run_id] * step / run.config.steps
 
     def finished(self, run: PlannedRun) -> None:
-        self.parts[run.run_id] = self.seconds(run)
+        self.parts[run.run_id] = self.weights[run.run_id]
         self.over.add(run.run_id)
 
     @property
@@ -240,4 +251,4 @@ class _Clock:
 
     @property
     def total(self) -> float:
-        return max(self.foreseen + self.finals, self.done)
+        return sum(self.weights.values()) + self.later

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -97,7 +98,12 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
         finished = read_status(directory)
         if finished.get("state") in ("done", "diverged"):
             return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
-        return _Run(config, directory, trunk, model, source, heldout, device, on_row).train()
+        try:
+            return _Run(config, directory, trunk, model, source, heldout, device, on_row).train()
+        except BrokenPipeError:  # whoever listens to `on_row` is gone
+            raise
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{directory}: the storage failed: {' '.join(str(error).split())}") from error
 
 
 class _Run:
