@@ -20,11 +20,15 @@ def test_a_trained_run_transfers_to_real_digits(tmp_path: Path) -> None:
     assert config.steps == 60
     assert not torch.equal(model.state_dict()["head.weight"], untrained.state_dict()["head.weight"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows = transfer(model, TransferConfig(shots=5, seeds=(0, 1), finetune_steps=30), "trained")
+    rows = transfer(
+        model, TransferConfig(shots=5, seeds=(0, 1), finetune_steps=40, finetune_learning_rate=1e-2), "trained"
+    )
     assert [(row["protocol"], row["shots"], row["seeds"]) for row in rows] == [("ridge", 5, 2), ("finetune", 5, 2)]
     assert all(0.15 < row["accuracy_mean"] <= 1.0 for row in rows)  # ten classes: chance is 0.1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    again = transfer(model, TransferConfig(shots=5, seeds=(0, 1), finetune_steps=30), "trained")
+    again = transfer(
+        model, TransferConfig(shots=5, seeds=(0, 1), finetune_steps=40, finetune_learning_rate=1e-2), "trained"
+    )
     assert again == rows
 
 

@@ -58,10 +58,24 @@
       const figure = page.figures[slot.dataset.figure];
       if (!figure || (changed && !changed.has(slot.dataset.figure))) continue;
       const first = !slot.data;
-      Plotly.react(slot, themed(figure.data, "data"), layout(figure, width), config);
+      const made = layout(figure, width);
+      if (!first && !width) keepZoom(slot, made);
+      Plotly.react(slot, themed(figure.data, "data"), made, config);
+      slot.planned = figure.layout;
       if (first) slot.on("plotly_relayout", () => retick(slot));
       else retick(slot);
       if (slot.parentNode.querySelector("details[open]")) fillDetails(slot.parentNode.querySelector("details"), figure, slot.dataset.figure);
+    }
+  }
+
+  const same = (a, b) => a.every((value, i) => Math.abs(value - b[i]) < 1e-6);
+
+  // `uirevision` keeps a zoom only while the planned range stays the same; new runs widen it.
+  function keepZoom(slot, made) {
+    for (const [name, before] of Object.entries(slot.planned)) {
+      if (!/^[xy]axis/.test(name) || !before.range || !made[name] || !slot.layout[name]) continue;
+      const now = slot.layout[name].range;
+      if (!same(now, before.range)) Object.assign(made[name], { range: [...now], autorange: false });
     }
   }
 
@@ -71,7 +85,7 @@
     const update = {};
     for (const [name, planned] of Object.entries(figure.layout)) {
       if (!/^[xy]axis/.test(name) || planned.tickmode !== "array") continue;
-      const home = slot.layout[name].range.every((value, i) => Math.abs(value - planned.range[i]) < 1e-6);
+      const home = same(slot.layout[name].range, planned.range);
       const mode = home ? "array" : "auto";
       if (slot.layout[name].tickmode !== mode) update[name + ".tickmode"] = mode;
     }
