@@ -115,3 +115,11 @@ def test_a_curve_survives_json():
 def test_curves_without_a_law_are_refused(x, y, message):
     with pytest.raises(LawError, match=message):
         fit_curve(x, y)
+
+
+def test_points_that_no_form_can_follow_are_told_so() -> None:
+    """Many models at four data-set sizes, in no order: what a user gets who forgets `--by model`."""
+    rng = np.random.default_rng(0)
+    x = np.repeat([3e7, 3e8, 1e9, 3e9], 12)
+    with pytest.raises(LawError, match="no law fits these 48 points at 4 different x"):
+        fit_curve(x, rng.uniform(0.1, 0.6, x.size))

@@ -98,11 +98,16 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
         x: images, FLOPs, parameters …, positive, (m,), in any order. y: loss or error, positive, (m,).
 
     Raises:
-        LawError: fewer than 4 different x, values not positive and finite, or a constant y.
+        LawError: fewer than 4 different x, values not positive and finite, constant y, or no form that can follow the points.
     """
     t, z, scale = _check(x, y)
     origins = _origins(t)
     members, backtests = _members(t, z, origins)
+    if not members:
+        raise LawError(
+            f"no law fits these {t.size} points at {np.unique(t).size} different x: several x apart are needed, "
+            "or several curves are mixed in one"
+        )
     scatter = _scatter(t, z)
     noise, smoothed = _measurement_noise(t, z, scatter)
     weights = _weights(members, backtests, max(0.01, 3.0 * scatter))
