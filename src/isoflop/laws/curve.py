@@ -98,7 +98,8 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
         x: images, FLOPs, parameters …, positive, (m,), in any order. y: loss or error, positive, (m,).
 
     Raises:
-        LawError: fewer than 4 different x, values not positive and finite, constant y, or no form that can follow the points.
+        LawError: fewer than 4 different x, values not positive and finite, constant y, or points that no form
+            can follow.
     """
     t, z, scale = _check(x, y)
     origins = _origins(t)
