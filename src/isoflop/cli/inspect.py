@@ -19,16 +19,13 @@ def inspect(
     import numpy as np
     import torch
 
-    from isoflop.data import open_source
+    from isoflop.data import open_split
     from isoflop.report.inspection import inspect_model
     from isoflop.train.device import to_unit_range
     from isoflop.transfer import load_backbone
 
     model, config = load_backbone(run)
-    data = config.data
-    heldout = open_source(
-        data.source, split="heldout", image_size=data.image_size, heldout=data.heldout, seed=data.seed
-    )
+    heldout = open_split(config.data, "heldout")
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     folder = output or run / "inspect"
     found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)

@@ -5,7 +5,7 @@ from isoflop.data.feed import Feed
 from isoflop.data.inspection import CheckReport, check
 from isoflop.data.loader import Batch, batches
 from isoflop.data.mixing import mix, soft_targets
-from isoflop.data.opening import open_source
+from isoflop.data.opening import open_source, open_split
 from isoflop.data.order import locate
 from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source, Split
@@ -27,5 +27,6 @@ __all__ = [
     "locate",
     "mix",
     "open_source",
+    "open_split",
     "soft_targets",
 ]

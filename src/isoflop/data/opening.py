@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.config import DataConfig
 from isoflop.data.cache import decoded_images
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
 from isoflop.data.records import Part, Records
@@ -61,6 +62,11 @@ _STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type
 }
 _COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
 _MIXTURE = "mixture"
+
+
+def open_split(data: DataConfig, split: Split) -> Source:
+    """One split of the data that a run or a study is configured with; DataError as `open_source`."""
+    return open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
 
 
 def open_source(

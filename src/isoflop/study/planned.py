@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
-from isoflop.data import Source, open_source
+from isoflop.data import Source, open_split
 from isoflop.errors import StudyError
 from isoflop.models import Cost, cost
 from isoflop.train.schedules import TRUNK_SCHEDULES
@@ -53,13 +53,11 @@ class Catalogue:
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
-        data = config.data
-        self.source: Source = open_source(
-            data.source, split="train", image_size=data.image_size, heldout=data.heldout, seed=data.seed
-        )
+        self.source: Source = open_split(config.data, "train")
         if len(self.source) < config.batch_size:
             raise StudyError(
-                f"{data.source}: {len(self.source)} training images are fewer than one batch of {config.batch_size}; "
+                f"{config.data.source}: {len(self.source)} training images are fewer than one batch of "
+                f"{config.batch_size}; "
                 "lower batch_size or give it more images"
             )
         self._costs: dict[tuple[str, str], Cost] = {}

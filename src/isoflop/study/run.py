@@ -137,8 +137,7 @@ class _Study:
                 self.clock.at(self.runs[event.run_id], event.step)
             elif event.kind == "ended":
                 self._ended(event.run_id, event.state, event.error)
-            done = sum(self._finished(run_id) for run_id in self.runs)
-            self.narrator.progress(self.clock.done, self.clock.total, done, len(self.runs))
+            self.narrator.progress(self.clock.done, self.clock.total, len(self.clock.over), len(self.runs))
         self.store.write_rows(self._rows())
         if runs and not any(math.isfinite(loss) for loss in self._losses(runs).values()):
             first = self._row(runs[0])
@@ -155,9 +154,6 @@ class _Study:
         if error:
             self.narrator.line(f"{self._label(run_id)}: {state}: {error}")
         self.clock.finished(self.runs[run_id])
-
-    def _finished(self, run_id: str) -> bool:
-        return run_id in self.clock.over
 
     def _label(self, run_id: str) -> str:
         run = self.runs.get(run_id)
@@ -191,6 +187,7 @@ class _Study:
     def _write_answer(self, document: dict[str, Any]) -> None:
         from isoflop.report import write_report
 
+        machine = environment()
         document["study"] = {
             "name": self.config.study.name,
             "title": self.config.report.title or self.config.study.name,
@@ -198,8 +195,8 @@ class _Study:
             "config": self.config.model_dump(mode="json"),
             "created": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.began)),
             "seconds": time.time() - self.began,
-            "machine": environment(),
-            "version": environment()["isoflop"],
+            "machine": machine,
+            "version": machine["isoflop"],
         }
         self.store.write("answer.json", document)
         rows = self._rows()

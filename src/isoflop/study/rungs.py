@@ -29,8 +29,8 @@ Losses = Mapping[str, float]  # run id → held-out loss; +inf where the run div
 def ladder_sizes(config: StudyConfig, catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
     """The presets of each family, small to large; those that the smallest budget cannot train are refused by name.
 
-    A number in place of names takes that many neighbours from the family's ladder, from the smallest preset on that
-    the largest budget would train on no more than `config.study` allows: where optima lie on small budgets.
+    A number in place of names takes that many neighbours from the family's ladder, around the size that is usually best
+    at the middle budget.
     """
     chosen: dict[str, tuple[str, ...]] = {}
     for family, options in config.families.items():

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from isoflop.config import RunConfig
-from isoflop.data import Feed, Quarantine, Source, batches, open_source
+from isoflop.data import Feed, Quarantine, Source, batches, open_split
 from isoflop.errors import CheckpointError
 from isoflop.models import create_model
 from isoflop.objectives import Supervised
@@ -78,20 +78,7 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    source = open_source(
-        config.data.source,
-        split="train",
-        image_size=config.data.image_size,
-        heldout=config.data.heldout,
-        seed=config.data.seed,
-    )
-    heldout = open_source(
-        config.data.source,
-        split="heldout",
-        image_size=config.data.image_size,
-        heldout=config.data.heldout,
-        seed=config.data.seed,
-    )
+    source, heldout = open_split(config.data, "train"), open_split(config.data, "heldout")
     model = to_device(build_model(config, source), device)
     with sole_writer(directory, CheckpointError):
         claim(config, directory, source)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from isoflop.config import RunConfig, TransferConfig, parse
-from isoflop.data import open_source
+from isoflop.data import open_source, open_split
 from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone
 from isoflop.train import build_model
@@ -33,11 +33,7 @@ def load_backbone(run_directory: Path, *, random_weights: bool = False) -> tuple
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
         config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
-        data = config.data
-        source = open_source(
-            data.source, split="train", image_size=data.image_size, heldout=data.heldout, seed=data.seed
-        )
-        model = build_model(config, source)
+        model = build_model(config, open_split(config.data, "train"))
         if not random_weights:
             model.load_state_dict(load_file(weights))
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
