@@ -9,6 +9,7 @@ from torch import nn
 
 from isoflop.config import OptimConfig
 from isoflop.models import create_model
+from isoflop.objectives import Supervised
 from isoflop.train.optimizers import AdaptiveGradientClipping, build_optimizer, parameter_groups
 
 
@@ -43,6 +44,16 @@ def test_adaptive_clipping_bounds_a_vector_as_a_whole() -> None:
     layer.bias.grad = torch.full((4,), 3.0)  # norm 6
     AdaptiveGradientClipping(layer, 0.01)()
     torch.testing.assert_close(layer.bias.grad, torch.full((4,), 3.0 * 0.01 / 6.0))
+
+
+def test_adaptive_clipping_leaves_the_classifier_alone() -> None:
+    model = create_model("nfnet_w8d1", num_classes=10, image_size=32, in_channels=1, seed=0)
+    objective = Supervised(model)
+    fill_gradients(objective, 100.0)
+    AdaptiveGradientClipping(objective, 0.01)()
+    for name, parameter in model.named_parameters():
+        is_clipped = bool(parameter.grad.abs().mean() < 10)
+        assert is_clipped == (not name.startswith("head.")), name
 
 
 def test_vectors_and_spared_parameters_do_not_decay() -> None:

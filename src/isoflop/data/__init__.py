@@ -3,6 +3,7 @@
 from isoflop.data.conversion import convert, index_shards
 from isoflop.data.feed import Feed
 from isoflop.data.inspection import CheckReport, check
+from isoflop.data.keyed import derive_key, uniforms
 from isoflop.data.loader import Batch, batches
 from isoflop.data.mixing import mix, soft_targets
 from isoflop.data.opening import open_source, open_split
@@ -23,10 +24,12 @@ __all__ = [
     "batches",
     "check",
     "convert",
+    "derive_key",
     "index_shards",
     "locate",
     "mix",
     "open_source",
     "open_split",
     "soft_targets",
+    "uniforms",
 ]

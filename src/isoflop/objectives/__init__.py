@@ -1,5 +1,6 @@
 """What a backbone learns from a batch."""
 
+from isoflop.objectives.objective import Objective, Uniforms
 from isoflop.objectives.supervised import Supervised
 
-__all__ = ["Supervised"]
+__all__ = ["Objective", "Supervised", "Uniforms"]

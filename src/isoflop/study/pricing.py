@@ -10,14 +10,13 @@ import torch
 
 from isoflop.config import StudyConfig
 from isoflop.data import batches
-from isoflop.objectives import Supervised
 from isoflop.study.learning_rates import rate_grid
 from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import MIN_STEPS
-from isoflop.train import build_model
-from isoflop.train.device import Precision, choose_device, to_device, to_unit_range
-from isoflop.train.optimizers import build_optimizer
+from isoflop.train import build_objective
+from isoflop.train.device import choose_device, to_device
 from isoflop.train.schedules import trunk_steps
+from isoflop.train.step import Step
 
 PROBE_STEPS = 3
 Seconds = Mapping[tuple[str, str], float]  # (family, model) → seconds an image
@@ -37,9 +36,8 @@ def measure_seconds_per_image(
 
 def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
     config = catalogue.run(family, model_name, catalogue.config.study.budgets[-1], 1e-3).config
-    device, precision, objective = choose_device(config.device), Precision(config.precision), Supervised()
-    model = to_device(build_model(config, catalogue.source), device)
-    optimizer = build_optimizer(model, config.optim)
+    device = choose_device(config.device)
+    step = Step(to_device(build_objective(config, catalogue.source), device), catalogue.source, config, device)
     seconds = []
     feed = batches(
         catalogue.source,
@@ -52,12 +50,7 @@ def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
     )
     began = time.perf_counter()
     for batch in feed:
-        with precision.autocast(device):
-            loss = objective.loss(model, to_unit_range(batch.images, catalogue.source, device), batch.labels.to(device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
+        step(batch, config.optim.learning_rate)
         now = time.perf_counter()
         seconds.append(now - began)
         began = now

@@ -2,13 +2,14 @@
 
 from isoflop.train.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from isoflop.train.journal import read_journal, verify_ledger
-from isoflop.train.loop import RunResult, build_model, train
+from isoflop.train.loop import RunResult, build_model, build_objective, train
 from isoflop.train.schedules import rate_factor
 
 __all__ = [
     "Checkpoint",
     "RunResult",
     "build_model",
+    "build_objective",
     "latest_checkpoint",
     "load_checkpoint",
     "rate_factor",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from isoflop.data import Source
 from isoflop.errors import ConfigError
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+def to_device(model: AnyModule, device: torch.device) -> AnyModule:
     """`model` on `device`, convolution weights channels-last: 1.5 times as fast on CPUs, wanted by tensor cores."""
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

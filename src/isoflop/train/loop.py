@@ -17,22 +17,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
 from isoflop.config import RunConfig
 from isoflop.data import Feed, Quarantine, Source, batches, open_split
 from isoflop.errors import CheckpointError
-from isoflop.models import create_model
-from isoflop.objectives import Supervised
+from isoflop.models import Backbone, create_model
+from isoflop.objectives import Objective, Supervised
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
-from isoflop.train.device import Precision, choose_device, to_device, to_unit_range
+from isoflop.train.device import choose_device, to_device
 from isoflop.train.evaluate import evaluate
 from isoflop.train.journal import JournalWriter, Row, chain_samples
 from isoflop.train.lock import sole_writer
-from isoflop.train.optimizers import AdaptiveGradientClipping, build_optimizer
 from isoflop.train.run_directory import claim, read_status, write_status
 from isoflop.train.schedules import rate_factor, trunk_steps
-from isoflop.train.state import Progress, pack, step_seed, unpack
+from isoflop.train.state import Progress, pack, unpack
+from isoflop.train.step import Step
 from isoflop.train.tensorboard import TensorBoardWriter
 
 OnRow = Callable[[Row], None]
@@ -50,7 +49,7 @@ class RunResult:
     error: str = ""
 
 
-def build_model(config: RunConfig, source: Source) -> nn.Module:
+def build_model(config: RunConfig, source: Source) -> Backbone:
     """The untrained backbone of `config` for the classes and channels of `source`; the seed decides its weights."""
     return create_model(
         config.model.name,
@@ -79,18 +78,23 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     source, heldout = open_split(config.data, "train"), open_split(config.data, "heldout")
-    model = to_device(build_model(config, source), device)
+    objective = to_device(build_objective(config, source), device)
     with sole_writer(directory, CheckpointError):
         claim(config, directory, source)
         finished = read_status(directory)
         if finished.get("state") in ("done", "diverged"):
             return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
         try:
-            return _Run(config, directory, trunk, model, source, heldout, device, on_row).train()
+            return _Run(config, directory, trunk, objective, source, heldout, device, on_row).train()
         except BrokenPipeError:  # whoever listens to `on_row` is gone
             raise
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{directory}: the storage failed: {' '.join(str(error).split())}") from error
+
+
+def build_objective(config: RunConfig, source: Source) -> Objective:
+    """What `config` trains: the untrained backbone and how it learns."""
+    return Supervised(build_model(config, source), config.optim.label_smoothing)
 
 
 class _Run:
@@ -101,7 +105,7 @@ class _Run:
         config: RunConfig,
         directory: Path,
         trunk: Path | None,
-        model: nn.Module,
+        objective: Objective,
         source: Source,
         heldout: Source,
         device: torch.device,
@@ -110,23 +114,20 @@ class _Run:
         self.config = config
         self.directory = directory
         self.trunk = trunk
-        self.model = model
+        self.objective = objective
         self.source = source
         self.heldout = heldout
         self.device = device
         self.on_row = on_row
-        self.objective = Supervised(config.optim.label_smoothing)
-        self.precision = Precision(config.precision)
-        self.optimizer = build_optimizer(model, config.optim)
+        self.step = Step(objective, source, config, device)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
 
     def train(self) -> RunResult:
-        config, model, optimizer = self.config, self.model, self.optimizer
+        config, objective, step = self.config, self.objective, self.step
         fork = trunk_steps(config.schedule, config.steps)
         origin = self._restore(fork)
         progress = self.progress
-        clip_units = AdaptiveGradientClipping(model, config.optim.agc) if config.optim.agc else None
         journal = JournalWriter(self.directory, progress.step, origin)
         board = TensorBoardWriter(self.directory / "tensorboard", progress.step) if config.tensorboard else None
         seconds_before, began = progress.seconds, time.perf_counter()
@@ -144,25 +145,11 @@ class _Run:
             quarantine=self.quarantine,
         )
         feed = Feed(prepared, self.device)
-        model.train()
+        objective.train()
         row: Row = {}
         for batch in feed:
-            factor = rate_factor(config.schedule, progress.step, config.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = config.optim.learning_rate * factor
-            torch.manual_seed(step_seed(config.seed, progress.step))  # of stochastic depth and dropout
-            images = to_unit_range(batch.images, self.source, self.device)
-            with self.precision.autocast(self.device):
-                loss = self.objective.loss(model, images, batch.labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if clip_units:
-                clip_units()
-            if config.optim.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-            progress.loss_sum += loss.item()
+            rate = config.optim.learning_rate * rate_factor(config.schedule, progress.step, config.steps)
+            progress.loss_sum += step(batch, rate)
             progress.samples = chain_samples(progress.samples, batch.epochs, batch.indices)
             progress.step += 1
             now = time.perf_counter()
@@ -174,7 +161,7 @@ class _Run:
                 config.evaluation.every is not None and progress.step % config.evaluation.every == 0
             )
             if evaluate_now or progress.step % config.log_every == 0:
-                row = self._row(config.optim.learning_rate * factor)
+                row = self._row(rate)
                 row["data_wait"] = round(feed.seconds_waiting / (now - began), 4)  # share of this attempt's time
                 if evaluate_now:
                     row |= self._evaluate()
@@ -184,7 +171,7 @@ class _Run:
                 if self.on_row:
                     self.on_row(row)
             if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
-                save_checkpoint(self.trunk, pack(model, optimizer), progress.to_dict())
+                save_checkpoint(self.trunk, pack(objective, step.optimizer), progress.to_dict())
             if progress.step == config.steps or now - saved_at >= config.checkpoint.every_seconds:
                 saved_at = now
                 self._save()
@@ -203,7 +190,7 @@ class _Run:
             checkpoint, origin = latest_checkpoint(self.trunk, at_most=fork), "trunk"
         if checkpoint is None:
             return "scratch"
-        unpack(checkpoint.tensors, self.model, self.optimizer)
+        unpack(checkpoint.tensors, self.objective, self.step.optimizer)
         self.progress = Progress(**checkpoint.state)
         return origin
 
@@ -225,7 +212,7 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         size = self.config.evaluation.batch_size
         return evaluate(
-            self.model, self.objective, self.heldout, batch_size=size, device=self.device, precision=self.precision
+            self.objective, self.heldout, batch_size=size, device=self.device, precision=self.step.precision
         )
 
     def _save(self) -> None:
@@ -233,7 +220,7 @@ class _Run:
             self.quarantine.save(self.directory / "quarantine.jsonl")
         folder = self.directory / "checkpoints"
         save_checkpoint(
-            folder, pack(self.model, self.optimizer), self.progress.to_dict(), keep=self.config.checkpoint.keep
+            folder, pack(self.objective, self.step.optimizer), self.progress.to_dict(), keep=self.config.checkpoint.keep
         )
 
     def _status(self, state: str, more: dict[str, Any]) -> None:
@@ -258,7 +245,7 @@ class _Run:
         return result
 
     def _finish(self, row: Row) -> RunResult:
-        weights = {name: t.detach().contiguous().cpu() for name, t in self.model.state_dict().items()}
+        weights = {name: t.detach().contiguous().cpu() for name, t in self.objective.backbone.state_dict().items()}
         partial = self.directory / ".model.safetensors"
         save_file(weights, partial, metadata={"isoflop": self.config.model.name})
         partial.replace(self.directory / "model.safetensors")

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from isoflop.config import OptimConfig
 
+HEADS = ("head", "backbone.head")  # where the classifier is, in a backbone and in an objective
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two optimizer groups, decayed and not: vectors (biases, norms, gains) and the model's own list do not decay."""
@@ -41,13 +43,13 @@ def unit_norm(tensor: Tensor) -> Tensor:
 class AdaptiveGradientClipping:
     """Rescales a unit's gradient when its norm exceeds λ · max(‖W‖, 1e-3) (AGC, arXiv 2102.06171, eq. 3).
 
-    Units are output channels; a vector is one unit. The classifier's weight is left alone, as in the paper. Call it
-    between `backward` and `step`.
+    Units are output channels; a vector is one unit. The classifier is left alone, as in the paper. Call it between
+    `backward` and `step`.
     """
 
     def __init__(self, model: nn.Module, clipping: float, eps: float = 1e-3) -> None:
-        classifier = getattr(model, "classifier_weight", None)
-        self.parameters = [p for p in model.parameters() if p.requires_grad and p is not classifier]
+        classifier = {id(p) for name, head in model.named_modules() if name in HEADS for p in head.parameters()}
+        self.parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in classifier]
         self.clipping = clipping
         self.eps = eps
 
