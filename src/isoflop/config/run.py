@@ -18,6 +18,7 @@ from isoflop.config.fields import (
     no_effect,
     problem,
 )
+from isoflop.config.objective import ObjectiveConfig, SupervisedConfig
 
 
 class ModelConfig(Table):
@@ -39,15 +40,25 @@ class DataConfig(Table):
     """Which images, at what size, in which order."""
 
     source: Text = "fractals?classes=1000"
-    """`fractals?classes=1000&zipf=1.5`, `digits`, `parquet:PATH` or `folder:PATH`."""
+    """What kind and where: `fractals?classes=1000`, `digits`, or one of `folder:`, `table:`, `parquet:`, `shards:`,
+    `hf:`, `torchvision:` and `mixture:` followed by a path, name or list (docs/data.md)."""
     image_size: Count = 32
     """Height and width of the images that the model sees, pixels."""
     heldout: Count = 8192
     """Images kept out of training to measure the loss on."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """What is done to a training image: nothing, or a random crop and a horizontal flip."""
+    augment: Literal[
+        "none", "crop_flip", "crop_flip_erase", "inception", "mae", "jitter", "randaugment", "deit"
+    ] = "none"
+    """What is done to a training image: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
+    of the area, `mae`: 20–100 %), to which the others add colour jitter, RandAugment or random erasing."""
+    mixup: NonNegative = 0.0
+    """Mixup of neighbours in a batch and of their labels: α of the Beta distribution of the shares; 0 is none
+    (arXiv 1710.09412). With `cutmix` too, each pair is mixed by one of the two."""
+    cutmix: NonNegative = 0.0
+    """CutMix of neighbours in a batch and of their labels: α of the Beta distribution of the areas; 0 is none
+    (arXiv 1905.04899)."""
     seed: Natural = 0
-    """Decides the generated images, the held-out ones and the order."""
+    """Decides the generated images, the held-out ones, the order and the augmentation."""
     workers: Natural = no_effect(0)
     """Processes that prepare batches, which are the same for any number; with 0 the training process does it."""
 
@@ -120,6 +131,8 @@ class SharedConfig(Table):
     """Of the forward pass; weights and optimizer stay in float32."""
     data: DataConfig = DataConfig()
     """The images."""
+    objective: ObjectiveConfig = SupervisedConfig()
+    """What the backbone is trained for; a bare name stands for a table of defaults."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over time."""
     log_every: Count = no_effect(10)
@@ -141,8 +154,6 @@ class RunConfig(SharedConfig):
     """Optimizer steps; the run sees steps × batch_size images."""
     seed: Natural = 0
     """Decides the initial weights and everything random in training."""
-    objective: Literal["supervised"] = "supervised"
-    """What the backbone is trained for."""
     threads: Maybe[Count] = no_effect(None)
     """CPU threads; PyTorch decides when left out. Not part of a run's identity, though rounding differs."""
     optim: OptimConfig = OptimConfig()

@@ -14,9 +14,9 @@ from isoflop.data.keyed import derive_key, uniforms
 from isoflop.errors import DataError
 
 
-def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Labels int64 (n,) as float32 (n, num_classes): 1 - smoothing at the class, the rest spread over all classes."""
-    return F.one_hot(labels, num_classes).to(torch.float32) * (1 - smoothing) + smoothing / num_classes
+def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels as float32 (n, num_classes): of int64 (n,) a one at the class; what has that shape already stays so."""
+    return labels if labels.ndim == 2 else F.one_hot(labels, num_classes).to(torch.float32)
 
 
 def mix(

@@ -6,8 +6,8 @@
     mixture:3*parquet:A + 1*folder:B
 
 Stored data takes three more options: `balance=1` visits every class equally often, `repeat=K` shows each sample K
-times in a row with different augmentation, and `decode=once` or `decode=each` says whether images are decoded once,
-at the size of the model, or each time anew (by default: once up to 64 px and 200,000 images).
+times close together with different augmentation, and `decode=once` or `decode=each` says whether images are decoded
+once, at the size of the model, or each time anew (by default: once up to 64 px and 200,000 images).
 """
 
 import difflib

@@ -98,8 +98,9 @@ class WindowedOrder:
 
 
 class RepeatedOrder:
-    """Repeated augmentation: each sample comes `times` times in a row, augmented differently (arXiv 1901.09335).
+    """Repeated augmentation: each sample comes `times` times, augmented differently (arXiv 1901.09335).
 
+    Two samples take turns, a b a b a b, so that Mixup and CutMix, which mix neighbours, do not mix one with itself.
     Copy c of a sample in epoch e counts as epoch e·times + c, so that each copy draws its own augmentation.
     """
 
@@ -112,8 +113,9 @@ class RepeatedOrder:
 
     def locate(self, positions: _I64, seed: int) -> tuple[_I64, _I64]:
         """See `Order.locate`."""
-        epochs, indices = self._order.locate(positions // self._times, seed)
-        return epochs * self._times + positions % self._times, indices
+        pairs, places = np.divmod(positions, 2 * self._times)
+        epochs, indices = self._order.locate(2 * pairs + places % 2, seed)
+        return epochs * self._times + places // 2, indices
 
 
 class MixtureOrder:

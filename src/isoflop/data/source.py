@@ -21,7 +21,10 @@ class Source(Protocol):
 
     uri: str
     num_classes: int
+    """0 where the images are unlabelled."""
     class_names: tuple[str, ...]
+    has_several_labels: bool
+    """Whether an image may belong to several classes, or to none."""
     channels: int
     image_size: int
     mean: tuple[float, ...]

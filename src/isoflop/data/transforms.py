@@ -28,8 +28,9 @@ class Augmentation:
     """A row of the table of augmentations: what is done to a training picture, with the numbers of its paper."""
 
     crop: str = "centre"
-    """"centre", "shift" (reflect-pad and shift by up to 1/8) or "inception"
-    (8–100 % of the area, sides 3:4 to 4:3; Szegedy et al., arXiv 1409.4842)"""
+    """"centre", "shift" (reflect-pad and shift by up to 1/8) or "inception" (a part of the area from `smallest` on,
+    sides 3:4 to 4:3; Szegedy et al., arXiv 1409.4842)"""
+    smallest: float = 0.08
     flip: bool = False
     operations: int = 0
     """of RandAugment (Cubuk et al., arXiv 1909.13719), at `magnitude` of 30"""
@@ -43,11 +44,12 @@ class Augmentation:
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
     "crop_flip": Augmentation(crop="shift", flip=True),
+    "crop_flip_erase": Augmentation(crop="shift", flip=True, erasing=0.5),
     "inception": Augmentation(crop="inception", flip=True),
+    "mae": Augmentation(crop="inception", flip=True, smallest=0.2),
     "jitter": Augmentation(crop="inception", flip=True, jitter=0.4),
     "randaugment": Augmentation(crop="inception", flip=True, operations=2),
     "deit": Augmentation(crop="inception", flip=True, operations=2, erasing=0.25),
-    "crop_flip_erase": Augmentation(crop="shift", flip=True, erasing=0.25),
 }
 
 
@@ -75,13 +77,14 @@ def centre_box(height: int, width: int, size: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
-def inception_box(height: int, width: int, u: Uniforms) -> Box:
-    """A random part of 8–100 % of the area and an aspect ratio of 3:4 to 4:3; `u` are 22 numbers in [0, 1).
+def inception_box(height: int, width: int, u: Uniforms, smallest: float = 0.08) -> Box:
+    """A random part of the area, from the share `smallest` to all, of an aspect ratio of 3:4 to 4:3; `u` are 22 numbers
+    in [0, 1).
 
     After ten proposals that do not fit, the largest centred part with an allowed aspect ratio (as torchvision does).
     """
     for attempt in range(_CROP_ATTEMPTS):
-        area = height * width * (0.08 + 0.92 * float(u[2 + 2 * attempt]))
+        area = height * width * (smallest + (1 - smallest) * float(u[2 + 2 * attempt]))
         root = math.sqrt(math.exp(math.log(3 / 4) + 2 * math.log(4 / 3) * float(u[3 + 2 * attempt])))
         h, w = round(math.sqrt(area) / root), round(math.sqrt(area) * root)
         if 0 < h <= height and 0 < w <= width:
@@ -93,7 +96,7 @@ def inception_box(height: int, width: int, u: Uniforms) -> Box:
 def crop_box(augmentation: Augmentation, height: int, width: int, size: int, u: Uniforms) -> Box:
     """The part of a picture that this augmentation shows, on the grid of a reduced decoding."""
     if augmentation.crop == "inception":
-        return snap(inception_box(height, width, u[_CROP]), size)
+        return snap(inception_box(height, width, u[_CROP], augmentation.smallest), size)
     return snap(centre_box(height, width, size), size)
 
 
@@ -123,7 +126,7 @@ def augment_batch(augmentation: Augmentation, images: Tensor, u: Uniforms) -> Te
     augmented = torch.empty_like(images)
     for k, image in enumerate(images):
         if augmentation.crop == "inception":
-            top, left, height, width = inception_box(size, size, u[k][_CROP])
+            top, left, height, width = inception_box(size, size, u[k][_CROP], augmentation.smallest)
             image = resize(image[:, top : top + height, left : left + width], size)
         augmented[k] = after_crop(augmentation, image, u[k])
     return augmented

@@ -1,32 +1,118 @@
-"""Supervised learning: softmax cross-entropy on labels."""
+"""Supervised learning: from logits and labels to a loss, for one class an image, for several, and for mixed ones."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from isoflop.errors import ModelError
 from isoflop.models import Backbone
 from isoflop.objectives.objective import Objective, Uniforms
 
+Loss = Literal["softmax", "sigmoid"]
+
+PUBLISHED_HEAD_BIAS = -10.0
+
 
 class Supervised(Objective):
-    """Softmax cross-entropy in nats, with label smoothing in training only (arXiv 1512.00567, section 7)."""
+    """Cross-entropy in nats: of a softmax over the classes, or of a sigmoid for each class, summed over the classes.
 
-    def __init__(self, backbone: Backbone, label_smoothing: float = 0.0) -> None:
+    Labels are class numbers int64 (B,), or float (B, classes): the zeros and ones of images with several classes, or
+    the shares that Mixup and CutMix leave. Smoothing acts in training only: it spreads `label_smoothing` of the target
+    over all classes (arXiv 1512.00567, section 7), and where an image may have several, it moves each by that share
+    towards ½.
+
+    Args:
+        loss: by default softmax; sigmoid where images may have several classes (`has_several_labels`).
+        head_bias: where the classifier's bias starts. By default as the model has it; with a sigmoid over classes of
+            which an image has one, -10, the logit of one class in 22,000 (ViT's code for arXiv 2010.11929).
+
+    Raises ModelError for a softmax over several labels, and for a bias that the classifier does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        loss: Loss | None = None,
+        label_smoothing: float = 0.0,
+        head_bias: float | None = None,
+        has_several_labels: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.loss: Loss = loss or ("sigmoid" if has_several_labels else "softmax")
         self.label_smoothing = label_smoothing
+        self.has_several_labels = has_several_labels
+        if self.loss == "softmax" and has_several_labels:
+            raise ModelError("a softmax is for one class an image, and these images may have several: use the sigmoid")
+        if head_bias is None and self.loss == "sigmoid" and not has_several_labels:
+            head_bias = PUBLISHED_HEAD_BIAS
+        if head_bias is not None:
+            nn.init.constant_(classifier_bias(backbone), head_bias)
 
     def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:
-        """The mean training loss of `images` (B, C, H, W) with int64 `labels` (B,)."""
-        return F.cross_entropy(self.backbone(images).float(), labels, label_smoothing=self.label_smoothing)
+        """See `Objective.forward`: the mean over `images` (B, C, H, W)."""
+        logits = self.backbone(images).float()
+        if self.loss == "softmax":
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        spread = 0.5 if self.has_several_labels else 1 / logits.shape[1]
+        targets = dense(labels, logits) * (1 - self.label_smoothing) + self.label_smoothing * spread
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
     @torch.no_grad()
     def evaluate(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> dict[str, Tensor]:
-        """Sums over the batch: the log loss (`loss`) and the number of right top-1 answers (`accuracy`)."""
+        """Sums over the batch of the loss without smoothing (`loss`) and of right answers (`accuracy`).
+
+        With one class an image, an answer is right when the largest logit is that of the class. With several, when all
+        classes are told right at a probability of ½ (scikit-learn's `accuracy_score`); and `average_precision` tells
+        how well the image's classes come before the others, whatever the threshold (see below).
+        """
         logits = self.backbone(images).float()
+        if self.loss == "softmax":
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, dense(labels, logits), reduction="sum")
+        if not self.has_several_labels:
+            return {"loss": loss.double(), "accuracy": (logits.argmax(dim=1) == labels).sum().double()}
         return {
-            "loss": F.cross_entropy(logits, labels, reduction="sum").double(),
-            "accuracy": (logits.argmax(dim=1) == labels).sum().double(),
+            "loss": loss.double(),
+            "accuracy": ((logits > 0) == (labels > 0)).all(dim=1).sum().double(),
+            "average_precision": average_precision(logits, labels).sum().double(),
         }
+
+
+def dense(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels as targets of the shape and type of `logits` (B, classes)."""
+    return (F.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels).to(logits.dtype)
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    """How well each image's classes are ranked, (B,) in 0 … 1, of scores and zeros and ones (B, classes).
+
+    The mean, over the classes that an image has, of the share of its classes among all that score at least as high:
+    1 when they come before all others. An image without classes counts as 1. The mean over images is scikit-learn's
+    `label_ranking_average_precision_score`.
+    """
+    is_true = labels > 0
+    of_true = torch.where(is_true, scores, -torch.inf)
+
+    def at_least(ranked: Tensor) -> Tensor:  # how many score as high as each class, or higher
+        return ranked.shape[1] - torch.searchsorted(ranked.sort(dim=1).values, scores)
+
+    precision = at_least(of_true) / at_least(scores)
+    count = is_true.sum(dim=1)
+    mean = torch.where(is_true, precision, 0.0).sum(dim=1) / count.clamp(min=1)
+    return torch.where(count > 0, mean, 1.0)
+
+
+def classifier_bias(backbone: Backbone) -> nn.Parameter:
+    """The bias (classes,) of the last layer. Raises ModelError if there is none."""
+    for part in (backbone.head, backbone):  # a model of timm keeps its classifier inside
+        biases = [p for name, p in part.named_parameters() if name.endswith("bias") and len(p) == backbone.num_classes]
+        if biases:
+            return biases[-1]
+    raise ModelError(f"the classifier of {backbone.preset} has no bias that could start elsewhere")

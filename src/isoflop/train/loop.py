@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from isoflop.config import RunConfig
 from isoflop.data import Feed, Quarantine, Source, batches, open_split
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone, create_model
 from isoflop.objectives import Objective, Supervised
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
@@ -93,8 +93,16 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
 
 
 def build_objective(config: RunConfig, source: Source) -> Objective:
-    """What `config` trains: the untrained backbone and how it learns."""
-    return Supervised(build_model(config, source), config.optim.label_smoothing)
+    """What `config` trains: the untrained backbone and how it learns. Raises DataError if it needs labels in vain."""
+    mixes = config.data.mixup > 0 or config.data.cutmix > 0
+    if not source.num_classes:
+        what = "Mixup and CutMix mix labels" if mixes else "supervised training needs labels"
+        raise DataError(f"{source.uri}: {what}, and these images have none")
+    return Supervised(
+        build_model(config, source),
+        label_smoothing=config.optim.label_smoothing,
+        has_several_labels=source.has_several_labels,
+    )
 
 
 class _Run:

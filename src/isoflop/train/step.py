@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoflop.config import RunConfig
-from isoflop.data import Batch, Source, derive_key, uniforms
+from isoflop.data import Batch, Source, derive_key, mix, soft_targets, uniforms
 from isoflop.objectives import Objective, Uniforms
 from isoflop.train.device import Precision, to_unit_range
 from isoflop.train.optimizers import AdaptiveGradientClipping, build_optimizer
@@ -32,10 +32,21 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(step_seed(self.config.seed, batch.step))  # of stochastic depth and dropout
-        images = to_unit_range(batch.images, self.source, self.device)
+        images, labels = to_unit_range(batch.images, self.source, self.device), batch.labels.to(self.device)
+        data = self.config.data
+        if data.mixup or data.cutmix:
+            images, labels = mix(
+                images,
+                soft_targets(labels, self.source.num_classes),
+                seed=data.seed,
+                step=batch.step,
+                first=batch.first,
+                mixup_alpha=data.mixup,
+                cutmix_alpha=data.cutmix,
+            )
         noise = sample_uniforms(self.config.seed, batch.epochs, batch.indices, self.device)
         with self.precision.autocast(self.device):
-            loss: Tensor = self.objective(images, batch.labels.to(self.device), noise)
+            loss: Tensor = self.objective(images, labels, noise)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.clip_units:
             self.clip_units()

@@ -41,6 +41,7 @@ class ArraySource:
         self.uri = uri
         self.class_names = class_names
         self.num_classes = len(class_names)
+        self.has_several_labels = labels.ndim == 2
         self.channels, self.image_size = images.shape[1], images.shape[3]
         self.fingerprint = fingerprint
         self.unique_images: int | None = len(rows)

@@ -49,6 +49,7 @@ class Fractals:
         )
         self.uri = f"fractals?{options}"
         self.num_classes = classes
+        self.has_several_labels = False
         self.class_names = tuple(f"fractal {c}" for c in range(classes))
         self.channels = channels
         self.image_size = image_size

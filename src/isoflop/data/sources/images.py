@@ -33,6 +33,7 @@ class ImageSource:
         self.uri = records.uri
         self.class_names = records.class_names
         self.num_classes = len(records.class_names)
+        self.has_several_labels = records.labels.ndim == 2
         self.channels, self.image_size = channels, image_size
         self.mean: tuple[float, ...] = _IMAGENET_MEAN if channels == 3 else _GREY_MEAN
         self.std: tuple[float, ...] = _IMAGENET_STD if channels == 3 else _GREY_STD

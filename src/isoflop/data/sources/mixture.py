@@ -17,7 +17,8 @@ from isoflop.errors import DataError
 class Mixture:
     """Sources one after another, visited in the proportion of their integer `weights`.
 
-    Sources with the same class names share their classes; otherwise each brings its own, numbered one after another.
+    Sources with the same class names share their classes; otherwise each brings its own, numbered one after another. If
+    one has several labels an image, the mixture has; if one is unlabelled, the mixture is.
     """
 
     def __init__(self, uri: str, sources: list[Source], weights: list[int]) -> None:
@@ -36,7 +37,10 @@ class Mixture:
             counts = [source.num_classes for source in sources]
             self._first_class = [sum(counts[:k]) for k in range(len(sources))]
             self.class_names = tuple(name for source in sources for name in source.class_names)
+        if not all(source.num_classes for source in sources):
+            self.class_names = ()
         self.num_classes = len(self.class_names)
+        self.has_several_labels = self.num_classes > 0 and any(source.has_several_labels for source in sources)
         self.channels, self.image_size = sources[0].channels, sources[0].image_size
         share = np.asarray(weights) / sum(weights)
         mean = share @ np.asarray([source.mean for source in sources])
@@ -61,7 +65,7 @@ class Mixture:
         """See `ImageSource.read_views`."""
         owners = np.searchsorted(self._ends, indices, side="right")
         images = torch.empty((len(indices), self.channels, self.image_size, self.image_size), dtype=torch.uint8)
-        labels: Tensor | None = None
+        labels = self._no_labels(len(indices))
         damages: tuple[Damage, ...] = ()
         for owner in np.unique(owners):
             source = self._sources[owner]
@@ -74,9 +78,21 @@ class Mixture:
                 part, own_labels = source.read(own)
                 part = augment_batch(augmentation, part, u[mine])
             images[torch.from_numpy(mine)] = part
-            if labels is None:
-                labels = own_labels.new_empty((len(indices), *own_labels.shape[1:]))
-            if own_labels.ndim == 1:
-                own_labels = torch.where(own_labels >= 0, own_labels + self._first_class[owner], own_labels)
-            labels[torch.from_numpy(mine)] = own_labels
-        return images, torch.empty(0, dtype=torch.int64) if labels is None else labels, damages
+            self._place(labels, torch.from_numpy(mine), own_labels, self._first_class[owner])
+        return images, labels, damages
+
+    def _no_labels(self, count: int) -> Tensor:
+        if self.has_several_labels:
+            return torch.zeros((count, self.num_classes))
+        return torch.full((count,), -1, dtype=torch.int64)
+
+    def _place(self, labels: Tensor, rows: Tensor, own: Tensor, first_class: int) -> None:
+        """Puts one source's labels into those of the batch."""
+        if self.num_classes == 0:
+            return
+        if not self.has_several_labels:
+            labels[rows] = own + first_class
+        elif own.ndim == 1:
+            labels[rows, own + first_class] = 1.0
+        else:
+            labels[rows, first_class : first_class + own.shape[1]] = own
