@@ -8,7 +8,7 @@ demo: .venv/.runtime
 	$(BIN)/isoflop study run examples/demo.toml
 
 test: .venv/.dev lint
-	$(BIN)/pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 -m "not long"
 
 test-long: .venv/.dev
 	$(BIN)/pytest -m long --timeout 3600
