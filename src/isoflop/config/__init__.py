@@ -4,6 +4,7 @@ from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
 from isoflop.config.kinds import load_any, load_run, load_study
 from isoflop.config.load import Loaded, load, parse
+from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
 from isoflop.config.reference import Key, reference
 from isoflop.config.run import (
     CheckpointConfig,
@@ -21,12 +22,15 @@ from isoflop.config.tree import dotted, flatten, literal
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "DistilledConfig",
     "EvaluationConfig",
     "FamilyConfig",
     "Key",
     "LawsConfig",
     "Loaded",
+    "MaskedConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "OptimConfig",
     "OptimizerConfig",
     "ReportConfig",
@@ -34,6 +38,7 @@ __all__ = [
     "ScheduleConfig",
     "StudyConfig",
     "StudyTable",
+    "SupervisedConfig",
     "Table",
     "TransferConfig",
     "canonical_json",

@@ -5,7 +5,8 @@ list stands for a tuple, and "none", which TOML has no word for, takes a default
 """
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -49,6 +50,13 @@ Scalar = bool | int | float | str
 def no_effect(default: Any) -> Any:
     """A field that cannot change what a run learns, so `config_hash` leaves it out."""
     return Field(default=default, json_schema_extra={"in_hash": False})
+
+
+def variants(annotation: Any) -> tuple[type[Table], ...]:
+    """The table types that may stand at a field of this type: one, several that differ by their `name`, or none."""
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    tables = tuple(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Table))
+    return tables if len(tables) == len(choices) else ()
 
 
 def problem(key: str, message: str) -> PydanticCustomError:

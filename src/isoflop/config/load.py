@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from isoflop.config.fields import Table
 from isoflop.config.problems import did_you_mean, sentences
 from isoflop.config.toml_lines import key_lines
-from isoflop.config.tree import Path, dotted, exists, flatten
+from isoflop.config.tree import Path, dotted, flatten, reach
 from isoflop.errors import ConfigError
 
 T = TypeVar("T", bound=Table)
@@ -39,7 +39,9 @@ class Loaded(Generic[T]):
         return {dotted(path): self._origin(path) for path, _ in flatten(self.config)}
 
     def _origin(self, path: Path) -> str:
-        if exists(self.raw, path):
+        written, value = reach(self.raw, path)
+        by_name = path[-1] == "name" and written == path[:-1] and isinstance(value, str)  # stands for its table
+        if written == path or by_name:
             return _place(path, self.places, self.file)
         inherited = type(self.config).inherits(path)
         return self._origin(inherited) if inherited else DEFAULT

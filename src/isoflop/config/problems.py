@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from isoflop.config.fields import Table
+from isoflop.config.fields import Table, variants
 from isoflop.config.tree import Path, dotted, exists, literal, reach
 
 _EXPECTED = {
@@ -36,7 +36,7 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
     """Where each problem is in `raw`, and what it is; what went wrong with one value is told in one sentence."""
     expectations: dict[Path, list[str]] = {}
     for details in error.errors(include_url=False):
-        location: Path = tuple(details["loc"])
+        location = _without_tags(root, tuple(details["loc"]))
         if root.inherits(location) and not exists(raw, location):
             continue  # told where it was written
         path, value = reach(raw, location)
@@ -47,6 +47,14 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
                 yield path, f"`{dotted(path)}` {context['message']}"
             case "extra_forbidden":
                 yield path, f"unknown key `{dotted(path)}`{_suggestion(root, path)}"
+            case "union_tag_not_found":
+                path = (*location, "name")
+                yield path, f"`{dotted(path)}` is missing (one of {_names(root, location)})"
+            case "union_tag_invalid":
+                path = (*location, "name") if isinstance(value, Mapping) else location
+                tag, known = details["ctx"]["tag"], details["ctx"]["expected_tags"].replace("'", "").split(", ")
+                near = did_you_mean(tag, known)
+                yield path, f'`{dotted(path)}` = "{tag}" must be one of {_names(root, location)}{near}'
             case "missing" if isinstance(location[-1], str):
                 yield location, f"`{dotted(location)}` is missing{_missing(root, location, value)}"
             case _:
@@ -55,6 +63,24 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
         name = f"`{dotted(path)}`" if path else "everything"
         value = _short(literal(reach(raw, path)[1]))
         yield path, f"{name} = {value} must be {_either(list(dict.fromkeys(expected)))}"
+
+
+def _without_tags(root: type[Table], location: Path) -> Path:
+    """pydantic's location less the tags with which it says which of several tables it took."""
+    path: Path = ()
+    for part in location:
+        tables = variants(_annotation(root, path)) if path else ()
+        if not (len(tables) > 1 and part in [_name(table) for table in tables]):
+            path = (*path, part)
+    return path
+
+
+def _name(table: type[Table]) -> str:
+    return str(get_args(table.model_fields["name"].annotation)[0])
+
+
+def _names(root: type[Table], path: Path) -> str:
+    return ", ".join(f'"{_name(table)}"' for table in variants(_annotation(root, path)))
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -122,7 +148,7 @@ def _annotation(annotation: Any, path: Path) -> Any:
 
 
 def _fields(annotation: Any) -> Mapping[str, Any]:
-    return annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Table) else {}
+    return {name: field for table in reversed(variants(annotation)) for name, field in table.model_fields.items()}
 
 
 def _known(annotation: Any, prefix: str = "") -> Iterator[str]:

@@ -2,10 +2,12 @@
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Union, get_args, get_origin
 
-from isoflop.config.fields import Table
+from pydantic.fields import FieldInfo
+
+from isoflop.config.fields import Table, variants
 from isoflop.config.tree import literal
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "none"}
@@ -25,17 +27,27 @@ def reference(kind: type[Table], prefix: str = "") -> Iterator[Key]:
     """Every key below a table type, in the order in which `config show` prints them."""
     for name, field in kind.model_fields.items():
         inner, key = field.annotation, prefix + name
-        if get_origin(inner) is dict and _is_table(get_args(inner)[1]):
+        if get_origin(inner) is dict and variants(get_args(inner)[1]):
             inner, key = get_args(inner)[1], f"{key}.NAME"
-        if _is_table(inner):
-            yield from reference(inner, f"{key}.")
+        tables = variants(inner)
+        if len(tables) > 1:
+            yield from _choice(tables, f"{key}.", field)
+        elif tables:
+            yield from reference(tables[0], f"{key}.")
         else:
             default = "required" if field.is_required() else literal(field.get_default(call_default_factory=True))
             yield Key(key, allowed(inner), default, field.description or "")
 
 
-def _is_table(annotation: Any) -> TypeGuard[type[Table]]:
-    return isinstance(annotation, type) and issubclass(annotation, Table)
+def _choice(tables: tuple[type[Table], ...], prefix: str, field: FieldInfo) -> Iterator[Key]:
+    """The name that chooses among several tables, then the keys of each, with that name before their meaning."""
+    names: list[Any] = [table.model_fields["name"].annotation for table in tables]
+    default = literal(field.get_default(call_default_factory=True).name)
+    yield Key(f"{prefix}name", " | ".join(map(allowed, names)), default, field.description or "")
+    for table, name in zip(tables, names, strict=True):
+        for key in reference(table, prefix):
+            if key.name != f"{prefix}name":
+                yield replace(key, meaning=f"With {allowed(name)}: {key.meaning}")
 
 
 def allowed(annotation: Any) -> str:

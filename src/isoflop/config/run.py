@@ -46,9 +46,9 @@ class DataConfig(Table):
     """Height and width of the images that the model sees, pixels."""
     heldout: Count = 8192
     """Images kept out of training to measure the loss on."""
-    augment: Literal[
-        "none", "crop_flip", "crop_flip_erase", "inception", "mae", "jitter", "randaugment", "deit"
-    ] = "none"
+    augment: Literal["none", "crop_flip", "crop_flip_erase", "inception", "mae", "jitter", "randaugment", "deit"] = (
+        "none"
+    )
     """What is done to a training image: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
     of the area, `mae`: 20–100 %), to which the others add colour jitter, RandAugment or random erasing."""
     mixup: NonNegative = 0.0

@@ -178,6 +178,7 @@ class StudyConfig(SharedConfig):
             precision=self.precision,
             threads=1,
             data=self.data,
+            objective=self.objective,
             optim=OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             schedule=own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
             log_every=self.log_every,

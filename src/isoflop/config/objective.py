@@ -1,0 +1,74 @@
+"""What a backbone is trained for: a table for each objective, told apart by its `name`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from isoflop.config.fields import Count, Fraction, Maybe, Positive, Table, Text, problem
+
+
+class SupervisedConfig(Table):
+    """Labels."""
+
+    name: Literal["supervised"] = "supervised"
+    """Learn from labels."""
+    loss: Maybe[Literal["softmax", "sigmoid"]] = None
+    """Over the classes, of which an image has one, or for each class; sigmoid for several labels when left out."""
+    head_bias: Maybe[float] = None
+    """Where the classifier's bias starts; -10 with a sigmoid over classes of which an image has one."""
+
+
+class MaskedConfig(Table):
+    """Hidden patches are predicted from visible ones (arXiv 2111.06377)."""
+
+    name: Literal["masked"]
+    """Learn by predicting hidden patches."""
+    ratio: Maybe[Annotated[float, Field(gt=0, lt=1)]] = None
+    """Share of the patches that are hidden; 0.75 for plain ViTs and 0.6 for the others when left out."""
+    sampler: Literal["random", "block", "grid"] = "random"
+    """Which patches are hidden: any, rectangles of them, or all but a regular lattice."""
+    normalise: bool = True
+    """Predict each patch's pixels with its own mean and deviation taken out, and not the pixels themselves."""
+    decoder_depth: Count = 8
+    """Transformer blocks of the decoder, which is thrown away after training."""
+    decoder_width: Count = 512
+    """Width of the decoder, a multiple of 4."""
+    decoder_heads: Count = 16
+    """Attention heads of the decoder."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.decoder_width % self.decoder_heads:
+            raise problem("decoder_heads", f"= {self.decoder_heads} must divide `decoder_width` = {self.decoder_width}")
+        if self.decoder_width % 4:
+            raise problem("decoder_width", f"= {self.decoder_width} must be a multiple of 4")
+        return self
+
+
+class DistilledConfig(Table):
+    """A trained teacher is imitated (arXiv 2012.12877)."""
+
+    name: Literal["distilled"]
+    """Learn from labels and a teacher."""
+    teacher: Text
+    """Folder of a finished run, or a preset (`nfnet_f0`, `timm:NAME`)."""
+    teacher_weights: Maybe[Text] = None
+    """Weight file of a preset; `timm:NAME` loads timm's own when left out."""
+    kind: Literal["hard", "soft"] = "hard"
+    """Imitate the teacher's answers, or its probabilities."""
+    through: Literal["token", "logits"] = "token"
+    """What imitates: a distillation token with a head of its own, or the same logits that learn the labels."""
+    share: Fraction = 0.5
+    """Weight of the teacher in the loss; the labels have the rest."""
+    temperature: Positive = 3.0
+    """Softens both sides of a soft imitation."""
+
+
+def _by_name(value: Any) -> Any:
+    """A bare name stands for the table with that name and defaults."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+ObjectiveConfig = Annotated[
+    SupervisedConfig | MaskedConfig | DistilledConfig, Field(discriminator="name"), BeforeValidator(_by_name)
+]
