@@ -72,7 +72,7 @@ def neighbour_scores(
 
 
 def _solve(columns: NDArray[np.float64], l2: float, right: NDArray[np.float64], *, dual: bool) -> Tensor:
-    """(C·Cᵀ + l2·1)⁻¹·right for `columns` C, or with Cᵀ·C if `dual`; one triangle of the symmetric product is enough."""
+    """(C·Cᵀ + l2·1)⁻¹·right for `columns` C, or with Cᵀ·C if `dual`; half of the symmetric product is computed."""
     gram = blas.dsyrk(1.0, columns, trans=int(dual))
     gram[np.diag_indices_from(gram)] += l2
     factor = cho_factor(gram, overwrite_a=True, check_finite=False)
