@@ -1,6 +1,7 @@
 """Anybody's table gets a law, or one clear line about what is wrong with it."""
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -92,7 +93,7 @@ def test_the_picture_is_one_well_formed_document_that_escapes_its_text():
         (curve_csv(GOOD + "1e12,\n"), {}, "results.csv:8: `error` is empty"),
         (curve_csv(GOOD + "1e12,low\n"), {}, "is not a number: 'low'"),
         (curve_csv(GOOD + "1e12\n"), {}, "results.csv:8: 1 cells where the first line names 2"),
-        (curve_csv(GOOD + "1000000,0.90000\n"), {}, "lines 2 and 8 are one run listed twice"),
+        (curve_csv(GOOD + "1000000,0.90000\n"), {}, "results.csv:8 is the same run as line 2, listed twice"),
         (curve_csv("1000000,0.9\n"), {}, "at least 4 different x, not 1"),
         (curve_csv("".join(f"{10**k},0.5\n" for k in range(6, 12))), {}, "y is the same everywhere"),
         (curve_csv(""), {}, "no rows"),
@@ -102,6 +103,21 @@ def test_the_picture_is_one_well_formed_document_that_escapes_its_text():
         ("images,acc\n" + "".join(f"{10**k},{0.5 + 0.1 * k}\n" for k in range(6)), {"y": "acc"}, "perfect accuracy"),
         (curve_csv(GOOD), {"budget": -1.0}, "budget must be positive"),
         (curve_csv(GOOD), {"x": ["images", "error", "error"]}, "one column as x"),
+        (curve_csv(GOOD), {"x": ["images", "images"]}, "a column is given twice"),
+        (curve_csv(GOOD), {"y": "images"}, "a column is given twice"),
+        (curve_csv(GOOD), {"seed": -1}, "seed must be 0 or more"),
+        (curve_csv(GOOD), {"level": float("nan")}, "level must lie between 0 and 1"),
+        (curve_csv(GOOD), {"budget": 1e300}, "budget must be positive"),
+        (curve_csv(GOOD + "1e300,0.1\n"), {}, "`images` must be between 1e-100 and 1e[+]100"),
+        (curve_csv("\n\n" + GOOD + "\n1e12,nan\n"), {}, "results.csv:11: `error` must be positive"),
+        (curve_csv(GOOD.replace(",0.", ",0,").replace("0,", "0;", 1)), {}, "3 cells where the first line names 2"),
+        ("images;error\n10;0,9\n", {}, "not a number: '0,9' .write decimals with a point"),
+        (curve_csv("9" * 200_000 + ",0.5\n"), {}, "results.csv:2 is not CSV: field larger"),
+        (curve_csv("word " * 20 + ",0.5\n"), {}, "not a number: 'word word [word ]*…'"),
+        ("model,images,error\n,1,2\n", {"by": "model"}, "results.csv:2: `model` is empty"),
+        ("images,acc\n1,0.5\n2,0.6\n3,1.05\n", {"y": "acc"}, "all fractions or all percents"),
+        ("images,acc\n1,0.5\n2,60\n3,70\n", {"y": "acc"}, "70 and 0.5 in line 2: .*all fractions or all percents"),
+        ("images,map\n1,50\n2,160\n", {"y": "map", "accuracy": True}, "cannot be above 100"),
     ],
 )
 def test_bad_tables_give_one_clear_line(tmp_path, text, options, message):
@@ -113,9 +129,57 @@ def test_bad_tables_give_one_clear_line(tmp_path, text, options, message):
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
     with pytest.raises(LawError, match="there is no file"):
         fit_table(tmp_path / "nothing.csv", x=["a"], y="b")
-    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(LawError, match="cannot be read as text"):
+    for content, message in (
+        (b"\xff\xfe\x00\x01", "x.csv:1 cannot be read as text in UTF-8"),
+        ("a,b\n1,2\nö,3\n".encode("latin-1"), "x.csv:3 cannot be read as text in UTF-8: save"),
+        (b"a,b\n\x00,1\n", "zero bytes"),
+    ):
+        (tmp_path / "x.csv").write_bytes(content)
+        with pytest.raises(LawError, match=message):
+            fit_table(tmp_path / "x.csv", x=["a"], y="b")
+    with pytest.raises(LawError, match="is a directory"):
+        fit_table(tmp_path, x=["a"], y="b")
+    with (tmp_path / "x.csv").open("wb") as huge:
+        huge.truncate(300 * 2**20)
+    with pytest.raises(LawError, match="300 MiB: that is no table"):
         fit_table(tmp_path / "x.csv", x=["a"], y="b")
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace(",", ";").encode(),
+        lambda text: text.replace(",", "\t").encode(),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.replace("\n", "\r").encode(),
+        lambda text: text.replace(",", " , ").encode(),
+        lambda text: text.replace("images", '"images"').encode(),
+    ],
+    ids=["byte-order mark", "semicolons", "tabs", "Windows", "old Mac", "spaces", "quotes"],
+)
+def test_the_same_table_in_other_clothes_gives_the_same_law(tmp_path, disguise):
+    plain = fit_table(write(tmp_path, curve_csv(GOOD)), x=["images"], y="error")
+    (tmp_path / "results.csv").write_bytes(disguise(curve_csv(GOOD)))
+    assert fit_table(tmp_path / "results.csv", x=["images"], y="error") == plain
+
+
+def test_an_error_is_not_taken_for_an_accuracy(tmp_path):
+    path = write(tmp_path, "images,top1_error\n" + GOOD)
+    assert fit_table(path, x=["images"], y="top1_error").unit == "top1_error"
+    assert fit_table(path, x=["images"], y="top1_error", accuracy=True).unit == "error (1 - top1_error)"
+
+
+def test_where_a_curve_says_nothing_there_is_no_answer_but_the_reason(tmp_path):
+    path = write(tmp_path, curve_csv(GOOD))
+    for budget, reason in ((1e3, "the points begin at 1e[+]06"), (1e90, "spans a factor of more than a million")):
+        group = fit_table(path, x=["images"], y="error", budget=budget).groups[0]
+        assert group.prediction is None
+        assert re.search(reason, group.refusal)
+    rising = "".join(f"{10**k},{0.1 * k}\n" for k in range(1, 8))
+    group = fit_table(write(tmp_path, curve_csv(rising)), x=["images"], y="error", budget=1e8).groups[0]
+    assert group.prediction is None
+    assert "rises" in group.refusal
 
 
 def test_all_runs_at_one_budget_are_refused():
@@ -135,6 +199,18 @@ def test_a_fit_that_is_not_identifiable_says_so_instead_of_answering():
     group = fit_table(table, x=["n", "d"], y="loss", budget=1e13).groups[0]
     assert group.prediction is None
     assert "not identified" in group.refusal
+
+
+def test_families_without_a_sound_law_are_left_out_of_the_comparison():
+    columns = ladder()
+    n, d = (np.array(columns[k], float)[:25] for k in ("flops_per_image", "images"))
+    flat = (0.3 + 80 * d**-0.35) * np.exp(0.002 * np.random.default_rng(0).standard_normal(25))
+    for name, cells in zip(columns, (["flat"] * 25, *([f"{v:.6g}" for v in c] for c in (n, d, flat))), strict=True):
+        columns[name] = columns[name] + cells
+    fit = fit_table(columns, x=["flops_per_image", "images"], y="loss", by="family", budget=1e13)
+    assert fit.comparison is not None
+    assert {s.family for s in fit.comparison.standings} == {"vit", "conv"}
+    assert any(w.startswith("flat is left out: no answer") for w in fit.comparison.warnings)
 
 
 def test_the_audit_names_every_trap_it_can_see():

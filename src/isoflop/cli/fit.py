@@ -17,6 +17,9 @@ def fit(
     y: Annotated[str, typer.Option("--y", metavar="COLUMN", help="Loss, error or accuracy.")],
     by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="A law for each value of it.")] = None,
     budget: Annotated[float | None, typer.Option("--budget", metavar="X", help="Where to predict.")] = None,
+    accuracy: Annotated[
+        bool | None, typer.Option("--accuracy/--no-accuracy", help="Whether y is one; guessed from its name.")
+    ] = None,
     level: Annotated[float, typer.Option("--level", metavar="P", help="Probability of the intervals.")] = 0.9,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap.")] = 0,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the laws, too.")] = None,
@@ -28,7 +31,9 @@ def fit(
 
     if not 0 < level < 1:
         raise LawError(f"--level must lie between 0 and 1, not {level:g}")
-    fitted = laws.fit_table(table, x=x, y=y, by=by, budget=budget, level=level, seed=seed)
+    if picture and picture.suffix.lower() != ".svg":
+        raise LawError(f"{picture}: the picture is an SVG, its name must end in .svg")
+    fitted = laws.fit_table(table, x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level, seed=seed)
     if picture:
         try:
             picture.write_text(laws.svg(laws.picture(fitted)), encoding="utf-8")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.laws.curve import CurveLaw
+from isoflop.laws.backtest import doubt
+from isoflop.laws.curve import LEVEL, CurveLaw
 from isoflop.laws.records import Record
 from isoflop.laws.size_data import SizeDataLaw
 from isoflop.laws.size_data_fit import edge_share
@@ -33,7 +34,7 @@ def audit_size_data(
     Args:
         law: what was fitted to n, d and loss (in the order of the table).
         runs: further columns where the table has them: `learning_rate`, `warmup` (share of the steps), `schedule`,
-            `horizon` (images the schedule was made for), `seed`.
+            `horizon` (images the schedule was made for).
     """
     x, y, z = (np.log(np.asarray(v, dtype=np.float64)) for v in (n, d, loss))
     columns = runs or {}
@@ -48,11 +49,11 @@ def audit_size_data(
         _identifiability(law, x, y),
         *(_residuals(np.array(law.residuals), *column) for column in (("size", x), ("images", y), ("compute", x + y))),
         _edges(x, y, z),
-        _learning_rates(x, y, z, columns.get("learning_rate")),
-        _warmup(columns.get("warmup")),
-        _schedules(y, columns.get("schedule"), columns.get("horizon")),
+        _learning_rates(x, y, z, _numbers(columns, "learning_rate")),
+        _warmup(_numbers(columns, "warmup")),
+        _schedules(y, columns.get("schedule"), _numbers(columns, "horizon")),
         _seeds(x, y, z, law.noise),
-        _backtests(law),
+        _backtests(law.backtests.coverage, f"{len(law.backtests.errors)} predictions", law.backtests.level),
     )
 
 
@@ -66,17 +67,13 @@ def audit_curve(law: CurveLaw, x: ArrayLike, y: ArrayLike) -> tuple[Finding, ...
     fitted = t >= max(min(m.since for m in law.members if m.weight >= 0.1 * law.members[0].weight), law.x_range[1] / 4)
     residual = z[fitted] - np.log(law.predict(t[fitted]))
     repeats = np.unique(t).size < t.size
-    coverage = law.backtest_coverage
     return (
         _verdict("agreement of forms", share >= 0.5, f"{share:.0%} of the vote for one form ({form})",
                  f"no form has half of the vote ({form} {share:.0%}): forms disagree about what follows"),
         _residuals(residual, "x", np.log(t[fitted])),
         _verdict("noise between seeds", repeats, "x values are repeated",
                  f"one measurement an x: noise is that of neighbouring points, {law.noise:.1%}"),
-        Finding("backtests", "warning", "too few points for one: beyond the data the interval is a guess")
-        if coverage is None
-        else _verdict("backtests", coverage >= 0.7, f"{coverage:.0%} fell inside their 90% intervals",
-                      f"only {coverage:.0%} fell inside their 90% intervals: trust less"),
+        _backtests(law.backtest_coverage, "the points held back", LEVEL),
     )  # fmt: skip
 
 
@@ -127,11 +124,21 @@ def _edges(x: Array, y: Array, z: Array) -> Finding:
     )
 
 
-def _learning_rates(x: Array, y: Array, z: Array, column: Sequence[object] | None) -> Finding:
+def _numbers(columns: Mapping[str, Sequence[object]], name: str) -> Array | str:
+    """A further column as numbers, or why there are none: nobody's table is refused for a column it need not have."""
+    if name not in columns:
+        return f"no column `{name}`"
+    try:
+        values = np.asarray(columns[name], dtype=np.float64)
+    except ValueError:
+        return f"the column `{name}` has cells that are not numbers"
+    return values if np.isfinite(values).all() else f"the column `{name}` has cells that are not finite"
+
+
+def _learning_rates(x: Array, y: Array, z: Array, rate: Array | str) -> Finding:
     check = "best learning rate inside the grid"
-    if column is None:
-        return Finding(check, "unknown", "no column `learning_rate`")
-    rate = np.asarray(column, dtype=np.float64)
+    if isinstance(rate, str):
+        return Finding(check, "unknown", rate)
     edges = []
     key = np.round(x, 3) + 1j * np.round(y, 1)
     for group in np.unique(key):
@@ -150,10 +157,12 @@ def _learning_rates(x: Array, y: Array, z: Array, column: Sequence[object] | Non
     )
 
 
-def _warmup(column: Sequence[object] | None) -> Finding:
-    if column is None:
-        return Finding("warm-up share", "unknown", "no column `warmup`")
-    longest = float(np.max(np.asarray(column, dtype=np.float64)))
+def _warmup(share: Array | str) -> Finding:
+    if isinstance(share, str):
+        return Finding("warm-up share", "unknown", share)
+    longest = float(np.max(share))
+    if longest > 1:
+        return Finding("warm-up share", "unknown", f"`warmup` is {longest:g}, which is no share of the steps")
     return _verdict(
         "warm-up share",
         longest <= 0.2,
@@ -162,15 +171,15 @@ def _warmup(column: Sequence[object] | None) -> Finding:
     )
 
 
-def _schedules(y: Array, schedule: Sequence[object] | None, horizon: Sequence[object] | None) -> Finding:
+def _schedules(y: Array, schedule: Sequence[object] | None, horizon: Array | str) -> Finding:
     check = "one schedule, decayed to the end"
-    if schedule is None and horizon is None:
-        return Finding(check, "unknown", "no columns `schedule` and `horizon`")
+    if schedule is None and isinstance(horizon, str):
+        return Finding(check, "unknown", f"no column `schedule`, {horizon}")
     problems = []
     if schedule is not None and len({str(s) for s in schedule}) > 1:
         problems.append(f"schedules differ ({', '.join(sorted({str(s) for s in schedule}))})")
-    if horizon is not None:
-        short = np.log(np.asarray(horizon, dtype=np.float64)) - y > 0.1
+    if not isinstance(horizon, str):
+        short = horizon > np.exp(y + 0.1)
         if short.any():
             problems.append(f"{short.mean():.0%} of the runs were read off before their schedule had ended")
     return Finding(check, "warning" if problems else "ok", "; ".join(problems) or "all alike")
@@ -189,13 +198,7 @@ def _seeds(x: Array, y: Array, z: Array, noise: float) -> Finding:
     return _verdict("noise between seeds", good, sizes, f"{sizes}: the form does not fit")
 
 
-def _backtests(law: SizeDataLaw) -> Finding:
-    tests = law.backtests
-    if tests.coverage is None:
-        return Finding("backtests", "warning", "too few budgets for one: beyond the ladder the interval is a guess")
-    return _verdict(
-        "backtests",
-        tests.coverage >= 0.7,
-        f"{tests.coverage:.0%} of {len(tests.errors)} fell inside their {tests.level:.0%} intervals",
-        f"only {tests.coverage:.0%} of {len(tests.errors)} fell inside their {tests.level:.0%} intervals: trust less",
-    )
+def _backtests(coverage: float | None, what: str, level: float) -> Finding:
+    fine = "" if coverage is None else f"{coverage:.0%} of {what} fell inside their {level:.0%} intervals"
+    doubtful = doubt(coverage, level)
+    return _verdict("backtests", not doubtful, fine, doubtful)

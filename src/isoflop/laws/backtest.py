@@ -20,6 +20,9 @@ PRIOR_BIAS = 0.1
 PRIOR_COUNT = 3.0
 """How many backtest errors that belief is worth."""
 
+TRUSTED = 0.7
+"""Below this coverage of backtests a warning is due."""
+
 
 @dataclass(frozen=True)
 class Backtests(Record):
@@ -99,6 +102,15 @@ def _excess(h: Array, e: Array, s: Array) -> Array:
     """Squared error per squared distance beyond what noise and parameters explain. Half of that is taken off, not all:
     the spread of a small fit is itself uncertain, and too wide is the better mistake."""
     return np.asarray(np.maximum(e**2 - 0.5 * s**2, 0.0) / np.maximum(h, 0.3) ** 2)
+
+
+def doubt(coverage: float | None, level: float) -> str:
+    """What a reader should know about backtests of which `coverage` fell inside their intervals; "" if nothing."""
+    if coverage is None:
+        return "too few points for a backtest: beyond the data the interval is a guess"
+    if coverage < TRUSTED:
+        return f"only {coverage:.0%} of the backtests fell inside their {level:.0%} intervals: trust less"
+    return ""
 
 
 def student(freedom: float, probability: ArrayLike) -> Array:

@@ -2,94 +2,171 @@
 
 import csv
 import difflib
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.errors import LawError
+from isoflop.laws.checks import fault
 from isoflop.laws.solve import Array
 
 Columns = dict[str, list[str]]
+LARGEST_FILE = 256 * 2**20
+"""Bytes. A table of results is a thousand times smaller; a data set given by mistake is larger."""
 
 
-def read_columns(path: Path) -> Columns:
-    """The columns of a CSV file (comma, semicolon or tab; first line names them) as text.
+@dataclass(frozen=True)
+class Source:
+    """Where columns are from, for messages: `lines[k]` is the line of row k in the file, () without a file."""
+
+    name: str
+    lines: tuple[int, ...] = ()
+
+    def at(self, row: int) -> str:
+        """The place of a row in the words of a message."""
+        return f"{self.name}:{self.lines[row]}" if self.lines else f"{self.name}, row {row + 1}"
+
+
+def read_columns(path: Path) -> tuple[Columns, Source]:
+    """The columns of a CSV file (comma, semicolon or tab; first line names them) as text. Empty lines are skipped.
 
     Raises:
-        LawError: no such file, not text, no rows, a name twice, or a row of another length.
+        LawError: no such file, not UTF-8 text, no rows, a name twice, or a row of another length.
     """
+    text = _text(path)
+    rows, lines = [], []
+    delimiter = max(",;\t", key=next((line for line in text.split("\n") if line.strip()), "").count)
+    reader = csv.reader(StringIO(text), delimiter=delimiter)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise LawError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise LawError(f"{path} cannot be read as text: {problem}") from None
-    # Stray carriage returns are common in digitised tables; alone they end lines in very old files.
-    text = text.replace("\r", "" if "\n" in text else "\n")
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not lines:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except csv.Error as problem:
+        raise LawError(f"{path}:{reader.line_num} is not CSV: {problem}") from None
+    if not rows:
         raise LawError(f"{path} is empty")
-    delimiter = max(",;\t", key=lines[0].count)
-    names, *rows = ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter))
+    names, *rows = rows
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise LawError(f"{path}: the column `{twice}` appears twice")
     if not rows:
         raise LawError(f"{path} has column names and no rows")
-    for number, row in enumerate(rows, start=2):
+    source = Source(path.name, tuple(lines[1:]))
+    for k, row in enumerate(rows):
         if len(row) != len(names):
-            raise LawError(f"{path}:{number}: {len(row)} cells where the first line names {len(names)} columns")
-    return {name: [row[k] for row in rows] for k, name in enumerate(names)}
+            raise LawError(f"{source.at(k)}: {len(row)} cells where the first line names {len(names)} columns")
+    return {name: [row[k] for row in rows] for k, name in enumerate(names)}, source
 
 
-def text_column(columns: Columns, name: str, source: str) -> list[str]:
+def _text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise LawError(f"{path} is a directory: give a CSV file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise LawError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB: that is no table of results")
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise LawError(f"there is no file {path}") from None
+    except OSError as problem:
+        raise LawError(f"{path} cannot be read: {(problem.strerror or str(problem)).lower()}") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = raw.count(b"\n", 0, problem.start) + 1
+        raise LawError(f"{path}:{line} cannot be read as text in UTF-8: save the table as CSV in UTF-8") from None
+    if "\0" in text:
+        raise LawError(f"{path} cannot be read as text: it has zero bytes")
+    # Stray carriage returns are common in digitised tables; alone they end lines in very old files.
+    return text.replace("\r", "" if "\n" in text else "\n")
+
+
+def text_column(columns: Columns, name: str, source: Source) -> list[str]:
     """A column by name, or LawError with the name that may have been meant."""
     if name in columns:
         return columns[name]
     close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     lower = [known for known in columns if known.lower() == name.lower()]
     guess = (lower or close or [""])[0]
-    hint = f" - did you mean `{guess}`?" if guess else ""
-    raise LawError(f"{source} has no column `{name}`{hint} It has: {', '.join(columns)}")
+    hint = f" - did you mean `{guess}`?" if guess else "."
+    shown = ", ".join(list(columns)[:20]) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
+    raise LawError(f"{source.name} has no column `{name}`{hint} It has: {shown}")
 
 
-def positive_column(columns: Columns, name: str, source: str) -> Array:
+def name_column(columns: Columns, name: str, source: Source) -> list[str]:
+    """A column of names (of families), or LawError where one is empty."""
+    names = text_column(columns, name, source)
+    if "" in names:
+        raise LawError(f"{source.at(names.index(''))}: `{name}` is empty")
+    return names
+
+
+def positive_column(columns: Columns, name: str, source: Source) -> Array:
     """A column of positive, finite numbers, or LawError with the line of the first one that is not."""
     values = np.empty(len(text := text_column(columns, name, source)))
     for k, cell in enumerate(text):
         try:
             values[k] = float(cell)
         except ValueError:
-            what = "is empty" if not cell else f"is not a number: {cell!r}"
-            raise LawError(f"{source}:{k + 2}: `{name}` {what}") from None
-        if not (np.isfinite(values[k]) and values[k] > 0):
-            raise LawError(f"{source}:{k + 2}: `{name}` must be positive and finite, not {cell}")
+            short = cell if len(cell) <= 40 else f"{cell[:40]}…"
+            what = f"is not a number: {short!r}" if cell else "is empty"
+            hint = " (write decimals with a point)" if _with_decimal_comma(cell) else ""
+            raise LawError(f"{source.at(k)}: `{name}` {what}{hint}") from None
+        if wrong := fault(float(values[k])):
+            raise LawError(f"{source.at(k)}: `{name}` must be {wrong}, not {cell[:40]}")
     return values
 
 
-def refuse_duplicates(columns: Columns, source: str) -> None:
+def _with_decimal_comma(cell: str) -> bool:
+    return cell.count(",") == 1 and cell.replace(",", "").isdigit()
+
+
+def refuse_duplicates(columns: Columns, source: Source) -> None:
     """LawError if two rows agree in every column: a run that is listed twice counts double."""
     seen: dict[tuple[str, ...], int] = {}
-    for k, row in enumerate(zip(*columns.values(), strict=True), start=2):
+    for k, row in enumerate(zip(*columns.values(), strict=True)):
         if row in seen:
-            raise LawError(f"{source}: lines {seen[row]} and {k} are one run listed twice: remove one")
+            first = source.lines[seen[row]] if source.lines else seen[row] + 1
+            raise LawError(
+                f"{source.at(k)} is the same run as {'line' if source.lines else 'row'} {first}, listed twice: remove "
+                "one (or add a column `seed` if they are two runs)"
+            )
         seen[row] = k
 
 
-def as_error(values: Array, name: str, source: str, accuracy: bool | None = None) -> tuple[Array, str]:
+def as_error(values: Array, name: str, source: Source, accuracy: bool | None = None) -> tuple[Array, str]:
     """Values to be minimised and their unit: an accuracy (by name, or if said so) becomes an error.
 
     Raises:
-        LawError: an accuracy above 100 (or a perfect one, whose error has no logarithm).
+        LawError: an accuracy above 100 (or a perfect one, whose error has no logarithm), or fractions among percents.
     """
     if accuracy is None:
-        accuracy = any(word in name.lower() for word in ("acc", "top1", "top-1", "top_1", "precision"))
+        accuracy = _sounds_like_accuracy(name)
     if not accuracy:
         return values, name
-    percent = bool(values.max() > 1.0)
-    whole = 100.0 if percent else 1.0
-    if values.max() >= whole:
-        k = int(np.argmax(values))
-        why = "an accuracy cannot be above 100" if values[k] > 100 else "a perfect accuracy leaves no error to fit"
-        raise LawError(f"{source}:{k + 2}: `{name}` is {values[k]:g}: {why}")
-    return whole - values, f"error in % ({whole:g} - {name})" if percent else f"error (1 - {name})"
+    largest = int(np.argmax(values))
+    top = float(values[largest])
+    at = f"{source.at(largest)}: `{name}` is {top:g}"
+    if top > 100:
+        raise LawError(f"{at}: an accuracy cannot be above 100")
+    if top in (1.0, 100.0):
+        raise LawError(f"{at}: a perfect accuracy leaves no error to fit")
+    fractions, percents = values[values <= 1.0], values[values > 1.0]
+    # Nobody measures percents up to 2 only, nor a jump by a factor of 20 between neighbours of a ladder.
+    if fractions.size and percents.size and (top <= 2.0 or percents.min() >= 20.0 * fractions.max()):
+        other = int(np.flatnonzero(values == fractions.max())[0])
+        raise LawError(
+            f"{at} and {values[other]:g} in {'line' if source.lines else 'row'} "
+            f"{source.lines[other] if source.lines else other + 1}: accuracies must be all fractions or all percents"
+        )
+    whole = 100.0 if percents.size else 1.0
+    return whole - values, f"error in % ({whole:g} - {name})" if percents.size else f"error (1 - {name})"
+
+
+def _sounds_like_accuracy(name: str) -> bool:
+    lower = name.lower()
+    if any(word in lower for word in ("err", "loss")):  # such as top1_error
+        return False
+    return any(word in lower for word in ("acc", "top1", "top-1", "top_1", "precision"))

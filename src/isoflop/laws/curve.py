@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import student
+from isoflop.laws.backtest import doubt, student
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.forms import FORMS
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array, minimise
@@ -129,13 +130,7 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
 
 
 def _check(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array, float]:
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise LawError(f"x and y must be columns of equal length, not {a.shape} and {b.shape}")
-    for name, column in (("x", a), ("y", b)):
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise LawError(f"`{name}` must be positive and finite, but row {bad[0] + 1} has {column[bad[0]]}")
+    a, b = positive_columns(x=x, y=y)
     if np.unique(a).size < 4:
         raise LawError(f"a curve needs at least 4 different x, not {np.unique(a).size}")
     if np.ptp(np.log(b)) < 1e-9:
@@ -298,10 +293,8 @@ def _warnings(t: Array, z: Array, smoothed: bool, coverage: float | None) -> tup
     found = []
     if smoothed:
         found.append("the points look smoothed: the interval is for a raw measurement, whose noise was inferred")
-    if coverage is None:
-        found.append("too few points for a backtest: the interval is a guess")
-    elif coverage < 0.7:
-        found.append(f"only {coverage:.0%} of the backtest points fell inside their 90% intervals: trust less")
+    if doubtful := doubt(coverage, LEVEL):
+        found.append(doubtful)
     if z[-1] > z[0]:
         found.append("y rises with x: a falling law cannot describe this curve")
     return tuple(found)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, predictive, summarise
+from isoflop.laws.backtest import Backtests, doubt, predictive, summarise
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array, Model, minimise, robust_scale
 
@@ -167,10 +168,8 @@ def _warnings(converged: bool, agreement: float, backtests: Backtests, repeats: 
         found.append(f"only {agreement:.0%} of the starts agree on the best fit")
     if backtests.coverage is None:
         found.append("too few runs for a backtest: the variant is a guess, and so is the interval")
-    elif backtests.coverage < 0.7:
-        found.append(
-            f"only {backtests.coverage:.0%} of the backtests fell inside their {backtests.level:.0%} intervals"
-        )
+    elif doubtful := doubt(backtests.coverage, backtests.level):
+        found.append(doubtful)
     if repeats and epochs < 4:
         found.append(
             f"images were repeated at most {epochs:.1f} times: what more repeats do is not known from this table"
@@ -181,19 +180,12 @@ def _warnings(converged: bool, agreement: float, backtests: Backtests, repeats: 
 def _check(
     n: ArrayLike, seen: ArrayLike, error: ArrayLike, unique: ArrayLike | None, top: float | None
 ) -> tuple[Array, Array, Array, Array, tuple[float, float]]:
-    columns = {"n": n, "seen": seen, "error": error, "unique": seen if unique is None else unique}
-    arrays = {name: np.asarray(c, dtype=np.float64) for name, c in columns.items()}
-    if len({a.shape for a in arrays.values()}) != 1 or arrays["n"].ndim != 1:
-        raise LawError(f"columns must be of equal length, not {[a.shape for a in arrays.values()]}")
-    for name, column in arrays.items():
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise LawError(f"`{name}` must be positive and finite, but row {bad[0] + 1} has {column[bad[0]]}")
-    if top is not None and (arrays["error"] >= top).any():
-        raise LawError(f"an error of {arrays['error'].max():g} is not below chance ({top:g}): give another `top`")
-    if arrays["n"].size < 12:
-        raise LawError(f"a finite-data law needs at least 12 rows, not {arrays['n'].size}")
-    x, y, z, u = (np.log(a) for a in arrays.values())
+    a, b, c, e = positive_columns(n=n, seen=seen, unique=seen if unique is None else unique, error=error)
+    if top is not None and (e >= top).any():
+        raise LawError(f"an error of {e.max():g} is not below chance ({top:g}): give another `top`")
+    if a.size < 12:
+        raise LawError(f"a finite-data law needs at least 12 rows, not {a.size}")
+    x, y, u, z = np.log(a), np.log(b), np.log(c), np.log(e)
     centre = float(np.median(x)), float(np.median(y))
     return x - centre[0], y - centre[1], u - centre[1], z, centre
 

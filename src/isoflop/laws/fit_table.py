@@ -1,21 +1,33 @@
 """Laws from any table of results: what `isoflop fit TABLE.csv --x … --y … [--budget …]` computes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.errors import LawError
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
-from isoflop.laws.columns import Columns, as_error, positive_column, read_columns, refuse_duplicates, text_column
+from isoflop.laws.checks import LARGEST
+from isoflop.laws.columns import (
+    Columns,
+    Source,
+    as_error,
+    name_column,
+    positive_column,
+    read_columns,
+    refuse_duplicates,
+)
 from isoflop.laws.compare import Comparison, compare
 from isoflop.laws.curve import CurveLaw, fit_curve
 from isoflop.laws.records import Record
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
+from isoflop.laws.size_data_fit import check_table
 from isoflop.laws.solve import Array
 
-AUDIT_COLUMNS = ("learning_rate", "warmup", "schedule", "horizon", "seed")
+AUDIT_COLUMNS = ("learning_rate", "warmup", "schedule", "horizon")
+CANNOT_TELL = 10.0
+"""An interval whose ends differ by this factor is no answer."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +104,27 @@ def fit_table(
         accuracy: whether y is an accuracy; guessed from its name if None. level: of the intervals. seed: of bootstraps.
 
     Raises:
-        LawError: a file that cannot be read, a missing column (with a suggestion), cells that are not positive finite
-            numbers, accuracies above 100, rows listed twice, too few points, one budget only, a constant loss.
+        LawError: a file that cannot be read, a missing column (with a suggestion) or one given twice, cells that are
+            not positive finite numbers, accuracies above 100, rows listed twice, too few points, one budget only, a
+            constant loss.
     """
     if isinstance(table, Path):
-        columns, source = read_columns(table), table.name
+        columns, source = read_columns(table)
     else:
-        columns, source = table, "table"
+        columns, source = table, Source("table")
     if len(x) not in (1, 2):
         raise LawError(f"give one column as x (a curve) or two (size and images), not {len(x)}")
-    if budget is not None and not (np.isfinite(budget) and budget > 0):
+    if len({*x, y}) < len(x) + 1:
+        raise LawError(f"a column is given twice: x {' and '.join(x)}, y {y}")
+    if budget is not None and not 0 < budget < LARGEST:
         raise LawError(f"the budget must be positive and finite, not {budget}")
+    if not 0 < level < 1:
+        raise LawError(f"the level must lie between 0 and 1, not {level:g}")
+    if seed < 0:
+        raise LawError(f"the seed must be 0 or more, not {seed}")
     axes = [positive_column(columns, name, source) for name in x]
     loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)
-    family = text_column(columns, by, source) if by else ["all"] * loss.size
+    family = name_column(columns, by, source) if by else ["all"] * loss.size
     refuse_duplicates(columns, source)
     groups, tables = [], {}
     for name in dict.fromkeys(family):
@@ -119,12 +138,14 @@ def fit_table(
                 groups.append(_size_data(name, part[0], part[1], loss[here], budget, level, seed, extra))
                 tables[name] = (part[0], part[1], loss[here])
         except LawError as problem:
-            raise LawError(f"{source}{f', {by} {name}' if by else ''}: {problem}") from None
+            raise LawError(f"{source.name}{f', {by} {name}' if by else ''}: {problem}") from None
     comparison = None
-    if budget is not None and len(tables) > 1:
-        laws = {g.name: g.size_data for g in groups if g.size_data is not None}
-        comparison = compare(tables, budget, laws=laws, level=level, seed=seed)
-    return TableFit(source, tuple(x), y, unit, tuple(groups), comparison)
+    sound = {g.name: g.size_data for g in groups if g.size_data is not None and g.prediction is not None}
+    if budget is not None and len(sound) > 1:
+        comparison = compare({f: tables[f] for f in sound}, budget, laws=sound, level=level, seed=seed)
+        left_out = tuple(f"{g.name} is left out: {g.refusal}" for g in groups if g.refusal)
+        comparison = replace(comparison, warnings=comparison.warnings + left_out)
+    return TableFit(source.name, tuple(x), y, unit, tuple(groups), comparison)
 
 
 def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) -> GroupFit:
@@ -132,11 +153,12 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
     prediction, refusal = None, ""
     if budget is not None:
         lo, hi = (float(v) for v in law.interval(budget, level))
-        if hi > 10 * lo:
-            refusal = (
-                f"the {level:.0%} interval at {budget:g} spans a factor of {hi / lo:.0f}: these points cannot tell"
-            )
-        else:
+        refusal = _cannot_tell(lo, hi, budget, level)
+        if budget < law.x_range[0]:
+            refusal = f"no answer at {budget:g}: the points begin at {law.x_range[0]:g}, what was before is not known"
+        elif y[np.argmax(x)] > y[np.argmin(x)] and np.corrcoef(np.log(x), np.log(y))[0, 1] > 0.5:
+            refusal = f"no answer at {budget:g}: y rises with x, and laws are of losses and errors, which fall"
+        if not refusal:
             prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
     points = tuple(zip(x.tolist(), y.tolist(), strict=True))
     return GroupFit(name, y.size, points, law, None, audit_curve(law, x, y), prediction, refusal)
@@ -145,6 +167,7 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
 def _size_data(
     name: str, n: Array, d: Array, y: Array, budget: float | None, level: float, seed: int, extra: dict[str, list[str]]
 ) -> GroupFit:
+    check_table(n, d, y)
     compute = n * d
     if np.ptp(np.log(compute)) < np.log(1.15):
         raise LawError("all runs have the same budget: a law needs at least two, better four")
@@ -157,6 +180,16 @@ def _size_data(
     elif budget is not None:
         best_n, best_d, value = law.optimal(budget)
         interval = law.optimal_interval(budget, level)
-        prediction = Prediction(budget, value, interval["loss"], level, best_n, best_d, interval["n"])
+        refusal = _cannot_tell(*interval["loss"], budget, level)
+        if not refusal:
+            prediction = Prediction(budget, value, interval["loss"], level, best_n, best_d, interval["n"])
     points = tuple(zip(compute.tolist(), y.tolist(), strict=True))
     return GroupFit(name, y.size, points, None, law, findings, prediction, refusal)
+
+
+def _cannot_tell(lo: float, hi: float, budget: float, level: float) -> str:
+    """Why an interval is no answer, "" if it is one."""
+    if hi <= CANNOT_TELL * lo:
+        return ""
+    factor = f"{hi / lo:.0f}" if hi < 1e6 * lo else "more than a million"
+    return f"no answer at {budget:g}: the {level:.0%} interval spans a factor of {factor}, these points cannot tell"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.forms import FORMS
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.records import Record
@@ -50,9 +51,7 @@ def fit_form(form: str, x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> F
     if form not in FORMS:
         raise LawError(f"there is no form `{form}`; there are {', '.join(FORMS)}")
     law = FORMS[form]
-    a, z = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if a.shape != z.shape or a.ndim != 1 or not (np.isfinite(a * z) & (a > 0) & (z > 0)).all():
-        raise LawError("x and y must be columns of equal length, positive and finite")
+    a, z = positive_columns(x=x, y=y)
     if np.unique(a).size < law.minimum:
         raise LawError(f"the form `{form}` needs at least {law.minimum} different x, not {np.unique(a).size}")
     order = np.lexsort((z, a))

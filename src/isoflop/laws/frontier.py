@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, predictive, rungs, summarise
+from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array, Model, Prior, minimise, robust_scale
 from isoflop.laws.varpro import project
@@ -129,13 +130,7 @@ def fit_frontier(compute: ArrayLike, loss: ArrayLike, *, seed: int = 0, bootstra
     Raises:
         LawError: fewer than 3 points, values not positive and finite, one budget, constant loss.
     """
-    x, y = np.asarray(compute, dtype=np.float64), np.asarray(loss, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1:
-        raise LawError(f"compute and loss must be columns of equal length, not {x.shape} and {y.shape}")
-    for name, column in (("compute", x), ("loss", y)):
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise LawError(f"`{name}` must be positive and finite, but row {bad[0] + 1} has {column[bad[0]]}")
+    x, y = positive_columns(compute=compute, loss=loss)
     if np.unique(x).size < 3:
         raise LawError(f"a frontier needs at least 3 budgets, not {np.unique(x).size}")
     if np.ptp(np.log(y)) < 1e-9:
@@ -271,9 +266,6 @@ def _warnings(law: FrontierLaw, z: Array) -> tuple[str, ...]:
         found.append(f"{z.size} budgets for a law of 4 parameters: weak opinions fill in, the interval is wide")
     if (np.diff(z) > 0).any():
         found.append("a larger budget did worse than a smaller one: more seeds or a better learning rate are needed")
-    tests = law.backtests
-    if tests.coverage is None:
-        found.append("too few budgets for a backtest: the interval beyond the ladder is a guess")
-    elif tests.coverage < 0.7:
-        found.append(f"only {tests.coverage:.0%} of the backtests fell inside their {tests.level:.0%} intervals")
+    if doubtful := doubt(law.backtests.coverage, law.backtests.level):
+        found.append(doubtful)
     return tuple(found)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.frontier import FrontierLaw
 from isoflop.laws.records import Record
 
@@ -53,9 +54,9 @@ def match_at_equal_compute(
     Raises:
         LawError: no run, or values not positive and finite.
     """
-    x, y = np.asarray(compute, dtype=np.float64), np.asarray(measured, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1 or not x.size or not (np.isfinite(x * y) & (x > 0) & (y > 0)).all():
-        raise LawError("a match needs runs with positive, finite compute and loss")
+    x, y = positive_columns(compute=compute, measured=measured)
+    if not x.size:
+        raise LawError("a match needs at least one run")
     # One draw of `sample` shares its quantile between all compute values: errors of the law move together.
     difference = y - frontier.sample(x)
     ends = [0.5 - level / 2, 0.5 + level / 2]

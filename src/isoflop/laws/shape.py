@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array, Model, minimise, robust_scale
@@ -54,13 +55,7 @@ def fit_shape(x: ArrayLike, t: ArrayLike, loss: ArrayLike) -> ShapeLaw:
     Raises:
         LawError: fewer than 9 runs, three dimensions or three computes, or values not positive and finite.
     """
-    u, v, z = (np.asarray(column, dtype=np.float64) for column in (x, t, loss))
-    if (
-        u.ndim != 1
-        or not u.shape == v.shape == z.shape
-        or not (np.isfinite(u * v * z) & (u > 0) & (v > 0) & (z > 0)).all()
-    ):
-        raise LawError("x, t and loss must be columns of equal length, positive and finite")
+    u, v, z = positive_columns(x=x, t=t, loss=loss)
     if u.size < 9 or np.unique(u).size < 3 or np.unique(v).size < 3:
         raise LawError("the shape law has 7 parameters: give 9 runs or more at three dimensions and three computes")
     u, v, z = np.log(u), np.log(v), np.log(z)

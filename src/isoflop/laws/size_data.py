@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, predictive, summarise
+from isoflop.laws.backtest import Backtests, doubt, predictive, summarise
 from isoflop.laws.records import Record
 from isoflop.laws.size_data_fit import (
     Fit,
@@ -213,9 +213,6 @@ def _warnings(law: SizeDataLaw, fit: Fit, x: Array, y: Array, z: Array) -> tuple
     edge = edge_share(x, y, z)
     if edge > 0.5:
         found.append(f"at {edge:.0%} of the budgets the best size is the smallest or largest tried: widen the sizes")
-    tests = law.backtests
-    if tests.coverage is None:
-        found.append("too few budgets for a backtest: the interval beyond the ladder is a guess")
-    elif tests.coverage < 0.7:
-        found.append(f"only {tests.coverage:.0%} of the backtests fell inside their {tests.level:.0%} intervals")
+    if doubtful := doubt(law.backtests.coverage, law.backtests.level):
+        found.append(doubtful)
     return tuple(found)

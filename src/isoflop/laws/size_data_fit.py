@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import rungs
+from isoflop.laws.checks import positive_columns
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.solve import Array, Model, Prior, minimise, robust_scale
 from isoflop.laws.varpro import project
@@ -57,14 +58,7 @@ class Fit:
 
 def check_table(n: ArrayLike, d: ArrayLike, loss: ArrayLike) -> tuple[Array, Array, Array]:
     """The logs of the columns, or LawError where no law can be fitted to them."""
-    columns = {"n": np.asarray(n, float), "d": np.asarray(d, float), "loss": np.asarray(loss, float)}
-    if len({c.shape for c in columns.values()}) != 1 or columns["n"].ndim != 1:
-        raise LawError(f"n, d and loss must be columns of equal length, not {[c.shape for c in columns.values()]}")
-    for name, column in columns.items():
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise LawError(f"`{name}` must be positive and finite, but row {bad[0] + 1} has {column[bad[0]]}")
-    x, y, z = (np.log(c) for c in columns.values())
+    x, y, z = (np.log(c) for c in positive_columns(n=n, d=d, loss=loss))
     if z.size < 5:
         raise LawError(f"a law of size and data has 5 parameters: {z.size} runs are too few, give at least 5")
     if np.ptp(x) < 0.05 or np.ptp(y) < 0.05:
