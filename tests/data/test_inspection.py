@@ -66,14 +66,14 @@ def test_a_check_of_sound_data_says_so(image_folder: Path) -> None:
 
 
 def test_conversion_changes_no_byte(image_folder: Path, tmp_path: Path) -> None:
-    assert convert(f"folder:{image_folder}", tmp_path / "shards", samples_per_shard=25) == 75
+    assert convert(f"folder:{image_folder}", tmp_path / "shards", samples_per_shard=25) == (75, [])
     assert sorted(p.name for p in (tmp_path / "shards").glob("*.tar")) == [
         "test-000000.tar",
         "train-000000.tar",
         "train-000001.tar",
         "train-000002.tar",
     ]
-    assert convert(f"shards:{tmp_path / 'shards'}", tmp_path / "folder", to="folder") == 75
+    assert convert(f"shards:{tmp_path / 'shards'}", tmp_path / "folder", to="folder") == (75, [])
     for part in ("train", "test"):
         original = open_records(f"folder:{image_folder}", part)  # type: ignore[arg-type]
         for uri in (f"shards:{tmp_path / 'shards'}", f"folder:{tmp_path / 'folder'}"):
@@ -94,17 +94,47 @@ def test_conversion_writes_into_no_folder_in_use_and_leaves_damage_out(image_fol
     with pytest.raises(DataError, match="not empty"):
         convert(str(image_folder), image_folder)
     (image_folder / "train" / "cat" / "00.png").write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"cat/00\.png: not an image.*before converting"):
-        convert(str(image_folder), tmp_path / "new")
-    assert not list((tmp_path / "new").glob("*.tar"))
+    images, left_out = convert(str(image_folder), tmp_path / "new")
+    assert images == 74
+    assert [(Path(damage.name).name, damage.reason) for damage in left_out] == [
+        ("00.png", "not an image in any known format")
+    ]
+    assert len(open_records(f"shards:{tmp_path / 'new'}", "train")) == 59
+
+
+def test_a_conversion_that_fails_leaves_nothing_behind(image_folder: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match="new: No space left on device"):
+        convert(str(image_folder), tmp_path / "new", progress=stop)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_shuffled_shards_hold_the_same_images_in_another_order(image_folder: Path, tmp_path: Path) -> None:
+    convert(str(image_folder), tmp_path / "plain", parts=("train",))
+    convert(str(image_folder), tmp_path / "mixed", parts=("train",), shuffle=True)
+    plain, mixed = (open_records(f"shards:{tmp_path / name}", "train") for name in ("plain", "mixed"))
+    assert not np.array_equal(plain.labels, mixed.labels)
+    expected = sorted((plain.read(k), int(plain.labels[k])) for k in range(60))
+    assert sorted((mixed.read(k), int(mixed.labels[k])) for k in range(60)) == expected
 
 
 def test_an_index_is_written_beside_the_shards(image_folder: Path, tmp_path: Path) -> None:
     convert(str(image_folder), tmp_path / "shards", parts=("train",), samples_per_shard=25)
     assert index_shards(str(tmp_path / "shards")) == (60, 3)
     assert (tmp_path / "shards" / "isoflop-index" / "shards.json").exists()
+    assert len(list((tmp_path / "shards").glob("isoflop-index*"))) == 1
     moved = shutil.copytree(tmp_path / "shards", tmp_path / "elsewhere")
     assert len(open_source(f"shards:{moved}", split="train", image_size=16, heldout=0)) == 60
+
+
+def test_the_test_part_is_indexed_too(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(str(image_folder), tmp_path / "shards", samples_per_shard=25)
+    assert index_shards(str(tmp_path / "shards")) == (75, 4)
+    monkeypatch.setattr("isoflop.data.sources.shards.index_tar", lambda *rest, **more: pytest.fail("indexed again"))
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "nothing"))
+    assert len(open_records(f"shards:{tmp_path / 'shards'}", "test")) == 15
 
 
 def test_a_path_that_is_no_data_is_refused(tmp_path: Path) -> None:

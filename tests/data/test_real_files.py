@@ -15,7 +15,7 @@ def cifar10(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """CIFAR-10's test images as Parquet, and converted to shards and to a folder."""
     place = tmp_path_factory.mktemp("cifar10")
     parquet = f"parquet:{real_data / 'cifar10'}"
-    assert convert(parquet, place / "shards", parts=("test",), samples_per_shard=3000) == 10_000
+    assert convert(parquet, place / "shards", parts=("test",), samples_per_shard=3000).images == 10_000
     convert(f"shards:{place / 'shards'}", place / "folder", to="folder", parts=("test",))
     return {"parquet": parquet, "shards": f"shards:{place / 'shards'}", "folder": f"folder:{place / 'folder'}"}
 

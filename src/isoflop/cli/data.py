@@ -58,12 +58,18 @@ def convert(
     destination: Annotated[Path, argument("New folder.", "DIR")],
     to: Annotated[Layout, typer.Option(help="Tar shards, or a folder for each class.")] = Layout.shards,
     samples_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard.")] = 10_000,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in a random order, always the same.")] = False,
 ) -> None:
     """Store the same images, byte for byte, in another layout."""
     from isoflop.data.conversion import convert as rewrite
+    from isoflop.data.inspection import finding_lines
 
-    images = rewrite(path, destination, to=to.value, samples_per_shard=samples_per_shard, progress=_progress)
-    print(f"{images:,} images in {destination}")
+    done = rewrite(
+        path, destination, to=to.value, samples_per_shard=samples_per_shard, shuffle=shuffle, progress=_progress
+    )
+    print(f"{done.images:,} images in {destination}")
+    if done.left_out:
+        print("\n".join(finding_lines("left out", done.left_out)))
 
 
 def _progress(done: int, total: int) -> None:

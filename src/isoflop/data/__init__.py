@@ -1,6 +1,6 @@
 """Data: the order of the samples, where they come from, and the batches that a run sees."""
 
-from isoflop.data.conversion import convert, index_shards
+from isoflop.data.conversion import Conversion, convert, index_shards
 from isoflop.data.feed import Feed
 from isoflop.data.inspection import CheckReport, check
 from isoflop.data.keyed import derive_key, uniforms
@@ -16,6 +16,7 @@ __all__ = [
     "AUGMENTATIONS",
     "Batch",
     "CheckReport",
+    "Conversion",
     "Damage",
     "Feed",
     "Quarantine",

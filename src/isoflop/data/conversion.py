@@ -1,21 +1,36 @@
 """`isoflop data convert` and `isoflop data index`: the same images, byte for byte, in another layout; and an index."""
 
+import contextlib
 import io
 import os
+import shutil
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from isoflop.data.decode import DamagedImage, read_header
 from isoflop.data.inspection import Progress, guess_uri
-from isoflop.data.opening import open_records
+from isoflop.data.keyed import derive_key
+from isoflop.data.opening import open_records, parse_uri
+from isoflop.data.order import permute
+from isoflop.data.quarantine import Damage
 from isoflop.data.records import Part, Records
-from isoflop.data.sources.shards import ShardRecords
+from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
 
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+
+
+class Conversion(NamedTuple):
+    """What a conversion did."""
+
+    images: int
+    """images written"""
+    left_out: list[Damage]
+    """those that are no pictures"""
 
 
 def convert(
@@ -25,14 +40,17 @@ def convert(
     to: Literal["shards", "folder"] = "shards",
     parts: tuple[Part, ...] = ("train", "test"),
     samples_per_shard: int = 10_000,
+    shuffle: bool = False,
     progress: Progress | None = None,
-) -> int:
-    """Writes the images of `uri`, unchanged, as tar shards or as a folder of classes; returns how many there were.
+) -> Conversion:
+    """Writes the images of `uri`, unchanged, as tar shards or as a folder of classes.
 
-    A part that the source does not have is left out, if there is another. Raises DataError if the destination has files
-    already, if nothing can be read, or on a full or read-only disk. Shards appear one by one, each in one step.
+    With `shuffle` they are stored in an order drawn by chance, always the same: remote shards, of which a run holds a
+    few at a time, should not be sorted by class. A part that the source does not have is left out, if there is another.
+    Raises DataError if the destination has files already, if nothing can be read, or on a full or read-only disk; then
+    nothing is left behind.
     """
-    if destination.exists() and any(destination.iterdir()):
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise DataError(f"{destination} is not empty; name a new folder")
     opened: dict[Part, Records] = {}
     for part in parts:
@@ -41,36 +59,75 @@ def convert(
         except DataError:
             if part == parts[-1] and not opened:
                 raise
-    total, done = sum(map(len, opened.values())), 0
+    total, done, left_out = sum(map(len, opened.values())), 0, list[Damage]()
     try:
         destination.mkdir(parents=True, exist_ok=True)
         for part, records in opened.items():
             if to == "shards":
                 _write_class_names(destination, records)
+            order = np.arange(len(records), dtype=np.int64)
+            if shuffle:
+                order = permute(order, len(records), derive_key("conversion", part))
             for start in range(0, len(records), samples_per_shard):
-                indices = range(start, min(start + samples_per_shard, len(records)))
+                some = range(start, min(start + samples_per_shard, len(records)))
+                samples = _sound(records, zip(some, order[start : some.stop].tolist(), strict=True), left_out)
                 if to == "shards":
-                    _write_shard(destination / f"{part}-{start // samples_per_shard:06d}.tar", records, indices)
+                    _write_shard(destination / f"{part}-{start // samples_per_shard:06d}.tar", samples)
                 else:
-                    _write_files(destination / part, records, indices)
-                done += len(indices)
+                    _write_files(destination / part, records, samples)
+                done += len(some)
                 if progress:
                     progress(done, total)
-    except OSError as error:
-        raise DataError(f"{destination}: {error.strerror or error}") from error
-    return total
+        if len(left_out) == total:
+            raise DataError(f"{uri}: none of the {total} images can be read; the first: {left_out[0].reason}")
+    except BaseException as error:
+        for entry in destination.iterdir() if destination.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if isinstance(error, OSError):
+            raise DataError(f"{destination}: {error.strerror or error}") from error
+        raise
+    return Conversion(total - len(left_out), left_out)
 
 
 def index_shards(pattern: str, *, progress: Progress | None = None) -> tuple[int, int]:
     """Writes the index of tar shards beside them; the numbers of samples and of shards.
 
-    `pattern` is as in `shards:PATTERN`, or a folder of shards. Raises DataError.
+    `pattern` is as in `shards:PATTERN`, or a folder of shards, of which both parts are indexed. Raises DataError.
     """
     uri = guess_uri(pattern)
-    records = ShardRecords(uri.removeprefix("shards:"), "train", progress=progress)
-    records.write_index()
-    assert records.shard_sizes is not None
-    return len(records), len(records.shard_sizes)
+    if not uri.startswith("shards:"):
+        raise DataError(f"{pattern}: an index is for tar shards, and there are none")
+    path = parse_uri(uri)[1]
+    opened = [ShardRecords(path, "train", progress=progress)]
+    with contextlib.suppress(DataError):  # a list of shards has no test part
+        list_shards(path, "test")
+        opened.append(ShardRecords(path, "test", progress=progress))
+    for records in opened:
+        records.write_index()
+    return sum(map(len, opened)), sum(records.num_shards for records in opened)
+
+
+class _Sample(NamedTuple):
+    """An encoded image on its way."""
+
+    name: str
+    """its number among those written"""
+    extension: str
+    encoded: bytes
+    label: Any
+    """a class number, -1, or zeros and ones"""
+
+
+def _sound(records: Records, places: Iterable[tuple[int, int]], left_out: list[Damage]) -> Iterator[_Sample]:
+    """The samples at (new number, old number) that are pictures; the others are added to `left_out`."""
+    for number, index in places:
+        try:
+            encoded = records.read(index)
+            extension = _EXTENSIONS.get(read_header(encoded).format, "jpg")
+        except (DamagedImage, OSError) as error:
+            left_out.append(Damage(index, records.name(index), str(error)))
+            continue
+        yield _Sample(f"{number:09d}", extension, encoded, records.labels[index])
 
 
 def _write_class_names(folder: Path, records: Records) -> None:
@@ -78,17 +135,16 @@ def _write_class_names(folder: Path, records: Records) -> None:
         (folder / "classes.txt").write_text("\n".join(records.class_names) + "\n", encoding="utf-8")
 
 
-def _write_shard(path: Path, records: Records, indices: range) -> None:
+def _write_shard(path: Path, samples: Iterable[_Sample]) -> None:
     """One tar file, the same bytes for the same records: no times and no owners."""
     part = path.with_suffix(".part")
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for index in indices:
-            encoded = records.read(index)
-            _add(tar, f"{index:09d}.{_extension(encoded, records, index)}", encoded)
-            label = records.labels[index]
-            numbers = np.flatnonzero(label) if records.labels.ndim == 2 else [label] if label >= 0 else []
+        for sample in samples:
+            _add(tar, f"{sample.name}.{sample.extension}", sample.encoded)
+            label = sample.label
+            numbers = np.flatnonzero(label) if np.ndim(label) else [label] if label >= 0 else []
             if len(numbers):
-                _add(tar, f"{index:09d}.cls", " ".join(str(int(n)) for n in numbers).encode())
+                _add(tar, f"{sample.name}.cls", " ".join(str(int(n)) for n in numbers).encode())
     os.replace(part, path)
 
 
@@ -98,23 +154,14 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _write_files(folder: Path, records: Records, indices: range) -> None:
+def _write_files(folder: Path, records: Records, samples: Iterable[_Sample]) -> None:
     """Files named by their number, in a folder per class; numbered folders where names do not sort in class order."""
     if records.labels.ndim == 2:
         raise DataError("images with several classes do not fit a folder per class; convert to shards")
     names = [name.replace("/", "_").strip(". ") or "class" for name in records.class_names]
     if sorted(set(names)) != names:
         names = [f"{number:05d} {name}" for number, name in enumerate(names)]
-    for index in indices:
-        encoded = records.read(index)
-        label = int(records.labels[index])
-        target = folder / names[label] if label >= 0 else folder
+    for sample in samples:
+        target = folder / names[int(sample.label)] if sample.label >= 0 else folder
         target.mkdir(parents=True, exist_ok=True)
-        (target / f"{index:09d}.{_extension(encoded, records, index)}").write_bytes(encoded)
-
-
-def _extension(encoded: bytes, records: Records, index: int) -> str:
-    try:
-        return _EXTENSIONS.get(read_header(encoded).format, "jpg")
-    except DamagedImage as error:
-        raise DataError(f"{records.name(index)}: {error}; remove or repair it before converting") from error
+        (target / f"{sample.name}.{sample.extension}").write_bytes(sample.encoded)

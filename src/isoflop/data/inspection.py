@@ -55,7 +55,10 @@ class CheckReport:
     def lines(self, most: int = 20) -> list[str]:
         """The report as text, with at most `most` findings of each kind."""
         counts = sorted(self.classes.values())
-        sizes = "×".join(f"{low}–{high} (median {middle})" for low, middle, high in (self.widths, self.heights))
+        sizes = " × ".join(
+            f"{low}–{high} (median {middle})" if low < high else f"{low}"
+            for low, middle, high in (self.widths, self.heights)
+        )
         lines = [
             f"{self.uri} ({self.part}): {self.images:,} images, {self.megabytes:,.1f} MB, {sizes} px",
             "formats: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self.formats.items())),
@@ -63,12 +66,15 @@ class CheckReport:
         ]
         duplicates = [Damage(-1, name, f"the same bytes as {first}") for name, first in self.duplicates]
         for title, found in (("broken", self.broken), ("suspicious", self.suspicious), ("duplicates", duplicates)):
-            lines.append(f"{title}: {len(found):,}")
-            lines += [f"  {damage.name}: {damage.reason}" for damage in found[:most]]
-            if len(found) > most:
-                lines.append(f"  … and {len(found) - most:,} more")
+            lines += finding_lines(title, found, most)
         verdict = "usable" if self.is_usable else f"a run would stop: more than {ALLOWED_SHARE:.1%} is broken"
         return [*lines, f"verdict: {verdict}"]
+
+
+def finding_lines(title: str, found: list[Damage], most: int = 20) -> list[str]:
+    """How many there are, then a line for each of the first."""
+    lines = [f"{title}: {len(found):,}", *(f"  {damage.name}: {damage.reason}" for damage in found[:most])]
+    return [*lines, f"  … and {len(found) - most:,} more"] if len(found) > most else lines
 
 
 class _Finding(NamedTuple):

@@ -2,8 +2,8 @@
 
 PATH may use braces ({000..127}, {a,b}) and *; or be a folder with `train*.tar` and `test*.tar` (or `val*.tar`). An
 index of offsets makes the samples random-access; it is built when the shards are first opened, and kept in the cache,
-or beside the shards (`isoflop data index`) in the folder `isoflop-index`. `classes.txt` beside the shards names the
-classes, one a line. Records are read by `pread`: about 5 µs each from the page cache, from any number of processes.
+or beside the shards (`isoflop data index`) in a folder `isoflop-index`, or `isoflop-index-test`. `classes.txt` beside
+the shards names the classes, one a line. Records are read by `pread`: about 5 µs each from the page cache, from any number of processes.
 """
 
 import itertools
@@ -51,6 +51,7 @@ class ShardRecords:
         self.uri = f"shards:{pattern}"
         self.is_remote = "://" in pattern
         self._urls = list_shards(pattern, part)
+        self._index_name = INDEX_FOLDER if part == "train" else f"{INDEX_FOLDER}-{part}"
         self._cache = ShardCache(cache_directory() / "shards", cache_bytes)
         self._folder = self._find_index() or self._build_index(_index_cache(self._urls), progress)
         description = json.loads((self._folder / "shards.json").read_text())
@@ -69,6 +70,11 @@ class ShardRecords:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def num_shards(self) -> int:
+        """The number of tar files."""
+        return len(self._urls)
 
     def _map_index(self) -> None:
         self._files: dict[int, int] = {}
@@ -106,8 +112,8 @@ class ShardRecords:
     def write_index(self) -> Path:
         """Writes the index beside the (local) shards, from where later openings take it; the folder it is in."""
         if self.is_remote:
-            raise DataError(f"{self.uri} is remote: index a local copy and upload the folder {INDEX_FOLDER} with it")
-        folder = Path(self._urls[0]).parent / INDEX_FOLDER
+            raise DataError(f"{self.uri} is remote: index a local copy and upload its folder {self._index_name}, too")
+        folder = Path(self._urls[0]).parent / self._index_name
         if self._folder == folder:
             return folder
         try:
@@ -130,7 +136,7 @@ class ShardRecords:
         """An index that fits the shards: beside them, or in the cache."""
         state, newest = _state(self._urls, self.is_remote)
         candidates = [_index_cache(self._urls)]
-        beside = os.path.join(os.path.dirname(self._urls[0]), INDEX_FOLDER)
+        beside = os.path.join(os.path.dirname(self._urls[0]), self._index_name)
         if self.is_remote:
             _download_index(beside, candidates[0])
         else:
