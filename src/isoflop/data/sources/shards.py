@@ -3,7 +3,8 @@
 PATH may use braces ({000..127}, {a,b}) and *; or be a folder with `train*.tar` and `test*.tar` (or `val*.tar`). An
 index of offsets makes the samples random-access; it is built when the shards are first opened, and kept in the cache,
 or beside the shards (`isoflop data index`) in a folder `isoflop-index`, or `isoflop-index-test`. `classes.txt` beside
-the shards names the classes, one a line. Records are read by `pread`: about 5 µs each from the page cache, from any number of processes.
+the shards names the classes, one a line. Records are read by `pread`: about 5 µs each from the page cache, from any
+number of processes.
 """
 
 import itertools
