@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isoflop.models.drop import drop_path
 from isoflop.models.grouped import GroupNorm, pool_residual
-from isoflop.models.layers import NORMS, ChannelMLP, LayerNorm, Scale, drop_path
+from isoflop.models.layers import NORMS, ChannelMLP, LayerNorm, Scale
 from isoflop.models.linear import linear
 from isoflop.models.mixers import MIXERS, Pooling, Site
 

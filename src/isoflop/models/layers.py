@@ -1,4 +1,4 @@
-"""The small parts that backbones share: norms, activations, the channel MLP, residual scales, stochastic depth.
+"""The small parts that backbones share: norms, activations, the channel MLP, residual scales.
 
 All of them work on the last axis: (batch, tokens, channels) and (batch, height, width, channels) alike.
 """
@@ -133,11 +133,3 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
-
-
-def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """`branch` with whole samples zeroed at `rate` and the rest scaled up (stochastic depth, arXiv 1603.09382)."""
-    if rate == 0.0 or not training:
-        return branch
-    keep = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(1 - rate).div_(1 - rate)
-    return branch * keep

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
-from isoflop.models.layers import drop_path
+from isoflop.models.drop import Dropout, drop_path
 from isoflop.models.linear import Linear
 from isoflop.models.standardised import StandardisedConv
 
@@ -138,7 +138,7 @@ class NFNet(Backbone):
                 width = new_width
             self.stages.append(nn.Sequential(*blocks))
         self.final = StandardisedConv(width, config.final_width, 1, eps=config.weight_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = Linear(config.final_width, num_classes)
         _initialise(self)
 
