@@ -116,7 +116,7 @@ def test_none_takes_a_default_away(run_file: Path) -> None:
 
 
 def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None:
-    text = 'step = 3\n[model]\nname = 7\n[data]\naugment = "crop_flp"\n[optim]\nweight_decay = -1\nclip = "no"\n'
+    text = 'step = 3\n[model]\nname = 7\n[schedule]\nname = "cosin"\n[optim]\nweight_decay = -1\nclip = "no"\n'
     assert told(text, "optim.wieght_decay=0.1", "threads=true", "steps") == [
         "9 problems in the configuration",
         "command line: `steps` is not of the form key=value",
@@ -125,7 +125,7 @@ def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None
         "x.toml: `steps` is missing (Optimizer steps; the run sees steps × batch_size images) - is it `step`?",
         "x.toml:1: unknown key `step` - did you mean `steps`?",
         "x.toml:3: `model.name` = 7 must be text",
-        'x.toml:5: `data.augment` = "crop_flp" must be one of "none", "crop_flip" - did you mean `crop_flip`?',
+        'x.toml:5: `schedule.name` = "cosin" must be one of "constant", "cosine", "rsqrt" - did you mean `cosine`?',
         "x.toml:7: `optim.weight_decay` = -1 must be at least 0",
         'x.toml:8: `optim.clip` = "no" must be a number',
     ]
@@ -148,7 +148,7 @@ def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None
         ("tensorboard=1", "`tensorboard` = 1 must be true or false"),
         ("model.depth=[1, 2]", "`model.depth` = [1, 2] must be true or false, a whole number, a number or text"),
         ("weight_decay=1", "unknown key `weight_decay` - did you mean `optim.weight_decay`?"),
-        ("data.color=1", "unknown key `data.color`; known here: source, image_size, heldout, augment, seed, workers"),
+        ("schedule.color=1", "unknown key `schedule.color`; known here: name, warmup, cooldown, timescale"),
         ("schedule.warmup=900", "`schedule.warmup` = 900 does not fit: `steps` = 1000 leave 800 before the cooldown"),
         ("steps.x=1", "`steps.x` cannot be set: `steps` is not a table"),
         ("=1", "`=1` is not of the form key=value"),

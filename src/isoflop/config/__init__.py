@@ -5,17 +5,17 @@ from isoflop.config.identity import canonical_json, config_hash
 from isoflop.config.kinds import load_any, load_run, load_study
 from isoflop.config.load import Loaded, load, parse
 from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
+from isoflop.config.optim import GroupConfig, OptimConfig, OptimizerConfig
 from isoflop.config.reference import Key, reference
 from isoflop.config.run import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
-    OptimConfig,
-    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
 )
+from isoflop.config.start import StartConfig
 from isoflop.config.study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable, TransferConfig
 from isoflop.config.tree import dotted, flatten, literal
 
@@ -25,6 +25,7 @@ __all__ = [
     "DistilledConfig",
     "EvaluationConfig",
     "FamilyConfig",
+    "GroupConfig",
     "Key",
     "LawsConfig",
     "Loaded",
@@ -36,6 +37,7 @@ __all__ = [
     "ReportConfig",
     "RunConfig",
     "ScheduleConfig",
+    "StartConfig",
     "StudyConfig",
     "StudyTable",
     "SupervisedConfig",

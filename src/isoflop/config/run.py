@@ -1,11 +1,11 @@
 """What one training run is. Everything that decides its outcome is here; nothing is read from anywhere else."""
 
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
+from isoflop.config.epochs import in_steps
 from isoflop.config.fields import (
-    BelowOne,
     Count,
     Fraction,
     Maybe,
@@ -19,6 +19,9 @@ from isoflop.config.fields import (
     problem,
 )
 from isoflop.config.objective import ObjectiveConfig, SupervisedConfig
+from isoflop.config.optim import OptimConfig
+from isoflop.config.scale import GuardsConfig, ParallelConfig
+from isoflop.config.start import StartConfig
 
 
 class ModelConfig(Table):
@@ -57,36 +60,14 @@ class DataConfig(Table):
     cutmix: NonNegative = 0.0
     """CutMix of neighbours in a batch and of their labels: α of the Beta distribution of the areas; 0 is none
     (arXiv 1905.04899)."""
+    epoch_images: Maybe[Count] = no_effect(None)
+    """Images that count as an epoch, for a run whose length is given in `epochs`."""
+    num_classes: Maybe[Count] = no_effect(None)
+    """Classes that the source must have; with it, a run can be costed where its data are not at hand."""
     seed: Natural = 0
     """Decides the generated images, the held-out ones, the order and the augmentation."""
     workers: Natural = no_effect(0)
     """Processes that prepare batches, which are the same for any number; with 0 the training process does it."""
-
-
-class OptimizerConfig(Table):
-    """The optimizer and what is done to loss and gradient on the way, all but the learning rate."""
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum."""
-    weight_decay: NonNegative = 1e-4
-    """AdamW takes it off the weights, times the rate; SGD adds it to the gradient. Biases and norms have none."""
-    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
-    """AdamW's averaging of the gradient and of its square."""
-    momentum: BelowOne = 0.9
-    """SGD's Nesterov momentum."""
-    agc: Maybe[Positive] = None
-    """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
-    clip: Maybe[Positive] = 1.0
-    """The largest norm of the whole gradient; above it the gradient is scaled down."""
-    label_smoothing: BelowOne = 0.0
-    """Share of the target's probability that is spread over all classes."""
-
-
-class OptimConfig(OptimizerConfig):
-    """The optimizer of a run."""
-
-    learning_rate: Positive = 1e-3
-    """The peak of the schedule."""
 
 
 class ScheduleConfig(Table):
@@ -118,6 +99,12 @@ class CheckpointConfig(Table):
     """Seconds between checkpoints."""
     keep: Count = no_effect(2)
     """Checkpoints kept; with two, one that is found damaged can be passed over for the one before."""
+    keep_every: Maybe[Count] = no_effect(None)
+    """Steps: one checkpoint is kept for good in each stretch of so many."""
+    keep_best: bool = no_effect(False)
+    """Keep the checkpoint with the lowest held-out loss, too; one is then saved at every new minimum."""
+    folder: Maybe[Text] = no_effect(None)
+    """Where checkpoints go, when not into the run's folder: a folder, or an address that fsspec knows (`s3://…`)."""
 
 
 class SharedConfig(Table):
@@ -143,6 +130,10 @@ class SharedConfig(Table):
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Spreading a run over processes and devices."""
+    guards: GuardsConfig = GuardsConfig()
+    """What is watched."""
 
 
 class RunConfig(SharedConfig):
@@ -150,14 +141,25 @@ class RunConfig(SharedConfig):
 
     model: ModelConfig
     """The backbone."""
+    start: Maybe[StartConfig] = None
+    """Trained weights to start from; random ones when left out."""
     steps: Count
     """Optimizer steps; the run sees steps × batch_size images."""
+    epochs: Maybe[Positive] = no_effect(None)
+    """In the place of `steps`: the times that `data.epoch_images` images are seen."""
+    warmup_epochs: Maybe[NonNegative] = no_effect(None)
+    """In the place of `schedule.warmup`, counted as `epochs`."""
     seed: Natural = 0
     """Decides the initial weights and everything random in training."""
     threads: Maybe[Count] = no_effect(None)
     """CPU threads; PyTorch decides when left out. Not part of a run's identity, though rounding differs."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_steps(cls, raw: Any) -> Any:
+        return in_steps(raw)
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

@@ -24,7 +24,8 @@ from isoflop.config.fields import (
     no_effect,
     problem,
 )
-from isoflop.config.run import ModelConfig, OptimConfig, OptimizerConfig, RunConfig, ScheduleConfig, SharedConfig
+from isoflop.config.optim import OptimConfig, OptimizerConfig
+from isoflop.config.run import ModelConfig, RunConfig, ScheduleConfig, SharedConfig
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
