@@ -30,6 +30,7 @@ from isoflop.train.journal import JournalWriter, Row, chain_samples
 from isoflop.train.lock import sole_writer
 from isoflop.train.run_directory import claim, read_status, write_status
 from isoflop.train.schedules import rate_factor, trunk_steps
+from isoflop.train.start import replace_head, start_from
 from isoflop.train.state import Progress, pack, unpack
 from isoflop.train.step import Step
 from isoflop.train.tensorboard import TensorBoardWriter
@@ -51,7 +52,7 @@ class RunResult:
 
 def build_model(config: RunConfig, source: Source) -> Backbone:
     """The untrained backbone of `config` for the classes and channels of `source`; the seed decides its weights."""
-    return create_model(
+    model = create_model(
         config.model.name,
         num_classes=source.num_classes,
         image_size=config.data.image_size,
@@ -59,9 +60,19 @@ def build_model(config: RunConfig, source: Source) -> Backbone:
         seed=config.seed,
         **config.model.overrides,
     )
+    if config.start:
+        replace_head(model, config.start)
+    return model
 
 
-def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_row: OnRow | None = None) -> RunResult:
+def train(
+    config: RunConfig,
+    directory: Path,
+    *,
+    trunk: Path | None = None,
+    on_row: OnRow | None = None,
+    data: tuple[Source, Source] | None = None,
+) -> RunResult:
     """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
 
     Args:
@@ -70,6 +81,7 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
         trunk: a folder shared by runs that differ only in length. Steps that a shorter one has trained are taken from
             there instead of being trained again, and the last step before this run's cooldown is left there.
         on_row: called with each journal row.
+        data: what to train on and what to hold out, in the place of what `config.data` names (a part of it, say).
 
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
@@ -77,7 +89,7 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    source, heldout = open_split(config.data, "train"), open_split(config.data, "heldout")
+    source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
     objective = to_device(build_objective(config, source), device)
     with sole_writer(directory, CheckpointError):
         claim(config, directory, source)
@@ -93,13 +105,16 @@ def train(config: RunConfig, directory: Path, *, trunk: Path | None = None, on_r
 
 
 def build_objective(config: RunConfig, source: Source) -> Objective:
-    """What `config` trains: the untrained backbone and how it learns. Raises DataError if it needs labels in vain."""
+    """What `config` trains: a backbone as it starts and how it learns. Raises DataError if it needs labels in vain."""
     mixes = config.data.mixup > 0 or config.data.cutmix > 0
     if not source.num_classes:
         what = "Mixup and CutMix mix labels" if mixes else "supervised training needs labels"
         raise DataError(f"{source.uri}: {what}, and these images have none")
+    backbone = build_model(config, source)
+    if config.start:
+        start_from(backbone, config.start)
     return Supervised(
-        build_model(config, source),
+        backbone,
         label_smoothing=config.optim.label_smoothing,
         has_several_labels=source.has_several_labels,
     )
