@@ -61,6 +61,15 @@ def test_a_crossover_budget_is_named_with_an_interval_that_holds_it():
     assert 0.5 < crossing.probability <= 1.0
 
 
+def test_a_crossover_that_need_not_come_has_an_open_interval():
+    """The laws cross at the far end of what is looked at: pairs that do not cross there are beyond, not left out."""
+    early, late = table(0.5, 40, 120, 0.4, 0.4, 1, 0.005), table(0.46, 44, 132, 0.4, 0.4, 2, 0.005)
+    crossing = compare({"early": early, "late": late}, 1e13).crossovers[0]
+    assert crossing.probability < 0.9
+    assert crossing.searched is not None
+    assert crossing.interval[0] <= crossing.compute <= crossing.interval[1] == crossing.searched[1]
+
+
 def test_families_share_an_irreducible_loss_only_where_the_tables_allow_it():
     alike = {"a": table(0.4, 40, 120, 0.4, 0.4, 1), "b": table(0.4, 22, 80, 0.35, 0.38, 2)}
     shared = compare(alike, 1e13, share_irreducible=True).shared_irreducible

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.frontier import frontier_points
@@ -32,9 +32,11 @@ class Standing(Record):
 
 @dataclass(frozen=True)
 class Crossover(Record):
-    """Where `later` overtakes `earlier`: budget, interval of it, and the share of bootstrap pairs that cross at all.
+    """Where `later` overtakes `earlier`: budget, interval of it, and the share of bootstrap pairs that cross so at all.
 
-    The interval is of those pairs that cross between the smallest measured budget and `REACH` times the largest.
+    `searched` is where it was looked for, from the smallest measured budget to `REACH` times the largest. A pair that
+    does not cross there counts at the end where it would; so an end of the interval that is an end of `searched` is
+    open: "before" or "beyond".
     """
 
     earlier: str
@@ -42,6 +44,7 @@ class Crossover(Record):
     compute: float
     interval: tuple[float, float]
     probability: float
+    searched: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,24 +173,35 @@ def _crossover(first: str, second: str, a: SizeDataLaw, b: SizeDataLaw, level: f
     for law in (a, b):
         beyond = np.maximum(np.log(grid / law.compute_range[1]), 0.0)
         gap = gap + law.backtests.drift * rng.standard_t(law.backtests.freedom, (count, 1)) * beyond
-    where = _last_sign_change(grid, np.vstack([point[None], gap]))
-    crossing = where[1:][np.isfinite(where[1:])]
-    if not np.isfinite(where[0]) or crossing.size < 2:
+    signs = np.sign(point)
+    changes = np.flatnonzero(signs[1:] != signs[:-1])
+    if not changes.size:
         return None
-    earlier, later = (first, second) if point[-1] > 0 else (second, first)
+    # `earlier` is the better one below the law's last crossing; seen from it, gaps go from negative to positive.
+    at = int(changes[-1])
+    earlier, later, turn = (first, second, 1.0) if point[-1] > 0 else (second, first, -1.0)
+    here = float(np.log(_zero(grid, turn * point, np.array([at]))[0]))
+    crossing = [_overtaking(grid, turn * row, here) for row in gap]
+    ends = float(grid[0]), float(grid[-1])
     lo, hi = np.quantile(crossing, [0.5 - level / 2, 0.5 + level / 2])
-    return Crossover(earlier, later, float(where[0]), (float(lo), float(hi)), float(crossing.size / count))
+    inside = float(np.mean([ends[0] < c < ends[1] for c in crossing]))
+    return Crossover(earlier, later, float(np.exp(here)), (float(lo), float(hi)), inside, ends)
 
 
-def _last_sign_change(grid: Array, gap: Array) -> Array:
-    """The abscissa (R,) of the last zero of each row of `gap` (R, m), linear in log grid; NaN without one."""
-    change = np.sign(gap[:, 1:]) != np.sign(gap[:, :-1])
-    at = gap.shape[1] - 2 - np.argmax(change[:, ::-1], axis=1)
-    row = np.arange(len(gap))
-    before, after = gap[row, at], gap[row, at + 1]
+def _overtaking(grid: Array, gap: Array, here: float) -> float:
+    """The zero nearest to log budget `here` at which `gap` turns positive; an end of the grid if there is none."""
+    rising = np.flatnonzero((gap[:-1] < 0) & (gap[1:] >= 0))
+    if rising.size:
+        zeros = _zero(grid, gap, rising)
+        return float(zeros[np.argmin(np.abs(np.log(zeros) - here))])
+    return float(grid[0] if np.interp(here, np.log(grid), gap) >= 0 else grid[-1])
+
+
+def _zero(grid: Array, gap: Array, at: NDArray[np.intp]) -> Array:
+    """Where `gap` is zero between points `at` and `at` + 1 of the grid, linear in log budget."""
+    before, after = gap[at], gap[at + 1]
     share = np.clip(before / np.where(before == after, 1.0, before - after), 0.0, 1.0)
-    x = np.log(grid[at]) + share * np.log(grid[at + 1] / grid[at])
-    return np.asarray(np.where(change.any(axis=1), np.exp(x), np.nan))
+    return np.asarray(np.exp(np.log(grid[at]) + share * np.log(grid[at + 1] / grid[at])))
 
 
 def _naive(tables: Mapping[str, Table]) -> tuple[dict[str, float], float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import LawError
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
-from isoflop.laws.checks import LARGEST
+from isoflop.laws.checks import fault
 from isoflop.laws.columns import (
     Columns,
     Source,
@@ -116,8 +116,8 @@ def fit_table(
         raise LawError(f"give one column as x (a curve) or two (size and images), not {len(x)}")
     if len({*x, y}) < len(x) + 1:
         raise LawError(f"a column is given twice: x {' and '.join(x)}, y {y}")
-    if budget is not None and not 0 < budget < LARGEST:
-        raise LawError(f"the budget must be positive and finite, not {budget}")
+    if budget is not None and (wrong := fault(budget)):
+        raise LawError(f"the budget must be {wrong}, not {budget:g}")
     if not 0 < level < 1:
         raise LawError(f"the level must lie between 0 and 1, not {level:g}")
     if seed < 0:
@@ -152,12 +152,13 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
     law = fit_curve(x, y)
     prediction, refusal = None, ""
     if budget is not None:
-        lo, hi = (float(v) for v in law.interval(budget, level))
-        refusal = _cannot_tell(lo, hi, budget, level)
         if budget < law.x_range[0]:
             refusal = f"no answer at {budget:g}: the points begin at {law.x_range[0]:g}, what was before is not known"
         elif y[np.argmax(x)] > y[np.argmin(x)] and np.corrcoef(np.log(x), np.log(y))[0, 1] > 0.5:
             refusal = f"no answer at {budget:g}: y rises with x, and laws are of losses and errors, which fall"
+        else:
+            lo, hi = (float(v) for v in law.interval(budget, level))
+            refusal = _cannot_tell(lo, hi, budget, level)
         if not refusal:
             prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
     points = tuple(zip(x.tolist(), y.tolist(), strict=True))

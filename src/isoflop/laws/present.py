@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.laws.compare import Crossover
 from isoflop.laws.fit_table import GroupFit, TableFit
 from isoflop.laws.forms import FORMS
 
@@ -20,6 +21,8 @@ def markdown(fit: TableFit) -> str:
         if group.prediction:
             p = group.prediction
             where = f" with n = {p.n:.3g}, d = {p.d:.3g}" if p.n is not None and p.d is not None else ""
+            if p.n_interval:
+                where += f" (n {p.n_interval[0]:.3g} to {p.n_interval[1]:.3g})"
             lines += [
                 f"At {p.budget:.3g}: **{p.value:.4g}** ({p.level:.0%} interval {p.interval[0]:.4g} to "
                 f"{p.interval[1]:.4g}){where}",
@@ -44,8 +47,8 @@ def markdown(fit: TableFit) -> str:
         lines += ["", f"Naive ranking at the largest shared budget ({c.naive_compute:.3g}): {ranking}", ""]
         for x in c.crossovers:
             lines += [
-                f"{x.later} overtakes {x.earlier} at {x.compute:.2g} ({c.level:.0%} interval {x.interval[0]:.2g} to "
-                f"{x.interval[1]:.2g}; {x.probability:.0%} of the bootstrap pairs cross)",
+                f"{x.later} overtakes {x.earlier} at {x.compute:.2g} ({c.level:.0%} interval {_crossing(x)}; "
+                f"{x.probability:.0%} of the bootstrap pairs cross so)",
                 "",
             ]
         lines += [f"- warning: {warning}" for warning in c.warnings]
@@ -67,6 +70,11 @@ def _law(group: GroupFit) -> str:
         votes[member.form] = votes.get(member.form, 0.0) + member.weight
     said = ", ".join(f"{FORMS[f].formula} {w:.0%}" for f, w in sorted(votes.items(), key=lambda v: -v[1]) if w >= 0.01)
     return f"A mixture, by backtest: {said}; noise {group.curve.noise:.1%}"
+
+
+def _crossing(x: Crossover) -> str:
+    (lo, hi), (first, last) = x.interval, x.searched or (0.0, np.inf)
+    return f"{'before ' if lo <= first else ''}{lo:.2g} to {'beyond ' if hi >= last else ''}{hi:.2g}"
 
 
 def _coverage(group: GroupFit) -> str:
