@@ -10,6 +10,7 @@ from isoflop.data.opening import open_source, open_split
 from isoflop.data.order import locate
 from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source, Split
+from isoflop.data.subset import Subset
 from isoflop.data.transforms import AUGMENTATIONS
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Quarantine",
     "Source",
     "Split",
+    "Subset",
     "batches",
     "check",
     "convert",

@@ -20,6 +20,7 @@ from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source
 from isoflop.data.sources.images import ImageSource
 from isoflop.data.sources.mixture import Mixture
+from isoflop.data.subset import Subset
 from isoflop.data.transforms import augment_batch, draw_uniforms, find_augmentation
 from isoflop.errors import DataError
 
@@ -71,7 +72,7 @@ class _Batches(Dataset[Batch | _Failure]):
     def _make(self, step: int) -> Batch:
         epochs, indices = self._locate(step)
         damages: tuple[Damage, ...] = ()
-        if isinstance(self._source, ImageSource | Mixture):
+        if isinstance(self._source, ImageSource | Mixture | Subset):
             u = draw_uniforms(self._seed, epochs, indices)
             images, labels, damages = self._source.read_views(indices, self._augmentation, u)
         else:
