@@ -15,6 +15,7 @@ from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import MIN_STEPS
 from isoflop.train import build_objective
 from isoflop.train.device import choose_device, to_device
+from isoflop.train.ranks import Ranks
 from isoflop.train.schedules import trunk_steps
 from isoflop.train.step import Step
 
@@ -37,7 +38,8 @@ def measure_seconds_per_image(
 def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
     config = catalogue.run(family, model_name, catalogue.config.study.budgets[-1], 1e-3).config
     device = choose_device(config.device)
-    step = Step(to_device(build_objective(config, catalogue.source), device), catalogue.source, config, device)
+    objective = to_device(build_objective(config, catalogue.source), device)
+    step = Step(objective, catalogue.source, config, Ranks(device))
     seconds = []
     feed = batches(
         catalogue.source,

@@ -28,6 +28,7 @@ from isoflop.train.device import choose_device, to_device
 from isoflop.train.evaluate import evaluate
 from isoflop.train.journal import JournalWriter, Row, chain_samples
 from isoflop.train.lock import sole_writer
+from isoflop.train.ranks import Ranks
 from isoflop.train.run_directory import claim, read_status, write_status
 from isoflop.train.schedules import rate_factor, trunk_steps
 from isoflop.train.start import replace_head, start_from
@@ -142,7 +143,8 @@ class _Run:
         self.heldout = heldout
         self.device = device
         self.on_row = on_row
-        self.step = Step(objective, source, config, device)
+        self.ranks = Ranks(device)
+        self.step = Step(objective, source, config, self.ranks)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
 
@@ -172,12 +174,13 @@ class _Run:
         row: Row = {}
         for batch in feed:
             rate = config.optim.learning_rate * rate_factor(config.schedule, progress.step, config.steps)
-            progress.loss_sum += step(batch, rate)
+            outcome = step(batch, rate)
+            progress.loss_sum += outcome.loss
             progress.samples = chain_samples(progress.samples, batch.epochs, batch.indices)
             progress.step += 1
             now = time.perf_counter()
             progress.seconds = seconds_before + now - began
-            if not math.isfinite(progress.loss_sum):
+            if not outcome.updated:
                 return self._diverged(journal)
 
             evaluate_now = progress.step == config.steps or (
@@ -235,7 +238,7 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         size = self.config.evaluation.batch_size
         return evaluate(
-            self.objective, self.heldout, batch_size=size, device=self.device, precision=self.step.precision
+            self.objective, self.heldout, batch_size=size, ranks=self.ranks, precision=self.step.precision
         )
 
     def _save(self) -> None:

@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from isoflop.config import RunConfig
 from isoflop.data import Batch, Source, derive_key, mix, soft_targets, uniforms
+from isoflop.data.loader import rank_part
+from isoflop.models.drop import rows_of_batch
 from isoflop.objectives import Objective, Uniforms
 from isoflop.train.device import Precision, to_unit_range
-from isoflop.train.optimizers import AdaptiveGradientClipping, build_optimizer
+from isoflop.train.optim import AdaptiveGradientClipping, build_optimizer
+from isoflop.train.ranks import Ranks
+from isoflop.train.shards import gradient_norm, scale_gradients, sum_whole_gradients
 from isoflop.train.state import step_seed
 
 
-class Step:
-    """The update rule of a run: `step(batch, rate)` changes the weights of `objective` and returns its loss."""
+class Outcome(NamedTuple):
+    """What a step came to, the same on every rank."""
 
-    def __init__(self, objective: Objective, source: Source, config: RunConfig, device: torch.device) -> None:
+    loss: float
+    """the mean over the global batch"""
+    gradient_norm: float
+    """of the whole gradient, before it was clipped"""
+    updated: bool
+    """False when loss or gradient were not finite: the weights are then as before"""
+    votes: tuple[bool, ...] = ()
+    """for each question, whether any rank voted yes"""
+
+
+class Step:
+    """The update rule of a run: `step(batch, rate)` changes the weights of `objective`, as `arrange` laid it out."""
+
+    def __init__(self, objective: Objective, source: Source, config: RunConfig, ranks: Ranks) -> None:
         self.objective = objective
         self.source = source
         self.config = config
-        self.device = device
+        self.ranks = ranks
+        self.device = ranks.device
         self.precision = Precision(config.precision)
         self.optimizer = build_optimizer(objective, config.optim)
         self.clip_units = AdaptiveGradientClipping(objective, config.optim.agc) if config.optim.agc else None
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.parts = parts_per_step(config.batch_size, config.parallel.device_batch_size, ranks.world)
 
-    def __call__(self, batch: Batch, rate: float) -> float:
-        """Takes one step at learning rate `rate`; everything random in it depends on the seed, step and samples."""
+    def __call__(self, batch: Batch, rate: float, votes: Sequence[bool] = ()) -> Outcome:
+        """Takes one step at learning rate `rate`; everything random in it depends on the seed, step and samples.
+
+        `votes` are questions on which all ranks must agree: they travel with the loss.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(step_seed(self.config.seed, batch.step))  # of stochastic depth and dropout
+        loss = self._backward(batch)
+        if self.ranks.is_alone:
+            told = [loss.item(), *map(float, votes)]
+        else:
+            sum_whole_gradients(self.parameters, self.ranks)
+            mine = torch.tensor([0.0, *map(float, votes)], device=self.device)
+            mine[0] = loss
+            told = self.ranks.sum(mine).tolist()
+        if self.clip_units:
+            self.clip_units()
+        norm = gradient_norm(self.parameters)
+        gradient = norm.item()
+        updated = math.isfinite(told[0]) and math.isfinite(gradient)
+        if updated:
+            if self.config.optim.clip:
+                scale_gradients(self.parameters, norm, self.config.optim.clip)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Outcome(told[0], gradient, updated, tuple(vote > 0 for vote in told[1:]))
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Adds up the gradients of this rank's part of the batch; its share of the mean loss."""
         images, labels = to_unit_range(batch.images, self.source, self.device), batch.labels.to(self.device)
         data = self.config.data
         if data.mixup or data.cutmix:
@@ -44,17 +93,38 @@ class Step:
                 mixup_alpha=data.mixup,
                 cutmix_alpha=data.cutmix,
             )
-        noise = sample_uniforms(self.config.seed, batch.epochs, batch.indices, self.device)
-        with self.precision.autocast(self.device):
-            loss: Tensor = self.objective(images, labels, noise)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.clip_units:
-            self.clip_units()
-        if self.config.optim.clip:
-            nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        total, count = self.config.batch_size, len(images)
+        losses = []
+        for number in range(self.parts):
+            start, stop = rank_part(count, number, self.parts)
+            torch.manual_seed(step_seed(self.config.seed, batch.step))  # of stochastic depth and dropout
+            noise = sample_uniforms(self.config.seed, batch.epochs[start:stop], batch.indices[start:stop], self.device)
+            is_whole = stop - start == total
+            # Until the backward pass is done: recomputed activations draw again.
+            with nullcontext() if is_whole else rows_of_batch(batch.first + start, total):
+                with self.precision.autocast(self.device):
+                    loss: Tensor = self.objective(images[start:stop], labels[start:stop], noise)
+                if not is_whole:
+                    loss = loss * ((stop - start) / total)
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def parts_per_step(batch_size: int, at_most: int | None, world: int = 1) -> int:
+    """In how many parts each of `world` ranks takes its share of a batch, so that `at_most` images are in each.
+
+    The same number for all ranks, whose shares differ by two images at most; none is empty, so that a limit below that
+    difference may be exceeded by it.
+    """
+    if at_most is None:
+        return 1
+    shares = [stop - start for start, stop in (rank_part(batch_size, rank, world) for rank in range(world))]
+
+    def largest(parts: int) -> int:
+        return max(stop - start for n in set(shares) for start, stop in (rank_part(n, k, parts) for k in range(parts)))
+
+    return next((parts for parts in range(1, min(shares)) if largest(parts) <= at_most), min(shares))
 
 
 def sample_uniforms(

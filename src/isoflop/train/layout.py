@@ -1,0 +1,131 @@
+"""How an objective lies on the devices: recomputed, compiled and sharded by block, all in place.
+
+The order matters: what is recomputed lies inside of what is compiled, and both inside of what FSDP2 gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from timm.layers.drop import DropPath as TimmDropPath
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from isoflop.config import RunConfig
+from isoflop.errors import ConfigError, ModelError
+from isoflop.models.drop import Dropout, DropPath
+from isoflop.objectives import Objective
+from isoflop.train.device import to_device
+from isoflop.train.ranks import Ranks
+
+AnyObjective = TypeVar("AnyObjective", bound=Objective)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The repeated parts of a network, in order: what is sharded, recomputed and compiled one by one."""
+    for name, parent in module.named_modules():
+        path = name.split(".")
+        is_row = path[-1] == "blocks" or path[-2:-1] == ["stages"]
+        if is_row and isinstance(parent, nn.Sequential | nn.ModuleList):
+            yield from parent
+
+
+def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks) -> AnyObjective:
+    """`objective` on the device of this rank, laid out as `config.parallel` says.
+
+    Raises ConfigError for what would depend on the layout: batch statistics, and random layers that cannot draw for the
+    whole batch.
+    """
+    parallel = config.parallel
+    if not ranks.is_alone or parallel.device_batch_size:
+        make_independent_of_layout(objective)
+    for number, block in enumerate(blocks(objective)):
+        if parallel.recompute and number % parallel.recompute == 0:
+            forward: Callable[..., Any] = block.forward
+            block.forward = partial(checkpoint, forward, use_reentrant=False)
+        if parallel.compile:
+            block.compile()
+    if ranks.is_alone or parallel.sharding == "none":
+        return to_device(objective, ranks.device)
+    _shard(objective, config, ranks)
+    return objective
+
+
+def make_independent_of_layout(objective: nn.Module) -> None:
+    """Has random layers draw for the whole batch; ConfigError where a layer looks at other images of its batch."""
+    for name, module in list(objective.named_modules()):
+        if isinstance(module, _BatchNorm):
+            raise ConfigError(
+                f"{name} takes statistics of a batch, which would be of a part of it here: train this model on one "
+                "process without `parallel.device_batch_size`, or take one with another norm"
+            )
+        p = getattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else 0.0
+        if p and "attn_drop" in name:
+            raise ConfigError(f"{name}: dropout of attention is drawn in parts of a batch: train on one process")
+        parent = objective.get_submodule(name.rpartition(".")[0])
+        if type(module) is nn.Dropout:
+            setattr(parent, name.rpartition(".")[2], Dropout(module.p))
+        elif isinstance(module, TimmDropPath):
+            setattr(parent, name.rpartition(".")[2], DropPath(module.drop_prob))
+
+
+def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    kind = ranks.device.type
+    if config.parallel.sharding == "hybrid":
+        if ranks.world % ranks.local_world:
+            raise ConfigError(f"hybrid sharding needs as many processes on each host: {ranks.world} in all")
+        shape = (ranks.world // ranks.local_world, ranks.local_world)
+        mesh = init_device_mesh(kind, shape, mesh_dim_names=("copy", "part"))
+    else:
+        mesh = init_device_mesh(kind, (ranks.world,), mesh_dim_names=("part",))
+    # Scalars cannot be divided, and frozen tables need not be: every rank keeps them whole.
+    undivided = {p for p in objective.parameters() if p.ndim == 0 or not p.requires_grad}
+    with torch.no_grad():
+        for parameter in undivided:
+            parameter.data = parameter.data.to(ranks.device)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # autocast does that, as it does where nothing is sharded
+    )
+    for module in (*blocks(objective), objective):
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=undivided)
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            # The loss of each rank is already weighted by its share of the batch: gradients add up.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(objective, "evaluate")
+
+
+def built(build: Callable[[], AnyObjective]) -> AnyObjective:
+    """What `build` builds, checked: memory that nobody initialised is filled with NaN, and none may be left.
+
+    Raises ModelError that names the parameters and buffers that are not finite.
+    """
+    was_on, was_warning = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)  # only this has PyTorch fill new memory
+    try:
+        objective = build()
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
+    check_initialised(objective)
+    return objective
+
+
+def check_initialised(objective: nn.Module) -> None:
+    """Raises ModelError if a parameter or buffer has a number that is not finite."""
+    named = [*objective.named_parameters(), *objective.named_buffers()]
+    bad = [name for name, t in named if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise ModelError(f"{len(bad)} parameters start without finite numbers: {', '.join(bad[:5])}")

@@ -1,0 +1,93 @@
+"""The processes that train one run together: who this one is, and what all of them must agree on.
+
+torchrun starts them and tells each its number by environment variables. A run of one process never touches
+`torch.distributed`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from isoflop.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number `rank` of `world`, of which `local_world` are on this host; rank 0 writes for all."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local_world: int = 1
+    control: Any = None  # a group on CPUs, for small things beside the collectives of training
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.world == 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` with the sum over all ranks, bit for bit the same everywhere; in place."""
+        if not self.is_alone:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's `value`."""
+        if self.is_alone:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's `value`, by rank."""
+        if self.is_alone:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """This process among those that torchrun started, or alone. On GPUs, each process takes the one of its number.
+
+    Raises ConfigError when there are fewer GPUs than processes.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(device)
+        return
+    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ConfigError(f"process {local} of this host has no GPU: it has {torch.cuda.device_count()}")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    is_ours = not dist.is_initialized()
+    if is_ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+        yield Ranks(device, dist.get_rank(), world, local_world, dist.new_group(backend="gloo"))
+    finally:
+        if is_ours:
+            dist.destroy_process_group()
+
+
+def check_parts(batch_size: int, ranks: Ranks) -> None:
+    """Raises ConfigError when there are more ranks than images in a batch."""
+    if batch_size < ranks.world:
+        raise ConfigError(f"batch_size = {batch_size} is too small for {ranks.world} processes: each needs an image")
