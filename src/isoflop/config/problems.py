@@ -95,7 +95,8 @@ def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) 
         choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
         return "one of " + ", ".join(f'"{choice}"' for choice in choices) + did_you_mean(str(value), choices)
     if kind in ("too_short", "too_long", "missing"):
-        items = get_args(_annotation(root, path))
+        annotation = _annotation(root, path)
+        items = get_args(annotation) if get_origin(annotation) is tuple else ()
         if items and ... not in items:
             return f"a list of {len(items)}"
         return f"a list of at least {context['min_length']}" if kind == "too_short" else details["msg"]

@@ -39,12 +39,24 @@ class StudyTable(Table):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Of the study and of its folder: letters, digits, `.`, `_` and `-`."""
-    budgets: Budgets
-    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending."""
     target_budget: Positive
     """Training FLOPs that the answer is for; the answer is trained with them."""
+    budgets: Maybe[Budgets] = None
+    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; chosen from what the study
+    may cost when left out."""
+    budget: Maybe[Positive] = None
+    """Training FLOPs that the whole study may cost, its answers included; which runs are worth it is decided rung by
+    rung. Without this, `device_hours` or `money`, every size is trained at every one of `budgets`."""
+    device_hours: Maybe[Positive] = None
+    """In place of `budget`: hours of one worker (a CPU core, or an accelerator) for the whole study."""
+    money: Maybe[Positive] = None
+    """In place of `budget`: what the whole study may cost, in the currency of `price_per_hour`."""
+    price_per_hour: Maybe[Positive] = None
+    """Price of a device-hour."""
+    sure: BelowOne = 0.95
+    """Probability of the best family at which a study with a budget stops early."""
     seed: Natural = 0
-    """Seed of every run of the ladder."""
+    """Seed of every run of the ladder; further copies of a run take the next ones."""
     finals: Count = 1
     """Families, best first, whose answer is trained with the target budget."""
     workers: Maybe[Count] = no_effect(None)
@@ -52,11 +64,30 @@ class StudyTable(Table):
     output: Maybe[FilePath] = no_effect(None)
     """Folder of the study; `studies/NAME` when left out."""
 
+    @property
+    def limited(self) -> bool:
+        """Whether the study has a budget of its own."""
+        return any(limit is not None for limit in (self.budget, self.device_hours, self.money))
+
     @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        _check_ascending("budgets", self.budgets)
-        if self.target_budget < self.budgets[-1]:
-            raise problem("target_budget", f"= {self.target_budget:g} is below the last rung, {self.budgets[-1]:g}")
+    def _coherent(self) -> Self:
+        given = [name for name in ("budget", "device_hours", "money") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise problem(given[1], f"and `{given[0]}` both limit the study: keep one of them")
+        if not given and self.budgets is None:
+            raise problem("budgets", "is missing: give the rungs, or what the study may cost as `budget` (FLOPs), "
+                          "`device_hours` or `money`")  # fmt: skip
+        if (self.money is None) != (self.price_per_hour is None):
+            missing, there = ("price_per_hour", "money") if self.money else ("money", "price_per_hour")
+            raise problem(missing, f"is missing: `{there}` says nothing without it")
+        if self.budgets is not None:
+            _check_ascending("budgets", self.budgets)
+            if self.target_budget < self.budgets[-1]:
+                raise problem("target_budget", f"= {self.target_budget:g} is below the last rung, {self.budgets[-1]:g}")
+        finals = self.finals * self.target_budget
+        if self.budget is not None and self.budget <= finals:
+            raise problem("budget", f"= {self.budget:g} FLOPs leaves nothing to measure: training the answer alone "
+                          f"takes {finals:g} (finals × target_budget)")  # fmt: skip
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ class Catalogue:
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
+        self.budgets: tuple[float, ...] = config.study.budgets or ()
         self.source: Source = open_split(config.data, "train")
         if len(self.source) < config.batch_size:
             raise StudyError(
@@ -61,6 +63,12 @@ class Catalogue:
                 "lower batch_size or give it more images"
             )
         self._costs: dict[tuple[str, str], Cost] = {}
+
+    def on(self, budgets: tuple[float, ...]) -> Catalogue:
+        """The same models on other rungs: those that were chosen for a study that names none."""
+        other = copy.copy(self)
+        other.budgets = budgets
+        return other
 
     def cost(self, family: str, model: str) -> Cost:
         """Parameters and MACs of preset `model` as `family` builds it."""
@@ -84,10 +92,21 @@ class Catalogue:
         return round(budget / self.flops_per_image(family, model) / self.config.batch_size)
 
     def run(
-        self, family: str, model: str, budget: float, learning_rate: float, *, role: str = "ladder", threads: int = 1
+        self,
+        family: str,
+        model: str,
+        budget: float,
+        learning_rate: float,
+        *,
+        role: str = "ladder",
+        threads: int = 1,
+        number: int = 0,
     ) -> PlannedRun:
-        """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared."""
-        shortest = self.steps(family, model, self.config.study.budgets[0])
+        """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared.
+
+        `number` tells copies of a run apart: each has a seed of its own.
+        """
+        shortest = self.steps(family, model, self.budgets[0])
         warmup = min(self.config.families[family].schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
         config = self.config.run_config(
             family,
@@ -95,6 +114,7 @@ class Catalogue:
             steps=self.steps(family, model, budget),
             learning_rate=learning_rate,
             warmup=warmup,
+            seed=self.config.study.seed + number,
         ).model_copy(update={"threads": threads})
         counted = self.cost(family, model)
         return PlannedRun(

@@ -90,14 +90,14 @@ class _Study:
         self.clock = _Clock(plan, config, self.catalogue)
         self.narrator.planned(plan.first, plan.rungs, self.clock.finals, self.pool.workers)
 
-        count = len(config.study.budgets) + 1
+        count = len(self.catalogue.budgets) + 1
         rung = self._train(1, count, plan.first)
         for _ in range(MAX_EXTENSIONS):
             more = [run for run in extensions(rung, self._losses(), self.catalogue) if run.run_id not in self.runs]
             if not more:
                 break
             rung += self._train(1, count, more)
-        for number in range(1, len(config.study.budgets)):
+        for number in range(1, len(self.catalogue.budgets)):
             runs = next_rung(number, config, self.catalogue, plan.sizes, rung, self._losses())
             rung = self._train(number + 1, count, runs)
 

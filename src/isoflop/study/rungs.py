@@ -53,7 +53,7 @@ def _around_the_optimum(
     As a start, before anything has been measured: the best size costs about 8·√budget FLOPs an image (fitted to small
     ViTs and PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12).
     """
-    budgets = config.study.budgets
+    budgets = catalogue.budgets
     usual = 8.0 * math.sqrt(math.exp(sum(map(math.log, budgets)) / len(budgets)))
     distance = [abs(math.log(catalogue.flops_per_image(family, name) / usual)) for name in ladder]
     middle = distance.index(min(distance))
@@ -62,7 +62,7 @@ def _around_the_optimum(
 
 
 def _refuse_too_large(family: str, sizes: tuple[str, ...], config: StudyConfig, catalogue: Catalogue) -> None:
-    low, high = config.study.budgets[0], config.study.budgets[-1]
+    low, high = catalogue.budgets[0], catalogue.budgets[-1]
     smallest = sizes[0]
     if catalogue.steps(family, smallest, high) < MIN_STEPS:
         need = MIN_STEPS * config.batch_size * catalogue.flops_per_image(family, smallest)
@@ -80,7 +80,7 @@ def _refuse_too_large(family: str, sizes: tuple[str, ...], config: StudyConfig, 
 
 def first_rung(config: StudyConfig, catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]) -> list[PlannedRun]:
     """The runs of the smallest budget: every size that it can train, at every learning rate of the grid."""
-    budget = config.study.budgets[0]
+    budget = catalogue.budgets[0]
     return [
         catalogue.run(family, model, budget, rate)
         for family, names in sizes.items()
@@ -114,7 +114,7 @@ def next_rung(
     losses: Losses,
 ) -> list[PlannedRun]:
     """The runs of rung `rung` (0 is the first), given the finished runs of the rung below."""
-    budget = config.study.budgets[rung]
+    budget = catalogue.budgets[rung]
     runs: list[PlannedRun] = []
     for family, names in sizes.items():
         best_rates = rates_by_law([run for run in below if run.family == family], losses)
