@@ -18,7 +18,7 @@ from isoflop.data.loader import rank_part
 from isoflop.models.drop import rows_of_batch
 from isoflop.objectives import Objective, Uniforms
 from isoflop.train.device import Precision, to_unit_range
-from isoflop.train.optim import AdaptiveGradientClipping, build_optimizer
+from isoflop.train.optim import AdaptiveGradientClipping, WeightAverage, build_optimizer, set_rate, uphill
 from isoflop.train.ranks import Ranks
 from isoflop.train.shards import gradient_norm, scale_gradients, sum_whole_gradients
 from isoflop.train.state import step_seed
@@ -49,6 +49,7 @@ class Step:
         self.precision = Precision(config.precision)
         self.optimizer = build_optimizer(objective, config.optim)
         self.clip_units = AdaptiveGradientClipping(objective, config.optim.agc) if config.optim.agc else None
+        self.average = WeightAverage(self.optimizer, config.optim.average) if config.optim.average else None
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.parts = parts_per_step(config.batch_size, config.parallel.device_batch_size, ranks.world)
 
@@ -57,13 +58,14 @@ class Step:
 
         `votes` are questions on which all ranks must agree: they travel with the loss.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._backward(batch)
+        set_rate(self.optimizer, rate)
+        loss = self._gradients(batch)
+        if self.config.optim.sam:
+            with uphill(self.parameters, self.config.optim.sam):
+                self._gradients(batch)
         if self.ranks.is_alone:
             told = [loss.item(), *map(float, votes)]
         else:
-            sum_whole_gradients(self.parameters, self.ranks)
             mine = torch.tensor([0.0, *map(float, votes)], device=self.device)
             mine[0] = loss
             told = self.ranks.sum(mine).tolist()
@@ -76,8 +78,17 @@ class Step:
             if self.config.optim.clip:
                 scale_gradients(self.parameters, norm, self.config.optim.clip)
             self.optimizer.step()
+            if self.average:
+                self.average.update(batch.step)
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(told[0], gradient, updated, tuple(vote > 0 for vote in told[1:]))
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """The gradients of the global batch in `parameters`; this rank's share of the mean loss."""
+        loss = self._backward(batch)
+        if not self.ranks.is_alone:
+            sum_whole_gradients(self.parameters, self.ranks)
+        return loss
 
     def _backward(self, batch: Batch) -> Tensor:
         """Adds up the gradients of this rank's part of the batch; its share of the mean loss."""

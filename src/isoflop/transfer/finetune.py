@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from isoflop.config import OptimConfig
 from isoflop.models import Backbone
-from isoflop.train.optimizers import build_optimizer
+from isoflop.train.optim import build_optimizer
 from isoflop.train.state import step_seed
 
 

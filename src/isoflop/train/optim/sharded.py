@@ -1,0 +1,26 @@
+"""Sums over parameters that may lie in pieces on several ranks (DTensors of FSDP2)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from isoflop.train.shards import is_sharded
+
+
+def complete(tensor: Tensor) -> Tensor:
+    """`tensor` with sums that are still spread over the ranks added up; an ordinary tensor as it is."""
+    if not is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import Replicate  # a second to import
+
+    parts = cast(Any, tensor)
+    placements = [Replicate() if placement.is_partial() else placement for placement in parts.placements]
+    return cast(Tensor, parts.redistribute(placements=placements))
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """The norm of the whole tensor, a scalar that every rank knows."""
+    return complete(torch.linalg.vector_norm(tensor))
