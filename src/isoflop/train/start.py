@@ -88,7 +88,7 @@ def fitted(model: Backbone, name: str, tensor: Tensor) -> Tensor:
         prefix = 0 if getattr(inside, "no_embed_class", False) else int(getattr(inside, "num_prefix_tokens", 0))
         rows, columns = inside.patch_embed.grid_size  # type: ignore[union-attr,misc]
     elif name.startswith("positions."):
-        rows, columns = model.grids[int(name.removeprefix("positions."))]  # type: ignore[index,misc]
+        rows, columns = model.grids[int(name.removeprefix("positions."))]  # type: ignore[index]
     else:
         return tensor
     side = math.isqrt(tensor.shape[1] - prefix)

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from isoflop.config import RunConfig, TransferConfig, parse
-from isoflop.data import open_source, open_split
-from isoflop.errors import CheckpointError, DataError
+from isoflop.config import TransferConfig
+from isoflop.data import open_source
+from isoflop.errors import DataError
 from isoflop.models import Backbone
-from isoflop.train import build_model
 from isoflop.transfer.features import draw_shots, extract, read_all
 from isoflop.transfer.few_shot import few_shot_accuracy
 from isoflop.transfer.finetune import finetune_accuracy
 
 Row = dict[str, Any]
-
-
-def load_backbone(run_directory: Path, *, random_weights: bool = False) -> tuple[Backbone, RunConfig]:
-    """The backbone that the finished run in `run_directory` trained, or the same one as it was before training.
-
-    Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
-    """
-    weights = run_directory / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
-    try:
-        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
-        model = build_model(config, open_split(config.data, "train"))
-        if not random_weights:
-            model.load_state_dict(load_file(weights))
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
-    assert isinstance(model, Backbone)
-    return model, config
 
 
 def transfer(model: Backbone, config: TransferConfig, name: str) -> list[Row]:

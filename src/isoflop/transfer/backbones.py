@@ -1,0 +1,230 @@
+"""From a checkpoint, whoever made it, to a backbone that can be judged.
+
+runs/vit-1a2b3c            the folder of a finished run
+weights.safetensors        a run's weights; with `model`, any weights of that model under isoflop's or timm's names
+timm:vit_small_patch16_224 timm's weights, from its cache or the hub
+some/folder                Hugging Face: config.json with a `model_type`, and model.safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from isoflop.config import RunConfig, parse
+from isoflop.data import open_split
+from isoflop.errors import CheckpointError, ConfigError, ModelError
+from isoflop.models import Backbone, create_model
+from isoflop.models.interop import load_weights
+from isoflop.train import build_model
+from isoflop.train.start import load_trunk
+from isoflop.transfer.huggingface import huggingface_model
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone, and what is needed to build and feed it again.
+
+    `preset` and `options` are what `create_model` was called with; `moments` the mean and standard deviation of its
+    images, where they belong to the weights and not to the data.
+    """
+
+    model: Backbone
+    name: str
+    preset: str
+    options: dict[str, Any] = field(default_factory=dict)
+    moments: Moments | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of architecture, image size and every weight."""
+        digest = hashlib.blake2b(repr((self.preset, sorted(self.options.items()))).encode(), digest_size=16)
+        digest.update(repr((self.model.image_size, self.moments)).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def open_backbone(
+    checkpoint: str | Path, *, image_size: int | None = None, random_weights: bool = False, model: str | None = None
+) -> Pretrained:
+    """The backbone of `checkpoint` (see this module's first lines).
+
+    Args:
+        image_size: pixels, in the place of the size that it was trained for; positions are resized.
+        random_weights: the same backbone as it was before training.
+        model: the preset (or `timm:NAME`) whose weights a `.safetensors` file holds, where the file does not say.
+
+    Raises CheckpointError for what is none of these, cannot be read or fetched, or is of another architecture.
+    """
+    text, path = str(checkpoint), Path(checkpoint).expanduser()
+    if text.startswith("timm:"):
+        return _from_timm(text, image_size, random_weights)
+    if path.is_dir() and "model_type" in _config_of(path):
+        return _from_hugging_face(path, image_size, random_weights)
+    if path.suffix == ".safetensors":
+        beside = path.with_name("config.json")
+        if model is None and path.name == "model.safetensors" and beside.is_file():
+            return open_backbone(path.parent, image_size=image_size, random_weights=random_weights)
+        return _from_file(path, image_size, random_weights, model)
+    backbone, config = load_backbone(path, random_weights=random_weights, image_size=image_size)
+    return Pretrained(backbone, config.model.name, config.model.name, config.model.overrides)
+
+
+def load_backbone(
+    run_directory: Path, *, random_weights: bool = False, image_size: int | None = None
+) -> tuple[Backbone, RunConfig]:
+    """The backbone that the finished run in `run_directory` trained, or the same one as it was before training.
+
+    Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
+    """
+    weights = run_directory / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
+    try:
+        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
+        source = open_split(config.data, "train")
+        sized = config.model_copy(
+            update={"data": config.data.model_copy(update={"image_size": image_size or config.data.image_size})}
+        )
+        model = build_model(sized, source)
+        if not random_weights:
+            load_trunk(model, load_file(weights), weights, with_head=True)
+    except (OSError, ValueError, SafetensorError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
+    return model, config
+
+
+def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretrained:
+    import timm
+
+    wanted = name.removeprefix("timm:")
+    if not timm.is_model(wanted):
+        create_model(name)  # says what is wrong with the name
+    known = timm.get_pretrained_cfg(wanted)
+    shape: dict[str, Any] = {"num_classes": 1000, "image_size": image_size or 224, "in_channels": 3}
+    if known is not None:
+        shape = {
+            "num_classes": known.num_classes or 1000,
+            "image_size": image_size or known.input_size[-1],
+            "in_channels": known.input_size[0],
+        }
+    try:
+        backbone = create_model(name, **shape, seed=0, **({} if random_weights else {"pretrained": True}))
+    except Exception as error:  # the hub raises many kinds; all mean that the weights cannot be had
+        if random_weights:
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{name}: its weights are neither in the cache nor to be fetched ({reason}); "
+            "--random judges the architecture with random weights"
+        ) from error
+    moments = (tuple(known.mean), tuple(known.std)) if known is not None else None
+    return Pretrained(backbone, name + (", random weights" if random_weights else ""), name, {}, moments)
+
+
+def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool) -> Pretrained:
+    config = _config_of(path)
+    preset, options, in_channels = huggingface_model(config, str(path))
+    state = {} if random_weights else _weights(path / "model.safetensors")
+    state = {name: tensor for name, tensor in state.items() if not _is_of_a_task(name)}
+    head = next((tensor for name, tensor in state.items() if name.endswith("classifier.weight")), None)
+    backbone = create_model(
+        preset,
+        num_classes=1000 if head is None else len(head),
+        image_size=image_size or config.get("image_size", 224),
+        in_channels=in_channels,
+        seed=0,
+        **options,
+    )
+    if not random_weights:
+        try:
+            load_weights(backbone, state, "huggingface", head=head is not None)
+        except ModelError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    moments = None
+    if (path / "preprocessor_config.json").is_file():
+        seen = json.loads((path / "preprocessor_config.json").read_text())
+        if "image_mean" in seen:
+            moments = (tuple(seen["image_mean"]), tuple(seen["image_std"]))
+    return Pretrained(backbone, path.name, preset, options, moments)
+
+
+def _from_file(path: Path, image_size: int | None, random_weights: bool, preset: str | None) -> Pretrained:
+    state = _weights(path)
+    with safe_open(path, "pt") as file:
+        preset = preset or (file.metadata() or {}).get("isoflop")
+    if not preset:
+        raise CheckpointError(f"{path} does not say which model it is of: name the preset with --model")
+    if preset.startswith("timm:") and not any(name.startswith("model.") for name in state):
+        state = {f"model.{name}": tensor for name, tensor in state.items()}
+    head = next((tensor for name, tensor in state.items() if name.endswith(_HEADS) and tensor.ndim == 2), None)
+    size = image_size or _size_of(state, preset, path)
+    problems: list[str] = []
+    for in_channels in (3, 1):
+        shape: dict[str, Any] = {"num_classes": 1000 if head is None else len(head), "in_channels": in_channels}
+        backbone = create_model(preset, image_size=size, seed=0, **shape)
+        if random_weights:
+            break
+        try:
+            load_trunk(backbone, state, path, with_head=head is not None)
+            break
+        except CheckpointError as error:
+            problems.append(str(error))
+        try:
+            load_weights(backbone, state, "timm", head=head is not None)
+            break
+        except ModelError:
+            continue
+    else:
+        raise CheckpointError(problems[0])
+    return Pretrained(backbone, path.stem, preset)
+
+
+def _size_of(state: dict[str, Tensor], preset: str, path: Path) -> int:
+    """The pixels that a model with learned positions was trained for, or what timm says of it."""
+    if preset.startswith("timm:"):
+        import timm
+
+        known = timm.get_pretrained_cfg(preset.removeprefix("timm:"))
+        if known is not None:
+            return int(known.input_size[-1])
+    if "positions.0" in state:
+        stride = create_model(preset, image_size=224, num_classes=1).feature_strides[0]
+        return math.isqrt(state["positions.0"].shape[1]) * stride
+    raise CheckpointError(f"{path} does not say for which image size it was trained: give --image-size")
+
+
+_HEADS = ("head.weight", "head.fc.weight", "fc.weight", "classifier.weight")
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not readable as weights: {' '.join(str(error).split())}") from error
+
+
+def _is_of_a_task(name: str) -> bool:
+    """Whether a tensor belongs to what Hugging Face puts around a backbone: poolers, decoders, mask tokens."""
+    return any(part in name for part in ("pooler.", "decoder.", "mask_token", "decoder_"))
