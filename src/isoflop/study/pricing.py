@@ -36,7 +36,7 @@ def measure_seconds_per_image(
 
 
 def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
-    config = catalogue.run(family, model_name, catalogue.config.study.budgets[-1], 1e-3).config
+    config = catalogue.run(family, model_name, catalogue.budgets[-1], 1e-3).config
     device = choose_device(config.device)
     objective = to_device(build_objective(config, catalogue.source), device)
     step = Step(objective, catalogue.source, config, Ranks(device))
@@ -74,14 +74,14 @@ def forecast(
 ) -> list[RungForecast]:
     """The whole ladder before it starts. Runs of a widened learning-rate grid come on top; they cannot be foreseen."""
     rungs: list[RungForecast] = []
-    for rung, budget in enumerate(config.study.budgets):
+    for rung, budget in enumerate(catalogue.budgets):
         runs, flops, core_seconds = 0, 0.0, 0.0
         for family, names in sizes.items():
             for model in names:
                 steps = catalogue.steps(family, model, budget)
                 if steps < MIN_STEPS:
                     continue
-                below = catalogue.steps(family, model, config.study.budgets[rung - 1]) if rung else 0
+                below = catalogue.steps(family, model, catalogue.budgets[rung - 1]) if rung else 0
                 grid = len(rate_grid(config, catalogue, family, model))
                 count = grid if below < MIN_STEPS else 2 if rung == 1 else 1
                 schedule = catalogue.run(family, model, budget, 1e-3).config.schedule
