@@ -98,6 +98,38 @@ def test_the_order_of_rows_and_the_units_do_not_matter():
     assert float(fit_curve(x / 1e6, 100 * y).predict(2e3)) == pytest.approx(100 * base, rel=1e-3)
 
 
+def test_a_log_of_every_step_is_fitted_in_seconds_and_its_noise_is_that_of_a_step():
+    rng = np.random.default_rng(0)
+    x = np.linspace(1e4, 1e8, 20_000)
+    law = fit_curve(x, (3 * x**-0.2 + 0.1) * np.exp(0.02 * rng.standard_normal(x.size)))
+    assert law.points == 20_000
+    assert law.noise == pytest.approx(0.02, rel=0.1)
+    assert float(law.predict(2e8)) == pytest.approx(3 * 2e8**-0.2 + 0.1, rel=0.02)
+
+
+@pytest.mark.parametrize("points", [4, 6, 12, 25])
+def test_strange_curves_get_finite_answers_or_one_line(points):
+    rng = np.random.default_rng(0)
+    x, far = np.geomspace(1e5, 1e8, points), np.array([1e-90, 1e5, 2e8, 1e12, 1e90])
+    noise = rng.standard_normal(points)
+    strange = {
+        "noise": np.exp(noise),
+        "rising": x**0.3,
+        "valley": 0.2 + np.log10(x / 5e6) ** 2,
+        "plateau": np.maximum(x / 1e6, 1.0) ** 0.0 * np.minimum(x, 1e6) ** -0.1,
+        "cliff": np.where(x < 1e7, 1.0, (x / 1e7) ** -0.3) * (1 + 1e-3 * noise),
+        "outlier": 3 * x**-0.2 * np.where(np.arange(points) == points - 1, 10.0, 1.0),
+        "almost constant": 1 - 1e-7 * np.arange(points),
+        "steep": 1e9 * x**-3,
+    }
+    for y in strange.values():
+        law = fit_curve(x, y)
+        lo, hi = law.interval(far[1:3])
+        assert ((lo > 0) & (lo <= law.predict(far[1:3])) & (law.predict(far[1:3]) <= hi)).all()
+        assert np.isfinite(hi).all()
+        assert not np.isnan(law.predict(far)).any()
+
+
 def test_a_curve_survives_json():
     x = np.geomspace(1e9, 1e12, 8)
     law = fit_curve(x, 20 * x**-0.15)

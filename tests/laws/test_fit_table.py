@@ -180,6 +180,10 @@ def test_where_a_curve_says_nothing_there_is_no_answer_but_the_reason(tmp_path):
     group = fit_table(write(tmp_path, curve_csv(rising)), x=["images"], y="error", budget=1e8).groups[0]
     assert group.prediction is None
     assert "rises" in group.refusal
+    valley = "".join(f"{x:.0f},{0.2 + np.log10(x / 5e6) ** 2:.5f}\n" for x in np.geomspace(1e5, 1e8, 40))
+    group = fit_table(write(tmp_path, curve_csv(valley)), x=["images"], y="error", budget=1e9).groups[0]
+    assert group.prediction is None
+    assert "turns upwards" in group.refusal
 
 
 def test_all_runs_at_one_budget_are_refused():

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from isoflop.errors import LawError
 from isoflop.laws.backtest import doubt, student
 from isoflop.laws.checks import positive_columns
+from isoflop.laws.curve_noise import DENSE, measurement_noise, scatter_of_neighbours, thinned
 from isoflop.laws.forms import FORMS
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array, minimise
@@ -32,7 +33,6 @@ DAMPED_SHARE = 0.85
 """Prior weight of the damped members together: on short horizons the best single opinion, see `forms.DAMPING`."""
 HELD_BACK = (0.26, 0.47, 0.74)
 """Rolling origins: log of the factor of x that is held back (1.3, 1.6, 2.1) where the curve is dense."""
-DENSE = 20
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class CurveLaw(Record):
 
     def predict(self, x: ArrayLike) -> Array:
         """The mixture's y at x: the weighted geometric mean of its members."""
-        return np.asarray(np.exp(self._moments(x)[0]))
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(self._moments(x)[0]))
 
     def interval(self, x: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
         """(lo, hi) in which one more measurement at x should fall with probability `level`."""
@@ -84,9 +85,10 @@ class CurveLaw(Record):
         return np.exp(mean - half), np.exp(mean + half)
 
     def _moments(self, x: ArrayLike) -> tuple[Array, Array]:
-        t = np.log(np.asarray(x, dtype=np.float64) / self.scale)
+        t = np.log(np.asarray(x, dtype=np.float64)) - np.log(self.scale)
         flat = t.reshape(-1)
-        mean = sum(m.weight * FORMS[m.form].evaluate(np.array([m.theta]), flat)[0][0] for m in self.members)
+        with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
+            mean = sum(m.weight * FORMS[m.form].evaluate(np.array([m.theta]), flat)[0][0] for m in self.members)
         beyond = np.maximum(flat, 0.0)
         deviation = np.sqrt(self.noise**2 + (self.drift * beyond) ** 2)
         return np.asarray(mean).reshape(t.shape), deviation.reshape(t.shape)
@@ -103,6 +105,9 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
             can follow.
     """
     t, z, scale = _check(x, y)
+    points = t.size
+    noise, smoothed = measurement_noise(t, z, scatter_of_neighbours(t, z))
+    t, z = thinned(t, z)
     origins = _origins(t)
     members, backtests = _members(t, z, origins)
     if not members:
@@ -110,8 +115,7 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
             f"no law fits these {t.size} points at {np.unique(t).size} different x: several x apart are needed, "
             "or several curves are mixed in one"
         )
-    scatter = _scatter(t, z)
-    noise, smoothed = _measurement_noise(t, z, scatter)
+    scatter = scatter_of_neighbours(t, z)
     weights = _weights(members, backtests, max(0.01, 3.0 * scatter))
     drift, freedom, coverage = _drift(weights, backtests, t, z, origins, scatter)
     order = np.argsort(-weights, kind="stable")
@@ -125,7 +129,7 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
     kept = tuple(Member(m.form, m.since, m.theta, m.weight / total, m.backtest) for m in kept)
     span = (float(scale * np.exp(t[0])), scale)
     return CurveLaw(
-        scale, kept, noise, drift, freedom, smoothed, coverage, span, int(t.size), _warnings(t, z, smoothed, coverage)
+        scale, kept, noise, drift, freedom, smoothed, coverage, span, points, _warnings(t, z, smoothed, coverage)
     )
 
 
@@ -158,7 +162,7 @@ def _members(t: Array, z: Array, origins: tuple[float, ...]) -> tuple[list[tuple
     """
     members: list[tuple[str, float, Array]] = []
     backtests: list[Backtest] = []
-    delta = max(1.345 * _scatter(t, z), 0.002)
+    delta = max(1.345 * scatter_of_neighbours(t, z), 0.002)
     ends = (0.0, *origins)
     for name, windows in WINDOWS.items():
         form = FORMS[name]
@@ -168,7 +172,7 @@ def _members(t: Array, z: Array, origins: tuple[float, ...]) -> tuple[list[tuple
                 seen = (t <= end + 1e-12) & (t >= end - np.log(window) - 1e-12)
                 distinct = np.unique(t[seen]).size
                 spare = 5 if t.size >= DENSE else 1
-                if distinct >= max(form.minimum, len(form.parameters) + spare) and (e or w == 0 or window > 0):
+                if distinct >= max(form.minimum, len(form.parameters) + spare):
                     jobs.append((w, e, seen))
         if not jobs:
             continue
@@ -215,48 +219,6 @@ def _weights(members: list[tuple[str, float, Array]], backtests: list[Backtest],
     square = np.array([np.mean([np.mean(e**2) for e in errors]) if errors else np.inf for errors in backtests])
     weights = prior * (square + floor**2) ** -2.0
     return np.asarray(weights / weights.sum())
-
-
-def _scatter(t: Array, z: Array) -> float:
-    """Standard deviation of neighbouring points about their local line: noise as the table shows it."""
-    recent = t >= -np.log(10.0)
-    if np.unique(t[recent]).size >= DENSE:  # early points are steeper and fewer in a bin
-        t, z = t[recent], z[recent]
-    unique, index = np.unique(t, return_inverse=True)
-    if unique.size < 6:
-        return 0.01
-    level = np.bincount(index, z) / np.bincount(index)
-    left, right = np.diff(unique)[:-1], np.diff(unique)[1:]
-    middle = (right * level[:-2] + left * level[2:]) / (left + right)
-    spread = 1.0 + (right**2 + left**2) / (left + right) ** 2
-    deviation = (level[1:-1] - middle) / np.sqrt(spread)
-    # A handful of points may lie on a line by luck: do not believe in less than 0.3 % there.
-    return max(float(np.sqrt(np.mean(deviation**2))), 1e-5 if unique.size >= DENSE else 3e-3)
-
-
-def _measurement_noise(t: Array, z: Array, scatter: float) -> tuple[float, bool]:
-    """Noise of one raw measurement, and whether the table holds smoothed values.
-
-    Published curves are often medians of ever wider bins made monotone. Tell-tale: no rise between neighbours though
-    scatter and slope together should give some. A bin k times the narrowest one then averages k measurements.
-    """
-    if t.size < DENSE or np.unique(t).size < t.size:
-        return scatter, False
-    smooth = np.polyval(np.polyfit(t, z, 4), t)
-    residual = z[t > -1.4] - np.polyval(np.polyfit(t[t > -1.4], z[t > -1.4], 2), t[t > -1.4])
-    wide = float(np.sqrt((residual**2).sum() / max(residual.size - 3, 1)))
-    step = np.abs(np.diff(smooth))
-    from scipy.special import ndtr
-
-    expected = float(ndtr(-step / (np.sqrt(2.0) * wide)).sum())
-    rises = int((np.diff(z) > 0).sum())
-    if expected < 2.0:  # too smooth to tell: half of what smoothing may hide is added
-        return 1.5 * scatter, False
-    if rises > 0.1 * expected:
-        return scatter, False
-    width = np.diff(np.exp(t))
-    per_bin = min(float(np.median(width[-5:]) / width.min()), 100.0)
-    return 1.15 * scatter * float(np.sqrt(per_bin)), True
 
 
 def _drift(

@@ -159,6 +159,8 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
         else:
             lo, hi = (float(v) for v in law.interval(budget, level))
             refusal = _cannot_tell(lo, hi, budget, level)
+            if float(law.predict(budget)) > 1.05 * float(law.predict(law.x_range[1])):
+                refusal = f"no answer at {budget:g}: the curve turns upwards, and laws are of what falls"
         if not refusal:
             prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
     points = tuple(zip(x.tolist(), y.tolist(), strict=True))
