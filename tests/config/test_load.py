@@ -246,17 +246,17 @@ def test_a_problem_in_a_shared_table_is_told_once(run_file: Path) -> None:
         ("study.budgets=[1e10]", "`study.budgets` = [10000000000.0] must be a list of at least 2"),
         ("study.target_budget=1e8", "`study.target_budget` = 1e+08 is below the last rung, 1e+10"),
         (
-            "study.budget=1e12",
-            "`study.budget` = 1e+12 FLOPs leaves nothing to measure: "
-            "training the answer alone takes 1e+12 (finals × target_budget)",
+            "study.budget=1e11",
+            "`study.budget` = 1e+11 FLOPs leaves nothing to measure: "
+            "training the answer alone takes 1e+11 (finals × target_budget)",
         ),
         (
             "study.budgets=none",
             "`study.budgets` is missing: give the rungs, or what the study may cost as `budget` (FLOPs), "
             "`device_hours` or `money`",
         ),
-        ("study.money=50", "`study.price_per_hour` is missing: `money` says nothing without it"),
-        ("study.price_per_hour=2", "`study.money` is missing: `price_per_hour` says nothing without it"),
+        ("study.money=50", "`study.money` says nothing without `price_per_hour`: give both"),
+        ("study.price_per_hour=2", "`study.price_per_hour` says nothing without `money`: give both"),
         ("families.vit.learning_rates=[0.1, 0.1]", "`families.vit.learning_rates` must ascend"),
         ('families.vit.sizes=["a", "a"]', "`families.vit.sizes` names a preset twice"),
         ("families.vit.sizes=x", '`families.vit.sizes` = "x" must be a list or a whole number'),
@@ -271,7 +271,7 @@ def test_a_study_that_cannot_be_is_told_with_the_reason(run_file: Path, override
 
 
 def test_two_limits_of_a_study_contradict_each_other(run_file: Path) -> None:
-    with pytest.raises(ConfigError, match="`study.device_hours` and `budget` both limit the study: keep one of them"):
+    with pytest.raises(ConfigError, match=r"`study.device_hours` and `budget` both limit the study: keep one of them"):
         load("study.toml", ["study.budget=1e13", "study.device_hours=3"], StudyConfig)
 
 

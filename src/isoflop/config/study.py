@@ -78,8 +78,8 @@ class StudyTable(Table):
             raise problem("budgets", "is missing: give the rungs, or what the study may cost as `budget` (FLOPs), "
                           "`device_hours` or `money`")  # fmt: skip
         if (self.money is None) != (self.price_per_hour is None):
-            missing, there = ("price_per_hour", "money") if self.money else ("money", "price_per_hour")
-            raise problem(missing, f"is missing: `{there}` says nothing without it")
+            there, missing = ("money", "price_per_hour") if self.money else ("price_per_hour", "money")
+            raise problem(there, f"says nothing without `{missing}`: give both")
         if self.budgets is not None:
             _check_ascending("budgets", self.budgets)
             if self.target_budget < self.budgets[-1]:
