@@ -65,8 +65,11 @@ _MIXTURE = "mixture"
 
 
 def open_split(data: DataConfig, split: Split) -> Source:
-    """One split of the data that a run or a study is configured with; DataError as `open_source`."""
-    return open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
+    """One split of the data of a run or a study. Raises DataError as `open_source` does, and if there is nothing in it."""
+    source = open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
+    if not len(source):
+        raise DataError(f"{data.source}: too few images to keep some for evaluation; at least five are needed")
+    return source
 
 
 def open_source(

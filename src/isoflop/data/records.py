@@ -20,6 +20,8 @@ Labels = NDArray[np.int64] | NDArray[np.uint8]
 TEST_NAMES = ("test", "val", "validation")
 """What the part for testing may be called in storage; the first that is there is taken."""
 
+MOST_CLASSES = 10_000_000
+
 _HASHED_WHOLE = 1 << 26  # bytes; larger files are fingerprinted by their size and 64 blocks of 64 KiB
 _BLOCK = 1 << 16
 
@@ -50,6 +52,13 @@ class Records(Protocol):
 def no_labels(count: int) -> NDArray[np.int64]:
     """Labels of unlabelled data: -1 for all, in O(1) memory."""
     return np.broadcast_to(np.int64(-1), (count,))
+
+
+def number_names(largest: int, where: str) -> tuple[str, ...]:
+    """Names for classes that have only numbers, 0 … `largest`. Raises DataError if that is no number of a class."""
+    if largest >= MOST_CLASSES:
+        raise DataError(f"{where}: label {largest} is no class number; they are below {MOST_CLASSES:,}")
+    return tuple(str(c) for c in range(largest + 1))
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> None:

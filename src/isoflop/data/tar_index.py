@@ -8,6 +8,7 @@ and reported.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.data.quarantine import Damage
-from isoflop.data.records import Labels, no_labels
+from isoflop.data.records import Labels, no_labels, number_names
 from isoflop.data.sources.folder import IMAGE_SUFFIXES
 from isoflop.data.tar_members import DamagedTar, Member, tar_members
 from isoflop.errors import DataError
@@ -110,10 +111,9 @@ def _add(sample: _Sample, member: Member, extension: str, file: int) -> None:
         sample.image = member
     elif extension in ("cls", "json") and member.size <= _MOST_LABEL_BYTES:
         text = os.pread(file, member.size, member.offset).decode("utf-8", errors="replace")
-        if extension == "cls":
-            sample.label = text.strip() or None
-        else:
-            sample.label = _label_of_json(text) or sample.label
+        label = text.strip() if extension == "cls" else _label_of_json(text) or ""
+        if label and not re.fullmatch(r"-\d+", label):  # -1 is said for "unlabelled"
+            sample.label = label
 
 
 def _label_of_json(text: str) -> str | None:
@@ -145,13 +145,13 @@ def resolve_labels(texts: list[str | None], class_names: tuple[str, ...], where:
             raise DataError(f"{where}: label `{unknown[0]}` is not among the {len(known)} classes of classes.txt")
         return np.asarray([-1 if t is None else known[t] for t in texts], dtype=np.int64), tuple(known)
     numbers = [[] if text is None else [int(word) for word in text.split()] for text in texts]
-    count = len(class_names) or 1 + max(n for row in numbers for n in row)
-    if (largest := max(n for row in numbers for n in row)) >= count:
-        raise DataError(f"{where}: label {largest}, but classes.txt has {count} classes")
-    names = class_names or tuple(str(c) for c in range(count))
+    largest = max(n for row in numbers for n in row)
+    names = class_names or number_names(largest, where)
+    if largest >= len(names):
+        raise DataError(f"{where}: label {largest}, but classes.txt has {len(names)} classes")
     if not is_several:
         return np.asarray([row[0] if row else -1 for row in numbers], dtype=np.int64), names
-    several = np.zeros((len(texts), count), dtype=np.uint8)
+    several = np.zeros((len(texts), len(names)), dtype=np.uint8)
     for k, row in enumerate(numbers):
         several[k, row] = 1
     return several, names

@@ -111,6 +111,8 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
     if not source.num_classes:
         what = "Mixup and CutMix mix labels" if mixes else "supervised training needs labels"
         raise DataError(f"{source.uri}: {what}, and these images have none")
+    if source.num_classes == 1 and not source.has_several_labels:
+        raise DataError(f"{source.uri}: every image is of the one class `{source.class_names[0]}`: nothing to learn")
     backbone = build_model(config, source)
     if config.start:
         start_from(backbone, config.start)

@@ -12,7 +12,7 @@ from PIL import Image
 from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
-from isoflop.data.records import Labels, Part
+from isoflop.data.records import Labels, Part, number_names
 from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.errors import DataError
 
@@ -35,7 +35,7 @@ class DatasetRecords:
             labels = [dataset[k][1] for k in range(len(dataset))]
         self.labels: Labels = np.asarray(labels, dtype=np.int64)
         names = class_names or tuple(map(str, getattr(dataset, "classes", ())))
-        self.class_names = names or tuple(str(c) for c in range(int(self.labels.max()) + 1))
+        self.class_names = names or number_names(int(self.labels.max()), uri)
         some = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
         self.fingerprint = f"{derive_key(uri, len(self), self.labels.tobytes().hex(), *map(self._hash, some)):016x}"
 

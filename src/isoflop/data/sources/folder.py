@@ -42,8 +42,11 @@ class FolderRecords:
         self._names = np.asarray([os.fsencode(name) for name in names])  # one block: no Python list for workers to copy
         digest = hashlib.blake2b(digest_size=16)
         for name in names:
-            stat = os.stat(root / name)
-            digest.update(f"{name}\0{stat.st_size}\0".encode(errors="surrogateescape"))
+            try:
+                size = os.stat(root / name).st_size
+            except OSError:  # a link that leads nowhere: found damaged when it is read
+                size = -1
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from isoflop.data.decode import DamagedImage
-from isoflop.data.records import TEST_NAMES, Labels, Part, check_labels, fingerprint_files, no_labels
+from isoflop.data.records import TEST_NAMES, Labels, Part, check_labels, fingerprint_files, no_labels, number_names
 from isoflop.errors import DataError
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
@@ -122,7 +122,7 @@ def _labels(column: Any, names: tuple[str, ...], where: str) -> tuple[Labels, tu
     if pa.types.is_list(column.type):
         lists = column.combine_chunks()
         values = lists.flatten().to_numpy().astype(np.int64)
-        names = names or tuple(str(c) for c in range(int(values.max(initial=-1)) + 1))
+        names = names or number_names(int(values.max(initial=-1)), where)
         check_labels(values, len(names), where)
         several = np.zeros((len(lists), len(names)), dtype=np.uint8)
         several[np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy()), values] = 1
@@ -131,6 +131,6 @@ def _labels(column: Any, names: tuple[str, ...], where: str) -> tuple[Labels, tu
         words, numbers = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
         return numbers.astype(np.int64), tuple(words.tolist())
     labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
-    names = names or tuple(str(c) for c in range(int(labels.max(initial=-1)) + 1))
+    names = names or number_names(int(labels.max(initial=-1)), where)
     check_labels(labels, len(names), where)
     return labels, names
