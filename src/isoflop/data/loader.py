@@ -83,12 +83,19 @@ class _Batches(Dataset[Batch | _Failure]):
 
     def _locate(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Epochs and indices of this rank's part of a step."""
-        first, order = step * self._batch_size, self._source.order
-        if not order.sorts_batches:
-            return order.locate(np.arange(first + self._start, first + self._stop, dtype=np.int64), self._seed)
-        epochs, indices = order.locate(np.arange(first, first + self._batch_size, dtype=np.int64), self._seed)
-        mine = np.lexsort((indices, epochs))[self._start : self._stop]
-        return epochs[mine], indices[mine]
+        return locate_batch(self._source, self._seed, self._batch_size, step, self._start, self._stop)
+
+
+def locate_batch(
+    source: Source, seed: int, batch_size: int, step: int, start: int = 0, stop: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Epochs and indices of the samples of a step, or of those from place `start` up to `stop` in the global batch."""
+    first, order, stop = step * batch_size, source.order, batch_size if stop is None else stop
+    if not order.sorts_batches:
+        return order.locate(np.arange(first + start, first + stop, dtype=np.int64), seed)
+    epochs, indices = order.locate(np.arange(first, first + batch_size, dtype=np.int64), seed)
+    mine = np.lexsort((indices, epochs))[start:stop]
+    return epochs[mine], indices[mine]
 
 
 def rank_part(batch_size: int, rank: int, world: int) -> tuple[int, int]:

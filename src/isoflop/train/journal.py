@@ -2,7 +2,8 @@
 
 Each attempt appends JSON lines to files of its own (`attempts/3/metrics-0001.jsonl`) and never touches another's. An
 attempt that begins at step s replaces all that earlier attempts said about steps after s: they were not committed by a
-checkpoint and have been trained again. A line torn by a kill is the last of its file and is ignored.
+checkpoint and have been trained again. So does a row that tells of a rollback to step s (train/guards.py). A line torn
+by a kill is the last of its file and is ignored.
 
 Every row carries the ledger of its samples: `step` is the number of steps consumed, `since` the step of the row before,
 and `samples` a hash chained over the (epoch, index) pairs of every batch that was really fed to the model since step 0.
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from isoflop.errors import CheckpointError
 
 ROWS_PER_FILE = 100_000
+GOES_BACK = ("start", "rollback")  # rows that take back what was said of later steps
 Row = dict[str, Any]
 
 
@@ -34,7 +38,10 @@ def chain_samples(previous: str, epochs: NDArray[np.int64], indices: NDArray[np.
 
 
 class JournalWriter:
-    """Appends the rows of one attempt. `start` is the step at which the attempt begins."""
+    """Appends the rows of one attempt. `start` is the step at which the attempt begins.
+
+    Rows that the storage refuses are kept and written when it accepts again; `close` raises OSError if it never does.
+    """
 
     def __init__(self, directory: Path, start: int, origin: str) -> None:
         attempts = directory / "attempts"
@@ -42,23 +49,44 @@ class JournalWriter:
         number = 1 + max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
         self._folder = attempts / str(number)
         self._folder.mkdir()
-        self._rows = 0
+        self._rows, self._size = 0, 0
+        self._waiting: list[bytes] = []
         self._file = self._open(1)
         self.write({"kind": "start", "step": start, "origin": origin})
 
     def _open(self, number: int) -> Any:
-        return (self._folder / f"metrics-{number:04d}.jsonl").open("w", encoding="utf-8")
+        self._size = 0
+        return (self._folder / f"metrics-{number:04d}.jsonl").open("wb", buffering=0)
 
     def write(self, row: Row) -> None:
         """Appends `row`; it reaches the operating system before this returns, so that a kill cannot lose it."""
-        if self._rows and self._rows % ROWS_PER_FILE == 0:
-            self._file.close()
-            self._file = self._open(1 + self._rows // ROWS_PER_FILE)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        self._rows += 1
+        self._waiting.append(json.dumps(row).encode() + b"\n")
+        try:
+            self._flush()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                warnings.warn(f"the journal cannot be written: {error.strerror}; its rows wait in memory", stacklevel=2)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            if self._rows and self._rows % ROWS_PER_FILE == 0 and self._size:
+                self._file.close()
+                self._file = self._open(1 + self._rows // ROWS_PER_FILE)
+            line = self._waiting[0]
+            written = 0
+            try:
+                while written < len(line):
+                    written += self._file.write(line[written:])
+            except OSError:
+                os.ftruncate(self._file.fileno(), self._size)  # no half of a line: a reader would stop there
+                self._file.seek(self._size)
+                raise
+            self._size += len(line)
+            self._rows += 1
+            self._waiting.pop(0)
 
     def close(self) -> None:
+        self._flush()
         self._file.close()
 
 
@@ -84,10 +112,26 @@ def read_journal(directory: Path) -> list[Row]:
     for rows in attempts(directory):
         if not rows:
             continue
-        start = rows[0]["step"]
-        committed = [row for row in committed if row["step"] <= start]
-        committed += [row for row in rows if row["kind"] != "start"]
+        for row in rows:
+            if row["kind"] in GOES_BACK:
+                committed = [earlier for earlier in committed if earlier["step"] <= row["step"]]
+            else:
+                committed.append(row)
     return committed
+
+
+def data_steps(steps: int, skipped: Iterable[Sequence[int]]) -> Iterator[int]:
+    """The step of the sample order that each of `steps` optimizer steps took its samples from.
+
+    `skipped` are [step, count] as in the run's state: before that step, so many steps of samples were passed over.
+    """
+    jumps: dict[int, int] = {}
+    for step, count in skipped:
+        jumps[step] = jumps.get(step, 0) + count
+    offset = 0
+    for step in range(steps):
+        offset += jumps.get(step, 0)
+        yield step + offset
 
 
 def verify_ledger(rows: list[Row], order: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> int:

@@ -41,7 +41,7 @@ def sum_whole_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> Non
         is_last = index == len(gradients) - 1
         if is_last or sum(g.numel() for g in bucket) + gradients[index + 1].numel() > BUCKET:
             flat = ranks.sum(torch.cat([g.reshape(-1) for g in bucket]))
-            for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            for g, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 g.copy_(part.view(g.shape))
             bucket = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,16 @@ class Progress:
     loss_sum: float = 0.0  # of the steps after it
     samples: str = ""  # the chain over all samples consumed (train/journal.py)
     seconds: float = 0.0  # spent in training over all attempts; the only field that two equal runs may differ in
+    missed: int = 0  # steps since the last journal row whose loss was not finite
+    nonfinite: int = 0  # steps without an update, since loss or gradient were not finite
+    skipped: list[list[int]] = field(default_factory=list)  # [step, steps of samples passed over before it], in order
+    recent: list[float] = field(default_factory=list)  # losses that a spike is told by
+    best: list[float] = field(default_factory=list)  # the lowest held-out loss and its step
+
+    @property
+    def data_step(self) -> int:
+        """The step of the sample order that comes next."""
+        return self.step + sum(count for _, count in self.skipped)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,0 +1,58 @@
+"""Copies of checkpoints on storage that has no rename: object stores, through fsspec.
+
+A copy counts once its `manifest.json` is there, which is written last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+
+from isoflop.errors import ConfigError
+from isoflop.train.checkpoints import checkpoint_path, retired, saved_steps
+
+MANIFEST = "manifest.json"
+
+
+class Remote:
+    """The checkpoints of a run at `address` (`s3://bucket/run`). Raises ConfigError if fsspec cannot reach it."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            files, self._root = fsspec.core.url_to_fs(address)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"checkpoint.folder = {address}: {error}") from error
+        self._files: Any = files
+        self._files.use_listings_cache = False
+
+    def steps(self) -> list[int]:
+        """The steps of the copies that count, newest first."""
+        found = self._files.glob(f"{self._root}/step-*/{MANIFEST}")
+        return sorted((int(str(path).split("/")[-2][5:]) for path in found), reverse=True)
+
+    def upload(self, path: Path, keep: int, every: int | None, best: int | None) -> None:
+        """Copies the checkpoint at `path` and removes what `retired` says."""
+        target = f"{self._root}/{path.name}"
+        self._files.makedirs(target, exist_ok=True)
+        for file in sorted(path.iterdir(), key=lambda file: file.name == MANIFEST):
+            self._files.put_file(str(file), f"{target}/{file.name}")
+        for step in retired(self.steps(), keep, every, best):
+            old = f"{self._root}/{checkpoint_path(Path(), step).name}"
+            self._files.rm(f"{old}/{MANIFEST}")  # first, so that it no longer counts
+            self._files.rm(old, recursive=True)
+
+    def download(self, folder: Path) -> None:
+        """Brings the newest copies that `folder` does not have, so that it holds at least as much."""
+        here = saved_steps(folder)
+        for step in self.steps():
+            if step not in here:
+                target = checkpoint_path(folder, step)
+                partial = target.with_name(f".{target.name}.download")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                for file in self._files.ls(f"{self._root}/{target.name}", detail=False):
+                    self._files.get_file(file, str(partial / Path(file).name))
+                partial.rename(target)

@@ -1,0 +1,171 @@
+"""The checkpoints of a run, written beside training: one at a time, by a thread of their own.
+
+A save copies the state and returns. What cannot be saved is said aloud, training goes on, and the checkpoint before
+stays as it was. Several processes write together, on a group of their own, so that their messages never mix with those
+of training; a save counts for all of them or for none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isoflop.config import CheckpointConfig
+from isoflop.errors import CheckpointError
+from isoflop.train.checkpoints import (
+    checkpoint_path,
+    commit,
+    latest_checkpoint,
+    partial_path,
+    read_state,
+    retire,
+    save_checkpoint,
+    saved_steps,
+    sealed,
+    verify,
+)
+from isoflop.train.ranks import Ranks
+from isoflop.train.remote import Remote
+from isoflop.train.state import unpack
+
+
+class Saver:
+    """Saves and restores the checkpoints of the run in `directory`.
+
+    `failure` says in one line why the last save failed, and is empty after one that succeeded.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, ranks: Ranks) -> None:
+        is_remote = bool(config.folder and "://" in config.folder)
+        self.folder = Path(config.folder) if config.folder and not is_remote else directory / "checkpoints"
+        self.failure = ""
+        self._config = config
+        self._ranks = ranks
+        self._remote = Remote(config.folder) if config.folder and is_remote and ranks.is_first else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._group: Any = None
+        if not ranks.is_alone:
+            import torch.distributed as dist
+
+            self._group = dist.new_group(backend="gloo")
+            self._writer = int(ranks.from_first(os.getpid()))
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any], best: int | None = None) -> None:
+        """Starts to write `tensors` and `state` as they are now; waits for the save before, if it is still on."""
+        self.wait()
+        write: Callable[[], None]
+        if self._ranks.is_alone:
+            copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+            def write() -> None:
+                save_checkpoint(self.folder, copies, state)
+                self._written(checkpoint_path(self.folder, int(state["step"])), best)
+        else:
+            from isoflop.train.sharded import begin_write
+
+            final = checkpoint_path(self.folder, int(state["step"]))
+            partial = partial_path(self.folder, final.name, self._writer)
+            started = begin_write(partial, tensors, self._group)
+
+            def write() -> None:
+                self._finish_together(started, partial, final, state)
+                if self._ranks.is_first:
+                    self._written(final, best)
+
+        self._pending = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Says aloud if a save has failed in the meantime."""
+        if self._pending and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being saved."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+            self.failure = ""
+        except (CheckpointError, OSError) as error:
+            self.failure = " ".join(str(error).split())
+            if self._ranks.is_first:
+                warnings.warn(f"{self.failure}; training goes on, the checkpoint before is whole", stacklevel=2)
+
+    def close(self) -> None:
+        """Waits for the last save and ends the thread."""
+        self.wait()
+        self._thread.shutdown()
+
+    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Puts the newest whole checkpoint back, on any number of ranks whatever wrote it; its state, or None.
+
+        A damaged one is passed over, aloud.
+        """
+        if self._remote:
+            self._remote.download(self.folder)
+        if self._ranks.is_alone:
+            checkpoint = latest_checkpoint(self.folder)
+            if checkpoint:
+                unpack(checkpoint.tensors, model, optimizer)
+            return checkpoint.state if checkpoint else None
+        from isoflop.train.sharded import read_into
+
+        for step in self._ranks.from_first(saved_steps(self.folder)):
+            path = checkpoint_path(self.folder, step)
+            found = [error for error in self._ranks.gather(self._damage(path)) if error]
+            if not found:
+                unpack(read_into(path, model, optimizer, self._group), model, optimizer)
+                return read_state(path)
+            if self._ranks.is_first:
+                warnings.warn(f"{found[0]}; using the checkpoint before it", stacklevel=2)
+        return None
+
+    def _damage(self, path: Path) -> str:
+        try:
+            verify(path, (self._ranks.rank, self._ranks.world))
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    def _written(self, path: Path, best: int | None) -> None:
+        config = self._config
+        retire(self.folder, config.keep, config.keep_every, best)
+        if self._remote:
+            self._remote.upload(path, config.keep, config.keep_every, best)
+
+    def _finish_together(self, started: Future[Any], partial: Path, final: Path, state: dict[str, Any]) -> None:
+        import torch.distributed as dist
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from isoflop.train.sharded import shard_files
+
+        hashes, error = {}, ""
+        try:
+            started.result()
+            hashes = {file.name: sealed(file) for file in shard_files(partial, self._ranks.rank)}
+        except (Exception, CheckpointException) as reason:  # whatever it is, the others must hear of it
+            error = f"{type(reason).__name__}: {reason}"
+        told: list[Any] = [None] * self._ranks.world
+        dist.all_gather_object(told, (hashes, error), group=self._group)
+        error = next((error for _, error in told if error), "")
+        if self._ranks.is_first and not error:
+            try:
+                commit(partial, final, state, {name: h for hashes, _ in told for name, h in hashes.items()})
+            except OSError as reason:
+                error = str(reason)
+        box = [error]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        if box[0]:
+            if self._ranks.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"{final}: cannot save the checkpoint: {' '.join(box[0].split())}")
