@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,10 @@ class Step:
                 self.average.update(batch.step)
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(told[0], gradient, updated, tuple(vote > 0 for vote in told[1:]))
+
+    def shown_weights(self) -> AbstractContextManager[None]:
+        """Meanwhile, the weights are those to evaluate and export: their average, where there is one."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def _gradients(self, batch: Batch) -> Tensor:
         """The gradients of the global batch in `parameters`; this rank's share of the mean loss."""
