@@ -35,7 +35,7 @@ def test_what_is_allowed_is_told_in_words() -> None:
         "4",
         "Presets, small to large, or how many to choose from the family's ladder.",
     )
-    assert keys["schedule.name"].allowed == '"constant" | "cosine" | "rsqrt"'
+    assert keys["schedule.name"].allowed == '"constant" | "cosine" | "rsqrt" | "steps"'
     assert keys["study.name"].default == "required"
     assert keys["families.NAME.model"].allowed == "table of true | false | whole number | number | text"
     assert keys["study.output"].allowed == "path | none"

@@ -53,3 +53,10 @@ def test_runs_of_every_length_share_the_trunk_exactly(name: str) -> None:
 
 def test_a_cosine_has_no_trunk() -> None:
     assert trunk_steps(schedule(name="cosine"), 100) == 0
+
+
+def test_drops_to_a_tenth_are_those_of_bit() -> None:
+    bit = schedule(name="steps", warmup=100, drops=(0.4, 0.6, 0.8))  # its shortest: 500 steps, at 200, 300 and 400
+    rates = [rate_factor(bit, step, 500) for step in (0, 99, 199, 200, 299, 300, 399, 400, 499)]
+    assert rates == pytest.approx([0.01, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert trunk_steps(bit, 500) == 0

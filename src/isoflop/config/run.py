@@ -1,8 +1,8 @@
 """What one training run is. Everything that decides its outcome is here; nothing is read from anywhere else."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from isoflop.config.epochs import in_steps
 from isoflop.config.fields import (
@@ -28,13 +28,13 @@ class ModelConfig(Table):
     """Which backbone: a preset's name; any other key of the table replaces a value of that preset (`depth = 6`)."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Scalar]
+    __pydantic_extra__: dict[str, Scalar | Annotated[tuple[Scalar, ...], Field(strict=False)]]
 
     name: Text
     """Preset, one of those that `isoflop models` lists."""
 
     @property
-    def overrides(self) -> dict[str, Scalar]:
+    def overrides(self) -> dict[str, Scalar | tuple[Scalar, ...]]:
         """The values that replace the preset's."""
         return dict(self.__pydantic_extra__)
 
@@ -73,12 +73,14 @@ class DataConfig(Table):
 class ScheduleConfig(Table):
     """The learning rate over the steps, as a multiple of `optim.learning_rate`."""
 
-    name: Literal["constant", "cosine", "rsqrt"] = "constant"
-    """Constant or reciprocal-√, each with a linear cooldown at the end, or a half cosine to zero."""
+    name: Literal["constant", "cosine", "rsqrt", "steps"] = "constant"
+    """Constant or reciprocal-√, each with a linear cooldown at the end; a half cosine to zero; or drops to a tenth."""
     warmup: Natural = 0
     """Steps of linear rise from zero."""
     cooldown: Fraction = 0.2
-    """Share of all steps over which the rate falls linearly to zero at the end; a cosine has none."""
+    """Share of all steps over which the rate falls linearly to zero at the end; `cosine` and `steps` have none."""
+    drops: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.3, 0.6, 0.9)
+    """Of `steps`: the shares of all steps after which the rate falls to a tenth (arXiv 1912.11370)."""
     timescale: Count = 10_000
     """Steps after which the reciprocal-√ rate has fallen to 1/√2 (arXiv 2106.04560)."""
 
@@ -163,7 +165,7 @@ class RunConfig(SharedConfig):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        falling = 0.0 if self.schedule.name == "cosine" else self.schedule.cooldown * self.steps
+        falling = 0.0 if self.schedule.name in ("cosine", "steps") else self.schedule.cooldown * self.steps
         if self.schedule.warmup > self.steps - falling:
             raise problem(
                 "schedule.warmup",

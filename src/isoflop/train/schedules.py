@@ -1,7 +1,7 @@
 """Learning-rate schedules: the factor on the peak rate at each step, as pure functions.
 
 A *trunk* schedule (constant, reciprocal √) knows nothing of its end until the cooldown begins, so runs of different
-length share every step before it, bit for bit: that is what lets budgets branch off one trunk. Cosine has no trunk.
+length share every step before it, bit for bit: that is what lets budgets branch off one trunk. The others have none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ TRUNK_SCHEDULES = frozenset({"constant", "rsqrt"})
 
 
 def cooldown_steps(schedule: ScheduleConfig, steps: int) -> int:
-    """The number of final steps over which a trunk schedule falls linearly to zero; 0 for cosine, which has none."""
+    """The number of final steps over which a trunk schedule falls linearly to zero; 0 for those that have none."""
     return round(schedule.cooldown * steps) if schedule.name in TRUNK_SCHEDULES else 0
 
 
 def trunk_steps(schedule: ScheduleConfig, steps: int) -> int:
-    """The number of first steps that do not depend on `steps`: what runs of different length share (0 for cosine)."""
+    """The number of first steps that do not depend on `steps`: what runs of different length share."""
     return steps - cooldown_steps(schedule, steps) if schedule.name in TRUNK_SCHEDULES else 0
 
 
@@ -29,11 +29,14 @@ def rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     Reciprocal √ and cooldown as in arXiv 2106.04560: 1 / √(1 + (step − warmup) / timescale), times
     min(1, step / warmup), times min(1, (total − step) / cooldown). Steps count from 1 in the warm-up, so that the
     first update is not lost. Cosine: half a period from the end of the warm-up to the last step (arXiv 1608.03983).
+    Steps: a tenth after each of `drops` (arXiv 1912.11370).
     """
     factor = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     past_warmup = max(0, step - schedule.warmup)
     if schedule.name == "cosine":
         return factor * 0.5 * (1.0 + math.cos(math.pi * past_warmup / max(1, steps - schedule.warmup)))
+    if schedule.name == "steps":
+        return factor * 0.1 ** sum(step >= drop * steps for drop in schedule.drops)
     if schedule.name == "rsqrt":
         factor /= math.sqrt(1.0 + past_warmup / schedule.timescale)
     cooldown = cooldown_steps(schedule, steps)
