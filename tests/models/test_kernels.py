@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from isoflop.models import create_model
+from isoflop.models.bit import GroupNormReLU
 from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import StarReLU, _StarReLU
 from isoflop.models.linear import WORTHWHILE, linear
 from isoflop.models.mixers import Pooling, Site
+from isoflop.models.norm_relu import _Narrow
 from isoflop.models.standardised import FLOOR, _Standardise
 
 
@@ -57,6 +59,27 @@ def test_group_norm_is_pytorch_group_norm() -> None:
     expected = F.group_norm(x.movedim(-1, 1), 3, norm.weight, norm.bias).movedim(1, -1)
     torch.testing.assert_close(norm(x), expected)
     torch.testing.assert_close(norm(x.flatten(1, 2)), expected.flatten(1, 2))
+
+
+def test_group_norm_with_relu_has_its_own_gradient() -> None:
+    inputs = (doubles(2, 3, 4, 6), doubles(6, seed=1), doubles(6, seed=2))
+    assert torch.autograd.gradcheck(lambda x, w, b: _Narrow.apply(x, w, b, 3, 1e-5), inputs)
+
+
+@pytest.mark.parametrize("width", [64, 512], ids=["narrow groups", "wide groups"])
+def test_group_norm_with_relu_is_pytorch_s_in_training_and_inference(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm, x = GroupNormReLU(width), torch.randn(2, 9, 7, width, generator=generator).requires_grad_()
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        norm.bias.normal_(generator=generator)
+    wanted, grad = [x, norm.weight, norm.bias], torch.randn(x.shape, generator=generator)
+    ours = norm(x)
+    theirs = F.group_norm(x.movedim(-1, 1), 32, norm.weight, norm.bias).relu().movedim(1, -1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad))
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), theirs)
 
 
 @pytest.mark.parametrize("name", ["vit_ti16", "poolformer_s12", "nfnet_w16d2"])

@@ -50,10 +50,13 @@ class Block(nn.Module):
             self.mlp = ChannelMLP(site.width, mlp_width, site.activation, mlp_bias, mlp_depthwise)
             self.scale2 = None if layer_scale is None else Scale(site.width, layer_scale)
             self.shortcut2 = None if res_scale is None else Scale(site.width, res_scale)
+        # PoolFormer's first half is one operator.
+        self.fused = isinstance(self.norm1, GroupNorm) and isinstance(self.mixer, Pooling)
+        self.fused = self.fused and residual and self.shortcut1 is None
 
     def forward(self, x: Tensor) -> Tensor:
         norm, mixer = self.norm1, self.mixer
-        if isinstance(norm, GroupNorm) and isinstance(mixer, Pooling) and self.residual and self.shortcut1 is None:
+        if self.fused and isinstance(norm, GroupNorm) and isinstance(mixer, Pooling):
             gain = norm.weight if self.scale1 is None else norm.weight * self.scale1.gamma
             keep = drop_path(x.new_ones(len(x), 1, 1, 1), self.drop_rate, self.training)
             bias = torch.zeros_like(gain) if norm.bias is None else norm.bias

@@ -141,6 +141,7 @@ class NFNet(Backbone):
         self.dropout = Dropout(config.dropout)
         self.head = Linear(config.final_width, num_classes)
         _initialise(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the maps are: else each use of a weight copies it
 
     def _stages(self, images: Tensor) -> list[Tensor]:
         act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def sincos_2d(grid: tuple[int, int], width: int, temperature: float = 10_000.0) -> Tensor:
-    """Fixed position embedding (height·width, width): sin and cos of x, then of y (arXiv 2104.02057, big_vision).
+    """Fixed position embedding (height·width, width): sin and cos of x, then of y, as in MAE (arXiv 2111.06377, code).
 
     The width must be a multiple of 4.
     """
-    omega = temperature ** -(torch.arange(width // 4, dtype=torch.float64) / max(1, width // 4 - 1))
+    omega = temperature ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     y, x = rows.reshape(-1, 1) * omega, columns.reshape(-1, 1) * omega
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()

@@ -58,8 +58,7 @@ class StandardisedConv(nn.Conv2d):
     def standardised(self, factor: float = 1.0) -> Tensor:
         """The weights of this step (new width, width/groups, kernel, kernel), times `factor`."""
         gain = self.gain.view(-1, 1) * factor
-        weight: Tensor = _Standardise.apply(self.weight.flatten(1), gain, self.eps, FLOOR)  # type: ignore[no-untyped-call]
-        return weight.view(self.weight.shape)
+        return _shaped(_Standardise.apply(_rows(self.weight), gain, self.eps, FLOOR), self.weight)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """The convolution of `factor`·x; the factor is applied to the weights, which are smaller."""
@@ -86,13 +85,23 @@ class PlainStandardisedConv(nn.Conv2d):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.flatten(1)
-        gain = weight.new_full((1, 1), math.sqrt(weight.shape[1]))
-        weight = _Standardise.apply(weight, gain, self.eps, 0.0)  # type: ignore[no-untyped-call]
+        # BatchNorm over the fan-in of each output is this formula, in PyTorch's fastest kernel for it.
+        rows = F.batch_norm(_rows(self.weight)[None], None, None, training=True, momentum=0.0, eps=self.eps)[0]
         if self.kernel_size[0] == 1:
-            return linear(x[:, :: self.stride[0], :: self.stride[1]], weight)
-        out = F.conv2d(x.movedim(-1, 1), weight.view(self.weight.shape), None, self.stride, self.padding)
+            return linear(x[:, :: self.stride[0], :: self.stride[1]], rows)
+        out = F.conv2d(x.movedim(-1, 1), _shaped(rows, self.weight), None, self.stride, self.padding)
         return out.movedim(1, -1)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """(outputs, fan-in) of a kernel; no copy where its channels are last in memory."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _shaped(rows: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of `_rows`: `rows` in the shape of `weight`, with channels last in memory."""
+    outputs, channels, *kernel = weight.shape
+    return rows.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
 
 
 def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
