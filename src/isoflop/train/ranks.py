@@ -7,16 +7,18 @@ torchrun starts them and tells each its number by environment variables. A run o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, IsoflopError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def first_does(self, action: Callable[[], T]) -> T:
+        """What `action` returns on rank 0, which alone does it; an error of ours is raised on all."""
+        value: T | None = None
+        failure: IsoflopError | None = None
+        if self.is_first:
+            try:
+                value = action()
+            except IsoflopError as error:
+                failure = error
+        value, failure = self.from_first((value, failure))
+        if failure:
+            raise failure
+        return cast(T, value)
 
     def gather(self, value: Any) -> list[Any]:
         """Everybody's `value`, by rank."""
