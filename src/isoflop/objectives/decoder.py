@@ -1,0 +1,74 @@
+"""The light Transformer that predicts hidden patches from encoded visible ones, and is thrown away afterwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.models.blocks import Block
+from isoflop.models.layers import LayerNorm
+from isoflop.models.linear import Linear
+from isoflop.models.mixers import Site
+from isoflop.models.positions import sincos_2d
+
+
+class Decoder(nn.Module):
+    """MAE's decoder (arXiv 2111.06377, section 3): a mask token for every hidden patch, fixed positions, plain blocks.
+
+    It needs no particular order of patches, so visible ones stay first and only hidden ones are predicted.
+    """
+
+    def __init__(
+        self, grid: tuple[int, int], width_in: int, width_out: int, *, depth: int, width: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.embed = Linear(width_in, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(sincos_2d(grid, width)[None], requires_grad=False)
+        site = Site(width=width, grid=grid, heads=heads)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    "attention",
+                    site,
+                    mlp_width=4 * width,
+                    norm="layer",
+                    norm_eps=1e-6,
+                    mlp_bias=True,
+                    mlp_depthwise=False,
+                    channel_mlp=True,
+                    residual=True,
+                    layer_scale=None,
+                    res_scale=None,
+                    drop_rate=0.0,
+                )
+                for _ in range(depth)
+            )
+        )
+        self.norm = LayerNorm(width)
+        self.predict = Linear(width, width_out)
+        _initialise(self)
+
+    def forward(self, tokens: Tensor, order: Tensor, visible: int) -> Tensor:
+        """Predictions (batch, hidden, width_out) of the hidden patches, in the order of `order`.
+
+        Args:
+            tokens: encoded prefix tokens and visible patches (batch, prefix + visible, width_in).
+            order: all patches (batch, rows · columns), the visible ones first, in the order of `tokens`.
+        """
+        x = self.embed(tokens)
+        prefix = x.shape[1] - visible
+        places = self.positions[0][order].to(x.dtype)
+        hidden = self.mask_token.to(x.dtype) + places[:, visible:]
+        x = torch.cat([x[:, :prefix], x[:, prefix:] + places[:, :visible], hidden], dim=1)
+        predicted: Tensor = self.predict(self.norm(self.blocks(x)[:, prefix + visible :]))
+        return predicted
+
+
+@torch.no_grad()
+def _initialise(decoder: Decoder) -> None:
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(decoder.mask_token, std=0.02)
