@@ -87,8 +87,9 @@ def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
         mesh = init_device_mesh(kind, (ranks.world,), mesh_dim_names=("part",))
     # Scalars cannot be divided, and frozen tables need not be: every rank keeps them whole.
     undivided = {p for p in objective.parameters() if p.ndim == 0 or not p.requires_grad}
-    with torch.no_grad():
-        for parameter in undivided:
+    for parameter in objective.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights
+        if parameter in undivided:
             parameter.data = parameter.data.to(ranks.device)
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
