@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from isoflop.data import batches, open_source
+from isoflop.data import Source, batches, open_source
 from isoflop.errors import DataError
 from tests.data.pictures import encoded, picture
 
@@ -58,10 +58,16 @@ def test_unlabelled_data_has_no_classes(tmp_path: Path) -> None:
         ("path,label\n", "no rows"),
         ("path,label\n0.jpg,a\n1.jpg,\n", "line 3: the label is missing"),
         ("path,label,split\n0.jpg,a,dev\n", "line 2: unknown split `dev`"),
+        ("path,label\n,a\n", "line 2: no path"),
+        ("path,label\n\0.jpg,a\n", "line 2: a null character in path"),
+        ("path,label\n0.jpg," + "x" * 200_000, "not readable as CSV .field larger"),
+        ("path,label\n0.jpg,\udce9\n", "not UTF-8"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_a_bad_table_gets_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
-    path = write_table(tmp_path, text)
+    path = write_table(tmp_path, "")
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message):
         open_source(f"table:{path}", split="train", image_size=16)
 
@@ -89,6 +95,10 @@ def test_parquet_that_is_damaged_or_misses_labels_is_refused(tmp_path: Path) -> 
     pq.write_table(pa.table(content), tmp_path / "missing.parquet")
     with pytest.raises(DataError, match="1 samples have no label"):
         open_source(f"parquet:{tmp_path / 'missing.parquet'}", split="train", image_size=16)
+    for labels, message in (([0.5, 1.0], "numbers or names, not double"), ([["a"], ["b"]], "not string")):
+        pq.write_table(pa.table({**content, "label": labels}), tmp_path / "odd.parquet")
+        with pytest.raises(DataError, match=message):
+            open_source(f"parquet:{tmp_path / 'odd.parquet'}", split="train", image_size=16)
 
 
 def test_torchvision_data_sets_open_by_name(tmp_path: Path) -> None:
@@ -145,6 +155,29 @@ def test_a_mixture_shows_its_sources_in_proportion(image_folder: Path) -> None:
     assert labels[1] >= 3
 
 
+def test_a_mixture_joins_one_label_with_several_and_is_unlabelled_if_a_part_is(tmp_path: Path) -> None:
+    for k in range(6):
+        (tmp_path / f"{k}.png").write_bytes(encoded(picture(k), "PNG"))
+    for name, labels in (("one", "ab" * 3), ("several", ("c|d", "|", "d", "c", "d", "c|d")), ("none", None)):
+        rows = [f"{k}.png,{labels[k]}" if labels else f"{k}.png" for k in range(6)]
+        header = "path,label" if labels else "path"
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]) + "\n")
+
+    def mixed(*names: str) -> Source:
+        parts = " + ".join(f"table:{tmp_path / name}.csv" for name in names)
+        return open_source(f"mixture:{parts}", split="train", image_size=16, heldout=0)
+
+    joined = mixed("one", "several")
+    assert joined.class_names == ("a", "b", "c", "d")
+    assert joined.has_several_labels
+    labels = joined.read(np.arange(12))[1]
+    assert labels[:2].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
+    assert labels[6:9].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+    unlabelled = mixed("several", "none")
+    assert (unlabelled.num_classes, unlabelled.has_several_labels) == (0, False)
+    assert set(unlabelled.read(np.arange(12))[1].tolist()) == {-1}
+
+
 def test_a_mixture_of_the_same_classes_shares_them(image_folder: Path) -> None:
     source = open_source(f"mixture:folder:{image_folder} + 0.5*folder:{image_folder}", split="train", image_size=16)
     assert source.num_classes == 3
@@ -158,6 +191,9 @@ def test_a_mixture_of_the_same_classes_shares_them(image_folder: Path) -> None:
         ("mixture:digits + digitz", "did you mean `digits`"),
         ("folder:PATH?decode=twice", "once or each"),
         ("folder:PATH?repeat=0", "at least once"),
+        ("folder:PATH?balance=2", "must be 0 or 1"),
+        ("shards:PATH?cache_gb=-1", "needs some space"),
+        ("PATH", "needs its kind before it, as in `folder:"),
         ("shards:PATH", r"no train\*\.tar"),
         ("table:PATH", "no such file"),
     ],

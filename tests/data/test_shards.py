@@ -1,6 +1,8 @@
 """Tar shards: random access without unpacking, local and remote, and nothing unsafe or damaged passes unseen."""
 
+import gzip
 import io
+import os
 import pickle
 import tarfile
 import time
@@ -211,6 +213,47 @@ def test_an_index_beside_remote_shards_is_used(shards: Path, remote: str) -> Non
     system.rm("/bucket/isoflop-index", recursive=True)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("memory://nowhere/{0..3}.tar", r"memory://nowhere/0\.tar: cannot be reached \(FileNotFoundError"),
+        ("nothing://bucket/a.tar", "cannot be reached .*Protocol not known"),
+        ("a/{0..99999999}.tar", "more than 1,000,000 shards"),
+        ("a/{0..3}.tar", r"a/0\.tar: No such file"),
+    ],
+)
+def test_shards_that_are_not_there_get_one_clear_line(pattern: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        ShardRecords(pattern, "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "truncated"),
+        (b"hello " * 200, "not a tar file"),
+        (gzip.compress(b"x" * 3000 + os.urandom(3000)), "packed with gzip"),
+    ],
+)
+def test_a_file_that_is_no_tar_gets_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DataError, match=f"no images in these shards .*{message}"):
+        ShardRecords(str(tmp_path / "a.tar"), "train")
+
+
+@pytest.mark.parametrize(("label", "message"), [("99999999999", "is no class number"), ("-1", "label is missing")])
+def test_labels_that_are_no_classes_are_told(tmp_path: Path, make_tar: MakeTar, label: str, message: str) -> None:
+    labels = ["0", "1", "0", label]
+    members = [
+        one
+        for k, text in enumerate(labels)
+        for one in ((f"{k:06d}.jpg", encoded(picture(k))), (f"{k:06d}.cls", text.encode()))
+    ]
+    with pytest.raises(DataError, match=message):
+        ShardRecords(str(make_tar(tmp_path / "a.tar", members)), "train")
+
+
 def test_the_cache_of_shards_keeps_to_its_limit(tmp_path: Path) -> None:
     system = fsspec.filesystem("memory")
     for k in range(6):
@@ -219,7 +262,7 @@ def test_the_cache_of_shards_keeps_to_its_limit(tmp_path: Path) -> None:
     for k in (0, 1, 0, 2, 3, 4, 5, 0):
         assert cache.fetch(f"memory://many/{k}.tar").read_bytes() == bytes([k]) * 1000
         assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 2500
-    with pytest.raises(DataError, match="cannot be fetched"):
+    with pytest.raises(DataError, match="cannot be reached"):
         cache.fetch("memory://many/missing.tar")
     assert not list((tmp_path / "cache").glob("*.part"))
 

@@ -86,7 +86,10 @@ def test_mean_and_std_agree_with_torch() -> None:
     [
         ("fractal", "did you mean `fractals`"),
         ("fractals?clases=10", "did you mean `classes`"),
-        ("fractals?classes=ten", "must be int"),
+        ("fractals?classes=ten", "must be a whole number"),
+        ("fractals?zipf=nan", "must be a number"),
+        ("fractals:7", "lie in no place"),
+        ("hf:", "hf:NAME"),
         ("fractals?classes=1", "between 2 and"),
         ("digits?x=1", "unknown option"),
         ("parquet:", "needs a path"),

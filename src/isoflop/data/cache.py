@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.data.decode import DamagedImage, centre_box_of, decode_crop, read_header
-from isoflop.data.quarantine import Damage
+from isoflop.data.quarantine import Damage, why
 from isoflop.data.records import Records
 
 
@@ -40,7 +40,7 @@ def decoded_images(records: Records, image_size: int, channels: int) -> tuple[ND
                 box = centre_box_of(header, image_size)
                 images[index] = decode_crop(encoded, header, box, size=image_size, channels=channels).numpy()
             except (DamagedImage, OSError) as error:
-                found.append(Damage(index, records.name(index), str(error)))
+                found.append(Damage(index, records.name(index), why(error)))
         _write_quietly(listing, lambda file: file.write(json.dumps(found).encode()))
         return images
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
 from isoflop.data.opening import open_records
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage, why
 from isoflop.data.records import Part, Records
 from isoflop.errors import DataError
 
@@ -154,7 +154,7 @@ def _examine(records: Records, index: int) -> _Finding:
     try:
         encoded = records.read(index)
     except (DamagedImage, OSError) as error:
-        return _Finding(index, 0, b"", None, f"unreadable: {error}", "")
+        return _Finding(index, 0, b"", None, f"unreadable: {why(error)}", "")
     digest = hashlib.blake2b(encoded, digest_size=8).digest()
     header, broken, suspicious = None, "", ""
     try:

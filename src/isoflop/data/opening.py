@@ -11,6 +11,7 @@ once, at the size of the model, or each time anew (by default: once up to 64 px 
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -60,12 +61,13 @@ _STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type
     "hf": (lambda name, part, _: hugging_face_records(name, part), {}),
     "torchvision": (lambda name, part, o: torchvision_records(name, part, root=o.get("root")), {"root": str}),
 }
+_TYPES = {int: "a whole number", float: "a number", str: "text"}
 _COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
 _MIXTURE = "mixture"
 
 
 def open_split(data: DataConfig, split: Split) -> Source:
-    """One split of the data of a run or a study. Raises DataError as `open_source` does, and if there is nothing in it."""
+    """One split of the data of a run or a study. Raises DataError as `open_source`, and if there is nothing in it."""
     source = open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
     if not len(source):
         raise DataError(f"{data.source}: too few images to keep some for evaluation; at least five are needed")
@@ -138,15 +140,21 @@ def parse_uri(uri: str) -> tuple[str, str, Options]:
     if kind == _MIXTURE:
         return kind, uri.partition(":")[2], {}
     if kind not in _GENERATED and kind not in _STORED:
+        if Path(uri).expanduser().exists():
+            raise DataError(f"`{uri}` needs its kind before it, as in `folder:{uri}`")
         raise DataError(f"unknown data source `{uri}`{_did_you_mean(kind, [*_GENERATED, *_STORED, _MIXTURE])}")
     head, _, query = uri.partition("?")
     path = head.partition(":")[2]
     if kind in _STORED and not path:
-        raise DataError(f"`{uri}` needs a path or a name: {kind}:PATH")
+        raise DataError(f"`{uri}` needs a path or a name: {kind}:{'NAME' if kind in ('hf', 'torchvision') else 'PATH'}")
+    if kind in _GENERATED and path:
+        raise DataError(f"`{uri}`: {kind} lie in no place; options come after a question mark")
     types = _GENERATED[kind][1] if kind in _GENERATED else _STORED[kind][1] | _COMMON
     options = _options(uri, query, types)
     if options.get("decode", "once") not in ("once", "each"):
         raise DataError(f"`decode={options['decode']}` in `{uri}` must be once or each")
+    if options.get("balance", 1) not in (0, 1):
+        raise DataError(f"`balance={options['balance']}` in `{uri}` must be 0 or 1")
     return kind, path, options
 
 
@@ -188,8 +196,10 @@ def _options(uri: str, query: str, types: dict[str, type]) -> Options:
             raise DataError(f"unknown option `{name}` in `{uri}`{_did_you_mean(name, list(types))}")
         try:
             options[name] = types[name](text)
+            if not math.isfinite(options[name] if types[name] is float else 0):
+                raise ValueError
         except ValueError:
-            raise DataError(f"`{name}={text}` in `{uri}` must be {types[name].__name__}") from None
+            raise DataError(f"`{name}={text}` in `{uri}` must be {_TYPES[types[name]]}") from None
     return options
 
 

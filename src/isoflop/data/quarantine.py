@@ -19,6 +19,11 @@ class Damage(NamedTuple):
     reason: str
 
 
+def why(error: Exception) -> str:
+    """The reason that an error gives, without the name of the file, which is told already."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 class Quarantine:
     """The damaged samples that a run has met. Raises DataError when they are more than a share of the data."""
 

@@ -1,13 +1,27 @@
 """Remote shards kept on the local disk, as many as a limit allows; the least recently used go first."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
 
 from isoflop.data.keyed import derive_key
 from isoflop.errors import DataError
+
+
+@contextlib.contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turns whatever goes wrong on the way to remote storage into one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # each kind of storage raises its own
+        reason = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{url}: cannot be reached ({type(error).__name__}: {reason})") from error
 
 
 class ShardCache:
@@ -27,7 +41,7 @@ class ShardCache:
             return local
         except FileNotFoundError:
             pass
-        try:
+        with reaching(url):
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".part", delete=False) as file:
                 temporary = file.name
@@ -38,8 +52,6 @@ class ShardCache:
             except BaseException:
                 os.unlink(temporary)
                 raise
-        except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"{url}: cannot be fetched ({type(error).__name__}: {error})") from error
         self._evict(keep=local)
         return local
 

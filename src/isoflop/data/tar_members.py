@@ -4,6 +4,7 @@ POSIX ustar and pax, and GNU long names (IEEE Std 1003.1, "pax interchange forma
 """
 
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ def tar_members(file: int) -> Iterator[Member]:
             raise DamagedTar("truncated: the end of the archive is missing")
         if header[0] == 0 and not any(header):
             return
+        if at == 0 and not re.fullmatch(rb"[ 0-7]{0,7}[0-7][ \x00]{0,7}", header[148:156]):
+            packed = ", but packed with gzip: unpack it" if header.startswith(b"\x1f\x8b") else ""
+            raise DamagedTar(f"not a tar file{packed}")
         own_size, type_flag = _number(header[124:136]), header[156]
         if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
             raise DamagedTar(f"the header at byte {at} is damaged")

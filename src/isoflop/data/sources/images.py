@@ -10,7 +10,7 @@ from torch import Tensor
 from isoflop.data.decode import DamagedImage, decode_crop, read_header
 from isoflop.data.keyed import derive_key, words
 from isoflop.data.orders import Order
-from isoflop.data.quarantine import Damage
+from isoflop.data.quarantine import Damage, why
 from isoflop.data.records import Records
 from isoflop.data.source import SplitIndices
 from isoflop.data.sources.arrays import label_tensor
@@ -63,7 +63,7 @@ class ImageSource:
                 try:
                     images[k] = self._view(candidate, augmentation, u[k])
                 except (DamagedImage, OSError) as error:
-                    damages.append(Damage(candidate, self._records.name(candidate), str(error)))
+                    damages.append(Damage(candidate, self._records.name(candidate), why(error)))
                     continue
                 used[k] = candidate
                 break

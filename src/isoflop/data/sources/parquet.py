@@ -119,17 +119,21 @@ def _class_names(schema: Any, label_column: str) -> tuple[str, ...]:
 def _labels(column: Any, names: tuple[str, ...], where: str) -> tuple[Labels, tuple[str, ...]]:
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} samples have no label")
-    if pa.types.is_list(column.type):
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lists = column.combine_chunks()
-        values = lists.flatten().to_numpy().astype(np.int64)
+        if not pa.types.is_integer(column.type.value_type):
+            raise DataError(f"{where}: a list of labels holds class numbers, not {column.type.value_type}")
+        values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         names = names or number_names(int(values.max(initial=-1)), where)
         check_labels(values, len(names), where)
         several = np.zeros((len(lists), len(names)), dtype=np.uint8)
         several[np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy()), values] = 1
         return several, names
-    if pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         words, numbers = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
         return numbers.astype(np.int64), tuple(words.tolist())
+    if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+        raise DataError(f"{where}: labels are class numbers or names, not {column.type}")
     labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
     names = names or number_names(int(labels.max(initial=-1)), where)
     check_labels(labels, len(names), where)

@@ -27,13 +27,14 @@ from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage
 from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_files
-from isoflop.data.shard_cache import ShardCache
+from isoflop.data.shard_cache import ShardCache, reaching
 from isoflop.data.tar_index import RECORD, index_tar, resolve_labels
 from isoflop.errors import DataError
 
 INDEX_FOLDER = "isoflop-index"
 _CACHE_BYTES = 50 << 30
 _OPEN_FILES = 64
+_MOST_SHARDS = 1_000_000
 _FORMAT = 1
 
 
@@ -50,6 +51,8 @@ class ShardRecords:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.uri = f"shards:{pattern}"
+        if cache_bytes <= 0:
+            raise DataError(f"{self.uri}: a cache of shards needs some space, not cache_gb={cache_bytes / 2**30:g}")
         self.is_remote = "://" in pattern
         self._urls = list_shards(pattern, part)
         self._index_name = INDEX_FOLDER if part == "train" else f"{INDEX_FOLDER}-{part}"
@@ -200,12 +203,15 @@ class ShardRecords:
                 return tuple(line.strip() for line in file if line.strip())
         except OSError:
             return ()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{url}: not UTF-8 text ({error})") from error
 
 
 def list_shards(pattern: str, part: Part) -> list[str]:
     """The paths or URLs of the shards that `pattern` names, sorted. Raises DataError if there is none."""
-    system, _ = fsspec.core.url_to_fs(pattern)
     remote = "://" in pattern
+    with reaching(pattern):
+        system, _ = fsspec.core.url_to_fs(pattern)
     is_folder = not re.search(r"[{*]", pattern) and not pattern.endswith(".tar")
     if part == "test" and not is_folder:
         raise DataError(f"shards:{pattern} names its shards, and none as test part; name their folder instead")
@@ -214,7 +220,8 @@ def list_shards(pattern: str, part: Part) -> list[str]:
         parts = [pattern] if not is_folder else [f"{pattern.rstrip('/')}/{prefix}*.tar"]
         found = [url for one in parts for url in _expand(one)]
         if any("*" in url for url in found):
-            matched = [path for url in found for path in sorted(system.glob(url))]
+            with reaching(pattern):
+                matched = [path for url in found for path in sorted(system.glob(url))]
             found = [system.unstrip_protocol(path) for path in matched] if remote else matched
         if found:
             return found
@@ -231,6 +238,8 @@ def _expand(pattern: str) -> Iterator[str]:
             choices.append([piece])
         elif match := re.fullmatch(r"(\d+)\.\.(\d+)", piece):
             low, high = match.groups()
+            if int(high) - int(low) >= _MOST_SHARDS:
+                raise DataError(f"shards:{pattern}: {{{piece}}} are more than {_MOST_SHARDS:,} shards")
             choices.append([str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)])
         else:
             choices.append(piece.split(","))
@@ -240,14 +249,18 @@ def _expand(pattern: str) -> Iterator[str]:
 def _state(urls: list[str], is_remote: bool) -> tuple[list[list[Any]], float]:
     """Name and size of each shard, and the time of the newest: an index that differs or is older is stale."""
     if is_remote:
-        system, _ = fsspec.core.url_to_fs(urls[0])
-        return [[os.path.basename(url), int(system.size(url) or 0)] for url in urls], 0.0
+        state = []
+        for url in urls:
+            with reaching(url):
+                system, _ = fsspec.core.url_to_fs(url)
+                state.append([os.path.basename(url), int(system.size(url) or 0)])
+        return state, 0.0
     try:
         stats = [os.stat(url) for url in urls]
     except OSError as error:
         raise DataError(f"shards: {error.filename}: {error.strerror}") from error
-    state = [[os.path.basename(url), stat.st_size] for url, stat in zip(urls, stats, strict=True)]
-    return state, max(stat.st_mtime for stat in stats)
+    sizes: list[list[Any]] = [[os.path.basename(url), stat.st_size] for url, stat in zip(urls, stats, strict=True)]
+    return sizes, max(stat.st_mtime for stat in stats)
 
 
 def _duplicate_names(urls: list[str]) -> list[Damage]:
@@ -270,14 +283,14 @@ def _download_index(url: str, folder: Path) -> None:
     """Copies an index that lies beside remote shards, if there is one and no copy yet."""
     if (folder / "shards.json").exists():
         return
-    system, path = fsspec.core.url_to_fs(url)
     try:
+        system, path = fsspec.core.url_to_fs(url)
         if not system.exists(f"{path}/shards.json"):
             return
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("records.npy", "labels.npy", "shards.json"):
             system.get_file(f"{path}/{name}", str(folder / name))
-    except OSError:
+    except Exception:  # each kind of storage raises its own; without an index, one is made
         return
 
 

@@ -60,14 +60,22 @@ class TableRecords:
 def _rows(path: Path) -> list[dict[str, str | None]]:
     if not path.is_file():
         raise DataError(f"table:{path}: no such file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "path" not in (reader.fieldnames or ()):
-            found = ", ".join(reader.fieldnames or ()) or "none"
-            raise DataError(f"table:{path}: no column `path` in the first line; the columns are {found}")
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if "path" not in (reader.fieldnames or ()):
+                found = ", ".join(reader.fieldnames or ()) or "none"
+                raise DataError(f"table:{path}: no column `path` in the first line; the columns are {found}")
+            rows = list(reader)
+    except UnicodeDecodeError as error:
+        raise DataError(f"table:{path}: not UTF-8 text ({error})") from error
+    except (csv.Error, OSError) as error:
+        raise DataError(f"table:{path}: not readable as CSV ({error})") from error
     if not rows:
         raise DataError(f"table:{path}: no rows below the header")
+    for k, row in enumerate(rows):
+        if not row["path"] or "\0" in row["path"]:
+            raise DataError(f"table:{path} line {k + 2}: {'a null character in' if row['path'] else 'no'} path")
     return rows
 
 
