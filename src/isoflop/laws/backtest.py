@@ -2,7 +2,7 @@
 
 A bootstrap knows the noise and the parameters; it does not know that the form is wrong. Errors of the same law fitted
 to the lower part of the ladder and asked about the upper part do. They become a *drift*: a standard deviation of log
-loss per unit of log compute beyond the data, shrunk towards a weak prior because a ladder gives few such errors.
+loss per unit of log compute beyond the data, judged with a wide prior because a ladder gives few such errors.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from isoflop.laws.records import Record
 from isoflop.laws.solve import Array
 
-PRIOR_DRIFT = 0.03
-"""What is believed before any backtest: 3 % of loss per e-fold of compute (about 7 % for a decade)."""
-PRIOR_BIAS = 0.1
-"""How large a lasting bias is believed to be before any backtest: 10 % of loss per e-fold of compute."""
+DRIFTS = np.geomspace(0.003, 0.1, 15)
+"""What is believed before any backtest: the form errs by 0.3 % to 10 % of loss per e-fold of compute, each scale of
+these as likely as the next, so that a ladder of clean backtests earns a narrow interval and a poor one a wide one."""
+LASTING = 2.0
+"""How much larger a lasting bias is believed to be than the errors that change from origin to origin."""
 PRIOR_COUNT = 3.0
-"""How many backtest errors that belief is worth."""
-
+"""Degrees of freedom of Student's quantiles before any backtest."""
 TRUSTED = 0.7
 """Below this coverage of backtests a warning is due."""
 
@@ -31,9 +31,9 @@ class Backtests(Record):
     Attributes:
         distances: log(C_predicted / C_largest_fitted) of each prediction.
         errors: log(measured / predicted) of each prediction.
-        drift: standard deviation of log loss per unit of distance, after shrinkage and without `bias`.
-        bias: mean error per unit of distance, after shrinkage towards 0: a law that was always too high by 10 % at
-            this distance is corrected by most of that.
+        drift: standard deviation of log loss per unit of distance that is left after `bias`.
+        bias: mean error per unit of distance, shrunk towards 0: a law that was always too high by 10 % at this
+            distance is corrected by most of that.
         freedom: degrees of freedom behind `drift`, for Student quantiles.
         coverage: share of the errors inside the `level` interval that the tool would have given at that time,
             None without backtests.
@@ -67,41 +67,37 @@ def summarise(
     """
     h, e, s, o = (np.asarray(v, dtype=np.float64) for v in (distances, errors, spreads, origins))
     votes = np.array([1.0 / np.count_nonzero(o == v) for v in o])
-    bias, bias_variance = _bias(h, e, s, votes)
-    squares, count = _excess(h, e - bias * h, s), float(votes.sum())
-    freedom = PRIOR_COUNT + count
-    variance = (PRIOR_COUNT * PRIOR_DRIFT**2 + float((votes * squares).sum())) / freedom
+    bias, drift = _posterior(h, e, s, votes)
+    freedom = PRIOR_COUNT + float(votes.sum())
     coverage = None
     if e.size:
         # Each origin is judged with what the others knew, as far as there are others.
         inside = []
         for origin in np.unique(o):
             here, rest = o == origin, o != origin
-            middle, spread = _bias(h[rest], e[rest], s[rest], votes[rest])
-            known = (
-                PRIOR_COUNT * PRIOR_DRIFT**2 + float((votes[rest] * _excess(h, e - middle * h, s)[rest]).sum())
-            ) / (PRIOR_COUNT + float(votes[rest].sum()))
-            half = student(freedom - 1.0, 0.5 + level / 2) * np.sqrt(s**2 + (known + spread) * h**2)
+            middle, spread = _posterior(h[rest], e[rest], s[rest], votes[rest])
+            half = student(freedom - 1.0, 0.5 + level / 2) * np.sqrt(s**2 + (spread * h) ** 2)
             inside += (np.abs(e - middle * h) <= half)[here].tolist()
         coverage = float(np.mean(inside))
-    drift = float(np.sqrt(variance + bias_variance))
     return Backtests(tuple(h.tolist()), tuple(e.tolist()), drift, freedom, coverage, level, bias)
 
 
-def _bias(h: Array, e: Array, s: Array, votes: Array) -> tuple[float, float]:
-    """Posterior mean and variance of the mean error per unit of distance; the prior is 0 ± `PRIOR_BIAS`."""
-    if not e.size:
-        return 0.0, PRIOR_BIAS**2
-    far = np.maximum(h, 0.3)
-    precision = votes / (s**2 / far**2 + PRIOR_DRIFT**2)
-    variance = 1.0 / (1.0 / PRIOR_BIAS**2 + float(precision.sum()))
-    return variance * float((precision * e / far).sum()), variance
+def _posterior(h: Array, e: Array, s: Array, votes: Array) -> tuple[float, float]:
+    """Bias and standard deviation, per unit of distance, of the error of one more prediction.
 
-
-def _excess(h: Array, e: Array, s: Array) -> Array:
-    """Squared error per squared distance beyond what noise and parameters explain. Half of that is taken off, not all:
-    the spread of a small fit is itself uncertain, and too wide is the better mistake."""
-    return np.asarray(np.maximum(e**2 - 0.5 * s**2, 0.0) / np.maximum(h, 0.3) ** 2)
+    For each scale τ of `DRIFTS` an error at distance h is N(b·h, s² + (τ·h)²) with b ~ N(0, (`LASTING`·τ)²); b is
+    integrated out, and the scales are weighted by how well they explain the errors.
+    """
+    tau = DRIFTS[:, None]
+    weight = votes / (s**2 + (tau * h) ** 2)
+    precision = 1.0 / (LASTING * DRIFTS) ** 2 + (weight * h**2).sum(1)
+    mean = (weight * h * e).sum(1) / precision
+    misfit = (weight * e**2).sum(1) - precision * mean**2
+    evidence = -0.5 * (misfit + np.log(precision * (LASTING * DRIFTS) ** 2) - (votes * np.log(weight / votes)).sum(1))
+    share = np.exp(evidence - evidence.max())
+    share /= share.sum()
+    bias = float(share @ mean)
+    return bias, float(np.sqrt(share @ (DRIFTS**2 + 1.0 / precision + (mean - bias) ** 2)))
 
 
 def doubt(coverage: float | None, level: float) -> str:

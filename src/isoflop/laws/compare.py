@@ -167,9 +167,10 @@ def _crossover(first: str, second: str, a: SizeDataLaw, b: SizeDataLaw, level: f
     point = np.array([np.log(a.optimal(float(c))[2] / b.optimal(float(c))[2]) for c in grid])
     left, right = a.frontier_replicates(grid), b.frontier_replicates(grid)
     count = min(len(left), len(right))
-    # Each pair also draws how far both forms may drift beyond their data, as their backtests did.
+    # Replicates of two families come from the same random numbers: shuffled, or their errors would cancel.
     rng = np.random.default_rng(0)
-    gap = np.log(left[:count] / right[:count])
+    gap = np.log(left[:count] / right[rng.permutation(len(right))[:count]])
+    # Each pair also draws how far both forms may drift beyond their data, as their backtests did.
     for law in (a, b):
         beyond = np.maximum(np.log(grid / law.compute_range[1]), 0.0)
         gap = gap + law.backtests.drift * rng.standard_t(law.backtests.freedom, (count, 1)) * beyond
