@@ -22,7 +22,7 @@ from torch import Tensor
 
 from isoflop.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 WHOLE = "tensors.safetensors"  # what one process wrote; several write `shard-*.safetensors` (train/sharded.py)
 
 

@@ -42,11 +42,13 @@ def read_into(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, gr
     Raises CheckpointError when the checkpoint is of another model.
     """
     targets = {name: torch.empty_like(tensor) for name, tensor in pack(model, optimizer).items()}
-    parameters = [parameter for parameters in optimizer.param_groups for parameter in parameters["params"]]
+    parameters = dict(model.named_parameters())
     found = _metadata(path)
     for name, stored in found.items():
         if name.startswith("optimizer.") and name not in targets:
-            parameter = parameters[int(name.split(".")[1])]
+            parameter = parameters.get(name.removeprefix("optimizer.").rpartition(".")[0])
+            if parameter is None:
+                raise CheckpointError(f"{path}: the checkpoint does not fit the model, which has no {name}")
             alike = parameter.shape == stored.size
             dtype = stored.properties.dtype
             targets[name] = torch.empty_like(parameter, dtype=dtype) if alike else torch.empty(stored.size, dtype=dtype)

@@ -40,10 +40,14 @@ class Progress:
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of `model` (as `model.NAME`) and `optimizer` (as `optimizer.INDEX.NAME`)."""
+    """All tensors of `model` (as `model.NAME`) and `optimizer` (as `optimizer.PARAMETER.SLOT`).
+
+    Names and not numbers, since the order of an optimizer's groups may depend on how the model is sharded.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if isinstance(slot, Tensor)}
+    for name, parameter in model.named_parameters():
+        slots = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{name}.{slot}": value for slot, value in slots.items() if isinstance(value, Tensor)}
     return tensors
 
 
@@ -56,17 +60,19 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
         raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from error
     if optimizer is None:
         return
+    parameters = dict(model.named_parameters())
+    numbers = {p: number for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, position, slot = name.split(".", 2)
-            slots.setdefault(int(position), {})[slot] = tensor
-    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, named in slots.items():
-        for name, tensor in named.items():
-            if tensor.shape == parameters[index].shape:
+    for packed, tensor in tensors.items():
+        if packed.startswith("optimizer."):
+            name, _, slot = packed.removeprefix("optimizer.").rpartition(".")
+            if parameters.get(name) not in numbers:
+                raise CheckpointError(f"the checkpoint does not fit the optimizer: it has a state of {name}")
+            parameter = parameters[name]
+            if tensor.shape == parameter.shape:
                 # Fused updates walk weight and state side by side in memory: the state must lie as the weight does.
-                named[name] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
+                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+            slots.setdefault(numbers[parameter], {})[slot] = tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

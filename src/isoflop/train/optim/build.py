@@ -13,6 +13,7 @@ from isoflop.train.optim.adafactor import Adafactor
 from isoflop.train.optim.groups import parameter_groups
 from isoflop.train.optim.lamb import Lamb
 from isoflop.train.optim.muon import MuonAdamW
+from isoflop.train.shards import is_sharded
 
 Groups = list[dict[str, Any]]
 
@@ -23,7 +24,8 @@ def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     nesterov = config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+    fused = not any(is_sharded(p) for group in groups for p in group["params"])  # which PyTorch has not for DTensors
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
 
 
 def _adafactor(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from torch import nn
 from isoflop.config import GroupConfig, OptimizerConfig
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
+from isoflop.train.shards import is_sharded
 
 HEADS = ("head", "head_distilled")  # where the classifier is, in a backbone
 WRAPPERS = re.compile(r"^backbone\.|_orig_mod\.|_checkpoint_wrapped_module\.|^module\.")
@@ -82,7 +83,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
             "is_vector": is_vector,
             "is_hidden_matrix": parameter.ndim == 2 and not is_head(name) and name not in spared,
         }
-        groups.setdefault(tuple(kind.values()), {"params": [], **kind})["params"].append(parameter)
+        # Fused updates take tensors of one kind: what FSDP2 divides, and what every rank keeps whole.
+        key = (*kind.values(), is_sharded(parameter))
+        groups.setdefault(key, {"params": [], **kind})["params"].append(parameter)
     if not groups:
         raise ConfigError("`optim.groups`: every parameter is frozen, so that there is nothing to train")
     return list(groups.values())
