@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 from isoflop.errors import DataError
-from isoflop.transfer.features import draw_shots
 from isoflop.transfer.few_shot import few_shot_accuracy, ridge
+from isoflop.transfer.task import draw_shots
 
 
 def problem(n: int, width: int, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

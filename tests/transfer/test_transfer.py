@@ -1,35 +1,197 @@
-"""Transfer of a trained run, beside the same backbone with random weights."""
+"""Transfer of a trained run: every protocol, kept and resumed; and what cannot judge anything."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from isoflop.config import TransferConfig
-from isoflop.errors import CheckpointError, DataError
+from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.models import create_model
 from isoflop.train import train
-from isoflop.transfer import load_backbone, transfer
+from isoflop.transfer import Pretrained, load_backbone, open_backbone, transfer
+from isoflop.transfer import evaluate as module
 from tests.promises.chaos import run_config
 
 
-def test_a_trained_run_transfers_to_real_digits(tmp_path: Path) -> None:
-    train(run_config(steps=60), tmp_path / "run")
-    model, config = load_backbone(tmp_path / "run")
-    untrained, _ = load_backbone(tmp_path / "run", random_weights=True)
-    assert config.steps == 60
-    assert not torch.equal(model.state_dict()["head.weight"], untrained.state_dict()["head.weight"])
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows = transfer(
-        model, TransferConfig(shots=5, seeds=(0, 1), finetune_steps=40, finetune_learning_rate=1e-2), "trained"
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("ISOFLOP_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    train(run_config(steps=60), folder)
+    return folder
+
+
+def config(**values: Any) -> TransferConfig:
+    return TransferConfig.model_validate(
+        {"shots": 5, "seeds": (0, 1), "finetune_steps": 40, "finetune_learning_rate": 1e-2, **values}
     )
+
+
+def test_a_trained_run_transfers_to_real_digits(run: Path) -> None:
+    backbone = open_backbone(run)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    rows = transfer(backbone, config(), "trained")
     assert [(row["protocol"], row["shots"], row["seeds"]) for row in rows] == [("ridge", 5, 2), ("finetune", 5, 2)]
-    assert all(0.15 < row["accuracy_mean"] <= 1.0 for row in rows)  # ten classes: chance is 0.1
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    again = transfer(
-        model, TransferConfig(shots=5, seeds=(0, 1), finetune_steps=40, finetune_learning_rate=1e-2), "trained"
-    )
-    assert again == rows
+    for row in rows:
+        low, high = row["interval"]
+        assert 0.12 < low < row["accuracy_mean"] < high <= 1.0  # ten classes: chance is 0.1
+        assert row["top5"] > row["accuracy_mean"]
+        assert sum(map(sum, row["confusion"])) == row["test_images"] == 359
+        assert len(row["per_class"]) == 10
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+    again = transfer(backbone, config(), "trained")
+    assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in rows]
+
+
+def test_every_protocol_on_features_learns_with_all_images(run: Path) -> None:
+    protocols = ("ridge", "knn", "logistic", "probe")
+    rows = transfer(open_backbone(run), config(shots=(5, 0), seeds=(0,), protocols=protocols, probe_epochs=5))
+    found = {(row["protocol"], row["shots"]): row["accuracy_mean"] for row in rows}
+    assert len(found) == 8
+    for protocol in protocols:
+        assert found[protocol, 5] > 0.15
+        assert found[protocol, 0] > (0.2 if protocol == "ridge" else found[protocol, 5])
+
+
+@pytest.mark.parametrize(
+    "protocol", ["finetune_vit", "finetune_bit", "finetune_mae", "finetune_nfnet", "finetune_vtab"]
+)
+def test_every_published_fine_tuning_runs_through_the_one_loop(run: Path, tmp_path: Path, protocol: str) -> None:
+    small = {"steps": 4, "batch_size": 16, "schedule": {"warmup": 1}}
+    values = config(protocols=(protocol,), seeds=(0,), run=small, last_blocks=1)
+    (row,) = transfer(open_backbone(run), values, folder=tmp_path)
+    assert row["steps"] == 4
+    assert row["state"] == "done"
+    configs = [json.loads(path.read_text()) for path in tmp_path.rglob("config.json")]
+    assert len(configs) == (2 if protocol == "finetune_vit" else 1)  # two learning rates to choose from
+    assert all(found["start"]["weights"].endswith(".safetensors") for found in configs)
+    assert "stages.0.0.norm1.weight" in configs[0]["optim"]["groups"]["frozen"]["parameters"]
+
+
+def test_only_the_last_blocks_are_trained_if_so_wished(run: Path, tmp_path: Path) -> None:
+    backbone = open_backbone(run)
+    transfer(backbone, config(protocols=("finetune",), seeds=(0,), last_blocks=1), folder=tmp_path)
+    (place,) = (path.parent for path in tmp_path.rglob("config.json"))
+    tuned, _ = load_backbone(place)
+    for name, tensor in tuned.state_dict().items():
+        same = name.startswith(("stem", "positions", "stages.0.0."))
+        assert torch.equal(tensor, backbone.model.state_dict().get(name, torch.empty(0))) == same, name
+    with pytest.raises(ConfigError, match="last_blocks = 3, but vit_w12d2p8 has 2 blocks"):
+        transfer(backbone, config(protocols=("finetune",), last_blocks=3))
+
+
+def test_what_was_done_is_not_done_again_and_what_was_cut_off_goes_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = transfer(open_backbone(run), config(), folder=tmp_path / "whole")
+    real, calls = module.finetune, []
+
+    def cut(*values: Any, **named: Any) -> Any:
+        calls.append(named["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*values, **named)
+
+    monkeypatch.setattr(module, "finetune", cut)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(open_backbone(run), config(), folder=tmp_path / "cut")
+    told: list[str] = []
+    again = transfer(open_backbone(run), config(), folder=tmp_path / "cut", tell=told.append)
+    assert calls == [0, 1, 1]
+    assert [line.partition(":")[0] for line in told] == ["4 of 4"]
+    assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in whole]
+
+
+def test_features_are_computed_once_and_go_on_where_they_were(
+    run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isoflop.transfer import features
+    from isoflop.transfer.task import open_task
+
+    monkeypatch.setattr(features, "_SECONDS_BETWEEN_SYNCS", 0.0)
+    backbone = open_backbone(run)
+    source = open_task("digits", backbone).train
+
+    class CutOff(Exception): ...
+
+    def cut(done: int, total: int) -> None:
+        if done >= 768:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        features.features_of(backbone, source, on_progress=cut)
+    seen: list[int] = []
+    resumed = features.features_of(backbone, source, on_progress=lambda done, _: seen.append(done))
+    assert seen == [768, 1024, 1280, 1438]  # the first two blocks were on the disk
+    whole = features.extract(backbone.model, features.to_unit_range(*_all(source)))
+    torch.testing.assert_close(resumed, whole, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(features, "extract", None)  # not called again
+    assert torch.equal(features.features_of(backbone, source), resumed)
+    assert [path.name for path in (cache / "features").iterdir()] == [features.cache_path(backbone, source).name]
+    other = open_backbone(run, random_weights=True)
+    assert features.cache_path(other, source) != features.cache_path(backbone, source)
+
+
+def _all(source: Any) -> tuple[torch.Tensor, Any, torch.device]:
+    return source.read(np.arange(len(source)))[0], source, torch.device("cpu")
+
+
+def test_features_are_kept_in_memory_where_nothing_can_be_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOFLOP_CACHE", "/proc/nowhere")
+    (row,) = transfer(open_backbone(run), config(protocols=("ridge",)))
+    assert row["accuracy_mean"] > 0.15
+
+
+def folder_of_images(root: Path, train_counts: dict[str, int], test_counts: dict[str, int]) -> str:
+    for part, counts in (("train", train_counts), ("test", test_counts)):
+        for name, count in counts.items():
+            (root / part / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("L", (32, 32), color=40 * k).save(root / part / name / f"{k}.png")
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize(
+    ("train_counts", "test_counts", "message"),
+    [
+        ({"a": 5, "b": 2}, {"a": 1, "b": 1}, "class 1 has 2 training images, fewer than 3 shots"),
+        ({"a": 5}, {"a": 1}, "one class alone"),
+        ({"a": 5, "b": 5}, {"a": 1}, "no test image of 1 of 2 classes, `b` among them"),
+    ],
+)
+def test_a_task_that_cannot_judge_is_refused_in_one_line(
+    run: Path, tmp_path: Path, train_counts: dict[str, int], test_counts: dict[str, int], message: str
+) -> None:
+    dataset = folder_of_images(tmp_path / "data", train_counts, test_counts)
+    with pytest.raises(DataError, match=message) as caught:
+        transfer(open_backbone(run), config(shots=3, dataset=dataset, protocols=("ridge",)))
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        Image.new("L", (32, 32)).save(tmp_path / "data" / part / "0.png")
+    with pytest.raises(DataError, match="no labels"):
+        transfer(open_backbone(run), config(dataset=f"folder:{tmp_path / 'data'}"))
+
+
+def test_endless_data_are_refused_and_a_number_of_fractals_is_a_task(run: Path) -> None:
+    with pytest.raises(DataError, match="generated without end"):
+        transfer(open_backbone(run), config(dataset="fractals?classes=4"))
+    values = config(dataset="fractals?classes=4&images=200", protocols=("ridge",))
+    assert transfer(open_backbone(run), values)[0]["accuracy_mean"] > 0.3
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
@@ -41,11 +203,11 @@ def test_weights_of_another_run_are_refused(tmp_path: Path) -> None:
     train(run_config(steps=20), tmp_path / "a")
     train(run_config(steps=20, model={"name": "vit_w16d2p8"}), tmp_path / "b")
     (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="not readable"):
+    with pytest.raises(CheckpointError, match="another architecture"):
         load_backbone(tmp_path / "a")
 
 
 def test_images_with_other_channels_than_the_backbone_are_refused() -> None:
     model = create_model("vit_w12d2p8", num_classes=10, image_size=32, in_channels=4, seed=0)
     with pytest.raises(DataError, match="4"):
-        transfer(model, TransferConfig(), "x")
+        transfer(Pretrained(model, "x", "vit_w12d2p8"), config())

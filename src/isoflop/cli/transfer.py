@@ -16,12 +16,11 @@ def transfer(
 
     config = load(None, overrides or [], TransferConfig).config
     from isoflop.cli.narration import tell_transfer
-    from isoflop.transfer import load_backbone
+    from isoflop.transfer import open_backbone
     from isoflop.transfer import transfer as evaluate
 
     rows = []
     for random_weights in (False, True):
-        model, trained = load_backbone(run, random_weights=random_weights)
-        name = trained.model.name + (", random weights" if random_weights else "")
-        rows += evaluate(model, config, name)
+        backbone = open_backbone(run, random_weights=random_weights)
+        rows += evaluate(backbone, config, backbone.name + (", random weights" if random_weights else ""))
     tell_transfer(rows)

@@ -16,7 +16,8 @@ from isoflop.config.run import (
     ScheduleConfig,
 )
 from isoflop.config.start import StartConfig
-from isoflop.config.study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable, TransferConfig
+from isoflop.config.study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable
+from isoflop.config.transfer import Protocol, TargetConfig, TransferConfig
 from isoflop.config.tree import dotted, flatten, literal
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "OptimizerConfig",
+    "Protocol",
     "ReportConfig",
     "RunConfig",
     "ScheduleConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "StudyTable",
     "SupervisedConfig",
     "Table",
+    "TargetConfig",
     "TransferConfig",
     "canonical_json",
     "config_hash",

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from isoflop.config.fields import Table, variants
 from isoflop.config.tree import literal
 
-WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "none"}
+WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "none", Any: "anything"}
 
 
 @dataclass(frozen=True)

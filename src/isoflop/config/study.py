@@ -7,7 +7,7 @@ what the study decides itself (model, steps, learning rate); and a table for eac
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -26,12 +26,11 @@ from isoflop.config.fields import (
 )
 from isoflop.config.optim import OptimConfig, OptimizerConfig
 from isoflop.config.run import ModelConfig, RunConfig, ScheduleConfig, SharedConfig
+from isoflop.config.transfer import TargetConfig, TransferConfig
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Budgets = Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
-Seeds = Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)]
-Protocol = Literal["ridge", "finetune"]
 
 
 class StudyTable(Table):
@@ -122,23 +121,6 @@ class LawsConfig(Table):
     """Probability with which an interval is to hold the truth."""
 
 
-class TransferConfig(Table):
-    """Where the answers are tried after pretraining, beside the same backbones with random weights."""
-
-    dataset: Text = "digits"
-    """A labelled source, as in `data.source`."""
-    shots: Count = 10
-    """Labelled images a class."""
-    seeds: Seeds = (0, 1, 2)
-    """Each draws other images; the spread over them is reported."""
-    protocols: Annotated[tuple[Protocol, ...], Field(strict=False)] = ("ridge", "finetune")
-    """Closed-form ridge regression on frozen features, and training of all weights."""
-    finetune_steps: Count = 100
-    """Steps of fine-tuning."""
-    finetune_learning_rate: Positive = 1e-3
-    """Peak learning rate of fine-tuning."""
-
-
 class ReportConfig(Table):
     """The page."""
 
@@ -157,8 +139,10 @@ class StudyConfig(SharedConfig):
     """The optimizer of every family that does not say otherwise."""
     laws: LawsConfig = no_effect(LawsConfig())
     """Fits."""
+    target: TargetConfig = TargetConfig()
+    """What the runs are judged by."""
     transfer: TransferConfig = TransferConfig()
-    """Few-shot transfer of the answers."""
+    """Transfer of the answers."""
     report: ReportConfig = no_effect(ReportConfig())
     """The page."""
 

@@ -10,7 +10,7 @@ from isoflop.data.opening import open_source, open_split
 from isoflop.data.order import locate
 from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source, Split
-from isoflop.data.subset import Subset
+from isoflop.data.subset import Subset, labels_of
 from isoflop.data.transforms import AUGMENTATIONS
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "convert",
     "derive_key",
     "index_shards",
+    "labels_of",
     "locate",
     "mix",
     "open_source",

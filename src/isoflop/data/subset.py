@@ -1,6 +1,7 @@
-"""Some samples of a source, as a source: the shots of a few-shot task, the 1,000 images of a VTAB task."""
+"""Some samples of a source, as a source: the shots of a few-shot task, the 1,000 images of a VTAB task. And labels."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -8,9 +9,12 @@ from isoflop.data.keyed import derive_key
 from isoflop.data.orders import GlobalOrder, Order
 from isoflop.data.quarantine import Damage
 from isoflop.data.source import Source
+from isoflop.data.sources.arrays import ArraySource, label_tensor
 from isoflop.data.sources.images import ImageSource
 from isoflop.data.sources.mixture import Mixture
 from isoflop.data.transforms import Augmentation, Uniforms, augment_batch
+
+_ROWS = 1 << 12  # samples read at a time where labels are not stored apart
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -49,3 +53,18 @@ class Subset:
             return self._source.read_views(rows, augmentation, u)
         images, labels = self._source.read(rows)
         return augment_batch(augmentation, images, u), labels, ()
+
+
+def labels_of(source: Source) -> Tensor:
+    """The labels of all samples, as `Source.read` gives them; no image is decoded where labels are stored apart."""
+    if isinstance(source, Subset):
+        return labels_of(source._source)[torch.from_numpy(source._indices)]
+    if isinstance(source, ArraySource):
+        return label_tensor(source._labels, source._rows)
+    if isinstance(source, ImageSource):
+        every = np.arange(len(source._records), dtype=np.int64)
+        return label_tensor(
+            source._records.labels, every if source._subset is None else source._subset[every[: len(source)]]
+        )
+    starts = range(0, len(source), _ROWS)
+    return torch.cat([source.read(np.arange(s, min(s + _ROWS, len(source)), dtype=np.int64))[1] for s in starts])

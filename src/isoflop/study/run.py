@@ -21,7 +21,7 @@ from isoflop.study.store import Row, Store, finite_loss
 from isoflop.train.lock import sole_writer
 from isoflop.train.run_directory import environment
 from isoflop.train.schedules import trunk_steps
-from isoflop.transfer import load_backbone, transfer
+from isoflop.transfer import open_backbone, transfer
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,11 @@ class _Study:
                 continue
             directory = self.store.run_directory(run.run_id)
             for random_weights in (False, True):
-                model, _ = load_backbone(directory, random_weights=random_weights)
+                backbone = open_backbone(directory, random_weights=random_weights)
                 name = f"{run.model}, random weights" if random_weights else run.model
                 results += [
                     {**row, "family": run.family, "pretrained": not random_weights}
-                    for row in transfer(model, self.config.transfer, name)
+                    for row in transfer(backbone, self.config.transfer, name, folder=self.store.directory / "transfer")
                 ]
         return results
 

@@ -1,67 +1,230 @@
-"""What a backbone is worth on another task: its few-shot accuracies, beside the same backbone with random weights."""
+"""What a backbone is worth on another task: a row per protocol and number of shots, each accuracy with its interval.
+
+A unit of work is one protocol with one number of shots and one seed. Its outcome is a file, and what is there is not
+done again: a long evaluation that was interrupted goes on with the unit, and a fine-tune with the step, that it was at.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from isoflop.config import TransferConfig
-from isoflop.data import open_source
-from isoflop.errors import DataError
-from isoflop.models import Backbone
-from isoflop.transfer.features import draw_shots, extract, read_all
-from isoflop.transfer.few_shot import few_shot_accuracy
-from isoflop.transfer.finetune import finetune_accuracy
+from isoflop.config import Protocol, TransferConfig, canonical_json
+from isoflop.data import labels_of
+from isoflop.errors import CheckpointError
+from isoflop.train.checkpoints import write_json_atomically
+from isoflop.transfer.backbones import Pretrained
+from isoflop.transfer.features import features_of
+from isoflop.transfer.few_shot import neighbour_scores, ridge_scores
+from isoflop.transfer.finetune import finetune
+from isoflop.transfer.intervals import LEVEL, accuracy_interval
+from isoflop.transfer.metrics import is_right, summary
+from isoflop.transfer.probe import logistic_scores, probe_scores
+from isoflop.transfer.recipes import PUBLISHED, Recipe, small
+from isoflop.transfer.task import Task, draw_shots, open_task
 
 Row = dict[str, Any]
+Tell = Callable[[str], None]
+
+FEATURE_PROTOCOLS = ("ridge", "knn", "logistic", "probe")
+CALIBRATED = ("logistic", "probe")  # and all fine-tuning: their scores are logits
+WITHOUT_SEED = ("ridge", "knn")  # with all images, every seed gives the same
 
 
-def transfer(model: Backbone, config: TransferConfig, name: str) -> list[Row]:
-    """The accuracies of `model` on `config.dataset`, a row per protocol: mean and standard deviation over the seeds."""
-    size, channels = model.image_size[0], model.in_channels if model.in_channels in (1, 3) else None
-    train = open_source(config.dataset, split="train", image_size=size, channels=channels)
-    test = open_source(config.dataset, split="test", image_size=size, channels=channels)
-    if train.channels != model.in_channels:
-        raise DataError(
-            f"{config.dataset}: its images have {train.channels} channels, "
-            f"{model.preset} was trained on {model.in_channels}"
-        )
-    images, labels = read_all(train)
-    test_images, test_labels = read_all(test)
-    draws = {seed: torch.from_numpy(draw_shots(labels, train.num_classes, config.shots, seed)) for seed in config.seeds}
-    accuracies: dict[str, list[float]] = {}
-    if "ridge" in config.protocols:
-        features, test_features = extract(model, images), extract(model, test_images)
-        accuracies["ridge"] = [
-            few_shot_accuracy(features[few], labels[few], test_features, test_labels, train.num_classes)
-            for few in draws.values()
-        ]
-    if "finetune" in config.protocols:
-        accuracies["finetune"] = [
-            finetune_accuracy(
-                model,
-                images[few],
-                labels[few],
-                test_images,
-                test_labels,
-                train.num_classes,
-                steps=config.finetune_steps,
-                learning_rate=config.finetune_learning_rate,
-                seed=seed,
-            )
-            for seed, few in draws.items()
-        ]
+@dataclass(frozen=True)
+class Unit:
+    """One protocol with one number of labelled images a class (0 is all) and one seed."""
+
+    protocol: Protocol
+    shots: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol}, {self.shots or 'all'} shots, seed {self.seed}"
+
+
+def transfer(
+    pretrained: Pretrained,
+    config: TransferConfig,
+    name: str | None = None,
+    *,
+    folder: Path | None = None,
+    tell: Tell = lambda text: None,
+) -> list[Row]:
+    """The accuracies of `pretrained` on `config.dataset`: a row per protocol and number of shots.
+
+    A row has the mean and standard deviation over the seeds, the bootstrap `interval` over test images and seeds, and
+    of the first seed top-5, calibration error, accuracy per class and confusion. `folder` keeps what is done; without
+    one nothing is kept but cached features. `tell` is called with lines of progress.
+
+    Raises DataError for a task that cannot judge anything, ConfigError for a protocol that cannot be.
+    """
+    task = open_task(config.dataset, pretrained)
+    units = units_of(config)
+    for unit in units:  # too few images are told before anything is computed
+        draw_shots(task.labels, task.train.num_classes, unit.shots, unit.seed)
+    with tempfile.TemporaryDirectory(prefix="isoflop-transfer-") as temporary:
+        place = Path(temporary) if folder is None else _claimed(folder, pretrained, config, task)
+        judge = _Judge(pretrained, task, config, place, tell)
+        outcomes = {unit: judge.outcome(unit, number + 1, len(units)) for number, unit in enumerate(units)}
+    groups = dict.fromkeys((unit.protocol, unit.shots) for unit in units)
     return [
-        {
-            "name": name,
-            "protocol": protocol,
-            "dataset": config.dataset,
-            "shots": config.shots,
-            "accuracy_mean": fmean(values),
-            "accuracy_std": stdev(values) if len(values) > 1 else None,
-            "seeds": len(values),
-        }
-        for protocol, values in accuracies.items()
+        _row(
+            name or pretrained.name, task, protocol, shots, [o for u, o in outcomes.items() if _is(u, protocol, shots)]
+        )
+        for protocol, shots in groups
     ]
+
+
+def units_of(config: TransferConfig) -> list[Unit]:
+    """All units of work; a closed form on all images has no use for more than one seed."""
+    return [
+        Unit(protocol, shots, seed)
+        for protocol in config.protocols
+        for shots in config.shots_of(protocol)
+        for seed in (config.seeds[:1] if shots == 0 and protocol in WITHOUT_SEED else config.seeds)
+    ]
+
+
+class _Judge:
+    """Makes the outcomes of units, features at most once."""
+
+    def __init__(self, pretrained: Pretrained, task: Task, config: TransferConfig, folder: Path, tell: Tell) -> None:
+        self.pretrained, self.task, self.config, self.folder, self.tell = pretrained, task, config, folder, tell
+        self.test_labels = labels_of(task.test)
+        self._features: tuple[Tensor, Tensor] | None = None
+
+    def outcome(self, unit: Unit, number: int, count: int) -> dict[str, Any]:
+        """The JSON of a unit: from its file, or made and written there."""
+        path = self.folder / "units" / f"{unit.protocol}-{unit.shots}-{unit.seed}.json"
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        began = time.perf_counter()
+        scores, more = self._scores(unit)
+        calibrated = unit.protocol in CALIBRATED or unit.protocol.startswith("finetune")
+        right = is_right(scores, self.test_labels).numpy()
+        made = {
+            "seed": unit.seed,
+            "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+            "seconds": round(time.perf_counter() - began, 3),
+            **summary(scores, self.test_labels, calibrated=calibrated),
+            **more,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(path, made)
+        self.tell(f"{number} of {count}: {unit}: accuracy {made['top1']:.4f}")
+        return made
+
+    def _scores(self, unit: Unit) -> tuple[Tensor, dict[str, Any]]:
+        classes, protocol = self.task.train.num_classes, unit.protocol
+        chosen = draw_shots(self.task.labels, classes, unit.shots, unit.seed)
+        if protocol not in FEATURE_PROTOCOLS:
+            return self._finetuned(unit, chosen)
+        features, test = self._frozen()
+        rows = torch.from_numpy(chosen)
+        train, labels = (features, self.task.labels) if unit.shots == 0 else (features[rows], self.task.labels[rows])
+        if protocol == "ridge":
+            return ridge_scores(train, labels, test, classes), {}
+        if protocol == "knn":
+            return neighbour_scores(train, labels, test, classes), {}
+        if protocol == "logistic":
+            return logistic_scores(train, labels, test, classes, seed=unit.seed), {}
+        return probe_scores(train, labels, test, classes, seed=unit.seed, epochs=self.config.probe_epochs), {}
+
+    def _frozen(self) -> tuple[Tensor, Tensor]:
+        if self._features is None:
+            train, test = (
+                features_of(self.pretrained, source, workers=self.config.workers, on_progress=self._progress(part))
+                for part, source in (("training", self.task.train), ("test", self.task.test))
+            )
+            self._features = train, test
+        return self._features
+
+    def _progress(self, part: str) -> Callable[[int, int], None]:
+        told = time.monotonic()
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > 5.0:
+                told = time.monotonic()
+                self.tell(f"features of {part} images: {done:,} of {total:,}")
+
+        return on_progress
+
+    def _finetuned(self, unit: Unit, chosen: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
+        config, backbone = self.config, self.pretrained.model
+        recipe: Recipe = (
+            small(len(chosen), backbone, config.finetune_steps, config.finetune_learning_rate)
+            if unit.protocol == "finetune"
+            else PUBLISHED[unit.protocol.removeprefix("finetune_")](len(chosen), backbone)
+        )
+        told = time.monotonic()
+
+        def on_row(row: Row) -> None:
+            nonlocal told
+            if time.monotonic() - told > 5.0:
+                told = time.monotonic()
+                self.tell(f"{unit}: step {row['step']}, loss {row['loss']:.4f}")
+
+        tuned = finetune(
+            self.pretrained,
+            self.task,
+            chosen,
+            recipe,
+            self.folder / f"run-{unit.protocol}-{unit.shots}-{unit.seed}",
+            seed=unit.seed,
+            last_blocks=config.last_blocks,
+            changes=config.run,
+            on_row=on_row,
+        )
+        return tuned.scores, {"learning_rate": tuned.learning_rate, "steps": tuned.steps, "state": tuned.state}
+
+
+def _row(name: str, task: Task, protocol: str, shots: int, outcomes: list[dict[str, Any]]) -> Row:
+    images = len(task.test)
+    bits = [np.unpackbits(np.frombuffer(base64.b64decode(o["right"]), np.uint8), count=images) for o in outcomes]
+    accuracies = [outcome["top1"] for outcome in outcomes]
+    first = {key: value for key, value in outcomes[0].items() if key not in ("right", "seed", "seconds", "top1")}
+    return {
+        "name": name,
+        "protocol": protocol,
+        "dataset": task.name,
+        "shots": shots,
+        "accuracy_mean": fmean(accuracies),
+        "accuracy_std": stdev(accuracies) if len(accuracies) > 1 else None,
+        "interval": list(accuracy_interval(np.stack(bits).astype(bool))),
+        "level": LEVEL,
+        "seeds": len(outcomes),
+        "test_images": images,
+        "seconds": round(sum(outcome["seconds"] for outcome in outcomes), 3),
+        **first,
+    }
+
+
+def _is(unit: Unit, protocol: str, shots: int) -> bool:
+    return (unit.protocol, unit.shots) == (protocol, shots)
+
+
+def _claimed(folder: Path, pretrained: Pretrained, config: TransferConfig, task: Task) -> Path:
+    """The subfolder of these weights, this task and this configuration."""
+    what = repr((pretrained.fingerprint, task.train.fingerprint, task.test.fingerprint))
+    shared = config.model_copy(update={"protocols": ("ridge",), "shots": None, "seeds": (0,)})
+    digest = hashlib.blake2b((what + canonical_json(shared)).encode(), digest_size=6).hexdigest()
+    try:
+        (folder / digest).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot write here: {error.strerror}") from error
+    return folder / digest

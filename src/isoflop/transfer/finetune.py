@@ -1,67 +1,155 @@
-"""Fine-tuning all weights on a few labelled images."""
+"""Fine-tuning: runs that start from the backbone's weights, trained by the one loop, and so exactly resumable."""
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from isoflop.config import OptimConfig
+from isoflop.config import RunConfig, parse
+from isoflop.data import Source, Subset
+from isoflop.errors import ConfigError
 from isoflop.models import Backbone
-from isoflop.train.optim import build_optimizer
-from isoflop.train.state import step_seed
+from isoflop.train import build_model, train
+from isoflop.train.attempt import OnRow
+from isoflop.train.device import choose_device, to_device, to_unit_range
+from isoflop.transfer.backbones import Pretrained
+from isoflop.transfer.recipes import Recipe, merged
+from isoflop.transfer.task import Task
+
+MOST_WATCHED = 1024  # test images that progress is shown on; nothing is chosen by them
 
 
-def finetune_accuracy(
-    model: Backbone,
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    num_classes: int,
+@dataclass(frozen=True)
+class Tuned:
+    """Logits (m, classes) of the test images, and how they came about."""
+
+    scores: Tensor
+    learning_rate: float
+    steps: int
+    seconds: float
+    state: str
+
+
+def finetune(
+    pretrained: Pretrained,
+    task: Task,
+    chosen: NDArray[np.int64],
+    recipe: Recipe,
+    folder: Path,
     *,
-    steps: int,
-    learning_rate: float,
-    seed: int = 0,
-) -> float:
-    """Top-1 accuracy on the test images after `steps` of AdamW on all `images` (n, C, H, W) at once.
+    seed: int,
+    last_blocks: int | None = None,
+    changes: dict[str, Any] | None = None,
+    on_row: OnRow | None = None,
+) -> Tuned:
+    """Fine-tunes on the training images `chosen`; everything lies in `folder`, and what was interrupted goes on.
 
-    A fresh linear head starts at zero; the rate falls linearly to zero. `seed` is that of random layers.
-    `model` itself is left as it was.
+    `last_blocks` trains the classifier and that many blocks before it. `changes` are tables of a run that replace the
+    recipe's. Where the recipe names several learning rates, each is tried, and that with the best accuracy on its
+    held-out share of `chosen` is kept.
     """
-    tuned = _Classifier(copy.deepcopy(model), num_classes).train()
-    optimizer = build_optimizer(tuned, OptimConfig(name="adamw", learning_rate=learning_rate, weight_decay=0.05))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - step / steps)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(step_seed(seed, step))  # of stochastic depth and dropout
-            loss = nn.functional.cross_entropy(tuned(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    tuned.eval()
-    with torch.no_grad():
-        answers = torch.cat([tuned(part).argmax(dim=1) for part in torch.split(test_images, 256)])
-    return float((answers == test_labels).double().mean())
+    weights = save_weights(pretrained, folder.parent)
+    data = (Subset(task.train, chosen), _watched(task.test))
+    rates: list[float] = [] if "learning_rate" in (changes or {}).get("optim", {}) else list(recipe.learning_rates)
+    if len(rates) > 1:
+        mixed = np.random.default_rng(seed).permutation(len(chosen))
+        held = max(1, int(recipe.held_out * len(chosen)))
+        data = (Subset(task.train, chosen[mixed[held:]]), Subset(task.train, chosen[mixed[:held]]))
+    best: tuple[float, Tuned] | None = None
+    for rate in rates or [0.0]:
+        own = merged(recipe.run, {"optim": {"learning_rate": rate}} if rate else {})
+        config = run_config(
+            pretrained, task, merged(own, changes or {}), recipe.model, weights, seed=seed, last_blocks=last_blocks
+        )
+        place = folder / f"rate-{config.optim.learning_rate:g}" if len(rates) > 1 else folder
+        result = train(config, place, data=data, on_row=on_row)
+        if result.state == "done":
+            model = _trained(config, task.train, place)
+            scores = predict(model, task.test, config)
+        else:  # diverged: it knows nothing
+            scores = torch.zeros(len(task.test), task.train.num_classes)
+        tuned = Tuned(scores, config.optim.learning_rate, config.steps, result.seconds, result.state)
+        merit = result.heldout_accuracy if result.state == "done" else -1.0
+        if best is None or merit > best[0]:
+            best = (merit, tuned)
+    assert best is not None
+    return best[1]
 
 
-class _Classifier(nn.Module):
-    """A backbone's pooled features under a linear head that starts at zero."""
+def run_config(
+    pretrained: Pretrained,
+    task: Task,
+    tables: dict[str, Any],
+    model: dict[str, Any],
+    weights: Path,
+    *,
+    seed: int,
+    last_blocks: int | None,
+) -> RunConfig:
+    """The run that fine-tunes `pretrained` as `tables` say; ConfigError for a value that cannot be."""
+    backbone = pretrained.model
+    takes_drop_path = hasattr(getattr(backbone, "config", None), "drop_path")
+    own = {
+        "model": {"name": pretrained.preset, **pretrained.options, **(model if takes_drop_path else {})},
+        "start": {"weights": str(weights)},
+        "seed": seed,
+        "data": {"source": task.name, "image_size": backbone.image_size[0], "seed": seed, "heldout": 1},
+        "tensorboard": False,
+        "log_every": 50,
+    }
+    if last_blocks is not None:
+        own["optim"] = {"groups": groups_of_last_blocks(backbone, last_blocks)}
+    return parse(merged(own, tables), RunConfig, "fine-tuning")
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
-        super().__init__()
-        backbone.head = nn.Identity()
-        self.backbone = backbone
-        self.classifier = nn.Linear(backbone.num_features, num_classes)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.backbone.features(images))
-        return logits
+def groups_of_last_blocks(model: Backbone, blocks: int) -> dict[str, Any]:
+    """Rules for an optimizer that freeze everything below the last `blocks` blocks; ConfigError if there are fewer."""
+    layers = model.layer_ids()
+    depth = max(layers.values()) - 1
+    if blocks > depth:
+        raise ConfigError(f"last_blocks = {blocks}, but {model.preset} has {depth} blocks")
+    frozen = [name for name, layer in layers.items() if layer <= depth - blocks]
+    rest = [name for name, layer in layers.items() if layer > depth - blocks]
+    return {"frozen": {"parameters": frozen, "freeze": True}, "trained": {"parameters": [*rest, "head.*"]}}
 
-    def no_weight_decay(self) -> set[str]:
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+def save_weights(pretrained: Pretrained, folder: Path) -> Path:
+    """The weights as a file from which runs start, named after its content."""
+    path = folder / f"weights-{pretrained.fingerprint[:12]}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: t.detach().contiguous().cpu().clone() for name, t in pretrained.model.state_dict().items()}
+        partial = path.with_name(f".{path.name}")
+        save_file(state, partial, metadata={"isoflop": pretrained.preset})
+        partial.replace(path)
+    return path
+
+
+@torch.no_grad()
+def predict(model: Backbone, source: Source, config: RunConfig) -> Tensor:
+    """Logits float32 (N, classes) of all images of `source`."""
+    device = choose_device(config.device)
+    model = to_device(model, device).eval()
+    size = config.evaluation.batch_size
+    parts = []
+    for start in range(0, len(source), size):
+        images, _ = source.read(np.arange(start, min(start + size, len(source)), dtype=np.int64))
+        parts.append(model(to_unit_range(images, source, device)).float().cpu())
+    return torch.cat(parts)
+
+
+def _watched(test: Source) -> Source:
+    return Subset(test, np.linspace(0, len(test) - 1, min(len(test), MOST_WATCHED)).astype(np.int64))
+
+
+def _trained(config: RunConfig, source: Source, directory: Path) -> Backbone:
+    model = build_model(config, source)
+    model.load_state_dict(load_file(directory / "model.safetensors"))
+    return model

@@ -1,0 +1,87 @@
+"""A task: the labelled images on which a backbone is judged, refused in one line where they cannot judge anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isoflop.data import Source, Split, Subset, labels_of, open_source
+from isoflop.errors import DataError
+from isoflop.transfer.backbones import Pretrained
+
+Indices = NDArray[np.int64]
+_PARTS: tuple[Split, Split] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training and test images as the backbone wants them, and all training labels (n,)."""
+
+    name: str
+    train: Source
+    test: Source
+    labels: Tensor
+
+
+def open_task(dataset: str, pretrained: Pretrained) -> Task:
+    """The task `dataset` (a source, as in `data.source`) at the size, channels and normalisation of the backbone.
+
+    Raises DataError for images without labels or with several each, a single class, labels outside the classes, a class
+    without a test image, and channels that the backbone does not take.
+    """
+    train, test = (open_part(dataset, part, pretrained) for part in _PARTS)
+    if train.unique_images is None:
+        raise DataError(f"{dataset}: generated without end; say how many to train on (`images=10000`)")
+    labels, test_labels = labels_of(train), labels_of(test)
+    for part, found in (("training", labels), ("test", test_labels)):
+        if train.num_classes == 0 or (found.ndim == 1 and bool((found < 0).any())):
+            raise DataError(f"{dataset}: its {part} images have no labels, and a transfer task needs them")
+        if found.ndim == 2:
+            raise DataError(f"{dataset}: its images have several classes each; transfer needs one")
+        if int(found.max()) >= train.num_classes:
+            raise DataError(f"{dataset}: label {int(found.max())} in the {part} part, but {train.num_classes} classes")
+    if train.num_classes < 2:
+        raise DataError(f"{dataset}: one class alone ({train.class_names[0]}), so that there is nothing to tell apart")
+    absent = np.setdiff1d(np.arange(train.num_classes), test_labels.numpy())
+    if len(absent):
+        raise DataError(
+            f"{dataset}: no test image of {len(absent)} of {train.num_classes} classes, "
+            f"`{train.class_names[absent[0]]}` among them"
+        )
+    return Task(dataset, train, test, labels)
+
+
+def open_part(dataset: str, part: Split, pretrained: Pretrained) -> Source:
+    """One part of `dataset` as the backbone wants it; DataError when its channels are others."""
+    model = pretrained.model
+    channels = model.in_channels if model.in_channels in (1, 3) else None
+    source = open_source(dataset, split=part, image_size=model.image_size[0], heldout=0, channels=channels)
+    if source.channels != model.in_channels:
+        raise DataError(
+            f"{dataset}: its images have {source.channels} channels, "
+            f"{pretrained.preset} was trained on {model.in_channels}"
+        )
+    return Subset(source, moments=pretrained.moments) if pretrained.moments else source
+
+
+def draw_shots(labels: Tensor, num_classes: int, shots: int, seed: int) -> Indices:
+    """`shots` indices of each class, drawn by `seed` alone, class by class; all indices if `shots` is 0.
+
+    Fewer shots are a part of more. DataError names a class that has fewer images.
+    """
+    if shots == 0:
+        return np.arange(len(labels), dtype=np.int64)
+    order = np.argsort(labels.numpy(), kind="stable")
+    sizes = np.bincount(labels.numpy(), minlength=num_classes)
+    chosen = []
+    for label, end in enumerate(np.cumsum(sizes)):
+        if sizes[label] < shots:
+            raise DataError(
+                f"class {label} has {sizes[label]} training images, fewer than {shots} shots: lower `shots`"
+            )
+        members = order[end - sizes[label] : end]
+        chosen.append(np.random.default_rng((seed, label)).permutation(members)[:shots])
+    return np.concatenate(chosen).astype(np.int64)
