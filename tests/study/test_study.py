@@ -27,7 +27,7 @@ class Listener(Narrator):
         self.trained: list[str] = []
         self.lines: list[str] = []
 
-    def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
+    def rung(self, number: int, count: int | None, runs: Sequence[PlannedRun]) -> None:
         self.trained += [run.run_id for run in runs]
 
     def line(self, text: str) -> None:

@@ -1,14 +1,18 @@
 """A study told on the terminal: the plan, progress with the time left, the answer, and how it came true."""
 
+import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isoflop.cli.tables import duration, power, print_table
 from isoflop.study import Narrator
+from isoflop.study.adaptive import Stage
+from isoflop.study.funds import Funds
+from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
-from isoflop.study.pricing import RungForecast
 
 SECONDS_BETWEEN_LINES = 15.0  # where progress cannot be rewritten in place
 TRUST = 20.0
@@ -23,7 +27,7 @@ class TerminalNarrator(Narrator):
         self.start: tuple[float, float] | None = None  # moment and core-seconds done when progress was first told
         self.told = 0.0
 
-    def planned(self, runs: Sequence[PlannedRun], rungs: Sequence[RungForecast], finals: float, workers: int) -> None:
+    def planned(self, plan: Plan, workers: int) -> None:
         self.workers = workers
         self.say("The first rung:")
         rows = [
@@ -35,24 +39,83 @@ class TerminalNarrator(Narrator):
                 f"{run.images:,}",
                 power(run.config.optim.learning_rate),
             )
-            for run in runs
+            for run in plan.first
         ]
         print_table(("family", "model", "FLOPs/image", "steps", "images", "learning rate"), rows)
+        if plan.funds:
+            self._tell_funds(plan, plan.funds)
+        else:
+            self._tell_rungs(plan)
+        total, finals = plan.ladder_seconds + plan.final_seconds, plan.final_seconds
+        most = "At most about" if plan.funds else "About"
+        self.say(
+            f"\n{most} {duration(total / workers)} with {workers} at a time, "
+            f"{duration(finals / workers)} of it to train the answer."
+        )
+
+    def _tell_rungs(self, plan: Plan) -> None:
         self.say("\nThe ladder, in training FLOPs:")
         table = [
-            (power(rung.budget), str(rung.runs), power(rung.flops), _minutes(rung.core_seconds / workers))
-            for rung in rungs
+            (power(rung.budget), str(rung.runs), power(rung.flops), _minutes(rung.core_seconds / self.workers))
+            for rung in plan.rungs
         ]
-        total = (sum(rung.core_seconds for rung in rungs) + finals) / workers
-        flops = sum(rung.flops for rung in rungs)
-        table.append(("all", str(sum(rung.runs for rung in rungs)), power(flops), _minutes(total - finals / workers)))
+        flops = sum(rung.flops for rung in plan.rungs)
+        runs, minutes = sum(rung.runs for rung in plan.rungs), _minutes(plan.ladder_seconds / self.workers)
+        table.append(("all", str(runs), power(flops), minutes))
         print_table(("a run", "runs", "new FLOPs", "minutes"), table)
-        answers = duration(finals / workers)
-        self.say(f"\nAbout {duration(total)} with {workers} at a time, {answers} of it to train the answer.")
 
-    def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
-        what = "the answer" if number == count else f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-        self.say(f"rung {number} of {count}, {power(budget)} FLOPs: {what}")
+    def _tell_funds(self, plan: Plan, funds: Funds) -> None:
+        first, second = plan.rungs[:2]
+        every = sum(rung.flops for rung in plan.rungs)
+        self.say(f"\nThe limit, {power(funds.total)} {funds.unit}:")
+        rows = [
+            ("training the answer, set aside", power(funds.reserved), f"{funds.reserved / funds.total:.0%}"),
+            ("the ladder", power(funds.allowance), f"{funds.allowance / funds.total:.0%}"),
+        ]
+        print_table(("what for", funds.unit, "share"), rows)
+        self.say(
+            f"\nThe ladder's rungs: {', '.join(power(budget) for budget in plan.catalogue.budgets)} FLOPs a run.\n"
+            f"All families get the first, {first.runs} runs, and about one run a size on the second "
+            f"({power(second.budget)}). From there on runs go where they make the answer surer; "
+            f"fixed rungs would take {power(every)} FLOPs."
+        )
+
+    def thought(self, stage: Stage, before: Stage | None) -> None:
+        if not stage.outlook:
+            return
+        standings = stage.outlook.standings
+        told = ", ".join(
+            f"{s.answer.family} {s.p_best:.2f} ({s.answer.model}, loss {math.exp(s.log_loss):.3f})" for s in standings
+        )
+        self.say(f"P(best): {told}")
+        for family in stage.dropped:
+            if not before or family not in before.dropped:
+                self.say(f"dropped {family}: P(best) {stage.outlook.p_best(family):.2f}")
+        if stage.stop:
+            self.say(f"the ladder ends: {stage.stop} (expected regret {stage.outlook.regret:.4f})")
+        elif stage.gain:
+            runs = Counter((trial.model, trial.budget) for trial in stage.trials)
+            listed = ", ".join(
+                f"{model} at {power(budget)}" + (f" ×{count}" if count > 1 else "")
+                for (model, budget), count in runs.items()
+            )
+            regret = stage.outlook.regret
+            self.say(
+                f"next: {len(stage.trials)} runs ({listed}): expected regret {regret:.4f} → "
+                f"{max(regret - stage.gain, 0.0):.4f}"
+            )
+
+    def rung(self, number: int, count: int | None, runs: Sequence[PlannedRun]) -> None:
+        if number == count:
+            self.say(f"rung {number} of {count}, {power(runs[0].budget)} FLOPs: the answer")
+            return
+        budgets = [run.budget for run in runs]
+        low, high = power(min(budgets)), power(max(budgets))
+        span = low if low == high else f"{low} to {high}"
+        what = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        self.say(
+            f"rung {number} of {count}, {span} FLOPs: {what}" if count else f"stage {number}, {span} FLOPs: {what}"
+        )
 
     def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
         now = time.monotonic()
@@ -137,6 +200,12 @@ def tell_grades(document: Mapping[str, Any]) -> None:
             f"{family['model']}: predicted {grade['predicted_loss']:.3f}, measured {grade['measured_loss']:.3f}, "
             f"{verdict} the {family['level']:.0%} interval {_between(family['interval'])} "
             f"(accuracy {grade['measured_accuracy']:.3f}, {duration(grade['seconds'])} of training)"
+        )
+    spent = document.get("spent")
+    if spent and spent["saved"] > 0:
+        print(
+            f"{power(spent['trained_flops'])} FLOPs were trained; separate runs would have taken "
+            f"{power(spent['separate_flops'])}: shared trunks saved {spent['saved']:.0%}."
         )
 
 

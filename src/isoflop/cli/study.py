@@ -26,12 +26,8 @@ def plan(file: File, overrides: Overrides = None) -> None:
 
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import plan_study
-    from isoflop.study.planned import Catalogue
 
-    catalogue = Catalogue(config)
-    plan = plan_study(config, catalogue)
-    workers = config.study.workers or os.cpu_count() or 1
-    TerminalNarrator().planned(plan.first, plan.rungs, plan.final_core_seconds(config, catalogue), workers)
+    TerminalNarrator().planned(plan_study(config), config.study.workers or os.cpu_count() or 1)
 
 
 @app.command("run")
@@ -98,9 +94,7 @@ def report(
     directories: Annotated[list[Path], argument("Folder of a study; several are laid side by side.", "DIR...")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.html", help="DIR/report.html, or comparison.html, when left out."
-        ),
+        typer.Option("--output", "-o", metavar="FILE.html", help="DIR/report.html, or comparison.html, when left out."),
     ] = None,
     figures: Annotated[
         Path | None,

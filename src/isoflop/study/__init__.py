@@ -1,7 +1,8 @@
 """Studies: plan a ladder of runs at equal compute, train them, answer, train the answer."""
 
 from isoflop.study.narrator import Narrator
-from isoflop.study.run import Plan, plan_study, run_study
+from isoflop.study.plan import Plan, plan_study
+from isoflop.study.run import run_study
 from isoflop.study.store import Store
 
 __all__ = ["Narrator", "Plan", "Store", "plan_study", "run_study"]

@@ -22,7 +22,7 @@ SMALL_REGRET = 0.005
 NO_GAIN = 1e-4
 """A batch that is expected to remove less regret than this is not worth training."""
 RATE_RATIO = 2.0
-MAX_COPIES = 4
+MAX_COPIES = 3
 
 Result = tuple[Trial, float]  # a finished run and its held-out loss, +inf if it diverged
 
@@ -35,7 +35,8 @@ class Contender:
         sizes: preset → FLOPs an image, of all that may be trained, small to large. start: those that begin.
         answers: preset → FLOPs an image, of all that the answer may name.
         rates: preset → learning rates to begin with, ascending, a factor of `RATE_RATIO` apart.
-        bounds: the lowest and highest rate that may be tried. price: preset → cost of training on an image.
+        bounds: the lowest and highest rate that may be tried.
+        price: preset → cost of training on an image. each: preset → what a run costs beside that.
         shared: share of a run's steps that longer runs can start from: 1 - cooldown, 0 for a schedule without a trunk.
         exponent: of FLOPs an image in the learning rate, as far as anybody knows beforehand.
     """
@@ -45,6 +46,7 @@ class Contender:
     answers: dict[str, float]
     rates: dict[str, tuple[float, ...]]
     price: dict[str, float]
+    each: dict[str, float] = field(default_factory=dict)
     shared: float = 0.8
     bounds: tuple[float, float] = (0.0, math.inf)
     exponent: float = -0.2
@@ -79,7 +81,7 @@ class Stage:
     Attributes:
         trials: in the order of their worth. outlook: how the families stand; None before the first rung.
         gain: regret that the trials are expected to remove. dropped: families that got their last run.
-        stop: why the study ends here, "" while it goes on.
+        stop: why the study ends here, "" while it goes on. spent: what the finished runs have cost.
     """
 
     trials: tuple[Trial, ...]
@@ -87,6 +89,7 @@ class Stage:
     gain: float = 0.0
     dropped: tuple[str, ...] = ()
     stop: str = ""
+    spent: float = 0.0
 
 
 @dataclass
@@ -101,7 +104,7 @@ class Ledger:
         contender = self.arena.contenders[trial.family]
         before = self.longest.get(_trunk(trial), 0.0)
         shared = contender.shared * before if before <= trial.d else 0.0
-        return (trial.d - shared) * contender.price[trial.model]
+        return (trial.d - shared) * contender.price[trial.model] + contender.each.get(trial.model, 0.0)
 
     def enter(self, trial: Trial) -> float:
         """`trial` is trained; returns its cost."""
@@ -124,24 +127,25 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     rungs = [sum(trial.budget == budget for trial, _ in results) for budget in arena.budgets]
     if not rungs[0]:
         return Stage(tuple(opening(arena)))
-    beliefs = believe(arena, results)
-    if not rungs[1]:
-        return Stage(tuple(second_rung(arena, beliefs)), _decision(arena, beliefs).outlook())
     ledger = Ledger(arena)
     spent = sum(ledger.enter(trial) for trial, _ in results)
+    beliefs = believe(arena, results)
+    if not rungs[1]:
+        return Stage(tuple(second_rung(arena, beliefs)), _decision(arena, beliefs).outlook(), spent=spent)
     decision = _decision(arena, beliefs)
     outlook = decision.outlook()
     dropped = tuple(family for family in arena.contenders if outlook.p_best(family) < NEGLIGIBLE)
     leader = outlook.standings[0]
     if leader.p_best >= arena.sure and outlook.regret <= SMALL_REGRET:
-        return Stage((), outlook, 0.0, dropped, f"P(best) of {leader.answer.family} is {leader.p_best:.2f}")
+        sure = f"P(best) of {leader.answer.family} is {leader.p_best:.2f}"
+        return Stage((), outlook, 0.0, dropped, sure, spent)
     trials = _batch(arena, results, beliefs, decision, ledger, allowance - spent, batch, dropped)
     if not trials:
-        return Stage((), outlook, 0.0, dropped, "the budget is spent")
+        return Stage((), outlook, 0.0, dropped, "the budget is spent", spent)
     gain = decision.gain(trials)
     if gain < NO_GAIN:
-        return Stage((), outlook, gain, dropped, "no run that is left would tell much more")
-    return Stage(tuple(trials), outlook, gain, dropped)
+        return Stage((), outlook, gain, dropped, "no run that is left would tell much more", spent)
+    return Stage(tuple(trials), outlook, gain, dropped, spent=spent)
 
 
 def opening(arena: Arena) -> list[Trial]:
@@ -226,10 +230,13 @@ def _batch(
         if family not in dropped
     }
     chosen: list[Trial] = []
+    taken = set()
     while len(chosen) < count:
         best: tuple[float, Trial] | None = None
         for trials in open_trials.values():
             fresh = [trial for trial in (_fresh(trial, made) for trial in trials) if trial is not None]
+            # Two lengths of one trunk side by side would train its steps twice.
+            fresh = [trial for trial in fresh if _trunk(trial) not in taken]
             affordable = [trial for trial in fresh if ledger.cost(trial) <= left]
             if not affordable:
                 continue
@@ -242,6 +249,7 @@ def _batch(
         left -= ledger.enter(best[1])
         decision.chosen(best[1])
         made.add(best[1])
+        taken.add(_trunk(best[1]))
         chosen.append(best[1])
     return chosen
 

@@ -11,7 +11,8 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import Table
-from isoflop.models import family_ladder
+from isoflop.study.adaptive import Stage
+from isoflop.study.plan import Plan
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Row, finite_loss
 
@@ -76,12 +77,17 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row]) -> A
 
 
 def best_rates(rows: list[Row]) -> list[Row]:
-    """The finished run with the best learning rate of each (model, budget), small to large."""
-    best: dict[tuple[str, float], Row] = {}
+    """The finished run with the best learning rate of each (model, budget), small to large; copies are one run of
+    their mean loss."""
+    copies: dict[tuple[str, float, float], list[Row]] = {}
     for row in rows:
-        key = (row["model"], row["budget"])
-        if finite_loss(row) < (finite_loss(best[key]) if key in best else math.inf):
-            best[key] = row
+        if math.isfinite(finite_loss(row)):
+            copies.setdefault((row["model"], row["budget"], row["learning_rate"]), []).append(row)
+    best: dict[tuple[str, float], Row] = {}
+    for (model, budget, _), alike in copies.items():
+        mean = sum(finite_loss(row) for row in alike) / len(alike)
+        if mean < (best[model, budget]["heldout_loss"] if (model, budget) in best else math.inf):
+            best[model, budget] = {**alike[0], "heldout_loss": mean}
     return [best[key] for key in sorted(best, key=lambda key: (best[key]["flops_per_image"], key[1]))]
 
 
@@ -95,7 +101,7 @@ def _family_answer(
 ) -> FamilyAnswer:
     family, target, level = standing.family, config.study.target_budget, config.laws.level
     size, _, _ = law.optimal(target)
-    model = _nearest_preset(config, catalogue, family, size)
+    model = _nearest_preset(catalogue, family, size)
     runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
     rates = laws.fit_learning_rate(
         [row["flops_per_image"] for row in runs],
@@ -123,11 +129,12 @@ def _family_answer(
     )
 
 
-def _nearest_preset(config: StudyConfig, catalogue: Catalogue, family: str, flops_per_image: float) -> str:
+def _nearest_preset(catalogue: Catalogue, family: str, flops_per_image: float) -> str:
     """The preset of the family's ladder, or of the named sizes, whose FLOPs an image are nearest to the optimum."""
-    named = config.families[family].sizes
-    names = set(family_ladder(family)) | set(named if isinstance(named, tuple) else ())
-    return min(sorted(names), key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / flops_per_image)))
+    return min(
+        catalogue.presets(family),
+        key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / flops_per_image)),
+    )
 
 
 def _edge_warning(points: laws.FrontierPoints, family: str) -> tuple[str, ...]:
@@ -171,6 +178,31 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
         "learning_rate_law": family.learning_rate_law.to_dict(),
         "warnings": list(family.warnings),
     }
+
+
+def planner_document(plan: Plan, last: Stage | None) -> dict[str, Any]:
+    """What the planner was given and how it ended, as JSON values; `last` is its last stage, None on fixed rungs."""
+    document: dict[str, Any] = {"budgets": list(plan.catalogue.budgets), "adaptive": last is not None}
+    if plan.funds and last:
+        document |= {
+            "unit": plan.funds.unit,
+            "limit": plan.funds.total,
+            "reserved": plan.funds.reserved,
+            "spent": last.spent,
+            "stop": last.stop,
+            "dropped": {name: last.outlook.p_best(name) for name in last.dropped if last.outlook},
+        }
+    return document
+
+
+def spending(rows: list[Row]) -> dict[str, Any]:
+    """Training FLOPs of the ladder and the answers as they were trained, and as separate runs would have taken them."""
+    separate = trained = 0.0
+    for row in rows:
+        if row["status"] in ("done", "diverged"):
+            separate += row["train_flops"]
+            trained += row["train_flops"] * (1 - (row["trunk_steps"] or 0) / row["steps"])
+    return {"separate_flops": separate, "trained_flops": trained, "saved": 1 - trained / separate if separate else 0.0}
 
 
 def grade(document: dict[str, Any], finals: Mapping[str, Row]) -> dict[str, Any]:

@@ -15,7 +15,16 @@ def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str
     own = config.families[family]
     if own.learning_rates:
         return own.learning_rates
-    optimizer = own.optim.name if "name" in own.optim.model_fields_set else config.optim.name
-    rate, exponent = USUAL_RATE[optimizer]
+    rate, exponent = USUAL_RATE[_optimizer(config, family)]
     centre = float(f"{rate * (catalogue.flops_per_image(family, model) / 1e6) ** exponent:.1g}")
     return (centre / 2, centre, centre * 2)
+
+
+def usual_exponent(config: StudyConfig, family: str) -> float:
+    """The exponent of FLOPs an image in the learning rate that is usual for the optimizer of `family`."""
+    return USUAL_RATE[_optimizer(config, family)][1]
+
+
+def _optimizer(config: StudyConfig, family: str) -> str:
+    own = config.families[family].optim
+    return own.name if "name" in own.model_fields_set else config.optim.name

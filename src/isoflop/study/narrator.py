@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.study.adaptive import Stage
+from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
-from isoflop.study.pricing import RungForecast
 
 
 class Narrator:
     """Listens to a study. Every method may be left as it is."""
 
-    def planned(self, runs: Sequence[PlannedRun], rungs: Sequence[RungForecast], finals: float, workers: int) -> None:
-        """Before anything is trained: the first rung's runs, the forecast of all rungs, core-seconds of the answers."""
+    def planned(self, plan: Plan, workers: int) -> None:
+        """Before anything is trained."""
 
-    def rung(self, number: int, count: int, budget: float, runs: Sequence[PlannedRun]) -> None:
-        """Runs are about to be trained that were not done yet; `number` of `count`, the answers last."""
+    def thought(self, stage: Stage, before: Stage | None) -> None:
+        """What the finished runs say and which runs follow from it; `before` is what was thought a stage earlier."""
+
+    def rung(self, number: int, count: int | None, runs: Sequence[PlannedRun]) -> None:
+        """Runs are about to be trained that were not done yet; stage `number` of `count`, the answers last.
+
+        Nobody knows the count of an adaptive study before its end.
+        """
 
     def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
         """Core-seconds of work done of all that is foreseen, and runs finished of all runs known by now."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
 from isoflop.errors import StudyError
-from isoflop.models import Cost, cost
+from isoflop.models import Cost, cost, family_ladder
 from isoflop.train.schedules import TRUNK_SCHEDULES
 
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
@@ -69,6 +69,12 @@ class Catalogue:
         other = copy.copy(self)
         other.budgets = budgets
         return other
+
+    def presets(self, family: str) -> tuple[str, ...]:
+        """The family's ladder and the sizes named for it, small to large."""
+        named = self.config.families[family].sizes
+        names = {*family_ladder(family), *(named if isinstance(named, tuple) else ())}
+        return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
 
     def cost(self, family: str, model: str) -> Cost:
         """Parameters and MACs of preset `model` as `family` builds it."""

@@ -6,48 +6,21 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
-from isoflop.study.answer import answer_document, answer_from, grade
+from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
+from isoflop.study.clock import Clock
 from isoflop.study.narrator import Narrator
-from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.plan import Plan, plan_study
+from isoflop.study.planned import PlannedRun
 from isoflop.study.pool import LocalPool, Task
-from isoflop.study.pricing import RungForecast, forecast, measure_seconds_per_image
-from isoflop.study.rungs import MAX_EXTENSIONS, extensions, first_rung, ladder_sizes, next_rung
+from isoflop.study.stages import Batch, stages
 from isoflop.study.store import Row, Store, finite_loss
 from isoflop.train.lock import sole_writer
 from isoflop.train.run_directory import environment
-from isoflop.train.schedules import trunk_steps
 from isoflop.transfer import open_backbone, transfer
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study would do: its presets, the runs of its first rung, and a forecast of every rung."""
-
-    sizes: dict[str, tuple[str, ...]]
-    first: list[PlannedRun]
-    rungs: list[RungForecast]
-    seconds_per_image: dict[tuple[str, str], float]
-
-    def final_core_seconds(self, config: StudyConfig, catalogue: Catalogue) -> float:
-        """Core-seconds of training the answers, guessed from the largest size of each family."""
-        target = config.study.target_budget
-        largest = [(family, names[-1]) for family, names in self.sizes.items()]
-        each = [target / catalogue.flops_per_image(*key) * self.seconds_per_image[key] for key in largest]
-        return sum(each) / len(each) * min(config.study.finals, len(each))
-
-
-def plan_study(config: StudyConfig, catalogue: Catalogue | None = None) -> Plan:
-    """The plan of `config`, priced by a few steps of each model on this machine; nothing is written."""
-    catalogue = catalogue or Catalogue(config)
-    sizes = ladder_sizes(config, catalogue)
-    first = first_rung(config, catalogue, sizes)
-    seconds = measure_seconds_per_image(catalogue, sizes)
-    return Plan(sizes, first, forecast(config, catalogue, sizes, seconds), seconds)
 
 
 def run_study(config: StudyConfig, narrator: Narrator | None = None, *, command: str = "") -> dict[str, Any]:
@@ -58,57 +31,52 @@ def run_study(config: StudyConfig, narrator: Narrator | None = None, *, command:
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
     """
-    narrator = narrator or Narrator()
-    catalogue = Catalogue(config)
-    ladder_sizes(config, catalogue)  # what cannot be planned is refused before anything is written
+    store = Store(config.directory)
+    plan = plan_study(config, known=store.prices())  # what cannot be planned is refused before anything is written
     with sole_writer(config.directory, StudyError):
-        store = Store(config.directory)
         store.claim(config)
+        store.write_prices(plan.seconds_per_image)
         with LocalPool(config.study.workers or os.cpu_count() or 1) as pool:
-            return _Study(config, catalogue, store, narrator, pool, command).run()
+            return _Study(plan, store, narrator or Narrator(), pool, command).run()
 
 
 class _Study:
     """One attempt at a study."""
 
-    def __init__(
-        self, config: StudyConfig, catalogue: Catalogue, store: Store, narrator: Narrator, pool: LocalPool, command: str
-    ) -> None:
-        self.config = config
-        self.catalogue = catalogue
+    def __init__(self, plan: Plan, store: Store, narrator: Narrator, pool: LocalPool, command: str) -> None:
+        self.plan = plan
+        self.catalogue = plan.catalogue
+        self.config = plan.catalogue.config
         self.store = store
         self.narrator = narrator
         self.pool = pool
         self.command = command
         self.runs: dict[str, PlannedRun] = {}
         self.failures: dict[str, str] = {}
+        self.clock = Clock(plan)
         self.began = time.time()
 
     def run(self) -> dict[str, Any]:
-        config = self.config
-        plan = plan_study(config, self.catalogue)
-        self.clock = _Clock(plan, config, self.catalogue)
-        self.narrator.planned(plan.first, plan.rungs, self.clock.finals, self.pool.workers)
-
-        count = len(self.catalogue.budgets) + 1
-        rung = self._train(1, count, plan.first)
-        for _ in range(MAX_EXTENSIONS):
-            more = [run for run in extensions(rung, self._losses(), self.catalogue) if run.run_id not in self.runs]
-            if not more:
-                break
-            rung += self._train(1, count, more)
-        for number in range(1, len(self.catalogue.budgets)):
-            runs = next_rung(number, config, self.catalogue, plan.sizes, rung, self._losses())
-            rung = self._train(number + 1, count, runs)
+        config, plan = self.config, self.plan
+        self.narrator.planned(plan, self.pool.workers)
+        last: Batch | None = None
+        for batch in stages(plan, self._losses, self.pool.workers):
+            if batch.thought:
+                self.narrator.thought(batch.thought, last.thought if last else None)
+            self._train(batch)
+            last = batch
+        assert last
 
         answer = answer_from(config, self.catalogue, self._rows())
         document = answer_document(answer)
+        document["planner"] = planner_document(plan, last.thought)
         self._write_answer(document)
         self.narrator.answered(document)
         finals = [family.run for family in answer.families[: config.study.finals]]
-        self._train(count, count, finals)
+        self._train(Batch(finals, last.number + 1, last.number + 1, 0.0))
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}
+        document["spent"] = spending(list(rows.values()))
         document = grade(document, {run.family: rows[run.run_id] for run in finals})
         self._write_answer(document)
         self.narrator.graded(document)
@@ -117,15 +85,17 @@ class _Study:
         self._write_answer(document)
         return document
 
-    def _train(self, number: int, count: int, runs: list[PlannedRun]) -> list[PlannedRun]:
-        """Trains those of `runs` that are not done; returns all of them."""
+    def _train(self, batch: Batch) -> None:
+        """Trains those runs of `batch` that are not done."""
+        runs = batch.runs
         self.runs |= {run.run_id: run for run in runs}
-        self.clock.begin(number, runs)
+        finals = self.plan.final_seconds if batch.number != batch.count else 0.0
+        self.clock.begin(runs, batch.later + finals)
         self.store.write_rows(self._rows())
         todo = [run for run in runs if self._row(run)["status"] not in ("done", "diverged")]
         todo.sort(key=self.clock.seconds, reverse=True)
         if todo:
-            self.narrator.rung(number, count, runs[0].budget, todo)
+            self.narrator.rung(batch.number, batch.count, todo)
         for run in runs:
             if run not in todo:
                 self.clock.finished(run)
@@ -139,12 +109,13 @@ class _Study:
                 self._ended(event.run_id, event.state, event.error)
             self.narrator.progress(self.clock.done, self.clock.total, len(self.clock.over), len(self.runs))
         self.store.write_rows(self._rows())
-        if runs and not any(math.isfinite(loss) for loss in self._losses(runs).values()):
+        # Later batches of an adaptive study may be a few daring learning rates, and nothing is lost if all diverge.
+        whole_rung = batch.thought is None or batch.number == 1
+        if runs and whole_rung and not any(math.isfinite(loss) for loss in self._losses(runs).values()):
             first = self._row(runs[0])
             raise StudyError(
                 f"every run at {runs[0].budget:g} FLOPs failed; the first, {first['model']}: {first['error']}"
             )
-        return runs
 
     def _ended(self, run_id: str, state: str, error: str) -> None:
         if state == "storage":
@@ -203,49 +174,3 @@ class _Study:
         self.store.write_rows(rows)
         finished = [row["run_id"] for row in rows if row["status"] == "done"]
         write_report(rows, document, self.store.curves(finished), self.store.directory / "report.html")
-
-
-class _Clock:
-    """Core-seconds of work: done, and foreseen. The forecast of a rung gives way to its real runs as they are known."""
-
-    def __init__(self, plan: Plan, config: StudyConfig, catalogue: Catalogue) -> None:
-        self.per_image = plan.seconds_per_image
-        self.rungs = [rung.core_seconds for rung in plan.rungs]
-        self._flops = {key: catalogue.flops_per_image(*key) for key in self.per_image}
-        self.finals = plan.final_core_seconds(config, catalogue)
-        self.later = sum(self.rungs) + self.finals  # of what is not yet known run by run
-        self.weights: dict[str, float] = {}  # core-seconds of each known run, without the steps its trunk has
-        self.parts: dict[str, float] = {}
-        self.over: set[str] = set()
-        self._trunks: dict[str, int] = {}
-
-    def begin(self, number: int, runs: Sequence[PlannedRun]) -> None:
-        """The runs of rung `number` (from 1; the answers come after the last) are known."""
-        self.later = sum(self.rungs[number:]) + (self.finals if number <= len(self.rungs) else 0.0)
-        for run in runs:
-            shared = self._trunks.get(run.trunk_id or "", 0)
-            self.weights[run.run_id] = self.seconds(run) * (1 - shared / run.config.steps)
-        for run in runs:
-            if run.trunk_id:
-                self._trunks[run.trunk_id] = trunk_steps(run.config.schedule, run.config.steps)
-
-    def seconds(self, run: PlannedRun) -> float:
-        """What all of `run` should take, from the nearest measured size of its family."""
-        sizes = [key for key in self.per_image if key[0] == run.family]
-        nearest = min(sizes, key=lambda key: abs(math.log(self._flops[key] / run.flops_per_image)))
-        return run.images * self.per_image[nearest]
-
-    def at(self, run: PlannedRun, step: int) -> None:
-        self.parts[run.run_id] = self.weights[run.run_id] * step / run.config.steps
-
-    def finished(self, run: PlannedRun) -> None:
-        self.parts[run.run_id] = self.weights[run.run_id]
-        self.over.add(run.run_id)
-
-    @property
-    def done(self) -> float:
-        return sum(self.parts.values())
-
-    @property
-    def total(self) -> float:
-        return sum(self.weights.values()) + self.later

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from isoflop.errors import CheckpointError, StudyError
 from isoflop.study.planned import PlannedRun
 from isoflop.train import read_journal
 from isoflop.train.checkpoints import write_json_atomically
+from isoflop.train.journal import attempts
 from isoflop.train.run_directory import read_status
 
 COLUMNS = (
@@ -33,6 +34,7 @@ COLUMNS = (
     "seed",
     "batch_size",
     "steps",
+    "trunk_steps",
     "heldout_loss",
     "heldout_accuracy",
     "seconds",
@@ -96,6 +98,18 @@ class Store:
             raise StudyError(f"{self.directory}: no {name} yet; let `isoflop study run` finish")
         return self._read(name)
 
+    def prices(self) -> dict[tuple[str, str], float]:
+        """Seconds of training on an image by (family, preset), as measured when the study was planned; or nothing."""
+        path = self.directory / "prices.json"
+        if not path.exists():
+            return {}
+        return {(row["family"], row["model"]): row["seconds_per_image"] for row in self._read("prices.json")["prices"]}
+
+    def write_prices(self, seconds: Mapping[tuple[str, str], float]) -> None:
+        """Keeps what the plan was made with: with other prices a study that was stopped might go another way."""
+        rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
+        self.write("prices.json", {"prices": rows})
+
     def _read(self, name: str) -> dict[str, Any]:
         try:
             value: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
@@ -125,6 +139,7 @@ class Store:
             "seed": run.config.seed,
             "batch_size": run.config.batch_size,
             "steps": run.config.steps,
+            "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status else None,
             "heldout_loss": status.get("heldout_loss"),
             "heldout_accuracy": status.get("heldout_accuracy"),
             "seconds": status.get("seconds"),
@@ -169,7 +184,7 @@ def curve(journal: list[Row]) -> dict[str, list[Any]]:
 
 
 TEXT = {"run_id", "family", "model", "status", "role", "error"}
-WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "parameters"}
+WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "parameters"}
 
 
 def _cell(name: str, text: str) -> Any:
@@ -178,6 +193,12 @@ def _cell(name: str, text: str) -> Any:
     if not text:
         return None
     return int(text) if name in WHOLE else float(text)
+
+
+def shared_steps(directory: Path) -> int:
+    """The steps that the run in `directory` found trained on its trunk instead of training them."""
+    first = next((rows for rows in attempts(directory) if rows), None)
+    return int(first[0]["step"]) if first and first[0].get("origin") == "trunk" else 0
 
 
 def finite_loss(row: Row) -> float:

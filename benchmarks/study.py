@@ -1,0 +1,312 @@
+"""Does the adaptive study pay? It is replayed against a whole grid of runs, beside fixed rungs and Optuna's searches.
+
+    python benchmarks/study.py [TABLE] [--planners 10]
+
+TABLE is `benchmarks/study_grid.csv`, what `benchmarks/study_grid.py` gave: three families, four sizes, several budgets,
+four learning rates, three seeds. Planner number k draws a seed of its own for each trunk, so that ten planners see ten
+tables. What a planner recommends for four times the largest budget is judged by the whole grid: by the laws of all its
+runs, and what a learning rate costs that is not the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from study_grid import MIN_STEPS, STUDY
+
+from isoflop import laws
+from isoflop.config import StudyConfig, parse
+from isoflop.study.adaptive import Arena, Ledger, Result, next_stage
+from isoflop.study.answer import answer_from
+from isoflop.study.belief import Trial
+from isoflop.study.funds import Funds
+from isoflop.study.plan import Plan, arena_of
+from isoflop.study.planned import Catalogue
+from isoflop.study.pricing import RungForecast
+from isoflop.study.rungs import first_rung, ladder_sizes
+from isoflop.study.stages import SMALLEST_BATCH, stages
+
+SHARE = 0.25  # of the grid's FLOPs: what a planner may spend
+REACH = 4.0  # the question is asked this factor above the largest budget
+CLOSE = 0.01  # of the loss
+SEEDS = 3
+
+Key = tuple[str, str, float, float, int]  # family, preset, budget, learning rate, seed
+
+
+class Grid:
+    """The table: what every run gave, what all of them cost, and what they say about the target together."""
+
+    def __init__(self, rows: Iterable[dict[str, str]]) -> None:
+        self.losses: dict[Key, float] = {}
+        for row in rows:
+            key = (row["family"], row["model"], float(row["budget"]), float(row["learning_rate"]), int(row["seed"]))
+            self.losses[key] = float(row["heldout_loss"]) if row["heldout_loss"] else math.inf
+        self.budgets = tuple(sorted({key[2] for key in self.losses}))
+        study: dict[str, Any] = {"name": "replay", "budgets": self.budgets, "target_budget": REACH * self.budgets[-1]}
+        self.config = parse({**STUDY, "study": study}, StudyConfig)
+        self.catalogue = Catalogue(self.config)
+        self.sizes = ladder_sizes(self.config, self.catalogue)
+        self.arena = self._arena()
+
+    def _arena(self) -> Arena:
+        start = [(family, name) for family, names in self.sizes.items() for name in names]
+        flops = {key: self.catalogue.flops_per_image(*key) for key in start}
+        funds = Funds("FLOPs", math.inf, 0.0, flops, dict.fromkeys(flops, 1.0), 0)
+        arena = arena_of(self.config, self.catalogue, self.sizes, funds)
+        contenders = {}
+        for family, contender in arena.contenders.items():
+            largest = max(contender.sizes.values()) * REACH
+            contenders[family] = replace(
+                contender,
+                bounds=(min(map(min, contender.rates.values())), max(map(max, contender.rates.values()))),
+                answers={name: n for name, n in contender.answers.items() if n <= largest},
+            )
+        return replace(arena, contenders=contenders, min_steps=MIN_STEPS)
+
+    def loss(self, trial: Trial, planner: int) -> float:
+        """What `trial` gives planner number `planner`: one of the grid's seeds, the same along a trunk."""
+        text = f"{planner} {trial.family} {trial.model} {trial.rate:g}"
+        first = int(hashlib.sha256(text.encode()).hexdigest(), 16)
+        for seed in range(SEEDS):
+            key = (trial.family, trial.model, trial.budget, trial.rate, (first + trial.copy + seed) % SEEDS)
+            if key in self.losses:
+                return self.losses[key]
+        return math.inf
+
+    def trials(self) -> list[Trial]:
+        """Every run of the grid; its seed is the number of the copy."""
+        return [self.arena.trial(f, m, budget, rate, seed) for f, m, budget, rate, seed in sorted(self.losses)]
+
+    def means(self, family: str) -> list[tuple[Trial, float]]:
+        """The runs of a family, seeds averaged (log loss); a combination that diverged once is left out."""
+        groups: dict[Trial, list[float]] = {}
+        for trial in self.trials():
+            if trial.family == family:
+                key = (family, trial.model, trial.budget, trial.rate, trial.copy)
+                groups.setdefault(replace(trial, copy=0), []).append(self.losses[key])
+        return [(t, float(np.exp(np.mean(np.log(v))))) for t, v in groups.items() if np.isfinite(v).all()]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the whole grid says about an answer at the target."""
+
+    laws: dict[str, laws.SizeDataLaw]
+    rates: dict[str, laws.LearningRateLaw]
+    curvature: dict[str, float]
+
+    def loss(self, trial: Trial) -> float:
+        best = float(self.rates[trial.family].predict(trial.n, trial.d))
+        bowl = 0.5 * self.curvature[trial.family] * math.log(trial.rate / best) ** 2
+        return float(self.laws[trial.family].predict(trial.n, trial.d)) * math.exp(bowl)
+
+    def best(self, arena: Arena) -> dict[str, tuple[float, Trial]]:
+        """The best answer of each family and its loss."""
+        found = {}
+        for family, contender in arena.contenders.items():
+            trials = [arena.trial(family, model, arena.target, 1.0) for model in contender.answers]
+            trials = [replace(t, rate=float(self.rates[family].predict(t.n, t.d))) for t in trials]
+            found[family] = min((self.loss(trial), trial) for trial in trials)
+        return found
+
+
+def truth_of(grid: Grid) -> Truth:
+    """Laws of each family by all runs, at the best rate of each size and budget; and the curvature of the bowls."""
+    fitted, rates, curvature = {}, {}, {}
+    for family in grid.arena.contenders:
+        means = grid.means(family)
+        bowls: dict[tuple[str, float], list[tuple[Trial, float]]] = {}
+        for trial, loss in means:
+            bowls.setdefault((trial.model, trial.budget), []).append((trial, loss))
+        best = [min(bowl, key=lambda pair: pair[1]) for bowl in bowls.values()]
+        fitted[family] = laws.fit_size_data([t.n for t, _ in best], [t.d for t, _ in best], [z for _, z in best])
+        rates[family] = laws.fit_learning_rate(
+            [t.n for t, _ in means], [t.rate for t, _ in means], [z for _, z in means], [t.d for t, _ in means]
+        )
+        bends = []
+        for bowl in bowls.values():
+            if len(bowl) >= 3:
+                bends.append(2 * np.polyfit(np.log([t.rate for t, _ in bowl]), np.log([z for _, z in bowl]), 2)[0])
+        curvature[family] = max(float(np.median(bends)), 0.005)
+    return Truth(fitted, rates, curvature)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method recommends, and what that took: FLOPs with shared trunks, and as separate runs."""
+
+    answer: Trial
+    shared: float
+    separate: float
+    runs: int
+
+
+class Spender:
+    """Runs against the table, with a ledger."""
+
+    def __init__(self, grid: Grid, planner: int) -> None:
+        self.grid, self.planner = grid, planner
+        self.ledger, self.results = Ledger(grid.arena), list[Result]()
+        self.shared = self.separate = 0.0
+
+    def run(self, trial: Trial) -> float:
+        self.shared += self.ledger.enter(trial)
+        self.separate += trial.n * trial.d
+        loss = self.grid.loss(trial, self.planner)
+        self.results.append((trial, loss))
+        return loss
+
+    def outcome(self, answer: Trial) -> Outcome:
+        return Outcome(answer, self.shared, self.separate, len(self.results))
+
+    def law_answer(self) -> Trial:
+        """What `isoflop study` answers from these runs."""
+        rows = [
+            {
+                "family": t.family, "model": t.model, "role": "ladder", "status": "done" if math.isfinite(z) else "diverged",
+                "flops_per_image": t.n, "images": t.d, "budget": t.budget, "learning_rate": t.rate, "heldout_loss": z,
+            }
+            for t, z in self.results
+        ]  # fmt: skip
+        best = answer_from(self.grid.config, self.grid.catalogue, rows).best
+        return self.grid.arena.trial(best.family, best.run.model, self.grid.arena.target, best.run.config.optim.learning_rate)
+
+
+def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], None]) -> Outcome:
+    """The study with a budget: `next_stage` until it stops, then the study's own answer."""
+    spender = Spender(grid, planner)
+    while True:
+        stage = next_stage(grid.arena, spender.results, allowance, SMALLEST_BATCH)
+        if stage.stop:
+            assert stage.outlook
+            standing = {s.answer.family: round(s.p_best, 2) for s in stage.outlook.standings}
+            say(f"planner {planner}: {len(spender.results)} runs, {stage.stop}; P(best) {standing}")
+            return spender.outcome(spender.law_answer())
+        for trial in stage.trials:
+            spender.run(trial)
+
+
+def fixed(grid: Grid, planner: int) -> Outcome:
+    """The study without a budget: every size at every rung."""
+    spender, known = Spender(grid, planner), dict[str, float]()
+    nothing = [RungForecast(budget, 0, 0.0, 0.0) for budget in grid.budgets]
+    plan = Plan(grid.catalogue, grid.sizes, first_rung(grid.config, grid.catalogue, grid.sizes), nothing, {})
+    for batch in stages(plan, lambda: known, 1):
+        for run in batch.runs:
+            trial = grid.arena.trial(run.family, run.model, run.budget, run.config.optim.learning_rate)
+            inside = any(key[:4] == (trial.family, trial.model, trial.budget, trial.rate) for key in grid.losses)
+            known[run.run_id] = spender.run(trial) if inside else math.inf
+    return spender.outcome(spender.law_answer())
+
+
+def random_search(grid: Grid, planner: int, allowance: float) -> Outcome:
+    """Optuna's random sampler over family, size and rate at the largest budget; the best run is what it recommends."""
+    return _search(grid, planner, allowance, optuna.pruners.NopPruner(), grid.budgets[-1:])
+
+
+def halving(grid: Grid, planner: int, allowance: float) -> Outcome:
+    """Optuna's successive halving: a third of the runs goes on from each budget to the next."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return _search(grid, planner, allowance, pruner, grid.budgets)
+
+
+def _search(
+    grid: Grid, planner: int, allowance: float, pruner: optuna.pruners.BasePruner, budgets: tuple[float, ...]
+) -> Outcome:
+    spender, copies = Spender(grid, planner), dict[tuple[str, str, float], int]()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=planner), pruner=pruner)
+    best: tuple[float, Trial] = (math.inf, grid.trials()[0])
+    while True:
+        asked = study.ask()
+        family = asked.suggest_categorical("family", list(grid.arena.contenders))
+        contender = grid.arena.contenders[family]
+        model = asked.suggest_categorical(f"{family} size", list(contender.sizes))
+        rate = asked.suggest_categorical(f"{family} rate", list(contender.rates[model]))
+        copy = copies[family, model, rate] = copies.get((family, model, rate), -1) + 1
+        for level, budget in enumerate(budgets):
+            if not grid.arena.trains(family, model, budget):
+                continue
+            trial = grid.arena.trial(family, model, budget, rate, copy)
+            if spender.shared + spender.ledger.cost(trial) > allowance:
+                return spender.outcome(replace(best[1], d=grid.arena.target / best[1].n, budget=grid.arena.target))
+            loss = spender.run(trial)
+            if budget == budgets[-1] and loss < best[0]:
+                best = loss, trial
+            if not math.isfinite(loss):
+                break
+            asked.report(loss, 3**level)
+            if asked.should_prune():
+                break
+        study.tell(asked, loss if math.isfinite(loss) else None, state=_state(math.isfinite(loss)))
+
+
+def _state(finite: bool) -> optuna.trial.TrialState:
+    return optuna.trial.TrialState.COMPLETE if finite else optuna.trial.TrialState.FAIL
+
+
+def report(name: str, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
+    """A row of the table, over all planners."""
+    best = truth.best(grid.arena)
+    family = min(best, key=lambda f: best[f][0])
+    lowest = best[family][0]
+    all_shared, all_separate = grid_costs(grid)
+    regrets = [truth.loss(o.answer) / lowest - 1 for o in outcomes]
+    right = sum(o.answer.family == family for o in outcomes)
+    close = sum(r <= CLOSE for r in regrets)
+    both = sum(r <= CLOSE and o.answer.family == family for r, o in zip(regrets, outcomes, strict=True))
+    return (
+        f"| {name} | {np.mean([o.runs for o in outcomes]):.0f} | {np.mean([o.shared for o in outcomes]) / all_shared:.1%} "
+        f"| {np.max([o.shared for o in outcomes]) / all_shared:.1%} "
+        f"| {np.mean([o.separate for o in outcomes]) / all_separate:.1%} | {right} | {close} | {both} "
+        f"| {np.median(regrets):.2%} | {max(regrets):.2%} |"
+    )
+
+
+def grid_costs(grid: Grid) -> tuple[float, float]:
+    """FLOPs of the whole grid, with shared trunks and as separate runs."""
+    ledger = Ledger(grid.arena)
+    trials = sorted(grid.trials(), key=lambda trial: trial.budget)
+    return sum(ledger.enter(trial) for trial in trials), sum(trial.n * trial.d for trial in trials)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("table", nargs="?", type=Path, default=Path(__file__).parent / "study_grid.csv")
+    parser.add_argument("--planners", type=int, default=10)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with options.table.open(newline="", encoding="utf-8") as file:
+        grid = Grid(csv.DictReader(file))
+    truth = truth_of(grid)
+    shared, separate = grid_costs(grid)
+    print(f"The grid: {len(grid.losses)} runs, {shared:.3g} FLOPs with shared trunks, {separate:.3g} as separate runs.")
+    print(f"At {grid.arena.target:.3g} FLOPs it says:")
+    for family, (loss, trial) in sorted(truth.best(grid.arena).items(), key=lambda item: item[1]):
+        print(f"  {family}: loss {loss:.4f} by {trial.model} at {trial.rate:.3g}; bowl {truth.curvature[family]:.3f}")
+    planners = range(options.planners)
+    ours = [adaptive(grid, k, SHARE * shared, print) for k in planners]
+    rows = [
+        report("adaptive study", ours, truth, grid),
+        report("fixed rungs", [fixed(grid, k) for k in planners], truth, grid),
+        report("random search", [random_search(grid, k, ours[k].shared) for k in planners], truth, grid),
+        report("random search, a quarter", [random_search(grid, k, SHARE * shared) for k in planners], truth, grid),
+        report("successive halving", [halving(grid, k, ours[k].shared) for k in planners], truth, grid),
+        report("successive halving, a quarter", [halving(grid, k, SHARE * shared) for k in planners], truth, grid),
+    ]
+    print("\n| | runs | FLOPs, mean | at most | as separate runs | right family | within 1 % | both | regret, median | worst |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

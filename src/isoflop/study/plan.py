@@ -1,0 +1,146 @@
+"""What a study would do, before anything is trained: rungs, sizes, the first runs, prices, and what is set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isoflop.config import StudyConfig
+from isoflop.errors import StudyError
+from isoflop.study.adaptive import Arena, Contender, Ledger, opening
+from isoflop.study.funds import TARGET_DISTANCE, Funds, choose_budgets, funds_of
+from isoflop.study.learning_rates import rate_grid, usual_exponent
+from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.pricing import RungForecast, forecast, measure_seconds_per_image
+from isoflop.study.rungs import MIN_STEPS, first_rung, ladder_sizes
+from isoflop.train.schedules import TRUNK_SCHEDULES
+
+Sizes = dict[str, tuple[str, ...]]
+Seconds = dict[tuple[str, str], float]  # (family, preset) → seconds of training on an image
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do.
+
+    Attributes:
+        catalogue: the models, on the rungs that were named or chosen. sizes: the presets of each family that start.
+        first: the runs of the first rung. rungs: a forecast of every rung as far as it can be known.
+        seconds_per_image: measured here. funds: what a study with a limit may cost; None without one.
+        arena: the question as the adaptive planner sees it; None without a limit.
+    """
+
+    catalogue: Catalogue
+    sizes: Sizes
+    first: list[PlannedRun]
+    rungs: list[RungForecast]
+    seconds_per_image: Seconds
+    funds: Funds | None = None
+    arena: Arena | None = None
+
+    @property
+    def ladder_seconds(self) -> float:
+        """Core-seconds of the ladder: all of its rungs, or as much as the limit allows."""
+        if self.funds is None:
+            return sum(rung.core_seconds for rung in self.rungs)
+        dearest = sum(self.funds.per_flop.values()) / len(self.funds.per_flop)
+        return self.funds.allowance / dearest * self._seconds_per_flop()
+
+    @property
+    def final_seconds(self) -> float:
+        """Core-seconds of training the answers, guessed from the largest starting size of each family."""
+        config = self.catalogue.config
+        largest = [(family, names[-1]) for family, names in self.sizes.items()]
+        target = config.study.target_budget
+        each = [
+            target / self.catalogue.flops_per_image(*key) * self.seconds_per_image[key]
+            for key in largest
+            if key in self.seconds_per_image
+        ]
+        return sum(each) / len(each) * min(config.study.finals, len(each))
+
+    def _seconds_per_flop(self) -> float:
+        each = [s / self.catalogue.flops_per_image(*key) for key, s in self.seconds_per_image.items()]
+        return sum(each) / len(each)
+
+
+def plan_study(
+    config: StudyConfig, catalogue: Catalogue | None = None, known: Mapping[tuple[str, str], float] | None = None
+) -> Plan:
+    """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
+
+    `known` seconds an image, measured before, are not measured again: the same prices give the same plan.
+    """
+    catalogue = catalogue or Catalogue(config)
+    seconds = dict(known or {})
+    if config.study.budgets is None:
+        catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds))
+    sizes = ladder_sizes(config, catalogue)
+    _measure(catalogue, sizes, seconds)
+    rungs = forecast(config, catalogue, sizes, seconds)
+    first = first_rung(config, catalogue, sizes)
+    if not config.study.limited:
+        return Plan(catalogue, sizes, first, rungs, seconds)
+    funds = funds_of(config, catalogue, seconds)
+    arena = arena_of(config, catalogue, sizes, funds)
+    _check_opening(arena, funds)
+    return Plan(catalogue, sizes, first, rungs, seconds, funds, arena)
+
+
+def _measure(catalogue: Catalogue, sizes: Sizes, seconds: Seconds) -> None:
+    missing = {family: tuple(m for m in names if (family, m) not in seconds) for family, names in sizes.items()}
+    seconds |= measure_seconds_per_image(catalogue, missing)
+
+
+def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds) -> tuple[float, ...]:
+    """The rungs that what is left after the answers can pay for."""
+    study = config.study
+    if study.budget is not None:
+        finals = min(study.finals, len(config.families))
+        return choose_budgets(config, catalogue, study.budget - finals * study.target_budget)
+    near = study.target_budget / TARGET_DISTANCE
+    provisional = catalogue.on((near / 20, near))
+    _measure(provisional, ladder_sizes(config, provisional), seconds)
+    funds = funds_of(config, provisional, seconds)
+    return choose_budgets(config, catalogue, funds.allowance / max(funds.per_flop.values()))
+
+
+def arena_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Funds) -> Arena:
+    """The question of `config` as the adaptive planner sees it. Sizes that were named are all that may be trained;
+    where only their number is given, their neighbours on the family's ladder may follow."""
+    contenders = {}
+    for family, start in sizes.items():
+        options = config.families[family]
+        every = {name: catalogue.flops_per_image(family, name) for name in catalogue.presets(family)}
+        may = {name: every[name] for name in (start if isinstance(options.sizes, tuple) else every)}
+        schedule = options.schedule
+        contenders[family] = Contender(
+            sizes=may,
+            start=start,
+            answers=every,
+            rates={name: rate_grid(config, catalogue, family, name) for name in may},
+            price={name: funds.price(family, n) for name, n in may.items()},
+            each={name: funds.price_of_evaluation(family, n) for name, n in may.items()},
+            shared=1.0 - schedule.cooldown if schedule.name in TRUNK_SCHEDULES else 0.0,
+            exponent=usual_exponent(config, family),
+        )
+    return Arena(
+        contenders, catalogue.budgets, config.study.target_budget, config.batch_size, MIN_STEPS, config.study.sure
+    )
+
+
+def _check_opening(arena: Arena, funds: Funds) -> None:
+    """Raises StudyError when the first two rungs, which every family gets, cost more than there is."""
+    ledger = Ledger(arena)
+    cost = sum(ledger.enter(trial) for trial in opening(arena))
+    second = arena.budgets[1]
+    for family, contender in arena.contenders.items():
+        for model in contender.start:
+            if arena.trains(family, model, second):
+                cost += ledger.enter(arena.trial(family, model, second, contender.rates[model][0]))
+    if cost > funds.allowance:
+        raise StudyError(
+            f"the study's limit leaves {funds.allowance:.2g} {funds.unit} for the ladder, but its first two rungs, "
+            f"{arena.budgets[0]:g} and {second:g} FLOPs a run, take {cost:.2g} by themselves: raise the limit, or take "
+            "lower budgets, fewer sizes or fewer learning rates"
+        )

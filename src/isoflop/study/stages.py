@@ -1,0 +1,76 @@
+"""The stages of a study, one after another: fixed rungs, or batches that are chosen for what they are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from isoflop.study.adaptive import Result, Stage, next_stage
+from isoflop.study.plan import Plan
+from isoflop.study.planned import PlannedRun
+from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
+
+SMALLEST_BATCH = 6  # runs that are chosen together however few workers there are
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs to train side by side, as stage `number` (from 1) of `count` (None when nobody knows yet).
+
+    `later` is the core-seconds that the ladder may still take after them; `thought` what the adaptive planner based
+    them on. A last batch without runs says why the ladder ends.
+    """
+
+    runs: list[PlannedRun]
+    number: int
+    count: int | None
+    later: float
+    thought: Stage | None = None
+
+
+def stages(plan: Plan, losses: Callable[[], Losses], batch: int) -> Iterator[Batch]:
+    """The ladder of `plan`; `losses` gives the held-out losses known so far, `batch` is the number of workers.
+
+    What comes depends on nothing but the plan, `batch` and the losses: a study that was stopped goes through the
+    same stages again, and finds their runs done.
+    """
+    return _adaptive(plan, losses, batch) if plan.arena else _fixed(plan, losses)
+
+
+def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[Batch]:
+    catalogue, count = plan.catalogue, len(plan.rungs) + 1
+    later = [sum(rung.core_seconds for rung in plan.rungs[number:]) for number in range(count)]
+    rung = plan.first
+    yield Batch(rung, 1, count, later[1])
+    known = {run.run_id for run in rung}
+    for _ in range(MAX_EXTENSIONS):
+        more = [run for run in extensions(rung, losses(), catalogue) if run.run_id not in known]
+        if not more:
+            break
+        yield Batch(more, 1, count, later[1])
+        rung = rung + more
+        known |= {run.run_id for run in more}
+    for number in range(1, len(plan.rungs)):
+        rung = next_rung(number, catalogue.config, catalogue, plan.sizes, rung, losses())
+        yield Batch(rung, number + 1, count, later[number + 1])
+
+
+def _adaptive(plan: Plan, losses: Callable[[], Losses], batch: int) -> Iterator[Batch]:
+    assert plan.arena
+    assert plan.funds
+    size, number = max(batch, SMALLEST_BATCH), 0
+    results: list[Result] = []
+    while True:
+        stage = next_stage(plan.arena, results, plan.funds.allowance, size)
+        number += 1
+        runs = [
+            plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
+            for trial in stage.trials
+        ]
+        later = plan.ladder_seconds * max(0.0, 1 - stage.spent / plan.funds.allowance)
+        yield Batch(runs, number, None, later, stage)
+        if stage.stop:
+            return
+        known = losses()
+        results += [(trial, known.get(run.run_id, math.inf)) for trial, run in zip(stage.trials, runs, strict=True)]
