@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from isoflop.config import RunConfig
 from isoflop.data import locate
 from isoflop.train import read_journal, verify_ledger
+from isoflop.train.meters import MEASURED
 from tests.promises.chaos import run_config, train_under_fire, train_whole, warm_up
 
 
 def measured(directory: Path) -> list[dict[str, Any]]:
     """The journal without the columns that tell the time."""
-    timing = {"seconds", "data_wait"}
-    return [{name: value for name, value in row.items() if name not in timing} for row in read_journal(directory)]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in read_journal(directory)]
 
 
 def pure_order(config: RunConfig, num_samples: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -10,6 +10,7 @@ from isoflop.config import StartConfig
 from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import create_model
 from isoflop.train import read_journal, train
+from isoflop.train.meters import MEASURED
 from isoflop.train.start import replace_head, start_from
 from tests.promises.chaos import run_config
 
@@ -103,6 +104,6 @@ def test_a_fine_tune_that_was_cut_off_ends_with_the_bits_of_an_undisturbed_one(t
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in read_journal(tmp_path / d)]
+    rows = [[{k: v for k, v in row.items() if k not in MEASURED} for row in read_journal(tmp_path / d)]
             for d in ("whole", "cut")]  # fmt: skip
     assert rows[0] == rows[1]

@@ -128,6 +128,10 @@ class SharedConfig(Table):
     """Steps between rows of the journal."""
     tensorboard: bool = no_effect(True)
     """Write the journal for TensorBoard, too."""
+    wandb: bool = no_effect(False)
+    """Send it to Weights & Biases, too (`pip install isoflop[wandb]`)."""
+    mlflow: bool = no_effect(False)
+    """Send it to MLflow, too (`pip install isoflop[mlflow]`)."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()

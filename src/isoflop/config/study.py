@@ -199,6 +199,8 @@ class StudyConfig(SharedConfig):
             schedule=own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
             log_every=self.log_every,
             tensorboard=self.tensorboard,
+            wandb=self.wandb,
+            mlflow=self.mlflow,
             evaluation=self.evaluation,
             checkpoint=self.checkpoint,
         )

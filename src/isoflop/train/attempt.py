@@ -25,10 +25,13 @@ from isoflop.data import Batch, Feed, Quarantine, Source, batches
 from isoflop.data.loader import locate_batch
 from isoflop.errors import CheckpointError, DataError
 from isoflop.objectives import Objective
+from isoflop.train.boards import Boards
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
 from isoflop.train.evaluate import evaluate
 from isoflop.train.guards import Watchdog, robust_z
 from isoflop.train.journal import JournalWriter, Row, chain_samples
+from isoflop.train.meters import Meters
+from isoflop.train.price import train_flops_per_image
 from isoflop.train.ranks import Ranks
 from isoflop.train.run_directory import write_status
 from isoflop.train.saver import Saver
@@ -36,7 +39,6 @@ from isoflop.train.schedules import rate_factor, trunk_steps
 from isoflop.train.shards import whole
 from isoflop.train.state import Progress, pack, unpack
 from isoflop.train.step import Step
-from isoflop.train.tensorboard import TensorBoardWriter
 
 OnRow = Callable[[Row], None]
 
@@ -86,7 +88,14 @@ class Attempt:
         self.progress = Progress()
         self.snapshot: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.journal: JournalWriter | None = None
-        self.board: TensorBoardWriter | None = None
+        self.boards: Boards | None = None
+        self.meters = Meters(
+            directory,
+            flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),
+            device=ranks.device,
+            devices=ranks.world,
+            began=time.perf_counter(),
+        )
 
     def train(self) -> RunResult:
         config, objective, step = self.config, self.objective, self.step
@@ -101,6 +110,7 @@ class Attempt:
         self._take_snapshot()
 
         objective.train()
+        self.meters.resume(progress.data_step * config.batch_size)
         row: Row = {}
         while progress.step < config.steps and not stopping:
             feed = self._feed()
@@ -143,10 +153,12 @@ class Attempt:
                 if evaluate_now or progress.step % config.log_every == 0:
                     row = self._row(rate, outcome.gradient_norm)
                     row["data_wait"] = round((waited + feed.seconds_waiting) / (now - began), 4)  # share of the attempt
+                    row |= self.meters.read(progress.data_step * config.batch_size, progress.seconds)
                     if evaluate_now:
                         row |= self._evaluate()
                         save_now |= self._is_best(row["heldout_loss"])
                     self._write(row)
+                    self.meters.resume(progress.data_step * config.batch_size)
                 if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
                     save_checkpoint(self.trunk, pack(objective, step.optimizer), progress.to_dict())
                 if progress.step == config.steps or save_now or stopping:
@@ -184,8 +196,7 @@ class Attempt:
         if not self.ranks.is_first:
             return
         self.journal = JournalWriter(self.directory, self.progress.step, origin)
-        if self.config.tensorboard:
-            self.board = TensorBoardWriter(self.directory / "tensorboard", self.progress.step)
+        self.boards = Boards(self.config, self.directory, self.progress.step)
 
     def _feed(self) -> Feed:
         """The batches from the samples that come next to the end of the run."""
@@ -237,8 +248,8 @@ class Attempt:
     def _write(self, row: Row) -> None:
         if self.journal:
             self.journal.write(row)
-            if self.board:
-                self.board.write(row)
+            if self.boards and row["kind"] == "train":
+                self.boards.write(row)
             if self.on_row and row["kind"] == "train":
                 self.on_row(row)
 
@@ -316,8 +327,8 @@ class Attempt:
     def _close_journal(self) -> None:
         if self.journal:
             self.journal.close()
-        if self.board:
-            self.board.close()
+        if self.boards:
+            self.boards.close()
 
     def _diverged(self, batch: Batch, what: str) -> RunResult:
         """Ends the run and leaves the evidence in `diverged.json`."""

@@ -1,0 +1,83 @@
+"""Meters say what the clock and the data sheets say."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoflop.config import RunConfig, parse
+from isoflop.models import cost
+from isoflop.train import read_journal, train
+from isoflop.train.accelerators import ACCELERATORS, CPU_WATTS, identify, matrix_rate
+from isoflop.train.meters import MEASURED, Meters, wall_of_attempts
+from isoflop.train.price import train_flops_per_image
+from tests.promises.chaos import run_config
+
+
+def test_every_row_of_a_run_tells_how_well_the_machine_is_used(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    train(run_config(steps=40), tmp_path / "run")
+    elapsed = time.perf_counter() - began
+    for row in read_journal(tmp_path / "run"):
+        assert set(row) >= MEASURED
+        assert 0 < row["mfu"] < 1
+        assert 0 < row["goodput"] <= 1
+        assert row["wall"] <= elapsed
+        assert row["memory_bytes"] > 50e6
+        assert row["device_hours"] == pytest.approx(row["wall"] / 3600, rel=0.01)
+        assert row["energy_kwh"] == pytest.approx(row["device_hours"] * CPU_WATTS / 1000, rel=0.01)
+
+
+def test_utilisation_is_flops_over_what_the_machine_can_do(tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    meters = Meters(tmp_path, flops_per_image=1e6, device=device, devices=4, began=time.perf_counter())
+    meters.resume(100)
+    time.sleep(0.05)
+    read = meters.read(300, seconds=0.01)
+    assert 200 / 0.2 < read["images_per_second"] <= 200 / 0.05
+    expected = read["images_per_second"] * 1e6 / (4 * matrix_rate(device)[0])
+    assert read["mfu"] == pytest.approx(expected, rel=0.01)
+
+
+def test_goodput_counts_what_earlier_attempts_lost(tmp_path: Path) -> None:
+    for number, walls in enumerate([[3.0, 60.0], [5.0, 30.0], []], start=1):
+        folder = tmp_path / "attempts" / str(number)
+        folder.mkdir(parents=True)
+        rows = [{"kind": "start", "step": 0}, *({"kind": "train", "wall": wall} for wall in walls)]
+        text = "\n".join(map(json.dumps, rows)) + '\n{"kind": "train", "wa'  # torn by a kill
+        (folder / "metrics-0001.jsonl").write_text(text)
+    assert wall_of_attempts(tmp_path) == 90.0
+    began = time.perf_counter() - 10.0
+    meters = Meters(tmp_path, flops_per_image=1.0, device=torch.device("cpu"), devices=2, began=began)
+    read = meters.read(1, seconds=75.0)
+    assert read["goodput"] == pytest.approx(0.75, rel=0.02)
+    assert read["device_hours"] == pytest.approx(2 * 100 / 3600, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+    ],
+)
+def test_accelerators_are_known_by_what_their_drivers_call_them(driver: str, name: str) -> None:
+    assert identify(driver) == ACCELERATORS[name]
+
+
+def test_a_device_that_is_in_no_table_is_not_taken_for_another() -> None:
+    assert identify("Tesla K80") is None
+
+
+def test_two_passes_of_sharpness_aware_minimisation_are_counted() -> None:
+    run = {"model": {"name": "vit_w16d2p8"}, "steps": 10}
+    plain, sam = (parse({**run, "optim": optim}, RunConfig) for optim in ({}, {"sam": 0.05}))
+    counted = cost("vit_w16d2p8", num_classes=10, image_size=32, in_channels=1).train_flops_per_image
+    assert train_flops_per_image(plain, 10, 1) == counted
+    assert train_flops_per_image(sam, 10, 1) == 2 * counted
