@@ -1,5 +1,6 @@
 """`isoflop train`: one run."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -20,22 +21,33 @@ def train(
         typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; runs/NAME-HASH when left out."),
     ] = None,
 ) -> None:
-    """Train one run, or go on with it where it was interrupted."""
+    """Train one run, or go on with it where it was interrupted; under torchrun, as one of several processes.
+
+    SIGTERM and SIGUSR1 have it save a checkpoint and exit with 75.
+    """
     from isoflop.config import config_hash, load_run
 
     loaded = load_run(file, overrides or [])
     directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
     from isoflop.train import train as train_run
+    from isoflop.train.preemption import PREEMPTED, asked_to_stop
 
     try:
-        result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps))
+        with asked_to_stop() as stop:
+            result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
     except ModelError as error:
         raise ModelError(f"{loaded.origins['model.name']}: {error}") from error
+    if result.state == "preempted":
+        print(f"{result.error} - the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(PREEMPTED)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process speaks for all
     if result.state != "done":
         print(f"{result.state}: {result.error}")
         raise typer.Exit(1)
+    accuracy = "" if result.heldout_accuracy is None else f", accuracy {result.heldout_accuracy:.3f}"
     print(
-        f"done: held-out loss {result.heldout_loss:.4f}, accuracy {result.heldout_accuracy:.3f}, "
+        f"done: held-out loss {result.heldout_loss:.4f}{accuracy}, "
         f"{result.seconds:.1f} s of training, in {directory}"
     )
 
@@ -55,7 +67,8 @@ class _Progress:
             return
         text = f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}"
         if evaluated:
-            text += f"  held-out loss {row['heldout_loss']:.4f}  accuracy {row['heldout_accuracy']:.3f}"
+            text += f"  held-out loss {row['heldout_loss']:.4f}"
+            text += f"  accuracy {row['heldout_accuracy']:.3f}" if "heldout_accuracy" in row else ""
         done, began = self.first
         if row["step"] > done:
             left = (self.steps - row["step"]) * (now - began) / (row["step"] - done)

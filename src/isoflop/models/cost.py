@@ -14,10 +14,14 @@ from isoflop.models.create import create_model
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one image. `macs` are multiply-adds of a forward pass; a FLOP is half of one everywhere in isoflop."""
+    """Cost of one image. `macs` are multiply-adds of a forward pass; a FLOP is half of one everywhere in isoflop.
+
+    `frozen_macs` are those of what runs forward only, in training alone: a teacher.
+    """
 
     parameters: int
     macs: int
+    frozen_macs: int = 0
 
     @property
     def flops(self) -> int:
@@ -26,8 +30,8 @@ class Cost:
 
     @property
     def train_flops_per_image(self) -> int:
-        """FLOPs of one training step per image: forward, and twice that for the gradients."""
-        return 3 * self.flops
+        """FLOPs of one training step per image: forward, and twice that for the gradients of what is trained."""
+        return 3 * self.flops + 2 * self.frozen_macs
 
 
 def cost(

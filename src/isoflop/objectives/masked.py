@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone
@@ -83,6 +86,7 @@ class Masked(Objective):
             width=decoder_width,
             heads=decoder_heads,
         )
+        self._hiding = ExitStack()
         for name, parameter in backbone.named_parameters():
             if name.startswith(UNUSED) or (name.startswith("norm.") and _norm_is_after_pooling(backbone)):
                 parameter.requires_grad_(False)
@@ -118,8 +122,14 @@ class Masked(Objective):
         """Encoded prefix tokens and visible patches (B, prefix + visible, D), in the order of `keep` (B, visible)."""
         if self.is_plain and isinstance(self.backbone, MetaFormer):
             return self.backbone.tokens(images, keep=keep)
-        with only_visible(self.backbone, keep, self.grid):
-            tokens = self.backbone.tokens(images)
+        self._hiding.close()
+        self._hiding.enter_context(only_visible(self.backbone, keep, self.grid))
+        tokens = self.backbone.tokens(images)
+        if tokens.requires_grad:
+            # Until the end of the backward pass, in which activations may be computed again.
+            tokens.register_hook(lambda _: _after_backward(self._hiding.close))  # type: ignore[no-untyped-call]
+        else:
+            self._hiding.close()
         prefix = tokens.shape[1] - self.grid[0] * self.grid[1]
         return torch.cat([tokens[:, :prefix], _taken(tokens[:, prefix:], keep)], dim=1)
 
@@ -139,6 +149,10 @@ class Masked(Objective):
 
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"decoder.mask_token"}
+
+
+def _after_backward(call: Callable[[], None]) -> None:
+    Variable._execution_engine.queue_callback(call)
 
 
 # Parts of a backbone that a masked autoencoder does not train.

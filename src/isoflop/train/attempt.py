@@ -33,6 +33,7 @@ from isoflop.train.journal import JournalWriter, Row, chain_samples
 from isoflop.train.meters import Meters
 from isoflop.train.price import train_flops_per_image
 from isoflop.train.ranks import Ranks
+from isoflop.train.reconstructions import save_reconstructions
 from isoflop.train.run_directory import write_status
 from isoflop.train.saver import Saver
 from isoflop.train.schedules import rate_factor, trunk_steps
@@ -45,13 +46,13 @@ OnRow = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `state` is "done", "diverged" or "preempted" (it was asked to stop, and goes on when started
+    """How a run ended; the accuracy is None where nothing is classified. `state` is "done", "diverged" or "preempted" (it was asked to stop, and goes on when started
     again); losses in nats, `seconds` of training over all attempts."""
 
     state: str
     step: int
     heldout_loss: float
-    heldout_accuracy: float
+    heldout_accuracy: float | None
     seconds: float
     error: str = ""
 
@@ -256,7 +257,11 @@ class Attempt:
     def _evaluate(self) -> dict[str, float]:
         size, precision = self.config.evaluation.batch_size, self.step.precision
         with self.step.shown_weights():
-            return evaluate(self.objective, self.heldout, batch_size=size, ranks=self.ranks, precision=precision)
+            found = evaluate(self.objective, self.heldout, batch_size=size, ranks=self.ranks, precision=precision)
+            save_reconstructions(
+                self.objective, self.heldout, self.directory, self.progress.step, self.ranks, precision
+            )
+        return found
 
     def _is_best(self, loss: float) -> bool:
         """Notes a new minimum of the held-out loss, where its checkpoint is to be kept."""
@@ -298,6 +303,11 @@ class Attempt:
             tensors, state = self.snapshot
         best = int(self.progress.best[1]) if self.progress.best else None
         self.saver.save(tensors, state, best)
+
+    def _publish(self, name: str, tensors: dict[str, Tensor]) -> None:
+        partial = self.directory / f".{name}"
+        save_file(tensors, partial, metadata={"isoflop": self.config.model.name})
+        partial.replace(self.directory / name)
 
     def _status(self, state: str, **more: Any) -> None:
         if not self.ranks.is_first:
@@ -362,10 +372,12 @@ class Attempt:
         with self.step.shown_weights():
             named = self.objective.backbone.state_dict()
             weights = {n: whole(tensor).detach().to("cpu", copy=True).contiguous() for n, tensor in named.items()}
+            others = {n: t for n, t in self.objective.state_dict().items() if not n.startswith("backbone.")}
+            learnt_with = {n: whole(tensor).detach().to("cpu", copy=True).contiguous() for n, tensor in others.items()}
         if self.ranks.is_first:
-            partial = self.directory / ".model.safetensors"
-            save_file(weights, partial, metadata={"isoflop": self.config.model.name})
-            partial.replace(self.directory / "model.safetensors")
-        heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row["heldout_accuracy"]}
+            self._publish("model.safetensors", weights)
+            if learnt_with:  # what the objective added to the backbone: a decoder
+                self._publish("objective.safetensors", learnt_with)
+        heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
         self._status("done", **heldout, error="")
         return RunResult("done", self.progress.step, seconds=self.progress.seconds, **heldout)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from isoflop.config import RunConfig
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models.drop import Dropout, DropPath
-from isoflop.objectives import Objective
+from isoflop.objectives import Masked, Objective
 from isoflop.train.device import to_device
 from isoflop.train.ranks import Ranks
 
@@ -104,6 +104,8 @@ def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(objective, "evaluate")
+    if isinstance(objective, Masked):
+        register_fsdp_forward_method(objective, "reconstruct")
 
 
 def built(build: Callable[[], AnyObjective]) -> AnyObjective:

@@ -126,6 +126,7 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         start_from(backbone, config.start)
     objective = Supervised(
         backbone,
+        seed=config.seed,
         label_smoothing=config.optim.label_smoothing,
         has_several_labels=source.has_several_labels,
     )

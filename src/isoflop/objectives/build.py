@@ -1,0 +1,110 @@
+"""From a configuration to what it trains, and what a training step of that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.config import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
+from isoflop.errors import ModelError
+from isoflop.models import Backbone, Cost, cost, create_model
+from isoflop.objectives.distilled import Distilled
+from isoflop.objectives.masked import Masked
+from isoflop.objectives.objective import Objective
+from isoflop.objectives.supervised import Supervised
+from isoflop.objectives.teacher import load_teacher
+
+
+def make_objective(
+    config: ObjectiveConfig,
+    backbone: Backbone,
+    *,
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+    has_several_labels: bool = False,
+) -> Objective:
+    """What `backbone` learns by `config`; `seed` decides the weights of a decoder.
+
+    Raises ModelError, ConfigError or CheckpointError for what cannot be; see each objective.
+    """
+    match config:
+        case SupervisedConfig():
+            return Supervised(
+                backbone,
+                loss=config.loss,
+                head_bias=config.head_bias,
+                label_smoothing=label_smoothing,
+                has_several_labels=has_several_labels,
+            )
+        case MaskedConfig():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return Masked(
+                    backbone,
+                    ratio=config.ratio,
+                    sampler=config.sampler,
+                    normalise=config.normalise,
+                    decoder_depth=config.decoder_depth,
+                    decoder_width=config.decoder_width,
+                    decoder_heads=config.decoder_heads,
+                )
+        case DistilledConfig():
+            if has_several_labels:
+                raise ModelError("distillation is for images of one class each, and these may have several")
+            return Distilled(
+                backbone,
+                load_teacher(config, backbone),
+                kind=config.kind,
+                through=config.through,
+                share=config.share,
+                temperature=config.temperature,
+                label_smoothing=label_smoothing,
+            )
+
+
+def objective_cost(
+    config: ObjectiveConfig,
+    model: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    **overrides: object,
+) -> Cost:
+    """Parameters and MACs of the forward pass of one image in training, decoder and teacher included.
+
+    For labels that is the cost of the model. A masked autoencoder is counted as it runs: a plain ViT on visible patches
+    alone, a pyramid on whole maps, of which the hidden cells are computed and not used. The backbone's parameters
+    that it does not train (the classifier) are not counted. Raises as `make_objective`.
+    """
+    shape = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
+    if isinstance(config, SupervisedConfig):
+        return cost(model, **shape, **overrides)  # type: ignore[arg-type]
+    if isinstance(config, DistilledConfig):
+        student = cost(model, **shape, **overrides)  # type: ignore[arg-type]
+        teacher = load_teacher(config, create_model(model, **shape, **overrides))  # type: ignore[arg-type]
+        return dataclasses.replace(student, frozen_macs=_macs(teacher.to("meta")))
+    with torch.device("meta"):
+        objective = make_objective(config, create_model(model, **shape, **overrides))  # type: ignore[arg-type]
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    return Cost(trained, _macs(objective))
+
+
+def _macs(module: Objective | Backbone) -> int:
+    """Multiply-adds of a forward pass of one image by a module that lies on the meta device."""
+    backbone = module.backbone if isinstance(module, Objective) else module
+    images = torch.empty(1, backbone.in_channels, *backbone.image_size, device="meta")
+
+    def uniforms(stream: str, count: int) -> Tensor:
+        return torch.empty(1, count, device="meta")
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        if isinstance(module, Objective):
+            module.eval()(images, torch.zeros(1, dtype=torch.int64, device="meta"), uniforms)
+        else:
+            module.eval()(images)
+    return counter.get_total_flops() // 2
