@@ -247,6 +247,14 @@ def test_ablations_change_what_they_say() -> None:
 
 def test_the_listing_finds_and_describes() -> None:
     assert find_models("vit b16 map") == ["vit_b16_map"]
+    assert find_models("vit_?16_token") == [
+        "vit_s16_token",
+        "vit_m16_token",
+        "vit_b16_token",
+        "vit_l16_token",
+        "vit_h16_token",
+    ]
+    assert find_models("*") == list(PRESETS)
     assert find_models("f4", family="nfnet") == ["nfnet_f4", "nfnet_f4+"]
     with pytest.raises(ModelError, match="did you mean `vit_ti16`"):
         find_models("vitt")

@@ -9,16 +9,22 @@ from isoflop.cli.tables import print_table
 
 
 def models(
-    name: Annotated[str, argument("A model, or part of a name to search for.", "NAME")] = "",
+    name: Annotated[
+        str, argument("A model, or what to search for: parts of a name, or a pattern with *.", "NAME")
+    ] = "",
     family: Annotated[str, typer.Option(metavar="FAMILY", help="Only one family.")] = "",
-    image_size: Annotated[int, typer.Option(metavar="PIXELS", help="Height and width of the images.")] = 224,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Count at this height and width; 224 for one model.")
+    ] = None,
     num_classes: Annotated[int, typer.Option(metavar="N", help="Outputs of the classifier.")] = 1000,
-    measure: Annotated[bool, typer.Option("--measure", help="Train each for two seconds here.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Train it for two seconds here.")] = False,
 ) -> None:
-    """Print the families; with a name or family its models: parameters, FLOPs, memory, speed."""
-    from isoflop.errors import ModelError
-    from isoflop.models.listing import describe, find_models
-    from isoflop.models.presets import FAMILIES
+    """Print the families; the models that match, with their published sizes; or what one model takes.
+
+    For one model, and for all that match where --image-size or --measure asks for it: parameters, FLOPs, memory, speed.
+    """
+    from isoflop.models.listing import find_models
+    from isoflop.models.presets import FAMILIES, PRESETS
 
     if not name and not family:
         print_table(
@@ -28,11 +34,40 @@ def models(
                 for family, presets in FAMILIES.items()
             ],
         )
-        print("\n`isoflop models NAME` tells what those with NAME in their names take, `--family` those of a family.")
+        print("\n`isoflop models NAME` lists those with NAME in their names, `--family` those of a family; a full name")
+        print("tells what that model takes. Any model of timm is `timm:NAME`.")
         return
-    names = find_models(name, family)
+    one = name.startswith("timm:") or (name in PRESETS and family in ("", PRESETS[name][0]))
+    names = [name] if one else find_models(name, family)
+    if len(names) == 1 or image_size is not None or measure:
+        _print_counted(names, 224 if image_size is None else image_size, num_classes, measure)
+    else:
+        _print_published(names)
+
+
+def _print_published(names: list[str]) -> None:
+    from isoflop.models.presets import PRESETS
+    from isoflop.models.published import PUBLISHED
+
+    rows = {row.preset: row for row in PUBLISHED}
+    table = []
+    for name in names:
+        row = rows.get(name)
+        size, macs = (
+            ("", "") if row is None else (row.parameters and f"{row.parameters}M", row.gmacs and f"{row.gmacs}G")
+        )
+        table.append((name, PRESETS[name][0], size, macs, str(row.image_size) if row and macs else ""))
+    print_table(("model", "family", "parameters", "MACs", "at px"), table)
+    print(f"\n{len(names)} models, with the numbers that papers print. `isoflop models NAME` counts for one,")
+    print("`--image-size PIXELS` for all of these.")
+
+
+def _print_counted(names: list[str], image_size: int, num_classes: int, measure: bool) -> None:
+    from isoflop.errors import ModelError
+    from isoflop.models.listing import describe
+
     rows, refused = [], []
-    for model in [name] if name in names else names:
+    for model in names:
         try:
             row = describe(model, image_size=image_size, num_classes=num_classes, measure=measure)
         except ModelError as error:  # one whose patches, say, do not fit this image size
@@ -47,16 +82,20 @@ def models(
                 _short(row.macs),
                 _short(2 * row.macs),
                 f"{row.activation_bytes / 2**20:,.1f}",
-                f"{(4 * row.parameters + row.optimizer_bytes['adamw']) / 2**20:,.1f}",
+                *(f"{row.optimizer_bytes[kind] / 2**20:,.1f}" for kind in ("adamw", "sgd", "adafactor")),
                 *speed,
             )
         )
     if not rows:
         raise refused[0]
-    head = ("model", "family", "parameters", "MACs", "FLOPs", "MiB an image", "MiB with AdamW")
+    head = ("model", "family", "parameters", "MACs", "FLOPs", "MiB an image", "MiB of AdamW", "of SGD", "of Adafactor")
     print_table((*head, "images/s") if measure else head, rows)
-    note = f"\nAn image of {image_size} px, forward; a step of training costs three times as much. Memory in float32."
-    print(note + (f"\nNot at {image_size} px: {len(refused)} more." if refused else ""))
+    print(f"\nAn image of {image_size} px, forward; a step of training costs three times as much. Memory in float32:")
+    print(
+        "what an image of a batch keeps for the backward pass; what an optimizer keeps besides weights and gradients."
+    )
+    if refused:
+        print(f"Not at {image_size} px: {len(refused)} more.")
 
 
 def _short(count: int) -> str:

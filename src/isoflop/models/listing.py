@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from dataclasses import dataclass
 
@@ -33,14 +34,15 @@ class ModelRow:
 
 
 def find_models(search: str = "", family: str = "") -> list[str]:
-    """Names of presets that contain every word of `search`, of one family or of all.
+    """Names of presets that contain every word of `search`, of one family or of all; a word with * or ? is a pattern.
 
     Raises ModelError for an unknown family, and when nothing is found, with a suggestion.
     """
     if family and family not in FAMILIES:
         raise ModelError(f"there is no family {family!r}{suggestion(family, FAMILIES)}")
     names = list(FAMILIES[family]) if family else list(PRESETS)
-    found = [name for name in names if all(word in name for word in search.lower().split())]
+    patterns = [word if set("*?") & set(word) else f"*{word}*" for word in search.lower().split()]
+    found = [name for name in names if all(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not found:
         raise ModelError(f"no model matches {search!r}{suggestion(search, names)}")
     return found
