@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from isoflop.config import RunConfig
+from isoflop.config import MaskedConfig, RunConfig
 from isoflop.data import Source, open_split
 from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone, create_model
-from isoflop.objectives import Objective, Supervised
+from isoflop.objectives import Objective, make_objective
 from isoflop.train.attempt import Attempt, OnRow, RunResult
 from isoflop.train.device import choose_device
 from isoflop.train.layout import arrange, built
@@ -33,7 +33,7 @@ def build_model(config: RunConfig, source: Source) -> Backbone:
     """The untrained backbone of `config` for the classes and channels of `source`; the seed decides its weights."""
     model = create_model(
         config.model.name,
-        num_classes=source.num_classes,
+        num_classes=source.num_classes or 1,  # of images without labels, nothing is ever classified
         image_size=config.data.image_size,
         in_channels=source.channels,
         seed=config.seed,
@@ -112,10 +112,11 @@ def _claim(config: RunConfig, directory: Path, source: Source, held: ExitStack) 
 def build_objective(config: RunConfig, source: Source) -> Objective:
     """What `config` trains: a backbone as it starts and how it learns. Raises DataError if it needs labels in vain."""
     mixes = config.data.mixup > 0 or config.data.cutmix > 0
-    if not source.num_classes:
-        what = "Mixup and CutMix mix labels" if mixes else "supervised training needs labels"
+    needs_labels = not isinstance(config.objective, MaskedConfig)
+    if not source.num_classes and (mixes or needs_labels):
+        what = "Mixup and CutMix mix labels" if mixes else f"{config.objective.name} training needs labels"
         raise DataError(f"{source.uri}: {what}, and these images have none")
-    if source.num_classes == 1 and not source.has_several_labels:
+    if source.num_classes == 1 and not source.has_several_labels and needs_labels:
         raise DataError(f"{source.uri}: every image is of the one class `{source.class_names[0]}`: nothing to learn")
     if config.data.num_classes not in (None, source.num_classes):
         raise DataError(
@@ -124,7 +125,8 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
     backbone = build_model(config, source)
     if config.start:
         start_from(backbone, config.start)
-    objective = Supervised(
+    objective = make_objective(
+        config.objective,
         backbone,
         seed=config.seed,
         label_smoothing=config.optim.label_smoothing,
