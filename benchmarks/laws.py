@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +164,7 @@ def figure2(path: Path = Path("docs/results/scaling_vit_figure2.svg")) -> None:
     grid = np.geomspace(compute.min(), compute.max(), 120)
     lo, hi = law.interval(grid)
     line = {"name": "law up to L/16", "colour": "#222222", "x": grid.tolist()}
-    series = [{**line, "kind": "band", "y": lo.tolist(), "y2": hi.tolist()}]
+    series: list[dict[str, Any]] = [{**line, "kind": "band", "y": lo.tolist(), "y2": hi.tolist()}]
     series.append({**line, "kind": "line", "y": law.predict(grid).tolist()})
     sizes = {
         "Ti and s": ("s/28", "s/16", "Ti/16"),
@@ -172,18 +173,25 @@ def figure2(path: Path = Path("docs/results/scaling_vit_figure2.svg")) -> None:
         "L/16": ("L/16",),
         "g/14, G/14 (not fitted)": ("g/14", "G/14"),
     }
+    unique = np.array(table["images"], float)
     for (name, members), colour in zip(sizes.items(), COLOURS, strict=False):
-        here = np.isin(model, members)
-        dots = {"x": compute[here].tolist(), "y": error[here].tolist()}
-        series.append({"name": name, "colour": colour, "kind": "points", **dots})
+        for images, radius in ((3e7, 1.6), (3e8, 2.2), (1e9, 2.8), (3e9, 3.6)):
+            here = np.isin(model, members) & (unique == images)
+            dots = {"x": compute[here].tolist(), "y": error[here].tolist(), "radius": radius}
+            series += [{"name": name, "colour": colour, "kind": "points", **dots}] if here.any() else []
     axes = {"x": "training compute, 1e21 FLOPs", "y": "ImageNet 10-shot error, %"}
+    title = "Scaling Vision Transformers, figure 2 (smaller dots: fewer different images)"
+    draw(path, {"title": title, **axes, "series": series})
+
+
+def draw(path: Path, data: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(laws.svg({"title": "Scaling Vision Transformers, figure 2", **axes, "series": series}))
+    path.write_text(laws.svg(data))
     print(f"  {path}")
 
 
-def nfnet() -> None:
-    """NFNets and ViTs at equal compute."""
+def nfnet(path: Path = Path("docs/results/nfnet_vit.svg")) -> None:
+    """NFNets and ViTs at equal compute, as a statement and as a picture."""
     table = laws.load_table("nfnet_jft4b_digitised")
     hours = np.append(np.array(table["tpu_v4_core_hours"], float), 110e3)
     error = np.append(np.array(table["value"], float), 9.7)
@@ -194,6 +202,19 @@ def nfnet() -> None:
     )
     print(f"\n{match.statement}")
     print(f"law {law.a:.3g}·(C + {law.d:.0f})^-{law.b:.2f} + {law.c:.2f}, R² {law.r_squared:.4f}, {best.size} points")
+    grid = np.geomspace(hours.min(), 3e5, 120)
+    low, high = law.interval(grid)
+    line = {"name": "law of the NFNets", "colour": "#222222", "x": grid.tolist()}
+    series = [{**line, "kind": "band", "y": low.tolist(), "y2": high.tolist()}]
+    series.append({**line, "kind": "line", "y": law.predict(grid).tolist()})
+    for name, colour, x, y in (
+        ("NFNets", COLOURS[0], hours, error),
+        ("ViTs (g/14, G/14, SoViT)", COLOURS[4], np.array(match.compute), np.array(match.measured)),
+    ):
+        dots = {"x": x.tolist(), "y": y.tolist(), "radius": 3.6}
+        series.append({"name": name, "colour": colour, "kind": "points", **dots})
+    axes = {"x": "pretraining, TPU-v4 core-hours", "y": "ImageNet top-1 error after fine-tuning, %"}
+    draw(path, {"title": "NFNets and ViTs pretrained on JFT-4B and JFT-3B", **axes, "series": series})
     before = hours[best] < 1e5
     blind = laws.fit_frontier(hours[best][before], error[best][before])
     lo, hi = blind.interval(110e3)
@@ -242,22 +263,28 @@ def planted(tables: int = 50) -> float:
 
 
 def start() -> None:
-    """Seconds from nothing to a fitted law of a table of 27 runs, in a new process."""
-    path = Path(laws.__file__).parent / "tables" / "fractal_grid.csv"
-    code = (
-        "from pathlib import Path; from isoflop import laws; "
-        f"laws.fit_table(Path({str(path)!r}), x=['flops_per_image', 'images'], y='heldout_loss', "
-        "by='family', budget=1e13)"
-    )
-    for name, program in (("import isoflop.laws", "import isoflop.laws"), ("two families fitted and compared", code)):
+    """Seconds from nothing to the answer of `isoflop fit`, in a new process: the median of five."""
+    tables = Path(laws.__file__).parent / "tables"
+    curve = [str(tables / "nfnet_jft4b_digitised.csv"), "--x", "tpu_v4_core_hours", "--y", "value", "--by", "model"]
+    ladder = [str(tables / "fractal_grid.csv"), "--x", "flops_per_image", "--x", "images", "--y", "heldout_loss"]
+    command = [sys.executable, "-c", "from isoflop.cli import main; main()", "fit"]
+    programs = {
+        "import isoflop.laws": [sys.executable, "-c", "import isoflop.laws"],
+        "isoflop fit --help": [*command, "--help"],
+        "isoflop fit, a table that is not there": [*command, "nothing.csv", "--x", "x", "--y", "y"],
+        "isoflop fit, six curves of 4 points": [*command, *curve],
+        "isoflop fit, two families of 27 runs": [*command, *ladder, "--by", "family", "--budget", "1e13"],
+    }
+    for name, program in programs.items():
         wall, used = [], []
-        for _ in range(3):
+        for _ in range(5):
             begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, "-c", program], check=True)
+            done = subprocess.run(program, capture_output=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             wall.append(time.perf_counter() - begin)
             used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        print(f"{name}: {min(wall):.2f} s, of which the processor worked {min(used):.2f} s")
+        said = f"{float(np.median(wall)):.2f} s, of which the processor worked {float(np.median(used)):.2f} s"
+        print(f"{name}: {said}, exit {done.returncode}", flush=True)
 
 
 SECTIONS: dict[str, Callable[[], object]] = {

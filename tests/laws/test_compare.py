@@ -80,11 +80,11 @@ def test_families_share_an_irreducible_loss_only_where_the_tables_allow_it():
 
 
 def test_intervals_of_crossovers_hold_the_planted_ones():
-    """Sixteen pairs of which the later one passes the earlier one near the top of the ladder; stated: 90 %."""
+    """Twelve pairs of which the later one passes the earlier one near the top of the ladder; stated: 90 %."""
     n = np.geomspace(1e4, 1e9, 2000)
     grid = np.geomspace(1e10, 1e14, 200)
     inside = []
-    for seed in range(16):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         early, late = (0.6, 120, 40, 0.4, 0.4), (0.3, 120 * rng.uniform(1.2, 1.5), 40 * rng.uniform(1.2, 1.5), 0.4, 0.4)
         gap = [
@@ -93,5 +93,5 @@ def test_intervals_of_crossovers_hold_the_planted_ones():
         truth = grid[np.argmax(np.array(gap) > 0)]
         crossings = compare({"early": table(*early, seed), "late": table(*late, seed + 100)}, 1e12, bootstrap=60)
         inside += [c.interval[0] <= truth <= c.interval[1] for c in crossings.crossovers]
-    assert len(inside) >= 12
+    assert len(inside) >= 9
     assert np.mean(inside) >= 0.8

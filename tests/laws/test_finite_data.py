@@ -7,7 +7,7 @@ import pytest
 
 from isoflop.errors import LawError
 from isoflop.laws import FiniteDataLaw, fit_finite_data, load_table
-from isoflop.laws.finite_data import _model
+from isoflop.laws.finite_data_fit import finite_data_model
 from isoflop.laws.published import VIT_GFLOPS
 
 
@@ -64,7 +64,7 @@ def test_derivatives_agree_with_finite_differences():
     theta = np.array([[-2, -2.3, 0.1, 0.5, 0.6, 0.1, 0.4, 2.0, -6, 0.8, 0.5, 0.3]])
     for top in (1.0, None):
         for repeats in (True, False):
-            model = _model(x, y, u, top, repeats)
+            model = finite_data_model(x, y, u, top, repeats)
             step = 1e-6 * np.eye(12)
             numeric = [(model(theta + s)[0] - model(theta - s)[0])[0] / 2e-6 for s in step]
             np.testing.assert_allclose(model(theta)[1][0].T, numeric, atol=1e-6)

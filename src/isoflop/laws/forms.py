@@ -1,7 +1,7 @@
 """Laws of one variable: how loss or error falls with compute, images or size.
 
 Each form is a row of a table: its formula, its derivatives, its box and its starts. All work on t = log(x / scale) and
-predict z = log y, so that no unit matters. Parameters are in those scaled units; `natural` gives the paper's.
+predict z = log y, so that no unit matters. Parameters are in those scaled units.
 """
 
 from collections.abc import Callable

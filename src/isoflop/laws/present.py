@@ -22,7 +22,8 @@ def markdown(fit: TableFit) -> str:
             p = group.prediction
             where = f" with n = {p.n:.3g}, d = {p.d:.3g}" if p.n is not None and p.d is not None else ""
             if p.n_interval:
-                where += f" (n {p.n_interval[0]:.3g} to {p.n_interval[1]:.3g})"
+                lo, hi = p.n_interval
+                where += f" (n {lo:.3g} to {hi:.3g})" if hi > lo else " (n held near the sizes that were tried)"
             lines += [
                 f"At {p.budget:.3g}: **{p.value:.4g}** ({p.level:.0%} interval {p.interval[0]:.4g} to "
                 f"{p.interval[1]:.4g}){where}",
@@ -90,9 +91,10 @@ def _coverage(group: GroupFit) -> str:
 
 
 def picture(fit: TableFit, points: int = 80) -> dict[str, Any]:
-    """Points, laws and bands of a table as plain data: {title, x, y, series: [{name, kind, colour, x, y, y2}]}.
+    """Points, laws and bands of a table as plain data: {title, x, y, series: [{name, kind, colour, x, y}]}.
 
-    Both axes are logarithmic; x is the column, or compute n·d. `kind` is "points", "line" or "band" (y to y2).
+    Both axes are logarithmic; x is the column, or compute n·d. `kind` is "points" (with a `radius` if not 3), "line" or
+    "band" (y to `y2`).
     """
     series: list[dict[str, Any]] = []
     for k, group in enumerate(fit.groups):
@@ -123,6 +125,8 @@ def svg(data: dict[str, Any], width: int = 760, height: int = 480) -> str:
     y0, y1 = min(v.min() for v in heights), max(v.max() for v in heights)
     pad = 0.04 * max(y1 - y0, 1e-6)
     y0, y1 = y0 - pad, y1 + pad
+    margin = 0.015 * max(x1 - x0, 1e-6)  # no dot is cut by the edge
+    x0, x1 = x0 - margin, x1 + margin
 
     def px(x: Any) -> Any:
         return left + (np.log10(x) - x0) / max(x1 - x0, 1e-9) * (width - left - right)
@@ -157,7 +161,8 @@ def svg(data: dict[str, Any], width: int = 760, height: int = 480) -> str:
                 out.append(f'<polyline points="{line}" fill="none" stroke="{s["colour"]}" stroke-width="1.8"/>')
             else:
                 dots = zip(px(np.array(s["x"])), py(np.array(s["y"])), strict=True)
-                out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{s["colour"]}"/>' for a, b in dots]
+                dot = f'r="{s.get("radius", 3):g}" fill="{s["colour"]}"/>'
+                out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" {dot}' for a, b in dots]
     names = dict.fromkeys((s["name"], s["colour"]) for s in data["series"])
     for k, (name, colour) in enumerate(names):
         y = top + 14 + 17 * k
