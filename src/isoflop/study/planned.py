@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
 from isoflop.errors import StudyError
-from isoflop.models import Cost, cost, family_ladder
+from isoflop.models import Cost, family_ladder
+from isoflop.objectives import objective_cost
 from isoflop.train.schedules import TRUNK_SCHEDULES
 
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
@@ -77,12 +78,13 @@ class Catalogue:
         return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
 
     def cost(self, family: str, model: str) -> Cost:
-        """Parameters and MACs of preset `model` as `family` builds it."""
+        """Parameters and MACs of preset `model` as `family` builds it, with what the objective adds in training."""
         key = (family, model)
         if key not in self._costs:
-            self._costs[key] = cost(
+            self._costs[key] = objective_cost(
+                self.config.objective,
                 model,
-                num_classes=self.source.num_classes,
+                num_classes=self.source.num_classes or 1,
                 image_size=self.config.data.image_size,
                 in_channels=self.source.channels,
                 **self.config.families[family].model,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from isoflop.config import RunConfig
-from isoflop.models import cost
+from isoflop.objectives import objective_cost
 from isoflop.train.optim.sharpness import PASSES
 
 
 def train_flops_per_image(config: RunConfig, num_classes: int, channels: int) -> float:
-    """Training FLOPs of one image: 3 × forward (2 × MACs), twice that with sharpness-aware minimisation."""
-    counted = cost(
+    """Training FLOPs of one image: 3 × forward (2 × MACs) of what its objective trains, 1 × of what only teaches; all
+    twice with sharpness-aware minimisation."""
+    counted = objective_cost(
+        config.objective,
         config.model.name,
-        num_classes=num_classes,
+        num_classes=num_classes or 1,
         image_size=config.data.image_size,
         in_channels=channels,
         **config.model.overrides,
