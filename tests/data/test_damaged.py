@@ -53,6 +53,8 @@ def test_damaged_samples_are_replaced_alike_for_any_workers(with_damage: Path, t
     quarantine.save(tmp_path / "quarantine.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert {Path(row["name"]).name for row in listed} == {"03.png", "05.png", "07.png"}
+    Quarantine(60).save(tmp_path / "quarantine.jsonl")  # of a later attempt that has met none of them
+    assert [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()] == listed
 
 
 def test_a_replacement_is_never_a_heldout_sample(with_damage: Path) -> None:
@@ -63,13 +65,19 @@ def test_a_replacement_is_never_a_heldout_sample(with_damage: Path) -> None:
     assert not seen & held
 
 
-def test_a_single_damaged_image_in_a_thousand_is_allowed(tmp_path: Path) -> None:
+def test_a_single_damaged_image_in_a_thousand_is_allowed_and_listed(tmp_path: Path) -> None:
     for k in range(1000):
         (tmp_path / f"{k:04d}.bmp").write_bytes(encoded(picture(k, 8, 8), "BMP"))
     (tmp_path / "0500.bmp").write_bytes(b"gone")
     for decode in ("once", "each"):
         source = open_source(f"folder:{tmp_path}?decode={decode}", split="train", image_size=8, heldout=0)
         assert source.read(np.arange(1000))[0].shape == (1000, 3, 8, 8)
+        quarantine = Quarantine(1000)
+        plan = {"seed": 0, "batch_size": 100, "start_step": 0, "stop_step": 10}
+        list(batches(source, quarantine=quarantine, **plan))
+        assert [(Path(d.name).name, d.reason) for d in quarantine.found.values()] == [
+            ("0500.bmp", "not an image in any known format")
+        ]
 
 
 def test_a_sample_that_vanishes_is_named(image_folder: Path) -> None:

@@ -88,6 +88,34 @@ def test_restarts_with_other_ranks_and_workers_continue_the_same_run(source: Sou
         assert torch.equal(pixels(pieces), pixels(reference))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_whole_matrix(source: Source, world: int) -> None:
+    """Workers 0–8 of each rank, batches that divide the epoch or do not, starts anywhere."""
+    rng = np.random.default_rng(world)
+    for workers, batch_size in itertools.product(range(9), (8, 13, 50)):
+        start = int(rng.integers(0, 40))
+        plan = {"batch_size": batch_size, "start": start, "stop": start + 4}
+        reference, parts = run(source, **plan), run(source, **plan, world=world, workers=workers)
+        assert np.array_equal(global_order(parts), global_order(reference))
+        assert torch.equal(pixels(parts), pixels(reference))
+
+
+@pytest.mark.long
+def test_a_hundred_restarts_in_any_layout_miss_nothing_and_repeat_nothing(source: Source) -> None:
+    rng = np.random.default_rng(1)
+    reference = run(source, batch_size=13, start=0, stop=370, augment="none")
+    cuts = [0, *sorted(rng.choice(np.arange(1, 370), 100, replace=False).tolist()), 370]
+    pieces: list[list[Batch]] = []
+    for start, stop in itertools.pairwise(cuts):
+        world, workers = int(rng.choice(WORLDS)), int(rng.choice([0, 0, 1, 3]))
+        pieces += run(source, batch_size=13, start=start, stop=stop, world=world, workers=workers, augment="none")
+    order = global_order(pieces)
+    assert np.array_equal(order, global_order(reference))
+    counts = np.bincount(order[: 100 * 48, 0] * 48 + order[: 100 * 48, 1])
+    assert (counts == 1).all()  # a hundred epochs of 48 samples
+
+
 @pytest.mark.parametrize("option", ["balance=1", "repeat=3"])
 def test_balance_and_repeats_are_exact_too(image_folder: Path, option: str) -> None:
     source = open_source(f"folder:{image_folder}?{option}", split="train", image_size=16, heldout=12)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source
+from isoflop.data.sources.arrays import ArraySource
 from isoflop.data.sources.images import ImageSource
 from isoflop.data.sources.mixture import Mixture
 from isoflop.data.subset import Subset
@@ -134,7 +135,10 @@ def batches(
     dataset = _Batches(source, seed=seed, batch_size=batch_size, augment=augment, rank=rank, world=world)
     steps = range(start_step, stop_step)
     made = map(dataset.__getitem__, steps) if workers == 0 else _in_workers(dataset, steps, workers)
-    return _checked(made, Quarantine(len(source)) if quarantine is None else quarantine)
+    quarantine = Quarantine(len(source)) if quarantine is None else quarantine
+    if isinstance(source, ArraySource | Mixture):
+        quarantine.add(source.damages)  # found when the images were decoded
+    return _checked(made, quarantine)
 
 
 def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine) -> Iterator[Batch]:

@@ -29,16 +29,23 @@ class Quarantine:
 
     def __init__(self, num_samples: int, allowed_share: float = ALLOWED_SHARE) -> None:
         self.num_samples, self.allowed_share = num_samples, allowed_share
-        self.found: dict[int, Damage] = {}
+        self.found: dict[str, Damage] = {}
 
     def save(self, path: Path) -> None:
-        """Writes the list as JSON lines {sample, name, reason}, in the order in which the samples were met."""
-        path.write_text("".join(json.dumps(damage._asdict()) + "\n" for damage in self.found.values()))
+        """Adds the list to a file of JSON lines {sample, name, reason}, in the order in which the samples were met.
+
+        What an earlier attempt at the run has met stays there.
+        """
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines += (json.dumps(damage._asdict()) for damage in self.found.values())
+        part = path.with_suffix(".part")
+        part.write_text("".join(f"{line}\n" for line in dict.fromkeys(lines)), encoding="utf-8")
+        part.replace(path)
 
     def add(self, damages: tuple[Damage, ...]) -> None:
         """Takes in what a batch reports; a sample that is met again counts once."""
         for damage in damages:
-            self.found.setdefault(damage.sample, damage)
+            self.found.setdefault(damage.name, damage)
         if damages and len(self.found) > self.allowed_share * self.num_samples:
             first = next(iter(self.found.values()))
             raise DataError(

@@ -20,7 +20,8 @@ class ArraySource:
     """Images uint8 (N, C, S, S) and labels (N,) or (N, classes), of which a split shows the rows `rows`.
 
     `statistics` are the mean and standard deviation to report: those of the training images, whichever split is read.
-    Damaged images are replaced by others of the split, always the same. Raises DataError if too many are damaged.
+    Damaged images are replaced by others of the split, always the same; `damages` are those of the split. Raises
+    DataError if too many are damaged.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ArraySource:
     ) -> None:
         self._images, self._labels = images, labels
         Quarantine(len(images)).add(tuple(damages))
+        self.damages = tuple(damage for damage in damages if damage.sample in rows)
         self._rows = _without_damaged(rows, np.asarray([damage.sample for damage in damages], dtype=np.int64))
         self.uri = uri
         self.class_names = class_names

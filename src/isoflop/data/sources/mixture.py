@@ -9,6 +9,7 @@ from isoflop.data.keyed import derive_key
 from isoflop.data.orders import MixtureOrder, Order
 from isoflop.data.quarantine import Damage
 from isoflop.data.source import Source
+from isoflop.data.sources.arrays import ArraySource
 from isoflop.data.sources.images import ImageSource
 from isoflop.data.transforms import Augmentation, Uniforms, augment_batch
 from isoflop.errors import DataError
@@ -26,6 +27,7 @@ class Mixture:
             raise DataError(f"`{uri}`: the sources have different numbers of channels")
         self.uri = uri
         self._sources = sources
+        self.damages = tuple(d for source in sources if isinstance(source, ArraySource) for d in source.damages)
         lengths = [len(source) for source in sources]
         self._ends = np.cumsum(lengths)
         offsets = [int(end) - length for end, length in zip(self._ends, lengths, strict=True)]
