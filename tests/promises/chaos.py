@@ -1,18 +1,24 @@
-"""Runs that are killed: real processes, real SIGKILLs, random moments."""
+"""Runs that are killed, stopped and starved: real processes, real signals, random moments."""
 
 import multiprocessing
 import os
 import random
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from isoflop.config import RunConfig, parse
+from isoflop.objectives import Supervised, Uniforms
+from isoflop.train.preemption import PREEMPTED, asked_to_stop
 from isoflop.train.run_directory import read_status
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["isoflop.train"])
+SERVER.set_forkserver_preload(["isoflop.train", "isoflop.train.sharded", "torch.distributed.fsdp"])
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -34,22 +40,85 @@ def run_config(**changes: Any) -> RunConfig:
     return parse({**values, **changes}, RunConfig)
 
 
-def train_in(config: dict[str, Any], directory: str, trunk: str | None) -> None:
+class Poisoned(Supervised):
+    """Supervised learning in which a share of the samples spoils the loss of its batch: times `factor`, or NaN."""
+
+    share = 0.0
+    factor = 1.0
+
+    def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:
+        loss = super().forward(images, labels, uniforms)
+        return loss * self.factor if bool((uniforms("poison", 1) < self.share).any()) else loss
+
+
+def poisoned(objective: Supervised, share: float, factor: float) -> Supervised:
+    """`objective` with such samples in it."""
+    objective.__class__ = Poisoned
+    objective.share, objective.factor = share, factor  # type: ignore[attr-defined]
+    return objective
+
+
+def train_in(config: dict[str, Any], directory: str, trunk: str | None, environment: dict[str, str]) -> None:
     """The body of a training process."""
     import torch
 
-    from isoflop.train import train
+    from isoflop.train import loop, train
 
+    os.environ.update(environment)
     torch.set_num_threads(1)
-    train(parse(config, RunConfig), Path(directory), trunk=Path(trunk) if trunk else None)
+    if "POISON" in environment:
+        share, factor = map(float, environment["POISON"].split())
+        build = loop.build_objective
+        loop.build_objective = lambda config, source: poisoned(build(config, source), share, factor)
+    with asked_to_stop() as stop:
+        result = train(parse(config, RunConfig), Path(directory), trunk=Path(trunk) if trunk else None, stop=stop)
+    sys.exit(PREEMPTED if result.state == "preempted" else 0)
 
 
-def start(config: RunConfig, directory: Path, trunk: Path | None = None) -> Any:
+def start(config: RunConfig, directory: Path, trunk: Path | None = None, **environment: str) -> Any:
     """A process that trains `config` in `directory`."""
-    arguments = (config.model_dump(mode="json"), str(directory), str(trunk) if trunk else None)
+    arguments = (config.model_dump(mode="json"), str(directory), str(trunk) if trunk else None, environment)
     process = SERVER.Process(target=train_in, args=arguments)
     process.start()
     return process
+
+
+def start_ranks(config: RunConfig, directory: Path, world: int, **environment: str) -> list[Any]:
+    """The processes of `world` ranks, as torchrun would start them."""
+    if world == 1:
+        return [start(config, directory, **environment)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {name: str(value) for name, value in common.items()} | environment
+    return [start(config, directory, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world)]
+
+
+def join(processes: list[Any], timeout: float = 120) -> list[int]:
+    """The exit statuses of `processes` once all have ended."""
+    for process in processes:
+        process.join(timeout)
+        assert process.exitcode is not None, "a process does not end"
+    return [process.exitcode for process in processes]
+
+
+def kill(processes: list[Any]) -> None:
+    """SIGKILL for all that live."""
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+    join(processes)
+
+
+def wait_for(directory: Path, steps: int, timeout: float = 60) -> None:
+    """Returns when a checkpoint of at least so many steps is there."""
+    from isoflop.train.checkpoints import saved_steps
+
+    deadline = time.monotonic() + timeout
+    while not (saved := saved_steps(directory / "checkpoints")) or saved[0] < steps:
+        assert time.monotonic() < deadline, f"no checkpoint of {steps} steps in {directory}"
+        time.sleep(0.005)
 
 
 def _nothing() -> None: ...
@@ -62,12 +131,16 @@ def warm_up() -> None:
     process.join()
 
 
-def train_whole(config: RunConfig, directory: Path, trunk: Path | None = None) -> float:
+def train_whole(
+    config: RunConfig, directory: Path, trunk: Path | None = None, world: int = 1, **environment: str
+) -> float:
     """Trains without disturbance; returns the seconds it took."""
     began = time.monotonic()
-    process = start(config, directory, trunk)
-    process.join()
-    assert process.exitcode == 0
+    if world == 1:
+        processes = [start(config, directory, trunk, **environment)]
+    else:
+        processes = start_ranks(config, directory, world, **environment)
+    assert set(join(processes)) == {0}
     return time.monotonic() - began
 
 
