@@ -179,10 +179,13 @@ def svg(data: dict[str, Any], width: int = 760, height: int = 480) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between 10^low and 10^high: decades if there are three, else 1-2-5, else finer."""
+    """Round numbers between 10^low and 10^high: decades if there are three, else 1-2-5, else equal steps."""
     first, last = int(np.floor(low)), int(np.ceil(high))
-    for digits in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0), tuple(np.arange(1.0, 10.0, 0.2))):
+    for digits in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
         ticks = [m * 10.0**e for e in range(first, last + 1) for m in digits if low <= np.log10(m * 10.0**e) <= high]
-        if len(ticks) >= 3:
+        if len(ticks) >= 4 or (len(ticks) == 3 and digits == (1.0,)):
             return [float(f"{t:.3g}") for t in ticks[:: max(len(ticks) // 8, 1)]]
-    return [10.0**low, 10.0**high]
+    start, end = 10.0**low, 10.0**high
+    unit = 10.0 ** np.floor(np.log10((end - start) / 3))
+    step = unit * max(m for m in (1, 2, 2.5, 5) if m * unit <= (end - start) / 3)
+    return [float(f"{k * step:.6g}") for k in range(int(np.ceil(start / step)), int(end / step) + 1)]
