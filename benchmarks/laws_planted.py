@@ -8,6 +8,7 @@ the form beyond the middle of the ladder, each in its own direction. `curves` pl
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def families(seed: int, bend: float, pairs: int = 200) -> None:
 
 
 def curves(count: int = 40) -> None:
-    """Curves of several shapes, seen as published ones are: medians of bins, made monotone, up to half of the images."""
+    """Curves of several shapes, seen as published ones are: medians of bins, made monotone, up to half of the x."""
     scores: dict[str, list[float]] = {"mixture": [], "damped": [], "m4": [], "offset": [], "power": []}
     inside = []
     for k in range(count):
@@ -105,7 +106,7 @@ def curves(count: int = 40) -> None:
         y = true * np.exp(noise * rng.standard_normal(x.size))
         seen = x <= 1e9
         edges = np.geomspace(1e6, 1e9, 61)
-        bins = [np.flatnonzero((x > lo) & (x <= hi)) for lo, hi in zip(edges[:-1], edges[1:], strict=True)]
+        bins = [np.flatnonzero((x > lo) & (x <= hi)) for lo, hi in pairwise(edges)]
         bins = [b for b in bins if b.size]
         u = np.array([np.median(x[b]) for b in bins])
         v = np.minimum.accumulate([np.median(y[b]) for b in bins])
