@@ -45,7 +45,7 @@ def test_a_trained_run_transfers_to_real_digits(run: Path) -> None:
     assert [(row["protocol"], row["shots"], row["seeds"]) for row in rows] == [("ridge", 5, 2), ("finetune", 5, 2)]
     for row in rows:
         low, high = row["interval"]
-        assert 0.12 < low < row["accuracy_mean"] < high <= 1.0  # ten classes: chance is 0.1
+        assert 0.1 < low < row["accuracy_mean"] < high <= 1.0  # ten classes: chance is 0.1
         assert row["top5"] > row["accuracy_mean"]
         assert sum(map(sum, row["confusion"])) == row["test_images"] == 359
         assert len(row["per_class"]) == 10
@@ -60,8 +60,8 @@ def test_every_protocol_on_features_learns_with_all_images(run: Path) -> None:
     found = {(row["protocol"], row["shots"]): row["accuracy_mean"] for row in rows}
     assert len(found) == 8
     for protocol in protocols:
-        assert found[protocol, 5] > 0.15
-        assert found[protocol, 0] > (0.2 if protocol == "ridge" else found[protocol, 5])
+        assert found[protocol, 5] > 0.13
+        assert found[protocol, 0] > 0.25
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def finetune(
         else:  # diverged: it knows nothing
             scores = torch.zeros(len(task.test), task.train.num_classes)
         tuned = Tuned(scores, config.optim.learning_rate, config.steps, result.seconds, result.state)
-        merit = result.heldout_accuracy if result.state == "done" else -1.0
+        merit = (result.heldout_accuracy or 0.0) if result.state == "done" else -1.0
         if best is None or merit > best[0]:
             best = (merit, tuned)
     assert best is not None

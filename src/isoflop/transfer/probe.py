@@ -75,19 +75,21 @@ def _chosen_inverse_l2(x: Tensor, labels: Tensor, y: Tensor, seed: int) -> float
         held[members[: max(1, int(HELD_OUT_SHARE * len(members)))] if len(members) > 1 else members[:0]] = True
     if not held.any():
         return 1.0  # one image a class: nothing to choose on
-    losses = {
-        c: float(F.cross_entropy(_padded(x[held]) @ _logistic(x[~held], y[~held], c), labels[held])) for c in INVERSE_L2
-    }
+    losses, start = {}, None
+    for c in INVERSE_L2:  # from the strongest penalty on, each from where the last one ended
+        start = _logistic(x[~held], y[~held], c, start)
+        losses[c] = float(F.cross_entropy(_padded(x[held]) @ start, labels[held]))
     return min(losses, key=losses.__getitem__)
 
 
-def _logistic(x: Tensor, y: Tensor, inverse_l2: float) -> Tensor:
-    """Weights float64 (D + 1, classes), the last row the bias."""
+def _logistic(x: Tensor, y: Tensor, inverse_l2: float, start: Tensor | None = None) -> Tensor:
+    """Weights float64 (D + 1, classes), the last row the bias; the search begins at `start`."""
     n, width = x.shape
     design = _padded(x)
-    weights = torch.zeros(width + 1, y.shape[1], dtype=torch.float64, requires_grad=True)
+    weights = torch.zeros(width + 1, y.shape[1], dtype=torch.float64) if start is None else start.clone()
+    weights.requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [weights], max_iter=500, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
