@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from isoflop.data import Quarantine, batches, open_source
+from isoflop.data import Damage, Quarantine, batches, open_source
 from isoflop.errors import DataError
 from tests.data.pictures import encoded, picture
 
@@ -109,3 +109,7 @@ def test_a_killed_worker_is_one_clear_line(image_folder: Path, monkeypatch: pyte
     monkeypatch.setattr("isoflop.data.sources.images.crop_box", die)
     with pytest.raises(DataError, match=r"a data worker died while making step \d+ .*try fewer workers"):
         list(batches(source, workers=1, **PLAN))
+
+
+def test_a_name_of_any_characters_stays_on_one_line() -> None:
+    assert Damage(0, "a/new\nline \udcff é 中.jpg", "gone").line == "a/new\\nline \\udcff é 中.jpg: gone"

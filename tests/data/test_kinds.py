@@ -203,6 +203,15 @@ def test_bad_options_get_one_clear_line(image_folder: Path, uri: str, message: s
         open_source(uri.replace("PATH", str(image_folder)), split="train", image_size=16)
 
 
+def test_a_folder_that_may_not_be_read_gets_one_clear_line(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match=r"^folder:\S+: Permission denied \(\S+train\)$"):
+        open_source(f"folder:{image_folder}", split="train", image_size=16)
+
+
 @pytest.mark.parametrize("uri", ["digits", "fractals?classes=20", "folder:PATH", "folder:PATH?decode=each&balance=1"])
 def test_sources_travel_to_other_processes(image_folder: Path, uri: str) -> None:
     """As they must where workers are not forked."""

@@ -73,7 +73,7 @@ class CheckReport:
 
 def finding_lines(title: str, found: list[Damage], most: int = 20) -> list[str]:
     """How many there are, then a line for each of the first."""
-    lines = [f"{title}: {len(found):,}", *(f"  {damage.name}: {damage.reason}" for damage in found[:most])]
+    lines = [f"{title}: {len(found):,}", *(f"  {damage.line}" for damage in found[:most])]
     return [*lines, f"  … and {len(found) - most:,} more"] if len(found) > most else lines
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from isoflop.config import DataConfig
 from isoflop.data.cache import decoded_images
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
+from isoflop.data.quarantine import why
 from isoflop.data.records import Part, Records
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, array_statistics
@@ -131,7 +132,11 @@ def open_records(uri: str, part: Part) -> Records:
     kind, path, options = parse_uri(uri)
     if kind not in _STORED:
         raise DataError(f"`{uri}` is not stored data; that is {', '.join(f'{k}:…' for k in _STORED)}")
-    return _STORED[kind][0](path, part, options)
+    try:
+        return _STORED[kind][0](path, part, options)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise DataError(f"{uri}: {why(error)}{place}") from error
 
 
 def parse_uri(uri: str) -> tuple[str, str, Options]:

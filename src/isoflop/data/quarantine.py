@@ -18,6 +18,14 @@ class Damage(NamedTuple):
     name: str
     reason: str
 
+    @property
+    def line(self) -> str:
+        """Name and reason, on one line whatever the name is made of."""
+        name = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in self.name
+        )
+        return f"{name}: {self.reason}"
+
 
 def why(error: Exception) -> str:
     """The reason that an error gives, without the name of the file, which is told already."""
@@ -50,6 +58,6 @@ class Quarantine:
             first = next(iter(self.found.values()))
             raise DataError(
                 f"{len(self.found)} of {self.num_samples} images are damaged, more than the allowed "
-                f"{self.allowed_share:.1%}; the first: {first.name}: {first.reason}; "
+                f"{self.allowed_share:.1%}; the first: {first.line}; "
                 "`isoflop data check` lists them all"
             )

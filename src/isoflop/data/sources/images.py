@@ -68,9 +68,7 @@ class ImageSource:
                 used[k] = candidate
                 break
             else:
-                raise DataError(
-                    f"{damages[-1].name}: {damages[-1].reason}; its {_REPLACEMENTS} replacements are damaged too"
-                )
+                raise DataError(f"{damages[-1].line}; its {_REPLACEMENTS} replacements are damaged too")
         if augmentation.crop == "shift":
             images = shift_flip(images, u[:, 0:3])
         return images, label_tensor(self._records.labels, used), tuple(damages)

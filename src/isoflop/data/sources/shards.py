@@ -69,7 +69,7 @@ class ShardRecords:
             first = self.problems[0]
             raise DataError(
                 f"{self.uri}: {len(self.problems)} samples cannot be used, more than the allowed {allowed_share:.1%}; "
-                f"the first: {first.name}: {first.reason}; `isoflop data check` lists them all"
+                f"the first: {first.line}; `isoflop data check` lists them all"
             )
 
     def __len__(self) -> int:
@@ -171,7 +171,7 @@ class ShardRecords:
         if labels.ndim == 1 and class_names and (labels < 0).any():
             together, labels, counts = self._without_unlabelled(together, labels, counts, problems)
         if not len(together):
-            reason = f" ({problems[0].name}: {problems[0].reason})" if problems else ""
+            reason = f" ({problems[0].line})" if problems else ""
             raise DataError(f"{self.uri}: no images in these shards{reason}")
         description = {
             "format": _FORMAT,
