@@ -28,6 +28,7 @@ from isoflop.config import StudyConfig, parse
 from isoflop.study.adaptive import Arena, Ledger, Result, next_stage
 from isoflop.study.answer import answer_from
 from isoflop.study.belief import Trial
+from isoflop.study.decide import Outlook
 from isoflop.study.funds import Funds
 from isoflop.study.plan import Plan, arena_of
 from isoflop.study.planned import Catalogue
@@ -169,17 +170,20 @@ class Spender:
     def outcome(self, answer: Trial) -> Outcome:
         return Outcome(answer, self.shared, self.separate, len(self.results))
 
-    def law_answer(self) -> Trial:
-        """What `isoflop study` answers from these runs."""
+    def answer(self, outlook: Outlook | None = None) -> Trial:
+        """What `isoflop study` answers from these runs; `outlook` is the adaptive planner's last."""
         rows = [
             {
-                "family": t.family, "model": t.model, "role": "ladder", "status": "done" if math.isfinite(z) else "diverged",
+                "family": t.family, "model": t.model, "role": "ladder",
+                "status": "done" if math.isfinite(z) else "diverged",
                 "flops_per_image": t.n, "images": t.d, "budget": t.budget, "learning_rate": t.rate, "heldout_loss": z,
             }
             for t, z in self.results
         ]  # fmt: skip
-        best = answer_from(self.grid.config, self.grid.catalogue, rows).best
-        return self.grid.arena.trial(best.family, best.run.model, self.grid.arena.target, best.run.config.optim.learning_rate)
+        best = answer_from(self.grid.config, self.grid.catalogue, rows, outlook).best
+        return self.grid.arena.trial(
+            best.family, best.run.model, self.grid.arena.target, best.run.config.optim.learning_rate
+        )
 
 
 def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], None]) -> Outcome:
@@ -191,7 +195,7 @@ def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], No
             assert stage.outlook
             standing = {s.answer.family: round(s.p_best, 2) for s in stage.outlook.standings}
             say(f"planner {planner}: {len(spender.results)} runs, {stage.stop}; P(best) {standing}")
-            return spender.outcome(spender.law_answer())
+            return spender.outcome(spender.answer(stage.outlook))
         for trial in stage.trials:
             spender.run(trial)
 
@@ -206,7 +210,7 @@ def fixed(grid: Grid, planner: int) -> Outcome:
             trial = grid.arena.trial(run.family, run.model, run.budget, run.config.optim.learning_rate)
             inside = any(key[:4] == (trial.family, trial.model, trial.budget, trial.rate) for key in grid.losses)
             known[run.run_id] = spender.run(trial) if inside else math.inf
-    return spender.outcome(spender.law_answer())
+    return spender.outcome(spender.answer())
 
 
 def random_search(grid: Grid, planner: int, allowance: float) -> Outcome:
@@ -264,9 +268,9 @@ def report(name: str, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
     right = sum(o.answer.family == family for o in outcomes)
     close = sum(r <= CLOSE for r in regrets)
     both = sum(r <= CLOSE and o.answer.family == family for r, o in zip(regrets, outcomes, strict=True))
+    shared = np.array([o.shared for o in outcomes]) / all_shared
     return (
-        f"| {name} | {np.mean([o.runs for o in outcomes]):.0f} | {np.mean([o.shared for o in outcomes]) / all_shared:.1%} "
-        f"| {np.max([o.shared for o in outcomes]) / all_shared:.1%} "
+        f"| {name} | {np.mean([o.runs for o in outcomes]):.0f} | {shared.mean():.1%} | {shared.max():.1%} "
         f"| {np.mean([o.separate for o in outcomes]) / all_separate:.1%} | {right} | {close} | {both} "
         f"| {np.median(regrets):.2%} | {max(regrets):.2%} |"
     )
@@ -303,7 +307,8 @@ def main() -> None:
         report("successive halving", [halving(grid, k, ours[k].shared) for k in planners], truth, grid),
         report("successive halving, a quarter", [halving(grid, k, SHARE * shared) for k in planners], truth, grid),
     ]
-    print("\n| | runs | FLOPs, mean | at most | as separate runs | right family | within 1 % | both | regret, median | worst |")
+    head = "| | runs | FLOPs, mean | at most | as separate runs | right family | within 1 % | both |"
+    print(f"\n{head} regret, median | worst |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 

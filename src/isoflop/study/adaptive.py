@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from isoflop.study.belief import Belief, Trial, fit_belief
 from isoflop.study.decide import Decision, Outlook
@@ -131,7 +131,7 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     spent = sum(ledger.enter(trial) for trial, _ in results)
     beliefs = believe(arena, results)
     if not rungs[1]:
-        return Stage(tuple(second_rung(arena, beliefs)), _decision(arena, beliefs).outlook(), spent=spent)
+        return Stage(tuple(second_rung(arena, beliefs, results)), _decision(arena, beliefs).outlook(), spent=spent)
     decision = _decision(arena, beliefs)
     outlook = decision.outlook()
     dropped = tuple(family for family in arena.contenders if outlook.p_best(family) < NEGLIGIBLE)
@@ -160,14 +160,14 @@ def opening(arena: Arena) -> list[Trial]:
     ]
 
 
-def second_rung(arena: Arena, beliefs: Mapping[str, Belief]) -> list[Trial]:
+def second_rung(arena: Arena, beliefs: Mapping[str, Belief], results: Sequence[Result]) -> list[Trial]:
     """The second rung: every size that starts, at the rate that the first rung makes the best."""
     trials = []
     for family, belief in beliefs.items():
         for model in arena.contenders[family].start:
             if arena.trains(family, model, arena.budgets[1]):
                 at = arena.trial(family, model, arena.budgets[1], 1.0)
-                trials.append(arena.trial(family, model, at.budget, _rates_near(arena, belief, at)[0]))
+                trials += [replace(at, rate=rate) for rate in _rates_near(arena, belief, at, results)[:1]]
     return trials
 
 
@@ -257,7 +257,7 @@ def _batch(
 def _fresh(trial: Trial, made: set[Trial]) -> Trial | None:
     """The first copy of `trial` that was not made; None when there are enough."""
     for copy in range(MAX_COPIES):
-        candidate = Trial(trial.family, trial.model, trial.n, trial.d, trial.budget, trial.rate, copy)
+        candidate = replace(trial, copy=copy)
         if candidate not in made:
             return candidate
     return None
@@ -271,26 +271,28 @@ def _candidates(arena: Arena, family: str, belief: Belief, results: Sequence[Res
     names = list(arena.contenders[family].sizes)
     tried = sorted(names.index(model) for model in {trial.model for trial, _ in own})
     names = names[max(tried[0] - 1, 0) : tried[-1] + 2]
-    diverged = [trial for trial, loss in own if not math.isfinite(loss)]
     trials = []
     for budget in reach:
         for model in names:
             if not arena.trains(family, model, budget):
                 continue
             at = arena.trial(family, model, budget, 1.0)
-            for rate in _rates_near(arena, belief, at)[:3]:
-                if not any(t.model == model and t.rate <= rate * 1.01 for t in diverged):
-                    trials.append(arena.trial(family, model, budget, rate))
+            trials += [replace(at, rate=rate) for rate in _rates_near(arena, belief, at, own)[:3]]
     return trials
 
 
-def _rates_near(arena: Arena, belief: Belief, at: Trial) -> list[float]:
-    """Rates of the family's grid, continued at both ends, nearest to the one believed best first."""
+def _rates_near(arena: Arena, belief: Belief, at: Trial, results: Sequence[Result]) -> list[float]:
+    """Rates of the preset's grid, continued at both ends, nearest to the one believed best first.
+
+    From the lowest rate at which the preset diverged upwards there are none.
+    """
     contender = arena.contenders[at.family]
     best = belief.best_rate(at.n, at.d)
     start = contender.rates[at.model][0]
     steps = round(math.log(best / start) / math.log(RATE_RATIO))
     grid = {float(f"{start * RATE_RATIO ** (steps + k):.6g}") for k in (-2, -1, 0, 1, 2)}
     grid |= set(contender.rates[at.model])
-    inside = [rate for rate in grid if contender.bounds[0] * 0.99 <= rate <= contender.bounds[1] * 1.01]
+    same = [(trial, loss) for trial, loss in results if (trial.family, trial.model) == (at.family, at.model)]
+    ceiling = min((trial.rate for trial, loss in same if not math.isfinite(loss)), default=math.inf)
+    inside = [r for r in grid if contender.bounds[0] * 0.99 <= r <= contender.bounds[1] * 1.01 and r < 0.99 * ceiling]
     return sorted(inside, key=lambda rate: abs(math.log(rate / best)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isoflop import laws
@@ -12,6 +12,8 @@ from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import Table
 from isoflop.study.adaptive import Stage
+from isoflop.study.belief import Trial
+from isoflop.study.decide import Outlook
 from isoflop.study.plan import Plan
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Row, finite_loss
@@ -49,15 +51,20 @@ class Answer:
         return self.families[0]
 
 
-def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row]) -> Answer:
-    """The answer that the ladder's finished runs give; StudyError when no family has enough of them."""
+def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outlook: Outlook | None = None) -> Answer:
+    """The answer that the ladder's finished runs give; StudyError when no family has enough of them.
+
+    After fixed rungs everything comes from the laws. An adaptive study leaves a lopsided table, to which laws of the
+    best run of each size and budget fit badly; there family, size and learning rate are those of `outlook`, the
+    planner's own belief in every run, and the laws say what loss to expect, within which interval.
+    """
     target, level = config.study.target_budget, config.laws.level
     tables: dict[str, Table] = {}
     fitted: dict[str, laws.SizeDataLaw] = {}
     left_out: dict[str, str] = {}
     for family in config.families:
         table = best_rates([row for row in rows if row["family"] == family and row["role"] == "ladder"])
-        sizes, images, losses = ([row[name] for row in table] for name in ("flops_per_image", "images", "heldout_loss"))
+        sizes, images, losses = ([row[name] for row in table] for name in ("flops_per_image", "images", "target"))
         try:
             fitted[family] = laws.fit_size_data(
                 sizes, images, losses, seed=config.study.seed, bootstrap=config.laws.bootstrap
@@ -69,9 +76,11 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row]) -> A
     if not tables:
         raise StudyError("no family can be answered: " + "; ".join(f"{f}: {why}" for f, why in left_out.items()))
     comparison = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed)
+    standings = comparison.standings if outlook is None else _standings(comparison, outlook)
+    chosen = {} if outlook is None else {standing.answer.family: standing.answer for standing in outlook.standings}
     families = tuple(
-        _family_answer(config, catalogue, standing, fitted[standing.family], tables[standing.family], rows)
-        for standing in comparison.standings
+        _family_answer(config, catalogue, s, fitted[s.family], tables[s.family], rows, chosen.get(s.family))
+        for s in standings
     )
     return Answer(target, level, families, left_out, comparison.naive_best, comparison.naive_compute)
 
@@ -86,9 +95,19 @@ def best_rates(rows: list[Row]) -> list[Row]:
     best: dict[tuple[str, float], Row] = {}
     for (model, budget, _), alike in copies.items():
         mean = sum(finite_loss(row) for row in alike) / len(alike)
-        if mean < (best[model, budget]["heldout_loss"] if (model, budget) in best else math.inf):
-            best[model, budget] = {**alike[0], "heldout_loss": mean}
+        if mean < (best[model, budget]["target"] if (model, budget) in best else math.inf):
+            best[model, budget] = {**alike[0], "target": mean}
     return [best[key] for key in sorted(best, key=lambda key: (best[key]["flops_per_image"], key[1]))]
+
+
+def _standings(comparison: laws.Comparison, outlook: Outlook) -> list[laws.Standing]:
+    """The families that have a law, ranked and rated by `outlook`."""
+    by_law = {standing.family: standing for standing in comparison.standings}
+    return [
+        replace(by_law[s.answer.family], p_best=s.p_best, regret=s.regret * math.exp(s.log_loss))
+        for s in outlook.standings
+        if s.answer.family in by_law
+    ]
 
 
 def _family_answer(
@@ -98,10 +117,10 @@ def _family_answer(
     law: laws.SizeDataLaw,
     table: Table,
     rows: list[Row],
+    chosen: Trial | None,
 ) -> FamilyAnswer:
     family, target, level = standing.family, config.study.target_budget, config.laws.level
-    size, _, _ = law.optimal(target)
-    model = _nearest_preset(catalogue, family, size)
+    model = chosen.model if chosen else _nearest_preset(catalogue, family, law.optimal(target)[0])
     runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
     rates = laws.fit_learning_rate(
         [row["flops_per_image"] for row in runs],
@@ -110,7 +129,8 @@ def _family_answer(
         [row["images"] for row in runs],
     )
     flops = catalogue.flops_per_image(family, model)
-    rate = float(f"{float(rates.predict(flops, target / flops)):.2g}")
+    best_rate = chosen.rate if chosen else float(rates.predict(flops, target / flops))
+    rate = float(f"{best_rate:.2g}")
     run = catalogue.run(family, model, target, rate, role="final")
     low, high = law.interval(flops, run.images, level)
     points = laws.frontier_points(*table)
@@ -211,7 +231,7 @@ def grade(document: dict[str, Any], finals: Mapping[str, Row]) -> dict[str, Any]
     for family, row in finals.items():
         predicted = document["families"][family]
         low, high = predicted["interval"]
-        loss = row["heldout_loss"]
+        loss = row["target"]
         graded[family] = {
             "run_id": row["run_id"],
             "status": row["status"],

@@ -23,20 +23,28 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 @dataclass(frozen=True)
 class Standing:
-    """What a family would do at the target, and how it stands: expected log loss, its deviation, P(best)."""
+    """What a family would do at the target, and how it stands: expected log loss, its deviation, P(best), regret.
+
+    The regret is the share of the loss that this answer is expected to lose against the best if all were known.
+    """
 
     answer: Trial
     log_loss: float
     deviation: float
     p_best: float
+    regret: float
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Families, best first, and the expected regret of choosing the first one's answer, as a share of the loss."""
+    """Families, best first."""
 
     standings: tuple[Standing, ...]
-    regret: float
+
+    @property
+    def regret(self) -> float:
+        """The expected regret of the best answer."""
+        return self.standings[0].regret
 
     def p_best(self, family: str) -> float:
         return next((s.p_best for s in self.standings if s.answer.family == family), 0.0)
@@ -74,15 +82,14 @@ class Decision:
             deviations.append(np.sqrt((spread**2).sum(axis=1)))
         losses = np.stack(lowest)
         share = np.bincount(losses.argmin(axis=0), minlength=len(losses)) / losses.shape[1]
+        perfect = float(losses.min(axis=0).mean())
         standings = []
         for k, answers in enumerate(self.answers.values()):
             j = int(answers.mean.argmin())
-            standings.append(
-                Standing(answers.trials[j], float(answers.mean[j]), float(deviations[k][j]), float(share[k]))
-            )
-        standings.sort(key=lambda standing: standing.log_loss)
-        regret = standings[0].log_loss - float(losses.min(axis=0).mean())
-        return Outlook(tuple(standings), max(regret, 0.0))
+            mean = float(answers.mean[j])
+            regret = max(mean - perfect, 0.0)
+            standings.append(Standing(answers.trials[j], mean, float(deviations[k][j]), float(share[k]), regret))
+        return Outlook(tuple(sorted(standings, key=lambda standing: standing.log_loss)))
 
     def worth(self, trials: Sequence[Trial], costs: Sequence[float]) -> Array:
         """Regret that each trial of one family is expected to remove, per unit of its cost (m,)."""

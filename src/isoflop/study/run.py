@@ -31,7 +31,7 @@ def run_study(config: StudyConfig, narrator: Narrator | None = None, *, command:
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
     """
-    store = Store(config.directory)
+    store = Store(config.directory, config.target.protocol(config.transfer))
     plan = plan_study(config, known=store.prices())  # what cannot be planned is refused before anything is written
     with sole_writer(config.directory, StudyError):
         store.claim(config)
@@ -67,7 +67,8 @@ class _Study:
             last = batch
         assert last
 
-        answer = answer_from(config, self.catalogue, self._rows())
+        outlook = last.thought.outlook if last.thought else None
+        answer = answer_from(config, self.catalogue, self._rows(), outlook)
         document = answer_document(answer)
         document["planner"] = planner_document(plan, last.thought)
         self._write_answer(document)
@@ -99,7 +100,10 @@ class _Study:
         for run in runs:
             if run not in todo:
                 self.clock.finished(run)
-        tasks = [Task(run, self.store.run_directory(run.run_id), self.store.trunk_directory(run)) for run in todo]
+        tasks = [
+            Task(run, self.store.run_directory(run.run_id), self.store.trunk_directory(run), self.store.target)
+            for run in todo
+        ]
         for event in self.pool.run(tasks):
             if event.kind in ("died", "warning"):
                 self.narrator.line(f"{self._label(event.run_id)}: {event.error}")
@@ -173,4 +177,5 @@ class _Study:
         rows = self._rows()
         self.store.write_rows(rows)
         finished = [row["run_id"] for row in rows if row["status"] == "done"]
-        write_report(rows, document, self.store.curves(finished), self.store.directory / "report.html")
+        shown = self.store.judged(rows)
+        write_report(shown, document, self.store.curves(finished), self.store.directory / "report.html")

@@ -1,0 +1,173 @@
+"""The adaptive planner, replayed against planted laws: it finds what was planted, and spends where it tells most."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isoflop.study.adaptive import Arena, Contender, Ledger, Result, Stage, next_stage
+from isoflop.study.belief import Trial, fit_belief
+from isoflop.study.decide import Decision
+
+BUDGETS = (1e9, 2.5e9, 6e9, 1.5e10, 4e10)
+TARGET = 1.6e11
+ALLOWANCE = 5e11
+RATES = (0.01, 0.02, 0.04)
+SIZES = {f"w{n:g}": n for n in (8e4, 1.6e5, 3.2e5, 6.4e5)}
+# E, A, B at 2e5 FLOPs an image and 2e4 images, α, β, best rate: "late" is behind on the ladder's first half only
+PLANTED = {"early": (1.0, 0.3, 0.55, 0.3, 0.3, 0.02), "late": (0.9, 0.3, 0.75, 0.3, 0.5, 0.015)}
+
+
+def arena(**changes: object) -> Arena:
+    contender = Contender(SIZES, tuple(SIZES), SIZES, dict.fromkeys(SIZES, RATES), SIZES)
+    return replace(Arena(dict.fromkeys(PLANTED, contender), BUDGETS, TARGET, 32), **changes)  # type: ignore[arg-type]
+
+
+def planted(trial: Trial, noise: float = 0.0) -> float:
+    e, a, b, alpha, beta, rate = PLANTED[trial.family]
+    loss = e + a * (trial.n / 2e5) ** -alpha + b * (trial.d / 2e4) ** -beta
+    rng = np.random.default_rng([int(trial.n), int(trial.d), int(trial.rate * 1e6), trial.copy])
+    return loss * math.exp(0.03 * math.log(trial.rate / rate) ** 2 + noise * rng.standard_normal())
+
+
+def replay(
+    question: Arena, loss: Callable[[Trial], float], allowance: float = ALLOWANCE
+) -> tuple[list[Result], list[Stage]]:
+    results: list[Result] = []
+    told: list[Stage] = []
+    while not told or not told[-1].stop:
+        told.append(next_stage(question, results, allowance, 6))
+        results += [(trial, loss(trial)) for trial in told[-1].trials]
+    return results, told
+
+
+@pytest.fixture(scope="module")
+def replayed() -> tuple[list[Result], list[Stage]]:
+    return replay(arena(), lambda trial: planted(trial, 0.01))
+
+
+def test_it_finds_the_family_that_is_ahead_at_the_target_only(replayed: tuple[list[Result], list[Stage]]) -> None:
+    results, told = replayed
+    first = {trial.family: loss for trial, loss in results if trial.budget == BUDGETS[0] and trial.rate == 0.02}
+    assert first["early"] < first["late"]
+    outlook = told[-1].outlook
+    assert outlook is not None
+    answer = outlook.standings[0].answer
+    best = min(
+        planted(arena().trial(family, model, TARGET, rate))
+        for family in PLANTED
+        for model in SIZES
+        for rate in (0.01, 0.015, 0.02)
+    )
+    assert answer.family == "late"
+    assert planted(answer) < 1.01 * best
+
+
+def test_the_same_results_give_the_same_runs(replayed: tuple[list[Result], list[Stage]]) -> None:
+    results, told = replayed
+    count = 0
+    for stage in told:
+        assert next_stage(arena(), results[:count], ALLOWANCE, 6) == stage
+        count += len(stage.trials)
+
+
+def test_no_run_is_made_twice_and_none_skips_a_rung(replayed: tuple[list[Result], list[Stage]]) -> None:
+    results, _ = replayed
+    trials = [trial for trial, _ in results]
+    assert len(set(trials)) == len(trials)
+    for k, trial in enumerate(trials):
+        rung = BUDGETS.index(trial.budget)
+        assert rung == 0 or any(t.family == trial.family and t.budget == BUDGETS[rung - 1] for t in trials[:k])
+
+
+def test_the_allowance_is_kept() -> None:
+    question, allowance = arena(sure=0.999), 1.2e11
+    results, told = replay(question, lambda trial: planted(trial, 0.05), allowance)
+    ledger = Ledger(question)
+    assert sum(ledger.enter(trial) for trial, _ in results) <= allowance
+    assert told[-1].spent <= allowance
+
+
+def test_a_hopeless_family_gets_no_more_runs() -> None:
+    results, told = replay(arena(), lambda trial: planted(trial, 0.01) * (3.0 if trial.family == "early" else 1.0))
+    assert told[-1].dropped == ("early",)
+    assert max(trial.budget for trial, _ in results if trial.family == "early") <= BUDGETS[1]
+    assert "P(best) of late" in told[-1].stop
+
+
+def test_rates_beyond_the_edge_of_the_grid_are_tried_where_the_best_lies_there() -> None:
+    def loss(trial: Trial) -> float:
+        return planted(replace(trial, rate=trial.rate / 16))  # the best rates are near 0.3
+
+    results, _ = replay(arena(), loss)
+    assert max(trial.rate for trial, _ in results) >= 0.16
+
+
+def test_a_rate_that_diverged_is_not_raised() -> None:
+    def loss(trial: Trial) -> float:
+        return math.inf if trial.rate >= 0.04 else planted(replace(trial, rate=trial.rate / 16), 0.01)
+
+    results, told = replay(arena(), loss)
+    assert max(trial.rate for trial, _ in results) == 0.04
+    tried_once = [trial for trial, _ in results if trial.rate == 0.04]
+    assert {trial.budget for trial in tried_once} == {BUDGETS[0]}
+    assert told[-1].outlook is not None
+
+
+def test_sizes_follow_the_optimum_beyond_those_that_began() -> None:
+    question = arena()
+    small = {family: replace(c, start=tuple(SIZES)[:2]) for family, c in question.contenders.items()}
+    results, _ = replay(replace(question, contenders=small), lambda trial: planted(trial, 0.005))
+    assert {trial.model for trial, _ in results} > set(tuple(SIZES)[:2])
+
+
+def test_longer_runs_cost_what_their_trunk_lacks() -> None:
+    question = arena()
+    ledger = Ledger(question)
+    short = question.trial("late", "w80000", 1e9, 0.02)
+    long = question.trial("late", "w80000", 2.5e9, 0.02)
+    assert ledger.enter(short) == short.n * short.d
+    assert ledger.cost(long) == pytest.approx(long.n * (long.d - 0.8 * short.d))
+    assert ledger.cost(replace(long, copy=1)) == long.n * long.d
+
+
+def test_the_belief_recovers_planted_learning_rates_and_covers_the_truth() -> None:
+    question = arena()
+    levels = (*BUDGETS, TARGET)
+    inside = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        trials = [question.trial("late", m, c, r) for m in SIZES for c in BUDGETS[:4] for r in RATES]
+        losses = [planted(trial) * math.exp(0.02 * rng.standard_normal()) for trial in trials]
+        belief = fit_belief(trials, losses, levels, (0.03, -0.2))
+        assert belief is not None
+        assert belief.noise == pytest.approx(0.02, rel=0.35)
+        assert belief.best_rate(2e5, 5e4) == pytest.approx(0.015, rel=0.3)
+        ahead = question.trial("late", "w320000", TARGET, 0.015)
+        value, gradient = belief.predict([ahead])
+        deviation = math.sqrt(gradient[0] @ belief.covariance @ gradient[0])
+        inside += abs(value[0] - math.log(planted(ahead))) < 1.645 * deviation
+    assert inside >= 17
+
+
+def test_a_run_is_worth_more_the_more_it_tells_about_the_decision() -> None:
+    question = arena()
+    trials = {f: [question.trial(f, m, c, r) for m in SIZES for c in BUDGETS[:3] for r in RATES] for f in PLANTED}
+    levels = (*BUDGETS, TARGET)
+    beliefs = {}
+    for family, own in trials.items():
+        belief = fit_belief(own, [planted(t, 0.02) for t in own], levels, (0.02, -0.2))
+        assert belief is not None
+        beliefs[family] = belief
+    answers = {f: [question.trial(f, m, TARGET, 0.015) for m in SIZES] for f in PLANTED}
+    decision = Decision(beliefs, answers)
+    near, far = (question.trial("late", "w320000", c, 0.02) for c in (BUDGETS[3], BUDGETS[0]))
+    worth = decision.worth([near, far], [1.0, 1.0])
+    assert worth[0] > 3 * worth[1] >= 0
+    before = decision.worth([near], [1.0])[0]
+    decision.chosen(near)
+    assert decision.worth([near], [1.0])[0] < before
+    gain = Decision(beliefs, answers).gain([near])
+    assert 0 < gain < decision.outlook().regret + 1e-3
