@@ -107,7 +107,7 @@ def report(
     from isoflop.study import Store
 
     stores = [Store(directory) for directory in directories]
-    studies = [StudyTables(store.rows(), store.read("answer.json")) for store in stores]
+    studies = [StudyTables(store.judged(store.rows()), store.read("answer.json")) for store in stores]
     if len(studies) > 1:
         if figures:
             raise StudyError("--figures takes one study")

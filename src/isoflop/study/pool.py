@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isoflop.config import TransferConfig
 from isoflop.study.planned import PlannedRun
 
 MAX_DEATHS = 3  # of workers, over one run, before the run counts as failed
@@ -26,6 +27,8 @@ class Task:
     run: PlannedRun
     directory: Path
     trunk: Path | None
+    target: TransferConfig | None = None
+    """What the finished run is measured by, if not by its held-out loss."""
 
     def to_json(self) -> str:
         return json.dumps(
@@ -34,6 +37,7 @@ class Task:
                 "config": self.run.config.model_dump(mode="json"),
                 "directory": str(self.directory),
                 "trunk": str(self.trunk) if self.trunk else None,
+                "target": self.target.model_dump(mode="json") if self.target else None,
             }
         )
 

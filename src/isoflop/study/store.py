@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from isoflop.config import StudyConfig, config_hash
+from isoflop.config import StudyConfig, TransferConfig, config_hash
 from isoflop.errors import CheckpointError, StudyError
 from isoflop.study.planned import PlannedRun
+from isoflop.study.target import read_target
 from isoflop.train import read_journal
 from isoflop.train.checkpoints import write_json_atomically
 from isoflop.train.journal import attempts
@@ -37,6 +38,7 @@ COLUMNS = (
     "trunk_steps",
     "heldout_loss",
     "heldout_accuracy",
+    "target",
     "seconds",
     "parameters",
     "error",
@@ -47,8 +49,9 @@ Row = dict[str, Any]
 class Store:
     """Reads and writes one study directory. Everything in it but `study.json` and `runs/` can be made again."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, target: TransferConfig | None = None) -> None:
         self.directory = directory
+        self.target = target  # what runs are judged by, if not by their held-out loss
 
     def claim(self, config: StudyConfig) -> None:
         """Makes the directory that of `config`, or checks that it is; StudyError when it is another study's."""
@@ -124,6 +127,11 @@ class Store:
         except CheckpointError as error:
             status, failure = {}, str(error)
         state = "failed" if failure else status.get("state", "planned")
+        target = status.get("heldout_loss")
+        if self.target is not None:
+            measured = read_target(self.run_directory(run.run_id), self.target)
+            target = measured["error"] if measured else None
+            state = "running" if state == "done" and measured is None else state
         return {
             "run_id": run.run_id,
             "family": run.family,
@@ -142,6 +150,7 @@ class Store:
             "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status else None,
             "heldout_loss": status.get("heldout_loss"),
             "heldout_accuracy": status.get("heldout_accuracy"),
+            "target": target,
             "seconds": status.get("seconds"),
             "parameters": run.parameters,
             "error": failure or status.get("error", ""),
@@ -167,6 +176,10 @@ class Store:
             return []
         with path.open(newline="", encoding="utf-8") as file:
             return [{name: _cell(name, text) for name, text in line.items()} for line in csv.DictReader(file)]
+
+    def judged(self, rows: Iterable[Row]) -> list[Row]:
+        """`rows` for the report, whose losses are then what the runs were judged by."""
+        return [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
 
     def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured)."""
@@ -202,6 +215,6 @@ def shared_steps(directory: Path) -> int:
 
 
 def finite_loss(row: Row) -> float:
-    """The held-out loss of a finished run, +inf of any other."""
-    loss = row["heldout_loss"]
+    """What a finished run is judged by (its held-out loss, or the error on the target), +inf of any other."""
+    loss = row.get("target", row["heldout_loss"])
     return loss if row["status"] == "done" and loss is not None and math.isfinite(loss) else math.inf

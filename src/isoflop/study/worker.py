@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _train(task: dict[str, Any], answers: TextIO) -> dict[str, Any]:
-    from isoflop.config import RunConfig, parse
+    from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
 
@@ -42,6 +42,10 @@ def _train(task: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     try:
         trunk = Path(task["trunk"]) if task["trunk"] else None
         result = train(parse(task["config"], RunConfig), Path(task["directory"]), trunk=trunk, on_row=on_row)
+        if task["target"] and result.state == "done":
+            from isoflop.study.target import measure_target
+
+            measure_target(Path(task["directory"]), parse(task["target"], TransferConfig))
     except BrokenPipeError:
         raise
     except CheckpointError as error:  # the storage: no other run would fare better
