@@ -1,36 +1,13 @@
 """A run killed at any moment and started again ends as if nothing had happened."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from isoflop.config import RunConfig
-from isoflop.data import locate
-from isoflop.train import read_journal, verify_ledger
-from isoflop.train.meters import MEASURED
 from tests.promises.chaos import run_config, train_under_fire, train_whole, warm_up
-
-
-def measured(directory: Path) -> list[dict[str, Any]]:
-    """The journal without the columns that tell the time."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in read_journal(directory)]
-
-
-def pure_order(config: RunConfig, num_samples: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    for step in range(config.steps):
-        positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size, dtype=np.int64)
-        yield locate(positions, num_samples, config.data.seed)
-
-
-def check_same(config: RunConfig, undisturbed: Path, disturbed: Path) -> None:
-    assert (undisturbed / "model.safetensors").read_bytes() == (disturbed / "model.safetensors").read_bytes()
-    assert measured(undisturbed) == measured(disturbed)
-    assert verify_ledger(read_journal(disturbed), pure_order(config, 1000)) == config.steps
+from tests.promises.same import check_same
 
 
 def test_kills_change_neither_weights_nor_metrics_nor_samples(tmp_path: Path) -> None:
