@@ -177,3 +177,5 @@ def test_an_image_without_a_partner_stays_as_it_is_and_a_parted_pair_is_refused(
     assert torch.equal(targets[4], TARGETS[4])
     with pytest.raises(DataError, match="at least two images per rank"):
         mix(IMAGES, TARGETS, seed=0, step=0, first=3)
+    with pytest.raises(DataError, match="at least two images per rank"):
+        mix(IMAGES[:1], TARGETS[:1], seed=0, step=0, first=0)

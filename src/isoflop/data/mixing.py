@@ -37,9 +37,10 @@ def mix(
     the partner, of the area 1-λ), else by Mixup (arXiv 1710.09412: λ·image + (1-λ)·partner); λ ~ Beta(α, α). An α of
     0 turns one of the two off. The defaults are DeiT's (arXiv 2012.12877). An image without a partner stays as it is.
 
-    `first` is `Batch.first`. Raises DataError if it is odd: then a partner may be on another rank.
+    `first` is `Batch.first`. Raises DataError for an image alone, or if `first` is odd: its partner may be on another
+    rank.
     """
-    if first % 2:
+    if first % 2 or len(images) < 2:
         raise DataError("Mixup and CutMix need a batch of at least two images per rank")
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
         return images, targets
