@@ -1,6 +1,6 @@
 """Does the adaptive study pay? It is replayed against a whole grid of runs, beside fixed rungs and Optuna's searches.
 
-    python benchmarks/study.py [TABLE] [--planners 10]
+    python benchmarks/study.py [TABLE] [--planted WORLD] [--planners 10]
 
 TABLE is `benchmarks/study_grid.csv`, what `benchmarks/study_grid.py` gave: three families, four sizes, several budgets,
 four learning rates, three seeds. Planner number k draws a seed of its own for each trunk, so that ten planners see ten
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import optuna
 from study_grid import MIN_STEPS, STUDY
+from study_planted import WORLDS, planted_rows
 
 from isoflop import laws
 from isoflop.config import StudyConfig, parse
@@ -287,10 +288,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("table", nargs="?", type=Path, default=Path(__file__).parent / "study_grid.csv")
     parser.add_argument("--planners", type=int, default=10)
+    parser.add_argument("--planted", choices=WORLDS, help="planted laws in the place of a table")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with options.table.open(newline="", encoding="utf-8") as file:
-        grid = Grid(csv.DictReader(file))
+    if options.planted:
+        grid = Grid(planted_rows(options.planted))
+    else:
+        with options.table.open(newline="", encoding="utf-8") as file:
+            grid = Grid(csv.DictReader(file))
     truth = truth_of(grid)
     shared, separate = grid_costs(grid)
     print(f"The grid: {len(grid.losses)} runs, {shared:.3g} FLOPs with shared trunks, {separate:.3g} as separate runs.")

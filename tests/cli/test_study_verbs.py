@@ -2,12 +2,17 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from isoflop.cli import main
+from isoflop.cli.narration import TerminalNarrator
 from isoflop.cli.tables import duration, power, print_table
+from isoflop.study.adaptive import Stage
+from isoflop.study.belief import Trial
+from isoflop.study.decide import Outlook, Standing
 
 STUDY = """\
 batch_size = 8
@@ -64,6 +69,32 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     assert "minutes" in out
     assert re.findall(r"^[1248]e8 ", out, re.MULTILINE) == ["1e8 ", "2e8 ", "4e8 ", "8e8 "]
     assert not Path("studies").exists()
+
+
+def test_the_plan_of_a_limited_study_says_what_is_set_aside(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = isoflop(capsys, "study", "plan", "tiny.toml", "study.budgets=none", "study.budget=8e9")
+    assert status == 0
+    assert re.search(r"^training the answer, set aside +1.6e9 +20%$", out, re.MULTILINE)
+    assert re.search(r"^the ladder +6.4e9 +80%$", out, re.MULTILINE)
+    assert "At most about" in out
+
+
+def test_what_changed_after_a_rung_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Trial("vit", "vit_w8d2p8", 1e5, 1e6, 1e11, 0.01)
+    standings = (
+        Standing(answer, 0.0, 0.02, 0.99, 0.0131),
+        Standing(replace(answer, family="nfnet", model="nfnet_w8d1"), 0.3, 0.02, 0.01, 0.3),
+    )
+    trials = (replace(answer, budget=2e9), replace(answer, budget=2e9, copy=1), replace(answer, budget=4e9))
+    before = Stage(trials, Outlook(standings), 0.0131 - 0.0062)
+    TerminalNarrator().thought(replace(before, dropped=("nfnet",)), before)
+    assert capsys.readouterr().out.splitlines() == [
+        "P(best): vit 0.99 (vit_w8d2p8, loss 1.000), nfnet 0.01 (nfnet_w8d1, loss 1.350)",
+        "dropped nfnet: P(best) 0.01",
+        "next: 3 runs (vit_w8d2p8 at 2e9 ×2, vit_w8d2p8 at 4e9): expected regret 0.0131 → 0.0062",
+    ]
+    TerminalNarrator().thought(Stage((), Outlook(standings), stop="the budget is spent"), before)
+    assert capsys.readouterr().out.splitlines()[1] == "the ladder ends: the budget is spent (expected regret 0.0131)"
 
 
 def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys: pytest.CaptureFixture[str]) -> None:

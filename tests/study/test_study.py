@@ -13,6 +13,7 @@ import pytest
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.study import Narrator, Store, run_study
+from isoflop.study.adaptive import Stage
 from isoflop.study.answer import answer_from
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.pool import LocalPool, Task
@@ -26,6 +27,10 @@ class Listener(Narrator):
     def __init__(self) -> None:
         self.trained: list[str] = []
         self.lines: list[str] = []
+        self.stages: list[Stage] = []
+
+    def thought(self, stage: Stage, before: Stage | None) -> None:
+        self.stages.append(stage)
 
     def rung(self, number: int, count: int | None, runs: Sequence[PlannedRun]) -> None:
         self.trained += [run.run_id for run in runs]
@@ -198,19 +203,29 @@ def test_a_killed_worker_costs_time_or_at_most_its_run(tmp_path: Path, deaths: i
         assert "killed by SIGKILL, for the 3rd time" in last.error
 
 
-def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     class Stop(Exception): ...
 
     class Impatient(Listener):
         def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
-            if finished == 2:
+            if finished == 6:  # two runs into the second stage
                 raise Stop
 
-    config = toy_study(tmp_path / "toy")
+    config = toy_study(tmp_path / "toy", study={"budget": 1.6e10})
     with pytest.raises(Stop):
         run_study(config, Impatient())
     listener = Listener()
     document = run_study(config, listener)
     rows = Store(config.directory).rows()
-    assert len(listener.trained) <= len(rows) - 2
+    assert len(listener.trained) <= len(rows) - 6
     assert document["final"]["status"] == "done"
+    planner, spent = document["planner"], document["spent"]
+    assert planner["stop"]
+    assert planner["spent"] <= planner["limit"] - planner["reserved"]
+    assert sum(row["train_flops"] for row in rows) <= 1.05 * config.study.budget / (1 - spent["saved"])
+    assert any(row["trunk_steps"] for row in rows)
+
+    again = Listener()
+    assert run_study(config, again)["families"] == document["families"]
+    assert again.trained == []
+    assert again.stages == listener.stages

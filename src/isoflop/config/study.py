@@ -41,19 +41,17 @@ class StudyTable(Table):
     target_budget: Positive
     """Training FLOPs that the answer is for; the answer is trained with them."""
     budgets: Maybe[Budgets] = None
-    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; chosen from what the study
-    may cost when left out."""
+    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; chosen to fit a limit."""
     budget: Maybe[Positive] = None
-    """Training FLOPs that the whole study may cost, its answers included; which runs are worth it is decided rung by
-    rung. Without this, `device_hours` or `money`, every size is trained at every one of `budgets`."""
+    """A limit: training FLOPs of the whole study, answers included. Runs are then chosen for what they tell."""
     device_hours: Maybe[Positive] = None
-    """In place of `budget`: hours of one worker (a CPU core, or an accelerator) for the whole study."""
+    """A limit in place of `budget`: hours of one worker (a CPU core, or an accelerator)."""
     money: Maybe[Positive] = None
-    """In place of `budget`: what the whole study may cost, in the currency of `price_per_hour`."""
+    """A limit in place of `budget`: in the currency of `price_per_hour`."""
     price_per_hour: Maybe[Positive] = None
     """Price of a device-hour."""
     sure: BelowOne = 0.95
-    """Probability of the best family at which a study with a budget stops early."""
+    """Probability of the best family at which a study with a limit stops early."""
     seed: Natural = 0
     """Seed of every run of the ladder; further copies of a run take the next ones."""
     finals: Count = 1

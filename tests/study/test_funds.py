@@ -1,0 +1,116 @@
+"""What a study may cost: what the answers take is set aside, and limits that cannot be kept are refused by name."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.config import StudyConfig
+from isoflop.errors import StudyError
+from isoflop.study.adaptive import Ledger, next_stage
+from isoflop.study.funds import TARGET_DISTANCE, choose_budgets
+from isoflop.study.plan import Plan, plan_study
+from isoflop.study.planned import Catalogue
+from isoflop.study.run import run_study
+from tests.study.test_rungs import SIZES, study_config
+
+SECONDS = {("vit", name): 1e-4 * (k + 1) for k, name in enumerate(SIZES)}
+RUNGS = [2e9, 4e9, 8e9]
+
+
+def limited(**study: Any) -> StudyConfig:
+    return study_config(study={"name": "toy", "target_budget": 4e10, **study})
+
+
+def plan(config: StudyConfig) -> Plan:
+    return plan_study(config, known=SECONDS)
+
+
+def test_the_answer_is_set_aside_first_and_the_ladder_gets_the_rest() -> None:
+    funds = plan(limited(budget=3e11)).funds
+    assert funds is not None
+    assert (funds.unit, funds.reserved, funds.allowance) == ("FLOPs", 4e10, 2.6e11)
+
+
+def test_money_is_device_hours_times_their_price_at_measured_speed() -> None:
+    hours, money = (
+        plan(limited(budgets=RUNGS, device_hours=2.0)),
+        plan(limited(budgets=RUNGS, money=6.0, price_per_hour=3.0)),
+    )
+    assert hours.funds is not None
+    assert money.funds is not None
+    dearest = max(SECONDS[key] / hours.catalogue.flops_per_image(*key) for key in SECONDS)
+    assert hours.funds.reserved == pytest.approx(4e10 * dearest / 3600)
+    assert money.funds.reserved == pytest.approx(3 * hours.funds.reserved)
+    assert hours.funds.price("vit", 1e5) == pytest.approx(money.funds.price("vit", 1e5) / 3)
+    assert hours.funds.price_of_evaluation("vit", 1e5) > 0
+
+
+def test_rungs_are_chosen_below_the_target_and_within_the_limit() -> None:
+    chosen = plan(limited(budget=3e11))
+    budgets = chosen.catalogue.budgets
+    assert len(budgets) >= 3
+    assert all(1.2 < high / low < 3 for low, high in pairwise(budgets))
+    assert budgets[-1] <= 4e10 / TARGET_DISTANCE * 1.05
+    assert chosen.arena is not None
+    assert chosen.funds is not None
+    ledger = Ledger(chosen.arena)
+    first = next_stage(chosen.arena, [], chosen.funds.allowance, 6).trials
+    assert sum(ledger.enter(trial) for trial in first) < 0.3 * chosen.funds.allowance
+    assert [run.run_id for run in chosen.first] == [
+        chosen.catalogue.run(t.family, t.model, t.budget, t.rate, number=t.copy).run_id for t in first
+    ]
+
+
+def test_more_to_spend_brings_the_rungs_nearer_to_the_target() -> None:
+    catalogue = Catalogue(limited(budget=3e11))
+    small, large = (choose_budgets(catalogue.config, catalogue, flops) for flops in (6e10, 6e11))
+    assert small[-1] < large[-1]
+
+
+def test_sizes_that_were_only_counted_may_be_followed_by_their_neighbours() -> None:
+    config = limited(budget=3e11)
+    arena = plan_study(
+        config.model_copy(update={"families": {"vit": config.families["vit"].model_copy(update={"sizes": 2})}})
+    )
+    assert arena.arena is not None
+    contender = arena.arena.contenders["vit"]
+    assert len(contender.start) == 2
+    assert len(contender.sizes) > 10
+    named = plan(config).arena
+    assert named is not None
+    assert tuple(named.contenders["vit"].sizes) == tuple(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({"device_hours": 1e-4, "budgets": RUNGS}, r"study.device_hours = 0.0001 leaves nothing to measure: .* takes"),
+        (
+            {"money": 1e-3, "price_per_hour": 2.0},
+            r"study.money = 0.001 leaves nothing to measure: training the answer alone \(1 × 4e\+10 FLOPs\) takes",
+        ),
+        ({"budget": 4.2e10}, r"leaves 2e\+09 FLOPs for the ladder, but 3 sizes from .* need about"),
+        ({"budget": 6e10, "budgets": [8e9, 2e10, 4e10]}, "its first two rungs, 8e.* and 2e.* FLOPs a run, take"),
+        ({"budget": 1e12, "target_budget": 1e9}, "target_budget = 1e.* is too near to what the smallest presets need"),
+    ],
+)
+def test_a_limit_that_cannot_be_kept_is_refused(study: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        plan(limited(**study))
+
+
+def test_a_family_whose_smallest_size_no_chosen_rung_can_train_is_named() -> None:
+    config = study_config(
+        study={"name": "toy", "budgets": [2e9, 4e9], "target_budget": 4e10, "budget": 1e11},
+        families={"vit": {"sizes": SIZES}, "nfnet": {"sizes": ["nfnet_w64d2"]}},
+    )
+    with pytest.raises(StudyError, match="is too small for nfnet_w64d2, the smallest nfnet"):
+        plan_study(config, known=SECONDS)
+
+
+def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="for the ladder"):
+        run_study(limited(budget=4.2e10, output=str(tmp_path / "toy")))
+    assert not (tmp_path / "toy").exists()
