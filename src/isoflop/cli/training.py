@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,15 @@ def train(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; runs/NAME-HASH when left out."),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
+    accelerator: Annotated[
+        str, typer.Option("--accelerator", metavar="NAME", help="With --dry-run: what it would be trained on.")
+    ] = "h100",
+    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="With --dry-run: how many.")] = 1,
+    utilisation: Annotated[
+        float,
+        typer.Option("--utilisation", metavar="SHARE", min=0.01, max=1, help="With --dry-run: of the peak, assumed."),
+    ] = 0.4,
 ) -> None:
     """Train one run, or go on with it where it was interrupted; under torchrun, as one of several processes.
 
@@ -28,15 +38,18 @@ def train(
     from isoflop.config import config_hash, load_run
 
     loaded = load_run(file, overrides or [])
+    if dry_run:
+        from isoflop.cli.dry_run import print_forecast
+
+        with _placed(loaded.origins["model.name"]):
+            print_forecast(loaded.config, accelerator, devices, utilisation)
+        return
     directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
     from isoflop.train import train as train_run
     from isoflop.train.preemption import PREEMPTED, asked_to_stop
 
-    try:
-        with asked_to_stop() as stop:
-            result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
-    except ModelError as error:
-        raise ModelError(f"{loaded.origins['model.name']}: {error}") from error
+    with _placed(loaded.origins["model.name"]), asked_to_stop() as stop:
+        result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
     if result.state == "preempted":
         print(f"{result.error} - the same command goes on from here", file=sys.stderr)
         raise typer.Exit(PREEMPTED)
@@ -47,9 +60,17 @@ def train(
         raise typer.Exit(1)
     accuracy = "" if result.heldout_accuracy is None else f", accuracy {result.heldout_accuracy:.3f}"
     print(
-        f"done: held-out loss {result.heldout_loss:.4f}{accuracy}, "
-        f"{result.seconds:.1f} s of training, in {directory}"
+        f"done: held-out loss {result.heldout_loss:.4f}{accuracy}, {result.seconds:.1f} s of training, in {directory}"
     )
+
+
+@contextmanager
+def _placed(origin: str) -> Iterator[None]:
+    """Says where the model was named, when it cannot be built."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{origin}: {error}") from error
 
 
 class _Progress:

@@ -8,8 +8,7 @@ from isoflop.train.optim.sharpness import PASSES
 
 
 def train_flops_per_image(config: RunConfig, num_classes: int, channels: int) -> float:
-    """Training FLOPs of one image: 3 × forward (2 × MACs) of what its objective trains, 1 × of what only teaches; all
-    twice with sharpness-aware minimisation."""
+    """Training FLOPs of one image: 3 × forward (2 × MACs), twice that with sharpness-aware minimisation."""
     counted = objective_cost(
         config.objective,
         config.model.name,

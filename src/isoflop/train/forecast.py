@@ -1,0 +1,218 @@
+"""What a run will take, counted on the meta device, where no size takes memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.config import DistilledConfig, RunConfig, SupervisedConfig
+from isoflop.errors import ConfigError
+from isoflop.models import cost, create_model
+from isoflop.objectives import Objective, make_objective
+from isoflop.train.accelerators import Accelerator
+from isoflop.train.layout import blocks
+from isoflop.train.optim import freeze
+from isoflop.train.optim.memory import state_bytes
+from isoflop.train.optim.sharpness import PASSES
+from isoflop.train.scaling import (
+    Communication,
+    Layout,
+    Memory,
+    Reliability,
+    StepTime,
+    Workload,
+    checkpoint_bytes,
+    communication,
+    memory,
+    reliability,
+    step_time,
+)
+
+UTILISATION = 0.4  # of the peak, assumed: what large transformers reach on large clusters
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One run on `layout.devices` accelerators."""
+
+    work: Workload
+    layout: Layout
+    device: Accelerator
+    steps: int
+    utilisation: float
+    memory: Memory
+    communication: Communication
+    step: StepTime
+    reliability: Reliability
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.layout.batch_size
+
+    @property
+    def flops(self) -> float:
+        """of training, without what is computed twice"""
+        return self.images * self.work.flops_per_image
+
+    @property
+    def seconds(self) -> float:
+        """of all steps, interruptions included"""
+        return self.steps * self.step.total / max(self.reliability.goodput, 1e-9)
+
+    @property
+    def device_hours(self) -> float:
+        return self.seconds * self.layout.devices / 3600
+
+    @property
+    def energy_kwh(self) -> float:
+        """by the boards' limit alone"""
+        return self.device_hours * self.device.watts / 1000
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return checkpoint_bytes(self.work)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.device.memory_bytes
+
+
+def forecast(
+    config: RunConfig,
+    device: Accelerator,
+    devices: int = 1,
+    *,
+    num_classes: int | None = None,
+    channels: int = 3,
+    utilisation: float = UTILISATION,
+) -> Forecast:
+    """What `config` takes on `devices` of that accelerator. `num_classes` replaces `data.num_classes`.
+
+    Raises ConfigError where the number of classes is known from neither, or there are more devices than images a step;
+    ModelError as `create_model`.
+    """
+    classes = num_classes or config.data.num_classes
+    if not classes:
+        raise ConfigError("`data.num_classes` must be set to count a run without its data")
+    if devices > config.batch_size:
+        raise ConfigError(f"{devices} devices are more than the {config.batch_size} images of a step (`batch_size`)")
+    work = workload(config, classes, channels)
+    layout = Layout(
+        devices, config.batch_size, config.parallel.sharding, config.parallel.device_batch_size, config.precision
+    )
+    return Forecast(
+        work,
+        layout,
+        device,
+        config.steps,
+        utilisation,
+        memory(work, layout),
+        communication(work, layout, device),
+        step_time(work, layout, device, utilisation),
+        reliability(work, layout),
+    )
+
+
+def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload:
+    """Parameters, optimizer state, FLOPs and activations of `config`. A teacher is counted without its weights."""
+    shape = {"num_classes": num_classes, "image_size": config.data.image_size, "in_channels": channels}
+    with torch.device("meta"):
+        backbone = create_model(config.model.name, **shape, **config.model.overrides)  # type: ignore[arg-type]
+        distilled = isinstance(config.objective, DistilledConfig)
+        objective = make_objective(SupervisedConfig() if distilled else config.objective, backbone)
+    freeze(objective, config.optim)
+    parts = [sum(p.numel() for p in block.parameters()) for block in blocks(objective)]
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        one = _saved(objective, 1)
+    kept, recomputed = activations(one, _saved(objective, 2), config.parallel.recompute)
+    forward = counter.get_total_flops()
+    passes = PASSES if config.optim.sam else 1
+    teacher = 0
+    if isinstance(config.objective, DistilledConfig) and not Path(config.objective.teacher).is_dir():
+        teacher = cost(config.objective.teacher, **shape).flops  # type: ignore[arg-type]
+    return Workload(
+        parameters=parameters,
+        largest_block=max([*parts, parameters - sum(parts)]),
+        blocks=len(parts),
+        state_bytes=state_bytes(objective, config.optim),
+        flops_per_image=float(3 * forward + teacher) * passes,
+        activation_bytes=kept,
+        recomputed_flops_per_image=recomputed * forward * passes,
+    )
+
+
+def activations(one: Saved, two: Saved, recompute: int = 0) -> tuple[float, float]:
+    """Bytes that an image keeps for the backward pass in bfloat16, and the share of blocks that run forward twice.
+
+    What two images keep more than one: what depends on weights alone is kept once. With `recompute` k, every k-th block
+    keeps its input only, and the largest of these is whole once at a time.
+    """
+    each = [(b.inside - a.inside, b.input - a.input) for a, b in zip(one.blocks, two.blocks, strict=True)]
+    total = float(two.total - one.total)
+    if not recompute or not each:
+        return total, 0.0
+    chosen = each[::recompute]
+    spared = sum(inside - start for inside, start in chosen)
+    return total - spared + max(inside for inside, _ in chosen), len(chosen) / len(each)
+
+
+@dataclass
+class BlockBytes:
+    """Bytes kept inside a block, and those of its input."""
+
+    inside: int
+    input: int
+
+
+@dataclass
+class Saved:
+    """Bytes kept for the backward pass, in all and by block."""
+
+    total: int
+    blocks: list[BlockBytes]
+
+
+def _saved(objective: Objective, count: int) -> Saved:
+    """Bytes saved for `count` images, in all and by block, of a model in bfloat16 on the meta device."""
+    backbone = objective.backbone
+    images = torch.empty(count, backbone.in_channels, *backbone.image_size, device="meta", dtype=torch.bfloat16)
+    kept: dict[int, Tensor] = {}
+    total = 0
+    found: list[BlockBytes] = []
+
+    def remember(tensor: Tensor) -> Tensor:
+        nonlocal total
+        key = tensor.untyped_storage()._cdata
+        if key not in kept:
+            kept[key] = tensor  # holding it keeps its key unique
+            total += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(BlockBytes(-total, inputs[0].numel() * inputs[0].element_size()))
+
+    def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        found[-1].inside += total
+
+    def uniforms(stream: str, width: int) -> Tensor:
+        return torch.empty(count, width, device="meta")
+
+    hooks = []
+    for block in blocks(objective):
+        hooks += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+    objective.to(torch.bfloat16).train()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            loss = objective(images, torch.zeros(count, dtype=torch.int64, device="meta"), uniforms)
+        del loss
+    finally:
+        for hook in hooks:
+            hook.remove()
+        objective.to(torch.float32)
+    return Saved(total, found)

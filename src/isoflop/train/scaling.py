@@ -1,0 +1,203 @@
+"""What a run takes on many devices, on paper: memory, communication, time of a step, checkpoints, failures.
+
+Sizes are bytes, times seconds, and rates those of data sheets; docs/scaling.md derives the formulas and says what they
+leave out. P is the number of parameters, W that of devices, H of hosts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from isoflop.train.accelerators import Accelerator
+
+FLOAT32, BFLOAT16 = 4, 2
+DEVICES_PER_HOST = 8
+HOP_SECONDS = 3e-6  # from one host to the next in a ring, assumed
+# Llama 3 (arXiv 2407.21783, section 3.3.4): 466 interruptions in 54 days on 16,384 H100s.
+FAILURES_PER_DEVICE_SECOND = 466 / (54 * 86_400 * 16_384)
+RESTART_SECONDS = 300.0  # to notice a failure, start again and load the checkpoint, assumed
+HOST_COPY_RATE = 25e9  # bytes a second from a device to its host, assumed: half of PCIe 5
+STORAGE_RATE = 2e9  # bytes a second that a host writes to shared storage, assumed
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, whatever it is trained on. Activations are those of one image, kept for the backward pass."""
+
+    parameters: int
+    largest_block: int
+    """parameters of the largest part that is gathered at a time"""
+    blocks: int
+    state_bytes: int
+    """of the optimizer"""
+    flops_per_image: float
+    """of training"""
+    activation_bytes: float
+    recomputed_flops_per_image: float = 0.0
+    """of the forward passes that are done twice to save memory"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread: `sharding` as in the configuration; images per device are taken `device_batch` at a time."""
+
+    devices: int
+    batch_size: int
+    sharding: str = "full"
+    device_batch: int | None = None
+    precision: str = "bfloat16"
+
+    @property
+    def hosts(self) -> int:
+        return math.ceil(self.devices / DEVICES_PER_HOST)
+
+    @property
+    def images_per_device(self) -> float:
+        return self.batch_size / self.devices
+
+    @property
+    def at_a_time(self) -> float:
+        return min(self.images_per_device, self.device_batch or self.images_per_device)
+
+    @property
+    def goes(self) -> int:
+        """in how many parts a device takes its images"""
+        return math.ceil(self.images_per_device / self.at_a_time)
+
+    @property
+    def shards(self) -> int:
+        """among how many devices weights and optimizer state are divided"""
+        if self.sharding == "none":
+            return 1
+        return min(self.devices, DEVICES_PER_HOST) if self.sharding == "hybrid" else self.devices
+
+    @property
+    def compute_bytes(self) -> int:
+        return BFLOAT16 if self.precision == "bfloat16" else FLOAT32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    """copies of weights in the type of the computation"""
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
+
+
+def memory(work: Workload, layout: Layout) -> Memory:
+    """Float32 master weights, gradients and optimizer state, each divided among the shards; copies and activations.
+
+    Sharded, two blocks at a time are gathered, with the gradient of one; whole weights have a copy in bfloat16.
+    """
+    kind = layout.compute_bytes
+    if layout.sharding == "none":
+        gathered = work.parameters * kind if kind != FLOAT32 else 0
+    else:
+        gathered = work.largest_block * (2 * kind + FLOAT32)
+    activations = work.activation_bytes * layout.at_a_time * kind / BFLOAT16
+    whole = FLOAT32 * work.parameters
+    return Memory(whole / layout.shards, whole / layout.shards, work.state_bytes / layout.shards, gathered, activations)
+
+
+@dataclass(frozen=True)
+class Communication:
+    """What one device sends and receives in a step, and how long that takes when nothing hides it."""
+
+    bytes: float
+    seconds: float
+
+
+def communication(work: Workload, layout: Layout, device: Accelerator) -> Communication:
+    """Weights gathered forward and backward and gradients scattered, once a go; or gradients summed, once a step.
+
+    Rings move (n − 1)/n of the data past every device. Within a host at the link's rate; among hosts, where all its
+    devices take part and each uses its own network card, at the sum of their rates, at most the link's. Every
+    collective takes a hop for each further host, besides.
+    """
+    p, w, hosts, kind = work.parameters, layout.devices, layout.hosts, layout.compute_bytes
+    if w == 1:
+        return Communication(0.0, 0.0)
+    local = min(w, DEVICES_PER_HOST)
+    across = min(device.link_rate, local * device.network_rate)
+    collectives = (work.blocks + 1) * 3 * layout.goes
+    gathered = layout.goes * (2 * kind + FLOAT32) * p
+    summed = 2 * FLOAT32 * p  # an all-reduce: each number out and back
+    if layout.sharding == "none":
+        sent = summed * (w - 1) / w
+        return Communication(sent, sent / (across if hosts > 1 else device.link_rate) + (hosts - 1) * HOP_SECONDS * 2)
+    if layout.sharding == "full":
+        sent = gathered * (w - 1) / w
+        rate = across if hosts > 1 else device.link_rate
+        return Communication(sent, sent / rate + collectives * (hosts - 1) * HOP_SECONDS)
+    inside = gathered * (local - 1) / local
+    outside = summed / local * (hosts - 1) / hosts * layout.goes
+    hops = (work.blocks + 1) * layout.goes * 2 * (hosts - 1) * HOP_SECONDS
+    return Communication(inside + outside, inside / device.link_rate + outside / device.network_rate + hops)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step: of the arithmetic and of communication, which hide each other as far as they can."""
+
+    compute: float
+    communication: float
+
+    @property
+    def total(self) -> float:
+        return max(self.compute, self.communication)
+
+    @property
+    def is_bound_by_network(self) -> bool:
+        return self.communication > self.compute
+
+
+def step_time(work: Workload, layout: Layout, device: Accelerator, utilisation: float) -> StepTime:
+    """Arithmetic at `utilisation` of the peak of bfloat16 products (half of it in float32, by TF32)."""
+    peak = device.matrix_flops * (1.0 if layout.precision == "bfloat16" else 0.5)
+    flops = (work.flops_per_image + work.recomputed_flops_per_image) * math.ceil(layout.images_per_device)
+    return StepTime(flops / (peak * utilisation), communication(work, layout, device).seconds)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often a run is interrupted, how often it had better save, and what share of the time is left for training."""
+
+    seconds_between_failures: float
+    pause: float
+    """seconds that a checkpoint holds training up: the copy to the hosts' memory"""
+    write: float
+    """seconds until it is in storage, beside training"""
+    interval: float
+    """seconds between checkpoints"""
+    goodput: float
+
+
+def checkpoint_bytes(work: Workload) -> int:
+    """Weights and optimizer state."""
+    return FLOAT32 * work.parameters + work.state_bytes
+
+
+def reliability(work: Workload, layout: Layout, interval: float | None = None) -> Reliability:
+    """At the failure rate published for Llama 3; the best interval is √(2 · pause · time between failures).
+
+    (Young 1974; Daly 2006 corrects it where saving is not short.) It is not shorter than a checkpoint takes to write,
+    since one is written at a time. A failure costs half an interval, the time to write, and a restart. `interval`
+    replaces the best one.
+    """
+    between = 1 / (FAILURES_PER_DEVICE_SECOND * layout.devices)
+    size = checkpoint_bytes(work)
+    savers = layout.shards if layout.sharding != "none" else 1
+    pause = size / savers / HOST_COPY_RATE
+    write = size / (math.ceil(savers / DEVICES_PER_HOST) * STORAGE_RATE)
+    best = max(math.sqrt(2 * pause * between), write) if interval is None else interval
+    lost = pause / best + (best / 2 + write + RESTART_SECONDS) / between
+    return Reliability(between, pause, write, best, max(0.0, 1 - lost))
