@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models import create_model
 from isoflop.models.interop import load_weights, shaped_like, to_layout
+from isoflop.models.interop.layouts import in_files
 
 # ours, theirs, side in pixels, our options, their options. Depth is cut where it adds only time.
 TIMM = (
@@ -202,6 +203,13 @@ def test_hugging_face_weights_give_hugging_face_logits_and_go_back(kind: str) ->
     load_weights(other, to_layout(model, "huggingface"), "huggingface")
     with torch.inference_mode():
         assert relative_error(other(x), expected) < 1e-5
+    torch.manual_seed(5)
+    fresh = huggingface(kind)[0].eval()  # the library's own model, filled with what we write
+    written = to_layout(model, "huggingface")
+    shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
+    fresh.load_state_dict({name: written[in_files(name, "huggingface")].view(shapes[name]) for name in shapes})
+    with torch.inference_mode():
+        assert relative_error(fresh(x).logits, expected) < 1e-5
 
 
 def test_the_mae_encoder_agrees_on_visible_patches() -> None:

@@ -110,3 +110,23 @@ def test_the_detour_of_linear_maps_leads_to_the_same_place(bias: bool) -> None:
         torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad), strict=True
     ):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["vit_w16d2p8", "poolformer_w16d4p4", "nfnet_w16d2", "bit_r50x1", "convformer_s18"])
+def test_a_gpu_gives_the_logits_and_gradients_of_a_cpu(name: str) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        model = create_model(name, image_size=32, num_classes=4, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # heads and gains that start at zero would hide what is behind them
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        model = model.to(device).eval()
+        logits = model(torch.randn(2, 3, 32, 32, generator=generator).to(device))
+        logits.square().mean().backward()
+        results.append([logits.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=2e-3, atol=2e-3 * one.abs().max().item())

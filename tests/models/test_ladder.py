@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 
 from isoflop.errors import ModelError
 from isoflop.models import cost, create_model, family_ladder
@@ -52,3 +53,23 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_randomness_alone(family:
 def test_an_unknown_ladder_is_refused() -> None:
     with pytest.raises(ModelError, match="vit, poolformer, nfnet"):
         family_ladder("vitt")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_even_the_smallest_rungs_learn_digits(family: str, rung: int) -> None:
+    digits = load_digits()
+    images = torch.tensor(digits.images[:256], dtype=torch.float32)[:, None] / 8 - 1
+    images = F.interpolate(images, scale_factor=4, mode="bilinear")
+    labels = torch.tensor(digits.target[:256])
+    model = create_model(family_ladder(family)[rung], num_classes=10, image_size=32, in_channels=1, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    losses = []
+    for step in range(60):
+        batch = slice(64 * (step % 4), 64 * (step % 4 + 1))
+        loss = F.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-4:]) / 4 < 0.8 * sum(losses[:4]) / 4

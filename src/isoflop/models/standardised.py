@@ -18,27 +18,34 @@ FLOOR = 1e-4  # of fan_in·var (arXiv 2102.06171, authors' code)
 
 
 class _Standardise(torch.autograd.Function):
-    """(w − μ)·gain / √max(fan_in·(var + eps), floor) per row, in few passes over the weights forward and backward."""
+    """(w − μ)·gain / √max(fan_in·(var + eps), floor) per row, in few passes over the weights forward and backward.
+
+    Both are linear in the weights and their gradient, so that nothing of the weights' size is kept in between.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, gain: Tensor, eps: float, floor: float) -> Tensor:
         # Two plain passes: `torch.var_mean` is some twenty times as slow on a CPU.
-        centred = weight - weight.mean(dim=1, keepdim=True)
-        power = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square() + eps * weight.shape[1]
+        mean = weight.mean(dim=1, keepdim=True)
+        out = weight - mean
+        power = torch.linalg.vector_norm(out, dim=1, keepdim=True).square() + eps * weight.shape[1]
         scale = power.clamp(min=floor).rsqrt()
-        unit = centred * scale
-        ctx.save_for_backward(unit, scale, power, gain)
+        ctx.save_for_backward(weight, mean, scale, power, gain)
         ctx.floor = floor
-        out: Tensor = unit * gain
-        return out
+        return out.mul_(scale * gain)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        unit, scale, power, gain = ctx.saved_tensors
-        along = (grad * unit).sum(dim=1, keepdim=True)
-        # Below the floor the scale is a constant, so only the mean is projected out.
-        projected = torch.addcmul(grad - grad.mean(dim=1, keepdim=True), unit, along * (power > ctx.floor), value=-1)
-        return projected * (scale * gain), along, None, None
+        weight, mean, scale, power, gain = ctx.saved_tensors
+        product = grad * weight
+        total = grad.sum(dim=1, keepdim=True)
+        along = (product.sum(dim=1, keepdim=True) - mean * total) * scale  # grad · unit vector of the row: d gain
+        # (grad − its mean − along·unit)·scale·gain; below the floor the scale is a constant, so only the mean goes.
+        a = -along * (power > ctx.floor) * scale
+        dw = torch.addcmul(
+            (-total / weight.shape[1] - a * mean) * (scale * gain), weight, a * (scale * gain), out=product
+        )
+        return dw.addcmul_(grad, scale * gain), along, None, None
 
 
 class StandardisedConv(nn.Conv2d):

@@ -1,0 +1,114 @@
+"""Weights copied from another layout into our model, and out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from isoflop.errors import ModelError
+from isoflop.models.backbone import Backbone
+from isoflop.models.interop.layouts import in_files, names_in, token_names
+from isoflop.models.metaformer import MetaFormer
+from isoflop.models.positions import resize
+
+
+def load_weights(
+    model: Backbone, state: Mapping[str, Tensor], layout: str, *, head: bool = True, resize_mode: str = "bicubic"
+) -> None:
+    """Copy weights of timm's or Hugging Face's model of the same architecture into `model`.
+
+    `layout` is "timm" or "huggingface". Position tables of another image size are resized ("bicubic" or "bilinear").
+    With `head=False` the classifier keeps its own weights. Raises ModelError with the lists of missing, unexpected
+    and mis-shaped tensors when the weights are of another architecture; `model` is then unchanged.
+    """
+    theirs = {in_files(name, layout): tensor for name, tensor in state.items()}
+    ours = dict(model.state_dict())
+    names = names_in(model, layout)
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "mis-shaped": []}
+    loaded: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for name, parts in names.items():
+        used.update(parts)
+        if name.startswith("head") and not head:
+            continue
+        if any(part not in theirs for part in parts):
+            problems["missing"] += [part for part in parts if part not in theirs]
+            continue
+        value = theirs[parts[0]] if len(parts) == 1 else torch.cat([theirs[part] for part in parts])
+        _fit(ours[name], value, name, loaded, problems)
+    for stage, table, prefixes in token_names(model, layout):
+        used.update((table, *prefixes))
+        absent = [part for part in (table, *prefixes) if part not in theirs]
+        problems["missing"] += absent
+        if not absent:
+            _read_tokens(model, stage, theirs[table], [theirs[part] for part in prefixes], loaded, resize_mode)
+    problems["unexpected"] = [name for name in theirs if name not in used]
+    if any(problems.values()):
+        text = "; ".join(f"{len(found)} {kind}: {_shortened(found)}" for kind, found in problems.items() if found)
+        raise ModelError(f"these weights are not of {model.preset}: {text}")
+    model.load_state_dict({**ours, **loaded})
+
+
+def to_layout(model: Backbone, layout: str) -> dict[str, Tensor]:
+    """The weights of `model` under the names and shapes of timm's or Hugging Face's files.
+
+    Linear maps stay matrices: where the other side stores a 1x1 convolution, use `shaped_like`.
+    """
+    state = model.state_dict()
+    out: dict[str, Tensor] = {}
+    for name, parts in names_in(model, layout).items():
+        tensors = state[name].chunk(len(parts)) if len(parts) > 1 else (state[name],)
+        out.update(zip(parts, tensors, strict=True))
+    for stage, table, prefixes in token_names(model, layout):
+        positions = state[f"positions.{stage}"]
+        if prefixes:
+            tokens = state["prefix"]
+            # Their class token gets a position too; ours is the sum of both, so theirs is zero.
+            positions = torch.cat([torch.zeros_like(tokens), positions], dim=1)
+            out.update(zip(prefixes, tokens.split(1, dim=1), strict=True))
+        out[table] = positions
+    return out
+
+
+def shaped_like(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with each tensor in the shape of `target`'s of that name, where they differ by axes of length one."""
+    return {
+        name: tensor.reshape(target[name].shape)
+        if name in target and _same_but_for_ones(tensor, target[name])
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _read_tokens(
+    model: Backbone, stage: int, table: Tensor, prefixes: list[Tensor], loaded: dict[str, Tensor], mode: str
+) -> None:
+    assert isinstance(model, MetaFormer)
+    count = len(prefixes)
+    if count:
+        loaded["prefix"] = torch.cat(prefixes, dim=1) + table[:, :count]
+    cells, side = table[:, count:], math.isqrt(table.shape[1] - count)
+    new = model.grids[stage]
+    if cells.shape[1] != new[0] * new[1]:
+        if side * side != cells.shape[1]:
+            raise ModelError(f"a position table of {cells.shape[1]} cells is not square: resize it before loading")
+        cells = resize(cells, (side, side), new, mode)
+    loaded[f"positions.{stage}"] = cells
+
+
+def _fit(ours: Tensor, value: Tensor, name: str, loaded: dict[str, Tensor], problems: dict[str, list[str]]) -> None:
+    if _same_but_for_ones(ours, value):
+        loaded[name] = value.reshape(ours.shape)
+    else:
+        problems["mis-shaped"].append(f"{name} {tuple(value.shape)} for {tuple(ours.shape)}")
+
+
+def _same_but_for_ones(one: Tensor, two: Tensor) -> bool:
+    return [n for n in one.shape if n > 1] == [n for n in two.shape if n > 1]
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
