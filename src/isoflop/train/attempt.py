@@ -145,8 +145,6 @@ class Attempt:
                         self._roll_back(outcome.loss, z)
                         break  # the samples that come next are others now
                     progress.recent = [*progress.recent, outcome.loss][-config.guards.window :]
-                if progress.step % config.guards.window == 0:
-                    self._take_snapshot()
 
                 evaluate_now = progress.step == config.steps or (
                     config.evaluation.every is not None and progress.step % config.evaluation.every == 0
@@ -160,6 +158,8 @@ class Attempt:
                         save_now |= self._is_best(row["heldout_loss"])
                     self._write(row)
                     self.meters.resume(progress.data_step * config.batch_size)
+                if progress.step % config.guards.window == 0:
+                    self._take_snapshot()
                 if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
                     save_checkpoint(self.trunk, pack(objective, step.optimizer), progress.to_dict())
                 if progress.step == config.steps or save_now or stopping:

@@ -1,0 +1,115 @@
+"""Losses that leap or are not finite: no update, or back and around them, alike on all ranks; else diverged."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.config import RunConfig
+from isoflop.train import loop, read_journal, train
+from isoflop.train.guards import robust_z
+from isoflop.train.journal import attempts, data_steps
+from isoflop.train.run_directory import read_status
+from tests.promises.chaos import kill, poisoned, run_config, start_ranks, train_whole, wait_for, warm_up
+from tests.promises.same import check_samples
+
+SHARE = 0.0015  # of the samples are poisoned: with 24 in a batch, about one step in thirty
+
+
+def guarded(**guards: Any) -> RunConfig:
+    return run_config(
+        steps=80,
+        log_every=5,
+        optim={"learning_rate": 0.002},
+        evaluation={"every": 40},
+        checkpoint={"every_seconds": 0.2},
+        guards={"window": 10, **guards},
+    )
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Has training in this process meet samples that multiply the loss of their batch."""
+    build = loop.build_objective
+
+    def begin(factor: float) -> None:
+        monkeypatch.setattr(loop, "build_objective", lambda *a: poisoned(build(*a), SHARE, factor))
+
+    return begin
+
+
+def test_a_leap_is_told_by_median_and_deviation() -> None:
+    before = [1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98, 1.01, 0.99, 50.0, 1.0]
+    spread = 1.4826 * 0.02
+    assert robust_z(1.0 + 3 * spread, before) == pytest.approx(3.0, rel=0.01)  # the outlier of 50 does not count
+    assert robust_z(0.5, before) < 0
+    assert robust_z(100.0, before[:9]) == 0.0
+
+
+def test_steps_that_are_not_finite_change_no_weight_and_are_counted(tmp_path: Path, poison: Any) -> None:
+    poison(math.nan)
+    config = guarded(skip_nonfinite=50)
+    result = train(config, tmp_path / "run")
+    last = read_journal(tmp_path / "run")[-1]
+    assert result.state == "done"
+    assert 0 < last["nonfinite"] < 20
+    assert all(math.isfinite(row["loss"]) for row in read_journal(tmp_path / "run"))
+    check_samples(config, tmp_path / "run")  # such samples count as fed
+
+
+def test_without_leave_the_first_such_step_ends_the_run_with_evidence(tmp_path: Path, poison: Any) -> None:
+    poison(math.nan)
+    result = train(guarded(), tmp_path / "run")
+    assert result.state == "diverged"
+    evidence = json.loads((tmp_path / "run/diverged.json").read_text())
+    assert evidence["step"] == result.step == read_status(tmp_path / "run")["step"]
+    assert len(evidence["samples"]) == 24
+
+
+def test_a_spike_is_rolled_back_and_its_samples_are_passed_over(tmp_path: Path, poison: Any) -> None:
+    poison(30.0)
+    config = guarded(spike=20.0, rollbacks=20)
+    assert train(config, tmp_path / "run").state == "done"
+    rollbacks = rollbacks_of(tmp_path / "run")
+    assert len(rollbacks) > 1
+    skipped = [[row["step"], row["from"] - row["step"]] for row in rollbacks]
+    check_samples(config, tmp_path / "run", skipped)
+    assert all(row["loss"] < 4 for row in read_journal(tmp_path / "run") if row["step"] > 15)  # from when it judges
+    assert len(set(data_steps(config.steps, skipped))) == config.steps
+
+
+def test_too_many_spikes_end_the_run_as_diverged(tmp_path: Path, poison: Any) -> None:
+    poison(30.0)
+    result = train(guarded(spike=20.0, rollbacks=1), tmp_path / "run")
+    assert result.state == "diverged"
+    assert "leapt" in result.error
+    assert "after 1 rollbacks" in result.error
+    assert len(json.loads((tmp_path / "run/diverged.json").read_text())["skipped"]) == 1
+
+
+def test_ranks_that_are_killed_go_around_the_same_spikes(tmp_path: Path) -> None:
+    config = guarded(spike=20.0, rollbacks=20)
+    calm, fire = tmp_path / "calm", tmp_path / "fire"
+    warm_up()
+    environment = {"POISON": f"{SHARE} 30.0"}
+    train_whole(config, calm, world=2, **environment)
+    alone = tmp_path / "alone"
+    train_whole(config, alone, **environment)
+    ranks = start_ranks(config, fire, 2, **environment)
+    wait_for(fire, 30)
+    os.kill(ranks[0].pid, signal.SIGKILL)
+    kill(ranks)
+    train_whole(config, fire, world=2, **environment)
+    assert (calm / "model.safetensors").read_bytes() == (fire / "model.safetensors").read_bytes()
+    skipped = [[row["step"], row["from"] - row["step"]] for row in rollbacks_of(calm)]
+    check_samples(config, fire, skipped)
+    check_samples(config, alone, skipped)
+
+
+def rollbacks_of(directory: Path) -> list[dict[str, Any]]:
+    return [row for rows in attempts(directory) for row in rows if row["kind"] == "rollback"]
