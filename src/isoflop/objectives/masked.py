@@ -77,7 +77,8 @@ class Masked(Objective):
                 f"into which images of {height}x{width} do not divide"
             )
         self.grid = (height // self.patch, width // self.patch)
-        self.visible = visible_count(self.grid, ratio or (PLAIN_RATIO if self.is_plain else PYRAMID_RATIO))
+        usual = PLAIN_RATIO if self.is_plain else PYRAMID_RATIO
+        self.visible = visible_count(self.grid, usual if ratio is None else ratio)
         self.decoder = Decoder(
             self.grid,
             backbone.num_features,

@@ -32,8 +32,8 @@ def visible_count(grid: Grid, ratio: float) -> int:
     if not 0 < visible < total:
         which = "visible" if visible == 0 else "masked"
         raise ConfigError(
-            f"`objective.ratio` = {ratio:g} leaves no {which} patch of {total} ({grid[0]}x{grid[1]}); "
-            f"it must lie between {1 / total:.2g} and {1 - 1 / total:.4g}"
+            f"`objective.ratio` = {ratio:g} leaves no {which} patch of {total} ({grid[0]}x{grid[1]}): "
+            f"it must be above 0 and at most {1 - 1 / total:.4g}"
         )
     return visible
 

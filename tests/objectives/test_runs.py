@@ -1,0 +1,91 @@
+"""Objectives in whole runs: what they leave behind, and that their masks do not depend on how a run went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from isoflop.config import RunConfig
+from isoflop.data import ArraySource
+from isoflop.errors import ConfigError, ModelError
+from isoflop.models import create_model
+from isoflop.train import train
+from isoflop.train.reconstructions import read_reconstructions
+from tests.promises.chaos import run_config
+
+LIGHT = {"name": "masked", "decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+
+
+def config(name: str = "vit_w8d1p8", **changes: Any) -> RunConfig:
+    values: dict[str, Any] = {"model": {"name": name}, "objective": LIGHT, "steps": 30, "evaluation": {"every": 15}}
+    return run_config(**{**values, "optim": {"learning_rate": 0.01}, **changes})
+
+
+@pytest.mark.parametrize("name", ["vit_w8d1p8", "poolformer_w8d2p4", "nfnet_w8d1"])
+def test_masked_training_learns_and_leaves_the_backbone_alone(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    result = train(config(name, steps=60, evaluation={"every": 20}), run)
+    made = read_reconstructions(run)
+    assert result.state == "done"
+    assert result.heldout_accuracy is None
+    assert result.heldout_loss < 0.85, "1 is what predicting each patch's mean would give"
+    backbone = create_model(name, image_size=32, num_classes=20)
+    backbone.load_state_dict(load_file(run / "model.safetensors"))
+    assert all(part.startswith("decoder.") for part in load_file(run / "objective.safetensors"))
+    assert [picture.step for picture in made] == [20, 40, 60]
+    assert all(picture.is_normalised for picture in made)
+    seen = ~made[-1].hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand_as(made[-1].images)
+    assert torch.equal(made[-1].images[seen], made[-1].reconstructed[seen])
+    assert not torch.equal(made[0].reconstructed, made[-1].reconstructed)
+
+
+def test_a_masked_run_that_is_interrupted_ends_with_the_same_bits(tmp_path: Path) -> None:
+    train(config(), tmp_path / "calm")
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 11
+
+    assert train(config(), tmp_path / "run", stop=stop).state == "preempted"
+    train(config(), tmp_path / "run")
+    for name in ("model.safetensors", "objective.safetensors"):
+        calm, run = load_file(tmp_path / "calm" / name), load_file(tmp_path / "run" / name)
+        assert all(torch.equal(calm[part], run[part]) for part in calm), name
+
+
+def test_in_parts_of_a_batch_masks_are_the_same(tmp_path: Path) -> None:
+    whole = train(config(steps=5), tmp_path / "whole")
+    parts = train(config(steps=5, parallel={"device_batch_size": 8}), tmp_path / "parts")
+    assert parts.heldout_loss == pytest.approx(whole.heldout_loss, rel=1e-4)
+
+
+def test_distillation_from_a_run_learns_and_keeps_no_teacher(tmp_path: Path) -> None:
+    train(config("nfnet_w8d1", objective="supervised"), tmp_path / "teacher")
+    imitate = {"name": "distilled", "teacher": str(tmp_path / "teacher"), "through": "logits", "kind": "soft"}
+    result = train(config(objective=imitate), tmp_path / "run")
+    assert result.heldout_accuracy is not None
+    assert not (tmp_path / "run" / "objective.safetensors").exists()
+    assert load_file(tmp_path / "run" / "model.safetensors").keys() == create_model("vit_w8d1p8").state_dict().keys()
+
+
+def test_images_without_labels_can_be_masked(tmp_path: Path) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8))
+    source = ArraySource(images, torch.full((64,), -1), uri="plain", class_names=())
+    result = train(config(batch_size=8, steps=3), tmp_path / "run", data=(source, source))
+    assert result.state == "done"
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match="leaves no visible patch of 16"):
+        train(config(objective={**LIGHT, "ratio": 0.95}), run)
+    with pytest.raises(ModelError, match="needs every token in its place"):
+        train(config("fnet_s16"), run)
+    assert not run.exists()
