@@ -29,7 +29,6 @@ from isoflop.config import StudyConfig, parse
 from isoflop.study.adaptive import Arena, Ledger, Result, next_stage
 from isoflop.study.answer import answer_from
 from isoflop.study.belief import Trial
-from isoflop.study.decide import Outlook
 from isoflop.study.funds import Funds
 from isoflop.study.plan import Plan, arena_of
 from isoflop.study.planned import Catalogue
@@ -171,8 +170,8 @@ class Spender:
     def outcome(self, answer: Trial) -> Outcome:
         return Outcome(answer, self.shared, self.separate, len(self.results))
 
-    def answer(self, outlook: Outlook | None = None) -> Trial:
-        """What `isoflop study` answers from these runs; `outlook` is the adaptive planner's last."""
+    def answer(self) -> Trial:
+        """What a study answers after fixed rungs."""
         rows = [
             {
                 "family": t.family, "model": t.model, "role": "ladder",
@@ -181,14 +180,14 @@ class Spender:
             }
             for t, z in self.results
         ]  # fmt: skip
-        best = answer_from(self.grid.config, self.grid.catalogue, rows, outlook).best
+        best = answer_from(self.grid.config, self.grid.catalogue, rows).best
         return self.grid.arena.trial(
             best.family, best.run.model, self.grid.arena.target, best.run.config.optim.learning_rate
         )
 
 
 def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], None]) -> Outcome:
-    """The study with a budget: `next_stage` until it stops, then the study's own answer."""
+    """The study with a limit: `next_stage` until it stops; what it then believes best is what the study answers."""
     spender = Spender(grid, planner)
     while True:
         stage = next_stage(grid.arena, spender.results, allowance, SMALLEST_BATCH)
@@ -196,7 +195,7 @@ def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], No
             assert stage.outlook
             standing = {s.answer.family: round(s.p_best, 2) for s in stage.outlook.standings}
             say(f"planner {planner}: {len(spender.results)} runs, {stage.stop}; P(best) {standing}")
-            return spender.outcome(spender.answer(stage.outlook))
+            return spender.outcome(stage.outlook.standings[0].answer)
         for trial in stage.trials:
             spender.run(trial)
 
