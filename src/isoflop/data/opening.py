@@ -4,6 +4,7 @@
     folder:PATH     table:FILE.csv     parquet:PATH     hf:NAME     torchvision:NAME
     shards:PATH/{000..127}.tar         shards:s3://bucket/{000..127}.tar?cache_gb=50&window=16
     mixture:3*parquet:A + 1*folder:B
+    pets:PATH     flowers:PATH     …: published data sets as they are unpacked (sources/published.py)
 
 Stored data takes three more options: `balance=1` visits every class equally often, `repeat=K` shows each sample K
 times close together with different augmentation, and `decode=once` or `decode=each` says whether images are decoded
@@ -37,6 +38,7 @@ from isoflop.data.sources.fractals import Fractals
 from isoflop.data.sources.images import ImageSource
 from isoflop.data.sources.mixture import Mixture
 from isoflop.data.sources.parquet import ParquetRecords
+from isoflop.data.sources.published import PUBLISHED
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.sources.table import TableRecords
 from isoflop.errors import DataError
@@ -46,6 +48,14 @@ _MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and 
 _WINDOW = 16  # remote shards at hand at a time
 
 Options = dict[str, Any]
+
+def _published(kind: str) -> Callable[[str, Part, Options], Records]:
+    def opened(path: str, part: Part, _: Options) -> Records:
+        records: Records = PUBLISHED[kind](_local(path), part)
+        return records
+
+    return opened
+
 
 _GENERATED: dict[str, tuple[Callable[..., Source], dict[str, type]]] = {
     "fractals": (Fractals, {"classes": int, "zipf": float, "turn": float, "zoom": float, "images": int}),
@@ -61,6 +71,7 @@ _STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type
     ),
     "hf": (lambda name, part, _: hugging_face_records(name, part), {}),
     "torchvision": (lambda name, part, o: torchvision_records(name, part, root=o.get("root")), {"root": str}),
+    **{kind: (_published(kind), {}) for kind in PUBLISHED},
 }
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
