@@ -135,7 +135,7 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
     passes = PASSES if config.optim.sam else 1
     teacher = 0
     if isinstance(config.objective, DistilledConfig) and not Path(config.objective.teacher).is_dir():
-        teacher = cost(config.objective.teacher, **shape).flops  # type: ignore[arg-type]
+        teacher = cost(config.objective.teacher, **shape).flops
     return Workload(
         parameters=parameters,
         largest_block=max([*parts, parameters - sum(parts)]),
@@ -150,11 +150,11 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
 def activations(one: Saved, two: Saved, recompute: int = 0) -> tuple[float, float]:
     """Bytes that an image keeps for the backward pass in bfloat16, and the share of blocks that run forward twice.
 
-    What two images keep more than one: what depends on weights alone is kept once. With `recompute` k, every k-th block
-    keeps its input only, and the largest of these is whole once at a time.
+    Half of what two images keep more than one in float32: what depends on weights alone is kept once. With `recompute`
+    k, every k-th block keeps its input only, and the largest of these is whole once at a time.
     """
-    each = [(b.inside - a.inside, b.input - a.input) for a, b in zip(one.blocks, two.blocks, strict=True)]
-    total = float(two.total - one.total)
+    each = [((b.inside - a.inside) / 2, (b.input - a.input) / 2) for a, b in zip(one.blocks, two.blocks, strict=True)]
+    total = (two.total - one.total) / 2
     if not recompute or not each:
         return total, 0.0
     chosen = each[::recompute]
@@ -179,9 +179,9 @@ class Saved:
 
 
 def _saved(objective: Objective, count: int) -> Saved:
-    """Bytes saved for `count` images, in all and by block, of a model in bfloat16 on the meta device."""
+    """Bytes saved for `count` images, in all and by block, of a model in float32 on the meta device."""
     backbone = objective.backbone
-    images = torch.empty(count, backbone.in_channels, *backbone.image_size, device="meta", dtype=torch.bfloat16)
+    images = torch.empty(count, backbone.in_channels, *backbone.image_size, device="meta")
     kept: dict[int, Tensor] = {}
     total = 0
     found: list[BlockBytes] = []
@@ -206,7 +206,7 @@ def _saved(objective: Objective, count: int) -> Saved:
     hooks = []
     for block in blocks(objective):
         hooks += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
-    objective.to(torch.bfloat16).train()
+    objective.train()
     try:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             loss = objective(images, torch.zeros(count, dtype=torch.int64, device="meta"), uniforms)
@@ -214,5 +214,4 @@ def _saved(objective: Objective, count: int) -> Saved:
     finally:
         for hook in hooks:
             hook.remove()
-        objective.to(torch.float32)
     return Saved(total, found)
