@@ -1,26 +1,91 @@
 """`isoflop transfer`: what a trained backbone is worth on another task."""
 
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+import typer
 
 from isoflop.cli.config import Overrides
 from isoflop.cli.groups import argument
 
 
 def transfer(
-    run: Annotated[Path, argument("Folder of a finished run.", "RUN")],
+    checkpoint: Annotated[
+        str, argument("Folder of a run or of a Hugging Face model, FILE.safetensors, or timm:NAME.", "CHECKPOINT")
+    ],
     overrides: Overrides = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", "-p", metavar="NAME", help="Repeatable; docs/transfer.md.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Labelled images, or vtab:FOLDER.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", metavar="PX", min=1, help="Not the one it was trained for.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PRESET", help="Whose weights a .safetensors file holds.")
+    ] = None,
+    random: Annotated[bool, typer.Option("--random", help="Random weights alone, nothing is fetched.")] = False,
+    beside_random: Annotated[
+        bool, typer.Option("--beside-random", help="The same backbone with random weights, too.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="transfer/NAME when left out.")
+    ] = None,
 ) -> None:
-    """Few-shot accuracy of a trained backbone beside random weights; dataset=..., shots=5, seeds=[0, 1]."""
+    """Judge a backbone by few-shot, probe or fine-tuning; shots=5, seeds=[0, 1], run.steps=100 ...
+
+    Every accuracy comes with its 95 % interval. An interrupted evaluation goes on where it was.
+    """
     from isoflop.config import TransferConfig, load
 
-    config = load(None, overrides or [], TransferConfig).config
-    from isoflop.cli.narration import tell_transfer
+    given = list(overrides or [])
+    if protocol:
+        given.append(f"protocols={json.dumps(protocol)}")
+    if data:
+        given.append(f"dataset={json.dumps(data)}")
+    config = load(None, given, TransferConfig).config
     from isoflop.transfer import open_backbone
     from isoflop.transfer import transfer as evaluate
+    from isoflop.transfer.report import write_result
+    from isoflop.transfer.vtab import is_vtab, vtab
 
-    rows = []
-    for random_weights in (False, True):
-        backbone = open_backbone(run, random_weights=random_weights)
-        rows += evaluate(backbone, config, backbone.name + (", random weights" if random_weights else ""))
-    tell_transfer(rows)
+    folder = output or Path("transfer") / Path(checkpoint.replace(":", "-")).name
+    rows: list[dict[str, Any]] = []
+    for random_weights in [True] if random else [False, True] if beside_random else [False]:
+        backbone = open_backbone(checkpoint, image_size=image_size, random_weights=random_weights, model=model)
+        name = backbone.name
+        if random_weights and "random weights" not in name:
+            name += ", random weights"
+        judge = vtab if is_vtab(config.dataset) else evaluate
+        rows += judge(backbone, config, name, folder=folder, tell=_tell)
+    path = write_result(folder, checkpoint, config, rows)
+    tell_rows(rows)
+    print(f"result: {path}")
+
+
+def tell_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print accuracies with their intervals."""
+    from isoflop.cli.tables import print_table
+
+    table = [
+        (
+            row["name"],
+            row["dataset"],
+            row["protocol"],
+            str(row["shots"] or "all"),
+            f"{row['accuracy_mean']:.4f}",
+            f"{row['interval'][0]:.4f}–{row['interval'][1]:.4f}" if row.get("interval") else "",
+            str(row["seeds"]),
+        )
+        for row in rows
+    ]
+    print_table(("backbone", "data", "protocol", "shots", "accuracy", "95% interval", "seeds"), table)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ Protocol = Literal[
     "finetune_mae",
     "finetune_nfnet",
     "finetune_vtab",
+    "head",
 ]
 FEW_SHOT: tuple[Protocol, ...] = ("ridge", "finetune")
 DEFAULT_SHOTS = 10
@@ -41,11 +42,14 @@ class TransferConfig(Table):
     """Each draws other images; the spread over them is reported."""
     protocols: Annotated[tuple[Protocol, ...], Field(strict=False, min_length=1)] = ("ridge", "finetune")
     """On frozen features: ridge regression in closed form, nearest neighbours, logistic regression, the linear probe of
-    the masked autoencoders. Training of all weights: a few steps of AdamW (`finetune`), or as a paper does it."""
+    the masked autoencoders. Training of all weights: a few steps of AdamW (`finetune`), or as a paper does it. `head`
+    tries the classifier that the backbone has."""
     finetune_steps: Count = 100
     """Steps of `finetune`."""
     finetune_learning_rate: Positive = 1e-3
     """Peak learning rate of `finetune`."""
+    learning_rates: Maybe[Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]] = None
+    """Rates that fine-tuning chooses from on a held-out part of its images; those of the protocol when left out."""
     last_blocks: Maybe[Natural] = None
     """Blocks, from the last, that fine-tuning trains beside the classifier; all when left out."""
     probe_epochs: Count = 90

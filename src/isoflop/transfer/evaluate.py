@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -31,6 +31,7 @@ from isoflop.transfer.few_shot import neighbour_scores, ridge_scores
 from isoflop.transfer.finetune import finetune
 from isoflop.transfer.intervals import LEVEL, accuracy_interval
 from isoflop.transfer.metrics import is_right, summary
+from isoflop.transfer.own_head import own_head
 from isoflop.transfer.probe import logistic_scores, probe_scores
 from isoflop.transfer.recipes import PUBLISHED, Recipe, small
 from isoflop.transfer.task import Task, draw_shots, open_task
@@ -71,14 +72,30 @@ def transfer(
 
     Raises DataError for a task that cannot judge anything, ConfigError for a protocol that cannot be.
     """
-    task = open_task(config.dataset, pretrained)
+    trained = config.model_copy(update={"protocols": tuple(p for p in config.protocols if p != "head")})
+    rows = [own_head(pretrained, config.dataset, name)] if "head" in config.protocols else []
+    if trained.protocols:
+        rows += judge(pretrained, open_task(config.dataset, pretrained), trained, name, folder=folder, tell=tell)
+    return rows
+
+
+def judge(
+    pretrained: Pretrained,
+    task: Task,
+    config: TransferConfig,
+    name: str | None = None,
+    *,
+    folder: Path | None = None,
+    tell: Tell = lambda text: None,
+) -> list[Row]:
+    """`transfer` on a task that is open already."""
     units = units_of(config)
     for unit in units:  # too few images are told before anything is computed
         draw_shots(task.labels, task.train.num_classes, unit.shots, unit.seed)
     with tempfile.TemporaryDirectory(prefix="isoflop-transfer-") as temporary:
         place = Path(temporary) if folder is None else _claimed(folder, pretrained, config, task)
-        judge = _Judge(pretrained, task, config, place, tell)
-        outcomes = {unit: judge.outcome(unit, number + 1, len(units)) for number, unit in enumerate(units)}
+        judging = _Judge(pretrained, task, config, place, tell)
+        outcomes = {unit: judging.outcome(unit, number + 1, len(units)) for number, unit in enumerate(units)}
     groups = dict.fromkeys((unit.protocol, unit.shots) for unit in units)
     return [
         _row(
@@ -171,6 +188,8 @@ class _Judge:
             if unit.protocol == "finetune"
             else PUBLISHED[unit.protocol.removeprefix("finetune_")](len(chosen), backbone)
         )
+        if config.learning_rates is not None:
+            recipe = replace(recipe, learning_rates=config.learning_rates)
         told = time.monotonic()
 
         def on_row(row: Row) -> None:

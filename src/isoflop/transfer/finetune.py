@@ -56,31 +56,33 @@ def finetune(
     held-out share of `chosen` is kept.
     """
     weights = save_weights(pretrained, folder.parent)
-    data = (Subset(task.train, chosen), _watched(task.test))
-    rates: list[float] = [] if "learning_rate" in (changes or {}).get("optim", {}) else list(recipe.learning_rates)
-    if len(rates) > 1:
-        mixed = np.random.default_rng(seed).permutation(len(chosen))
-        held = max(1, int(recipe.held_out * len(chosen)))
-        data = (Subset(task.train, chosen[mixed[held:]]), Subset(task.train, chosen[mixed[:held]]))
-    best: tuple[float, Tuned] | None = None
-    for rate in rates or [0.0]:
+    fixed = "learning_rate" in (changes or {}).get("optim", {})
+    rates = () if fixed else recipe.learning_rates
+
+    def trained(part: NDArray[np.int64], watched: Source, rate: float | None, place: Path) -> tuple[float, Tuned]:
         own = merged(recipe.run, {"optim": {"learning_rate": rate}} if rate else {})
-        config = run_config(
-            pretrained, task, merged(own, changes or {}), recipe.model, weights, seed=seed, last_blocks=last_blocks
-        )
-        place = folder / f"rate-{config.optim.learning_rate:g}" if len(rates) > 1 else folder
-        result = train(config, place, data=data, on_row=on_row)
-        if result.state == "done":
-            model = _trained(config, task.train, place)
-            scores = predict(model, task.test, config)
+        tables = merged(own, changes or {})
+        config = run_config(pretrained, task, tables, recipe.model, weights, seed=seed, last_blocks=last_blocks)
+        result = train(config, place, data=(Subset(task.train, part), watched), on_row=on_row)
+        done = result.state == "done"
+        if done:
+            scores = predict(_trained(config, task.train, place), task.test, config)
         else:  # diverged: it knows nothing
             scores = torch.zeros(len(task.test), task.train.num_classes)
         tuned = Tuned(scores, config.optim.learning_rate, config.steps, result.seconds, result.state)
-        merit = (result.heldout_accuracy or 0.0) if result.state == "done" else -1.0
-        if best is None or merit > best[0]:
-            best = (merit, tuned)
-    assert best is not None
-    return best[1]
+        return (result.heldout_accuracy or 0.0) if done else -1.0, tuned
+
+    if len(rates) < 2:
+        return trained(chosen, _watched(task.test), rates[0] if rates else None, folder)[1]
+    mixed, held = np.random.default_rng(seed).permutation(len(chosen)), max(1, int(recipe.held_out * len(chosen)))
+    if held == len(chosen):
+        raise ConfigError("fine-tuning cannot choose a learning rate on a single image: set run.optim.learning_rate")
+    heldout = Subset(task.train, chosen[mixed[:held]])
+    tried = [trained(chosen[mixed[held:]], heldout, rate, folder / f"rate-{rate:g}") for rate in rates]
+    _, best = max(tried, key=lambda pair: pair[0])
+    if recipe.retrain:
+        return trained(chosen, _watched(task.test), best.learning_rate, folder / "all")[1]
+    return best
 
 
 def run_config(

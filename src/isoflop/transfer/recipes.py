@@ -15,11 +15,15 @@ SMALL_BATCH = 256
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run's tables; `learning_rates` to choose from on `held_out`, a share of the training images, if several."""
+    """A run's tables; `learning_rates` to choose from on `held_out`, a share of the training images, if several.
+
+    With `retrain`, the chosen rate is then trained on all images; without, the run that was best is kept.
+    """
 
     run: Run
     learning_rates: tuple[float, ...] = ()
     held_out: float = 0.02
+    retrain: bool = False
     model: Run = field(default_factory=dict)
 
 
@@ -59,7 +63,9 @@ def vtab(images: int, backbone: Backbone) -> Recipe:
             "data": {},
             "optim": {**run["optim"], "learning_rate": 0.01},
             "schedule": {"name": "cosine", "warmup": 200},
-        }
+        },
+        held_out=0.2,
+        retrain=True,
     )
 
 
