@@ -89,6 +89,7 @@ def test_restarts_with_other_ranks_and_workers_continue_the_same_run(source: Sou
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_whole_matrix(source: Source, world: int) -> None:
     """Workers 0–8 of each rank, starts anywhere, batches that divide the epoch or do not."""
@@ -102,6 +103,7 @@ def test_the_whole_matrix(source: Source, world: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_hundred_restarts_in_any_layout_miss_nothing_and_repeat_nothing(source: Source) -> None:
     rng = np.random.default_rng(1)
     reference = run(source, batch_size=13, start=0, stop=370, augment="none")
