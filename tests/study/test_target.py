@@ -1,13 +1,17 @@
 """A study can be judged by what its backbones are worth on another task."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
 
 from isoflop.config import TargetConfig, TransferConfig
 from isoflop.errors import ConfigError
-from isoflop.study import run_study
-from isoflop.study.store import Store
+from isoflop.study import run_study, worker
+from isoflop.study.planned import Catalogue
+from isoflop.study.pool import Task
+from isoflop.study.store import Store, finite_loss
 from isoflop.study.target import measure_target, read_target
 from isoflop.train import train
 from tests.promises.chaos import run_config
@@ -36,6 +40,23 @@ def test_the_target_is_measured_once_and_kept_with_its_protocol(tmp_path: Path) 
     assert read_target(tmp_path / "a", protocol.model_copy(update={"shots": (1,)})) is None
 
 
+def test_a_worker_measures_the_target_and_a_run_is_done_only_then(tmp_path: Path) -> None:
+    config = study_config(target={"metric": "fewshot5"}, transfer={"seeds": [0]}, batch_size=8)
+    store = Store(tmp_path, config.target.protocol(config.transfer))
+    run = Catalogue(config).run("vit", "vit_w4d1p8", 1e8, 1e-2)
+    task = json.loads(Task(run, store.run_directory(run.run_id), None, store.target).to_json())
+    train(run.config, store.run_directory(run.run_id))
+    assert store.row(run, None)["status"] == "running"  # trained, not yet judged
+    assert worker._train(task, io.StringIO())["state"] == "done"
+    row = store.row(run, None)
+    assert row["status"] == "done"
+    assert 0 < row["target"] < 1 < row["heldout_loss"]
+    assert finite_loss(row) == row["target"]
+    assert store.judged([row])[0]["heldout_loss"] == row["target"]
+    assert Store(tmp_path).row(run, None)["target"] == row["heldout_loss"]  # a study of the held-out loss
+
+
+@pytest.mark.long
 def test_laws_are_fitted_to_the_error_on_the_target_task(tmp_path: Path) -> None:
     study = {"name": "t", "budgets": [1e8, 2e8, 4e8, 8e8], "target_budget": 1.6e9, "output": str(tmp_path / "t"),
              "workers": 1}  # fmt: skip
