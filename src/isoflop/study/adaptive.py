@@ -130,10 +130,10 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     ledger = Ledger(arena)
     spent = sum(ledger.enter(trial) for trial, _ in results)
     beliefs = believe(arena, results)
-    if not rungs[1]:
-        return Stage(tuple(second_rung(arena, beliefs, results)), _decision(arena, beliefs).outlook(), spent=spent)
-    decision = _decision(arena, beliefs)
+    decision = _decision(arena, beliefs, results)
     outlook = decision.outlook()
+    if not rungs[1] and (second := second_rung(arena, beliefs, results)):
+        return Stage(tuple(second), outlook, spent=spent)
     dropped = tuple(family for family in arena.contenders if outlook.p_best(family) < NEGLIGIBLE)
     leader = outlook.standings[0]
     if leader.p_best >= arena.sure and outlook.regret <= SMALL_REGRET:
@@ -141,7 +141,7 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
         return Stage((), outlook, 0.0, dropped, sure, spent)
     trials = _batch(arena, results, beliefs, decision, ledger, allowance - spent, batch, dropped)
     if not trials:
-        return Stage((), outlook, 0.0, dropped, "the budget is spent", spent)
+        return Stage((), outlook, 0.0, dropped, "no run that is left can be paid for", spent)
     gain = decision.gain(trials)
     if gain < NO_GAIN:
         return Stage((), outlook, gain, dropped, "no run that is left would tell much more", spent)
@@ -194,12 +194,19 @@ def _mean_log(values: Sequence[float]) -> float:
     return sum(map(math.log, values)) / max(len(values), 1)
 
 
-def answers(arena: Arena, family: str, belief: Belief) -> list[Trial]:
-    """What a family could answer: each preset at the rate believed best for it, and at half a grid step around that."""
+def answers(arena: Arena, family: str, belief: Belief, results: Sequence[Result]) -> list[Trial]:
+    """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that.
+
+    Presets reach from half the smallest size tried to twice the size that the largest one tried becomes when the best
+    size grows as √compute: nothing is known about others.
+    """
+    own = [trial for trial, _ in results if trial.family == family]
+    growth = 2.0 * math.sqrt(arena.target / max(trial.budget for trial in own))
+    low, high = min(trial.n for trial in own) / 2.0, max(trial.n for trial in own) * growth
     trials = []
     for model in arena.contenders[family].answers:
         at = arena.trial(family, model, arena.target, 1.0)
-        if at.d < arena.min_steps * arena.batch_size:
+        if not low <= at.n <= high or at.d < arena.min_steps * arena.batch_size:
             continue
         middle = belief.best_rate(at.n, at.d)
         trials += [
@@ -208,8 +215,8 @@ def answers(arena: Arena, family: str, belief: Belief) -> list[Trial]:
     return trials
 
 
-def _decision(arena: Arena, beliefs: Mapping[str, Belief]) -> Decision:
-    return Decision(beliefs, {family: answers(arena, family, belief) for family, belief in beliefs.items()})
+def _decision(arena: Arena, beliefs: Mapping[str, Belief], results: Sequence[Result]) -> Decision:
+    return Decision(beliefs, {family: answers(arena, family, belief, results) for family, belief in beliefs.items()})
 
 
 def _batch(
