@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from isoflop.config import RunConfig
-from isoflop.data import ArraySource
+from isoflop.data.sources.arrays import ArraySource
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import create_model
 from isoflop.train import train
@@ -76,8 +76,15 @@ def test_distillation_from_a_run_learns_and_keeps_no_teacher(tmp_path: Path) -> 
 
 
 def test_images_without_labels_can_be_masked(tmp_path: Path) -> None:
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8))
-    source = ArraySource(images, torch.full((64,), -1), uri="plain", class_names=())
+    source = ArraySource(
+        np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8),
+        np.full(64, -1, dtype=np.int64),
+        uri="plain",
+        class_names=(),
+        fingerprint="plain",
+        rows=np.arange(64),
+        statistics=((0.5,) * 3, (0.25,) * 3),
+    )
     result = train(config(batch_size=8, steps=3), tmp_path / "run", data=(source, source))
     assert result.state == "done"
 

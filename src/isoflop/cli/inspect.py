@@ -1,11 +1,14 @@
 """`isoflop inspect`: what a trained backbone has learnt to look at."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoflop.cli.groups import argument
+
+if TYPE_CHECKING:
+    from isoflop.config import RunConfig
 
 
 def inspect(
@@ -15,7 +18,7 @@ def inspect(
     ] = None,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Held-out images to look at.")] = 64,
 ) -> None:
-    """Position similarity, attention distance and rollout, first filters, feature maps: pictures and numbers."""
+    """Positions, attention, first filters, feature maps, reconstructions of a masked run: pictures and numbers."""
     import numpy as np
     import torch
 
@@ -29,6 +32,34 @@ def inspect(
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     folder = output or run / "inspect"
     found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)
+    if config.objective.name == "masked":
+        _reconstructions(run, config, folder)
     for part, reason in found["skipped"].items():
         print(f"no {part.replace('_', ' ')}: {reason}")
     print(f"{model.preset} on {found['images']} images: pictures and inspect.json in {folder}")
+
+
+def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
+    """Pictures of what the masked autoencoder of `run` makes of held-out images, now and while it was trained."""
+    import torch
+
+    from isoflop.data import open_split
+    from isoflop.objectives import Masked
+    from isoflop.report.inspection import Made, progress_sheet, reconstruction_sheet, save_png
+    from isoflop.train.device import Precision
+    from isoflop.train.finished import load_objective
+    from isoflop.train.reconstructions import SavedReconstruction, read_reconstructions, reconstruct
+
+    def made(saved: SavedReconstruction) -> Made:
+        images, reconstructed, hidden = (t.numpy() for t in (saved.images, saved.reconstructed, saved.hidden))
+        return Made(images, reconstructed, hidden, saved.is_normalised, saved.step)
+
+    objective = load_objective(run, open_split(config.data, "train"))
+    assert isinstance(objective, Masked)
+    now = reconstruct(objective, open_split(config.data, "heldout"), torch.device("cpu"), Precision())
+    save_png(folder / "reconstructions.png", reconstruction_sheet(made(now)))
+    history = [made(saved) for saved in read_reconstructions(run)]
+    if history:
+        save_png(folder / "reconstructions-over-time.png", progress_sheet(history))
+    if now.is_normalised:
+        print("reconstructions: normalised targets, shown with mean and deviation of the hidden pixels")

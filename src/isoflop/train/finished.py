@@ -1,0 +1,33 @@
+"""What a finished run has trained, all of it: the backbone and what its objective learned with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from isoflop.config import RunConfig, parse
+from isoflop.data import Source
+from isoflop.errors import CheckpointError, IsoflopError
+from isoflop.objectives import Objective
+from isoflop.train.loop import build_objective
+
+
+def load_objective(run_directory: Path, source: Source) -> Objective:
+    """The trained objective of the finished run in `run_directory`, which was trained on `source`; see `open_split`.
+
+    Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
+    """
+    backbone, rest = run_directory / "model.safetensors", run_directory / "objective.safetensors"
+    if not backbone.is_file():
+        raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
+    try:
+        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
+        objective = build_objective(config.model_copy(update={"start": None}), source)
+        weights = {f"backbone.{name}": tensor for name, tensor in load_file(backbone).items()}
+        objective.load_state_dict(weights | (load_file(rest) if rest.is_file() else {}))
+    except (OSError, ValueError, SafetensorError, RuntimeError, IsoflopError) as error:
+        raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
+    return objective
