@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from isoflop.train.accelerators import Accelerator
+from isoflop.train.shards import BUCKET
 
 FLOAT32, BFLOAT16 = 4, 2
 DEVICES_PER_HOST = 8
@@ -119,52 +120,54 @@ class Communication:
 def communication(work: Workload, layout: Layout, device: Accelerator) -> Communication:
     """Weights gathered forward and backward and gradients scattered, once a go; or gradients summed, once a step.
 
-    Rings move (n − 1)/n of the data past every device. Within a host at the link's rate; among hosts, where all its
-    devices take part and each uses its own network card, at the sum of their rates, at most the link's. Every
-    collective takes a hop for each further host, besides.
+    Rings move (n - 1)/n of the data past every device. Within a host at the link's rate; among hosts, where all its
+    devices take part and each uses its own network card, at the sum of their rates, at most the link's. Gathering and
+    scattering take a hop for each further host, besides; sums, by trees, two for each doubling of the hosts.
     """
     p, w, hosts, kind = work.parameters, layout.devices, layout.hosts, layout.compute_bytes
     if w == 1:
         return Communication(0.0, 0.0)
     local = min(w, DEVICES_PER_HOST)
-    across = min(device.link_rate, local * device.network_rate)
-    collectives = (work.blocks + 1) * 3 * layout.goes
+    rate = min(device.link_rate, local * device.network_rate) if hosts > 1 else device.link_rate
+    ring, tree = (hosts - 1) * HOP_SECONDS, 2 * math.log2(hosts) * HOP_SECONDS
     gathered = layout.goes * (2 * kind + FLOAT32) * p
-    summed = 2 * FLOAT32 * p  # an all-reduce: each number out and back
+    summed = 2 * FLOAT32 * p  # each number out and back
+    units = (work.blocks + 1) * layout.goes
     if layout.sharding == "none":
         sent = summed * (w - 1) / w
-        return Communication(sent, sent / (across if hosts > 1 else device.link_rate) + (hosts - 1) * HOP_SECONDS * 2)
+        return Communication(sent, sent / rate + math.ceil(p / BUCKET) * tree)
     if layout.sharding == "full":
         sent = gathered * (w - 1) / w
-        rate = across if hosts > 1 else device.link_rate
-        return Communication(sent, sent / rate + collectives * (hosts - 1) * HOP_SECONDS)
+        return Communication(sent, sent / rate + 3 * units * ring)
     inside = gathered * (local - 1) / local
     outside = summed / local * (hosts - 1) / hosts * layout.goes
-    hops = (work.blocks + 1) * layout.goes * 2 * (hosts - 1) * HOP_SECONDS
-    return Communication(inside + outside, inside / device.link_rate + outside / device.network_rate + hops)
+    seconds = inside / device.link_rate + outside / device.network_rate + units * tree
+    return Communication(inside + outside, seconds)
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step: of the arithmetic and of communication, which hide each other as far as they can."""
+    """Seconds of one step: of the arithmetic and of communication.
+
+    FSDP2 gathers and scatters a block while it computes another, so that one hides the other as far as it can; whole
+    gradients are summed when they are all there.
+    """
 
     compute: float
     communication: float
+    overlaps: bool
 
     @property
     def total(self) -> float:
-        return max(self.compute, self.communication)
-
-    @property
-    def is_bound_by_network(self) -> bool:
-        return self.communication > self.compute
+        return max(self.compute, self.communication) if self.overlaps else self.compute + self.communication
 
 
 def step_time(work: Workload, layout: Layout, device: Accelerator, utilisation: float) -> StepTime:
     """Arithmetic at `utilisation` of the peak of bfloat16 products (half of it in float32, by TF32)."""
     peak = device.matrix_flops * (1.0 if layout.precision == "bfloat16" else 0.5)
     flops = (work.flops_per_image + work.recomputed_flops_per_image) * math.ceil(layout.images_per_device)
-    return StepTime(flops / (peak * utilisation), communication(work, layout, device).seconds)
+    seconds = communication(work, layout, device).seconds
+    return StepTime(flops / (peak * utilisation), seconds, layout.sharding != "none")
 
 
 @dataclass(frozen=True)
