@@ -30,9 +30,8 @@ def test_pets_are_split_and_named_by_their_annotations(tmp_path: Path) -> None:
     assert train.class_names == ("Abyssinian", "great_pyrenees")
     assert train.labels.tolist() == [0, 1]
     assert test.name(0).endswith("Abyssinian_2.jpg")
-    assert open_source(f"pets:{tmp_path}", split="train", image_size=96, heldout=0).read(np.asarray([1]))[
-        1
-    ].tolist() == [1]
+    source = open_source(f"pets:{tmp_path}", split="train", image_size=96, heldout=0)
+    assert source.read(np.asarray([1]))[1].tolist() == [1]
 
 
 def test_flowers_train_on_training_and_validation_images(tmp_path: Path) -> None:

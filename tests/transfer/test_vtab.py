@@ -1,4 +1,4 @@
-"""VTAB-1k: a thousand images a task, means of groups; and classifiers as they are on sets with several right classes."""
+"""VTAB-1k: a thousand images a task, means of groups; and classifiers as they are, where several classes are right."""
 
 import io
 import json
@@ -60,8 +60,13 @@ def test_tasks_that_are_there_are_run_and_averaged_by_group(tmp_path: Path, back
             (root / "kitti_distance" / part / str(c)).mkdir(parents=True)
             for k in range(250 if part == "train" else 5):
                 (root / "kitti_distance" / part / str(c) / f"{k}.png").write_bytes(png(40 * c))
-    config = TransferConfig(dataset=f"vtab:{root}", protocols=("ridge", "finetune_vtab"), seeds=(0,),
-                            learning_rates=(0.1, 0.01), run={"steps": 2, "batch_size": 8, "schedule": {"warmup": 0}})  # fmt: skip
+    config = TransferConfig(
+        dataset=f"vtab:{root}",
+        protocols=("ridge", "finetune_vtab"),
+        seeds=(0,),
+        learning_rates=(0.1, 0.01),
+        run={"steps": 2, "batch_size": 8, "schedule": {"warmup": 0}},
+    )
     rows = vtab(backbone, config, folder=tmp_path / "out")
     assert [row["dataset"] for row in rows[:6:2]] == ["VTAB svhn", "VTAB patch_camelyon", "VTAB kitti_distance"]
     assert [row["dataset"] for row in rows[6:10]] == [

@@ -40,7 +40,7 @@ class TransferConfig(Table):
     the other protocols."""
     seeds: Seeds = (0, 1, 2)
     """Each draws other images; the spread over them is reported."""
-    protocols: Annotated[tuple[Protocol, ...], Field(strict=False, min_length=1)] = ("ridge", "finetune")
+    protocols: Annotated[tuple[Protocol, ...], Field(strict=False)] = ("ridge", "finetune")
     """On frozen features: ridge regression in closed form, nearest neighbours, logistic regression, the linear probe of
     the masked autoencoders. Training of all weights: a few steps of AdamW (`finetune`), or as a paper does it. `head`
     tries the classifier that the backbone has."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,12 +122,14 @@ def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretr
             "image_size": image_size or known.input_size[-1],
             "in_channels": known.input_size[0],
         }
+    # The hub's client tells every retry; its last word is ours to tell.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         backbone = create_model(name, **shape, seed=0, **({} if random_weights else {"pretrained": True}))
     except Exception as error:  # the hub raises many kinds; all mean that the weights cannot be had
         if random_weights:
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise CheckpointError(
             f"{name}: its weights are neither in the cache nor to be fetched ({reason}); "
             "--random judges the architecture with random weights"
