@@ -126,8 +126,7 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys:
     run = next(path for path in Path("studies/tiny/runs").iterdir() if (path / "model.safetensors").exists())
     status, told, _ = isoflop(capsys, "transfer", str(run), "shots=1", "seeds=[0]", 'protocols=["ridge"]')
     assert status == 0
-    assert "1-shot accuracy on digits" in told
-    assert "random weights" in told
+    assert re.search(r"digits +ridge +1 +0\.\d+", told)
 
     status, told, _ = isoflop(capsys, "inspect", str(run), "--images", "4")
     assert status == 0
