@@ -95,7 +95,7 @@ def start_ranks(config: RunConfig, directory: Path, world: int, **environment: s
     return [start(config, directory, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world)]
 
 
-def join(processes: list[Any], timeout: float = 120) -> list[int]:
+def join(processes: list[Any], timeout: float = 900) -> list[int]:
     """The exit statuses of `processes` once all have ended."""
     for process in processes:
         process.join(timeout)
@@ -111,7 +111,7 @@ def kill(processes: list[Any]) -> None:
     join(processes)
 
 
-def wait_for(directory: Path, steps: int, timeout: float = 60) -> None:
+def wait_for(directory: Path, steps: int, timeout: float = 300) -> None:
     """Returns when a checkpoint of at least so many steps is there."""
     from isoflop.train.checkpoints import saved_steps
 

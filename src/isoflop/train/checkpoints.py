@@ -165,8 +165,11 @@ def latest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | 
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
-    """Replaces the JSON file `path` in one step: a reader sees the old text or the new, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replaces the JSON file `path` in one step: a reader sees the old text or the new, never half of it.
+
+    For one writer at a time; what a killed one left behind is written over.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     try:
         _write_json(partial, value)
         _sync(partial)
