@@ -26,8 +26,9 @@ from study_planted import WORLDS, planted_rows
 
 from isoflop import laws
 from isoflop.config import StudyConfig, parse
-from isoflop.study.adaptive import Arena, Ledger, Result, next_stage
+from isoflop.study.adaptive import next_stage
 from isoflop.study.answer import answer_from
+from isoflop.study.arena import Arena, Ledger, Result
 from isoflop.study.belief import Trial
 from isoflop.study.funds import Funds
 from isoflop.study.plan import Plan, arena_of

@@ -35,7 +35,7 @@ STUDY = """\
 batch_size = 32
 [study]
 name = "s"
-budgets = [1e9, 1e10]
+budgets = [1e9, 3e9, 1e10]
 target_budget = 1e11
 [optim]
 weight_decay = 0.5
@@ -242,8 +242,8 @@ def test_a_problem_in_a_shared_table_is_told_once(run_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("study.budgets=[1e10, 1e9]", "`study.budgets` must ascend"),
-        ("study.budgets=[1e10]", "`study.budgets` = [10000000000.0] must be a list of at least 2"),
+        ("study.budgets=[1e10, 1e9, 1e8]", "`study.budgets` must ascend"),
+        ("study.budgets=[1e10]", "`study.budgets` = [10000000000.0] must be a list of at least 3"),
         ("study.target_budget=1e8", "`study.target_budget` = 1e+08 is below the last rung, 1e+10"),
         (
             "study.budget=1e11",

@@ -7,7 +7,7 @@ import pytest
 from isoflop.config import Key, RunConfig, StudyConfig, dotted, flatten, parse, reference
 
 RUN = {"model": {"name": "m"}, "steps": 10}
-STUDY = {"study": {"name": "s", "budgets": [1.0, 2.0], "target_budget": 3.0}, "families": {"NAME": {}}}
+STUDY = {"study": {"name": "s", "budgets": [1.0, 2.0, 3.0], "target_budget": 3.0}, "families": {"NAME": {}}}
 
 
 @pytest.mark.parametrize(("kind", "least"), [(RunConfig, RUN), (StudyConfig, STUDY)])

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.study.adaptive import Arena, Contender, Ledger, Result, Stage, next_stage
+from isoflop.study.adaptive import Stage, next_stage
+from isoflop.study.arena import Arena, Contender, Ledger, Result
 from isoflop.study.belief import Trial, fit_belief
 from isoflop.study.decide import Decision
 
@@ -95,6 +96,7 @@ def test_a_hopeless_family_gets_no_more_runs() -> None:
     assert told[-1].dropped == ("early",)
     assert max(trial.budget for trial, _ in results if trial.family == "early") <= BUDGETS[1]
     assert "P(best) of late" in told[-1].stop
+    assert len({trial.budget for trial, _ in results if trial.family == "late"}) >= 3  # what a law needs
 
 
 def test_rates_beyond_the_edge_of_the_grid_are_tried_where_the_best_lies_there() -> None:

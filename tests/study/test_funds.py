@@ -8,7 +8,8 @@ import pytest
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
-from isoflop.study.adaptive import Ledger, next_stage
+from isoflop.study.adaptive import next_stage
+from isoflop.study.arena import Ledger
 from isoflop.study.funds import TARGET_DISTANCE, choose_budgets
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue
@@ -103,7 +104,7 @@ def test_a_limit_that_cannot_be_kept_is_refused(study: dict[str, Any], message: 
 
 def test_a_family_whose_smallest_size_no_chosen_rung_can_train_is_named() -> None:
     config = study_config(
-        study={"name": "toy", "budgets": [2e9, 4e9], "target_budget": 4e10, "budget": 1e11},
+        study={"name": "toy", "budgets": [1e9, 2e9, 4e9], "target_budget": 4e10, "budget": 1e11},
         families={"vit": {"sizes": SIZES}, "nfnet": {"sizes": ["nfnet_w64d2"]}},
     )
     with pytest.raises(StudyError, match="is too small for nfnet_w64d2, the smallest nfnet"):

@@ -30,7 +30,7 @@ from isoflop.config.transfer import TargetConfig, TransferConfig
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-Budgets = Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
+Budgets = Annotated[tuple[Positive, ...], Field(strict=False, min_length=3)]  # what a law needs
 
 
 class StudyTable(Table):

@@ -11,7 +11,7 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import Table
-from isoflop.study.adaptive import Stage
+from isoflop.study.adaptive import NEGLIGIBLE, Stage
 from isoflop.study.belief import Trial
 from isoflop.study.decide import Outlook
 from isoflop.study.plan import Plan
@@ -61,16 +61,19 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     target, level = config.study.target_budget, config.laws.level
     tables: dict[str, Table] = {}
     fitted: dict[str, laws.SizeDataLaw] = {}
+    frontiers: dict[str, laws.FrontierLaw] = {}
     left_out: dict[str, str] = {}
     for family in config.families:
         table = best_rates([row for row in rows if row["family"] == family and row["role"] == "ladder"])
         sizes, images, losses = ([row[name] for row in table] for name in ("flops_per_image", "images", "target"))
+        options = {"seed": config.study.seed, "bootstrap": config.laws.bootstrap}
         try:
-            fitted[family] = laws.fit_size_data(
-                sizes, images, losses, seed=config.study.seed, bootstrap=config.laws.bootstrap
-            )
+            points = laws.frontier_points(sizes, images, losses)
+            frontiers[family] = laws.fit_frontier(points.compute, points.loss, **options)
+            fitted[family] = laws.fit_size_data(sizes, images, losses, **options)
         except LawError as error:
-            left_out[family] = str(error)
+            given_up = outlook is not None and outlook.p_best(family) < NEGLIGIBLE
+            left_out[family] = f"{'given up early by the planner: ' if given_up else ''}{error}"
             continue
         tables[family] = (sizes, images, losses)
     if not tables:
@@ -79,7 +82,9 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     standings = comparison.standings if outlook is None else _standings(comparison, outlook)
     chosen = {} if outlook is None else {standing.answer.family: standing.answer for standing in outlook.standings}
     families = tuple(
-        _family_answer(config, catalogue, s, fitted[s.family], tables[s.family], rows, chosen.get(s.family))
+        _family_answer(
+            catalogue, s, (fitted[s.family], frontiers[s.family]), tables[s.family], rows, chosen.get(s.family)
+        )
         for s in standings
     )
     return Answer(target, level, families, left_out, comparison.naive_best, comparison.naive_compute)
@@ -111,14 +116,14 @@ def _standings(comparison: laws.Comparison, outlook: Outlook) -> list[laws.Stand
 
 
 def _family_answer(
-    config: StudyConfig,
     catalogue: Catalogue,
     standing: laws.Standing,
-    law: laws.SizeDataLaw,
+    fits: tuple[laws.SizeDataLaw, laws.FrontierLaw],
     table: Table,
     rows: list[Row],
     chosen: Trial | None,
 ) -> FamilyAnswer:
+    config, (law, frontier) = catalogue.config, fits
     family, target, level = standing.family, config.study.target_budget, config.laws.level
     model = chosen.model if chosen else _nearest_preset(catalogue, family, law.optimal(target)[0])
     runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
@@ -133,8 +138,6 @@ def _family_answer(
     rate = float(f"{best_rate:.2g}")
     run = catalogue.run(family, model, target, rate, role="final")
     low, high = law.interval(flops, run.images, level)
-    points = laws.frontier_points(*table)
-    frontier = laws.fit_frontier(points.compute, points.loss, seed=config.study.seed, bootstrap=config.laws.bootstrap)
     return FamilyAnswer(
         family=family,
         run=run,
@@ -145,7 +148,7 @@ def _family_answer(
         law=law,
         frontier=frontier,
         learning_rate_law=rates,
-        warnings=(*law.warnings, *rates.warnings, *_edge_warning(points, family)),
+        warnings=(*law.warnings, *rates.warnings, *_edge_warning(laws.frontier_points(*table), family)),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
-from isoflop.study.adaptive import Arena, Contender, Ledger, opening
+from isoflop.study.adaptive import opening
+from isoflop.study.arena import Arena, Contender, Ledger
 from isoflop.study.funds import TARGET_DISTANCE, Funds, choose_budgets, funds_of
 from isoflop.study.learning_rates import rate_grid, usual_exponent
 from isoflop.study.planned import Catalogue, PlannedRun

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from isoflop.study.adaptive import Result, Stage, next_stage
+from isoflop.study.adaptive import Stage, next_stage
+from isoflop.study.arena import Result
 from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung

@@ -1,0 +1,141 @@
+"""The question of a study as the adaptive planner sees it: what may be tried, what may be answered, what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from isoflop.study.belief import Belief, Trial
+
+RATE_RATIO = 2.0  # between neighbours on a grid of learning rates
+Result = tuple[Trial, float]  # a finished run and its held-out loss, +inf if it diverged
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What may be tried of a family.
+
+    Attributes:
+        sizes: preset → FLOPs an image, of all that may be trained, small to large. start: those that begin.
+        answers: preset → FLOPs an image, of all that the answer may name.
+        rates: preset → learning rates to begin with, ascending, a factor of `RATE_RATIO` apart.
+        bounds: the lowest and highest rate that may be tried.
+        price: preset → cost of training on an image. each: preset → what a run costs beside that.
+        shared: share of a run's steps that longer runs can start from: 1 - cooldown, 0 for a schedule without a trunk.
+        exponent: of FLOPs an image in the learning rate, as far as anybody knows beforehand.
+    """
+
+    sizes: dict[str, float]
+    start: tuple[str, ...]
+    answers: dict[str, float]
+    rates: dict[str, tuple[float, ...]]
+    price: dict[str, float]
+    each: dict[str, float] = field(default_factory=dict)
+    shared: float = 0.8
+    bounds: tuple[float, float] = (0.0, math.inf)
+    exponent: float = -0.2
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The question: families, rungs, the target; batch size and the fewest steps that make a run."""
+
+    contenders: dict[str, Contender]
+    budgets: tuple[float, ...]
+    target: float
+    batch_size: int
+    min_steps: int = 20
+    sure: float = 0.95
+
+    def trial(self, family: str, model: str, budget: float, rate: float, copy: int = 0) -> Trial:
+        contender = self.contenders[family]
+        n = contender.sizes[model] if model in contender.sizes else contender.answers[model]
+        steps = max(1, round(budget / n / self.batch_size))
+        return Trial(family, model, n, float(steps * self.batch_size), budget, rate, copy)
+
+    def trains(self, family: str, model: str, budget: float) -> bool:
+        """Whether `budget` buys enough steps of the preset."""
+        return budget / self.contenders[family].sizes[model] / self.batch_size >= self.min_steps - 0.5
+
+
+@dataclass
+class Ledger:
+    """What runs cost, given that longer ones start from the trunks of shorter ones."""
+
+    arena: Arena
+    longest: dict[tuple[str, str, float, int], float] = field(default_factory=dict)
+
+    def cost(self, trial: Trial) -> float:
+        """What training `trial` would cost now."""
+        contender = self.arena.contenders[trial.family]
+        before = self.longest.get(trunk(trial), 0.0)
+        shared = contender.shared * before if before <= trial.d else 0.0
+        return (trial.d - shared) * contender.price[trial.model] + contender.each.get(trial.model, 0.0)
+
+    def enter(self, trial: Trial) -> float:
+        """`trial` is trained; returns its cost."""
+        cost = self.cost(trial)
+        self.longest[trunk(trial)] = max(trial.d, self.longest.get(trunk(trial), 0.0))
+        return cost
+
+
+def trunk(trial: Trial) -> tuple[str, str, float, int]:
+    """What runs share that differ only in length."""
+    return trial.family, trial.model, trial.rate, trial.copy
+
+
+def answers(arena: Arena, family: str, belief: Belief, results: Sequence[Result]) -> list[Trial]:
+    """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that.
+
+    Presets reach from half the smallest size tried to twice the size that the largest one tried becomes when the best
+    size grows as √compute: nothing is known about others.
+    """
+    own = [trial for trial, _ in results if trial.family == family]
+    growth = 2.0 * math.sqrt(arena.target / max(trial.budget for trial in own))
+    low, high = min(trial.n for trial in own) / 2.0, max(trial.n for trial in own) * growth
+    trials = []
+    for model in arena.contenders[family].answers:
+        at = arena.trial(family, model, arena.target, 1.0)
+        if not low <= at.n <= high or at.d < arena.min_steps * arena.batch_size:
+            continue
+        middle = belief.best_rate(at.n, at.d)
+        trials += [
+            arena.trial(family, model, arena.target, middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)
+        ]
+    return trials
+
+
+def candidates(arena: Arena, family: str, belief: Belief, results: Sequence[Result]) -> list[Trial]:
+    """Sizes tried and their neighbours, up to one rung above the family's highest, at the rates nearest to the law."""
+    own = [(trial, loss) for trial, loss in results if trial.family == family]
+    highest = max(trial.budget for trial, _ in own)
+    reach = arena.budgets[: arena.budgets.index(highest) + 2]
+    names = list(arena.contenders[family].sizes)
+    tried = sorted(names.index(model) for model in {trial.model for trial, _ in own})
+    names = names[max(tried[0] - 1, 0) : tried[-1] + 2]
+    trials = []
+    for budget in reach:
+        for model in names:
+            if not arena.trains(family, model, budget):
+                continue
+            at = arena.trial(family, model, budget, 1.0)
+            trials += [replace(at, rate=rate) for rate in rates_near(arena, belief, at, own)[:3]]
+    return trials
+
+
+def rates_near(arena: Arena, belief: Belief, at: Trial, results: Sequence[Result]) -> list[float]:
+    """Rates of the preset's grid, continued at both ends, nearest to the one believed best first.
+
+    From the lowest rate at which the preset diverged upwards there are none.
+    """
+    contender = arena.contenders[at.family]
+    best = belief.best_rate(at.n, at.d)
+    start = contender.rates[at.model][0]
+    steps = round(math.log(best / start) / math.log(RATE_RATIO))
+    grid = {float(f"{start * RATE_RATIO ** (steps + k):.6g}") for k in (-2, -1, 0, 1, 2)}
+    grid |= set(contender.rates[at.model])
+    same = [(trial, loss) for trial, loss in results if (trial.family, trial.model) == (at.family, at.model)]
+    ceiling = min((trial.rate for trial, loss in same if not math.isfinite(loss)), default=math.inf)
+    inside = [r for r in grid if contender.bounds[0] * 0.99 <= r <= contender.bounds[1] * 1.01 and r < 0.99 * ceiling]
+    return sorted(inside, key=lambda rate: abs(math.log(rate / best)))
