@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.train.optim.sharded import complete
+from isoflop.train.optim.sharded import complete, laid_out_like
 
 SMALLEST_FACTORED = 32  # a matrix with a shorter side keeps its second moment whole
 EPS = 1e-30  # added to squared gradients
@@ -86,5 +86,5 @@ def _averaged(slots: dict[str, Tensor], name: str, value: Tensor, beta: float) -
     if name not in slots:
         slots[name] = value.clone()  # β2 is 0 at the first step
     else:
-        slots[name].lerp_(value, 1.0 - beta)
+        slots[name] = laid_out_like(slots[name], value).lerp_(value, 1.0 - beta)
     return slots[name]

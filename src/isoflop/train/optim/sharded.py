@@ -21,6 +21,17 @@ def complete(tensor: Tensor) -> Tensor:
     return cast(Tensor, parts.redistribute(placements=placements))
 
 
+def laid_out_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """`tensor`, whole on every rank as a checkpoint gives it, divided among the ranks as `example` is."""
+    if is_sharded(tensor) or not is_sharded(example):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = cast(Any, example).device_mesh, cast(Any, example).placements
+    whole = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(placements=placements)
+
+
 def norm(tensor: Tensor) -> Tensor:
     """The norm of the whole tensor, a scalar that every rank knows."""
     return complete(torch.linalg.vector_norm(tensor))
