@@ -23,7 +23,7 @@ from isoflop.objectives import objective_cost
 from isoflop.train import train
 from isoflop.transfer import open_backbone, transfer
 
-FLOPS = 1e11
+FLOPS = 5e10
 BATCH = 64
 SGD = {"name": "sgd", "momentum": 0.9, "agc": 0.01, "weight_decay": 2e-5}
 ADAMW = {"name": "adamw", "weight_decay": 1e-2}

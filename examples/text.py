@@ -1,0 +1,191 @@
+"""Text through the grammar of vision backbones: which token mixer tells best, at equal compute, whose code a line is?
+
+    python examples/text.py                        # 1e11 training FLOPs a mixer: minutes on one core
+
+A text is an image of one row whose pixels are bytes, and its stem is an embedding of tokens instead of patches: nothing
+else of the model changes. The data come with Python: pieces of 128 bytes of its standard library, whose classes are the
+packages that they are from. The last fifth of every file is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop import create_model
+from isoflop.config import RunConfig, parse
+from isoflop.data import batches
+from isoflop.data.orders import GlobalOrder, Order
+from isoflop.objectives import Supervised
+from isoflop.train import rate_factor
+from isoflop.train.device import Precision
+from isoflop.train.evaluate import evaluate
+from isoflop.train.ranks import Ranks
+from isoflop.train.step import Step
+
+PACKAGES = ("asyncio", "ctypes", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest", "xml")
+LENGTH = 128
+TOKENS = 256  # bytes
+MIXERS = ("attention", "pooling", "depthwise", "fourier", "identity")
+
+
+class TokenStem(nn.Module):
+    """Tokens (batch, 1, rows, columns), whole numbers as floats, to their vectors (batch, rows, columns, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        vectors: Tensor = self.embedding(tokens[:, 0].round().long())
+        return vectors
+
+
+def text_model(mixer: str, *, num_classes: int, width: int = 64, depth: int = 2, seed: int = 0) -> nn.Module:
+    """A MetaFormer of one stage over a row of tokens: learned positions, the mean of the tokens, a classifier."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = create_model(
+            "vit_w64d4p8", num_classes=num_classes, image_size=(1, LENGTH), in_channels=1, seed=seed,
+            depths=(depth,), widths=(width,), mlp_widths=(4 * width,), mixers=(mixer,), stem_kernel=1, stem_stride=1,
+        )  # fmt: skip
+        model.stem = TokenStem(width)
+    return model
+
+
+@dataclass
+class Texts:
+    """Pieces of text as a source: bytes (N, LENGTH) and labels (N,). Its mean and deviation leave bytes as they are."""
+
+    pieces: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    uri: str = "texts"
+    has_several_labels: bool = False
+    channels: int = 1
+    image_size: int = LENGTH
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1 / 255,)
+    fingerprint: str = ""
+    unique_images: int | None = field(init=False)
+    order: Order = field(init=False)
+    num_classes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unique_images, self.num_classes = len(self), len(self.class_names)
+        self.order = GlobalOrder(len(self))
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(self.pieces[indices]).view(len(indices), 1, 1, LENGTH)
+        return rows, torch.from_numpy(self.labels[indices])
+
+
+def standard_library(root: Path) -> tuple[Texts, Texts]:
+    """Training and held-out pieces of Python's own packages below `root`."""
+    parts: dict[bool, list[tuple[NDArray[np.uint8], int]]] = {False: [], True: []}
+    names = tuple(name for name in PACKAGES if (root / name).is_dir())
+    for label, name in enumerate(names):
+        for file in sorted((root / name).rglob("*.py")):
+            data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
+            pieces = data[: len(data) // LENGTH * LENGTH].reshape(-1, LENGTH)
+            for heldout, part in ((False, pieces[: len(pieces) * 4 // 5]), (True, pieces[len(pieces) * 4 // 5 :])):
+                parts[heldout].append((part, label))
+    train, heldout = (
+        Texts(
+            np.concatenate([pieces for pieces, _ in parts[which]]),
+            np.concatenate([np.full(len(pieces), label, dtype=np.int64) for pieces, label in parts[which]]),
+            names,
+        )
+        for which in (False, True)
+    )
+    return train, heldout
+
+
+def train_flops(model: nn.Module) -> int:
+    """Training FLOPs of one text: three forward passes. Looking up a vector costs none."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.zeros(1, 1, 1, LENGTH))
+    return 3 * counter.get_total_flops()
+
+
+def compare(
+    texts: tuple[Texts, Texts], flops: float, *, batch_size: int, learning_rate: float, seeds: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """A row per mixer, trained with `flops` each: steps, held-out loss and accuracy, mean and deviation over seeds."""
+    source, heldout = texts
+    rows = []
+    for mixer in MIXERS:
+        found = []
+        for seed in seeds:
+            model: Any = text_model(mixer, num_classes=source.num_classes, seed=seed)
+            steps = max(1, round(flops / train_flops(model) / batch_size))
+            config = parse(
+                {
+                    "model": {"name": mixer},
+                    "steps": steps,
+                    "batch_size": batch_size,
+                    "seed": seed,
+                    "optim": {"learning_rate": learning_rate, "weight_decay": 0.01},
+                    "schedule": {"warmup": min(50, steps // 10), "cooldown": 0.5},
+                },
+                RunConfig,
+            )
+            objective, ranks = Supervised(model), Ranks(torch.device("cpu"))
+            step = Step(objective, source, config, ranks)
+            made = batches(source, seed=seed, batch_size=batch_size, start_step=0, stop_step=steps)
+            for number, batch in enumerate(made):
+                step(batch, learning_rate * rate_factor(config.schedule, number, steps))
+            found.append(evaluate(objective, heldout, batch_size=256, ranks=ranks, precision=Precision()))
+        accuracies = [row["heldout_accuracy"] for row in found]
+        rows.append(
+            {
+                "mixer": mixer,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "steps": steps,
+                "loss": float(np.mean([row["heldout_loss"] for row in found])),
+                "accuracy": float(np.mean(accuracies)),
+                "std": float(np.std(accuracies, ddof=1)) if len(seeds) > 1 else None,
+            }
+        )
+        spread = f" ± {rows[-1]['std']:.3f}" if rows[-1]["std"] is not None else ""
+        told = f"loss {rows[-1]['loss']:.3f}, accuracy {rows[-1]['accuracy']:.3f}{spread}"
+        print(f"{mixer:10} {steps:6} steps  {told}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flops", type=float, default=1e11, help="training FLOPs of a mixer")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="a JSON file of the rows")
+    given = parser.parse_args()
+    rows = compare(
+        standard_library(Path(sysconfig.get_paths()["stdlib"])),
+        given.flops,
+        batch_size=given.batch_size,
+        learning_rate=given.learning_rate,
+        seeds=tuple(range(given.seeds)),
+    )
+    if given.output:
+        given.output.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
