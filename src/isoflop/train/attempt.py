@@ -87,6 +87,7 @@ class Attempt:
         self.saver = Saver(directory, config.checkpoint, ranks)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
+        self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=not ranks.is_alone)
         self.snapshot: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.journal: JournalWriter | None = None
         self.boards: Boards | None = None
@@ -104,7 +105,6 @@ class Attempt:
         origin = self._restore(fork)
         progress = self.progress
         self._open(origin)
-        watchdog = Watchdog(self.directory, self.ranks.rank, config.guards.stuck_seconds, ends=not self.ranks.is_alone)
         seconds_before, began = progress.seconds, time.perf_counter()
         saved_at, waited, stopping = began, 0.0, False
         self._status("running")
@@ -124,7 +124,7 @@ class Attempt:
                 progress.step += 1
                 now = time.perf_counter()
                 progress.seconds = seconds_before + now - began
-                watchdog.beat()
+                self.watchdog.beat()
                 self.saver.check()
 
                 if outcome.updated:
@@ -132,13 +132,11 @@ class Attempt:
                 else:
                     progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
                     if progress.nonfinite > config.guards.skip_nonfinite:
-                        watchdog.close()
                         return self._diverged(batch, f"loss or gradient were not finite at step {progress.step}")
                 if config.guards.spike and outcome.updated:
                     z = robust_z(outcome.loss, progress.recent)
                     if z > config.guards.spike:
                         if len(progress.skipped) == config.guards.rollbacks:
-                            watchdog.close()
                             return self._diverged(
                                 batch, f"the loss leapt to {outcome.loss:.4g} at step {progress.step}"
                             )
@@ -169,7 +167,6 @@ class Attempt:
                 if stopping:
                     break
             waited += feed.seconds_waiting
-        watchdog.close()
         if progress.step < config.steps:
             return self._preempted()
         if not row.get("heldout_loss"):  # resumed after the last step: the journal has the row, this attempt has not
@@ -178,6 +175,7 @@ class Attempt:
 
     def close(self) -> None:
         """Ends what runs beside the loop."""
+        self.watchdog.close()
         self.saver.close()
 
     def _restore(self, fork: int) -> str:
@@ -257,7 +255,14 @@ class Attempt:
     def _evaluate(self) -> dict[str, float]:
         size, precision = self.config.evaluation.batch_size, self.step.precision
         with self.step.shown_weights():
-            found = evaluate(self.objective, self.heldout, batch_size=size, ranks=self.ranks, precision=precision)
+            found = evaluate(
+                self.objective,
+                self.heldout,
+                batch_size=size,
+                ranks=self.ranks,
+                precision=precision,
+                beat=self.watchdog.beat,
+            )
             save_reconstructions(
                 self.objective, self.heldout, self.directory, self.progress.step, self.ranks, precision
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -14,11 +16,18 @@ from isoflop.train.step import sample_uniforms
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, source: Source, *, batch_size: int, ranks: Ranks, precision: Precision
+    objective: Objective,
+    source: Source,
+    *,
+    batch_size: int,
+    ranks: Ranks,
+    precision: Precision,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """The mean over `source` of what `objective.evaluate` sums: `heldout_loss` (nats) and `heldout_accuracy`.
 
-    The batches are dealt to the ranks; they are the same for any number of ranks, and each counts once.
+    The batches are dealt to the ranks; they are the same for any number of ranks, and each counts once. `beat` is
+    called after each.
     """
     was_training = objective.training
     objective.eval()
@@ -37,6 +46,7 @@ def evaluate(
             for name, total in totals.items():
                 counted = total.double() if mine < len(starts) else torch.zeros_like(total).double()
                 sums[name] = sums[name] + counted if name in sums else counted
+            beat()
     finally:
         objective.train(was_training)
     return {f"heldout_{name}": ranks.sum(total).item() / len(source) for name, total in sums.items()}

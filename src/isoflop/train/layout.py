@@ -43,6 +43,8 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks) -> AnyObje
     parallel = config.parallel
     if not ranks.is_alone or parallel.device_batch_size:
         make_independent_of_layout(objective)
+    if config.precision == "float8":
+        use_float8(objective, ranks.device)
     for number, block in enumerate(blocks(objective)):
         if parallel.recompute and number % parallel.recompute == 0:
             forward: Callable[..., Any] = block.forward
@@ -73,6 +75,25 @@ def make_independent_of_layout(objective: nn.Module) -> None:
             setattr(parent, name.rpartition(".")[2], DropPath(module.drop_prob))
 
 
+def use_float8(objective: Objective, device: torch.device, *, emulate: bool = False) -> None:
+    """Replaces the linear layers of the blocks by torchao's, whose matrix products are in float8 (arXiv 2209.05433).
+
+    Raises ConfigError where hardware or package are missing; `emulate` does without the hardware, for tests.
+    """
+    if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise ConfigError("precision = float8 needs a GPU that computes in it (H100, L40S, …): take bfloat16")
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError:
+        raise ConfigError("precision = float8 needs torchao: pip install 'isoflop[float8]'") from None
+
+    def is_fit(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0
+
+    for block in blocks(objective):
+        convert_to_float8_training(block, config=Float8LinearConfig(emulate=emulate), module_filter_fn=is_fit)
+
+
 def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -92,7 +113,7 @@ def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
         if parameter in undivided:
             parameter.data = parameter.data.to(ranks.device)
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
+        param_dtype=None if config.precision == "float32" else torch.bfloat16,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # autocast does that, as it does where nothing is sharded
     )
