@@ -44,7 +44,8 @@ class MaskTokensInside(nn.Module):
         objective, encoder = self.objective, self.objective.backbone
         assert isinstance(encoder, MetaFormer)
         x = encoder.embed(images).flatten(1, 2)
-        x = x.scatter(1, order[:, objective.visible :, None].expand(-1, -1, x.shape[-1]), self.token.expand_as(x))
+        hidden = order[:, objective.visible :, None].expand(-1, -1, x.shape[-1])
+        x = x.scatter(1, hidden, self.token.expand_as(hidden))
         tokens = encoder.normalised(encoder.pyramid(x)[-1])
         prefix = encoder.config.prefix_tokens
         places = torch.cat([torch.arange(prefix).expand(len(x), -1), order + prefix], dim=1)

@@ -53,7 +53,8 @@ def test_a_pyramid_pays_for_whole_maps() -> None:
 
 def test_a_teacher_costs_its_forward_pass(tmp_path: Path) -> None:
     shape = {"image_size": 32, "num_classes": 5}
-    save_file(create_model("nfnet_w8d1", seed=0, **shape).state_dict(), tmp_path / "weights.safetensors")  # type: ignore[arg-type]
+    state = create_model("nfnet_w8d1", seed=0, **shape).state_dict()  # type: ignore[arg-type]
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "weights.safetensors")
     values = {"name": "distilled", "teacher": "nfnet_w8d1", "teacher_weights": str(tmp_path / "weights.safetensors")}
     config = parse({**values, "through": "logits"}, DistilledConfig)
     counted = objective_cost(config, "vit_w8d1p8", **shape)  # type: ignore[arg-type]

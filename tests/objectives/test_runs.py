@@ -34,7 +34,7 @@ def test_masked_training_learns_and_leaves_the_backbone_alone(tmp_path: Path, na
     assert result.state == "done"
     assert result.heldout_accuracy is None
     assert result.heldout_loss < 0.85, "1 is what predicting each patch's mean would give"
-    backbone = create_model(name, image_size=32, num_classes=20)
+    backbone = create_model(name, image_size=32, num_classes=20, in_channels=1)
     backbone.load_state_dict(load_file(run / "model.safetensors"))
     assert all(part.startswith("decoder.") for part in load_file(run / "objective.safetensors"))
     assert [picture.step for picture in made] == [20, 40, 60]
@@ -61,8 +61,8 @@ def test_a_masked_run_that_is_interrupted_ends_with_the_same_bits(tmp_path: Path
 
 
 def test_in_parts_of_a_batch_masks_are_the_same(tmp_path: Path) -> None:
-    whole = train(config(steps=5), tmp_path / "whole")
-    parts = train(config(steps=5, parallel={"device_batch_size": 8}), tmp_path / "parts")
+    whole = train(config(steps=20), tmp_path / "whole")
+    parts = train(config(steps=20, parallel={"device_batch_size": 8}), tmp_path / "parts")
     assert parts.heldout_loss == pytest.approx(whole.heldout_loss, rel=1e-4)
 
 
@@ -85,7 +85,7 @@ def test_images_without_labels_can_be_masked(tmp_path: Path) -> None:
         rows=np.arange(64),
         statistics=((0.5,) * 3, (0.25,) * 3),
     )
-    result = train(config(batch_size=8, steps=3), tmp_path / "run", data=(source, source))
+    result = train(config(batch_size=8, steps=20), tmp_path / "run", data=(source, source))
     assert result.state == "done"
 
 

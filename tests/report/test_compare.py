@@ -80,3 +80,14 @@ def test_the_comparison_is_quiet_in_a_browser(
     assert page.locator("[data-figure] .main-svg .cartesianlayer").count() == 2
     assert noise == []
     page.close()
+
+
+def test_losses_of_different_objectives_are_never_compared(planted: Any, tmp_path: Path) -> None:
+    def study(objective: str, metric: str) -> StudyTables:
+        answer = copy.deepcopy(planted.answer)
+        answer["study"]["config"] = {"objective": {"name": objective}, "target": {"metric": metric}}
+        return StudyTables(planted.rows, answer, objective)
+
+    with pytest.raises(StudyError, match=r"losses of different objectives \(masked, supervised\) cannot be compared"):
+        write_comparison([study("masked", "heldout_loss"), study("supervised", "heldout_loss")], tmp_path / "page.html")
+    write_comparison([study("masked", "fewshot10"), study("supervised", "fewshot10")], tmp_path / "page.html")

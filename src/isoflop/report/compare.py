@@ -19,9 +19,13 @@ from isoflop.report.text import escape, number, quantity
 
 
 def write_comparison(studies: Sequence[StudyTables], path: Path) -> Path:
-    """Write one page that lays `studies` (two or more) side by side; returns `path`. Raises StudyError for fewer."""
+    """Write one page that lays `studies` (two or more) side by side; returns `path`.
+
+    Raises StudyError for fewer, and for losses of different objectives, which say nothing about each other.
+    """
     if len(studies) < 2:
         raise StudyError("a comparison needs two studies or more")
+    _check_comparable(studies)
     studies = named(studies)
     figures = [compared_frontiers(studies), compared_sizes(studies)]
     sentences = "".join(f"<li>{escape(text)}</li>" for text in differences(studies))
@@ -39,6 +43,21 @@ def write_comparison(studies: Sequence[StudyTables], path: Path) -> Path:
         + "</main>"
     )
     return write_whole(path, document("isoflop comparison", body, figures))
+
+
+def _check_comparable(studies: Sequence[StudyTables]) -> None:
+    objectives: set[str] = set()
+    metrics: set[str] = set()
+    for study in studies:
+        config = (study.answer.get("study") or {}).get("config")
+        told = config if isinstance(config, dict) else {}
+        objectives.add(str((told.get("objective") or {}).get("name", "supervised")))
+        metrics.add(str((told.get("target") or {}).get("metric", "heldout_loss")))
+    if len(objectives) > 1 and "heldout_loss" in metrics:
+        raise StudyError(
+            f"losses of different objectives ({', '.join(sorted(objectives))}) cannot be compared: judge both studies "
+            "by a transfer metric (`target.metric` = fewshot10, say)"
+        )
 
 
 def _table(studies: Sequence[StudyTables]) -> str:
