@@ -125,7 +125,8 @@ def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None
         "x.toml: `steps` is missing (Optimizer steps; the run sees steps × batch_size images) - is it `step`?",
         "x.toml:1: unknown key `step` - did you mean `steps`?",
         "x.toml:3: `model.name` = 7 must be text",
-        'x.toml:5: `schedule.name` = "cosin" must be one of "constant", "cosine", "rsqrt", "steps" - did you mean `cosine`?',
+        'x.toml:5: `schedule.name` = "cosin" must be one of "constant", "cosine", "rsqrt", "steps"'
+        " - did you mean `cosine`?",
         "x.toml:7: `optim.weight_decay` = -1 must be at least 0",
         'x.toml:8: `optim.clip` = "no" must be a number',
     ]
@@ -146,7 +147,10 @@ def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None
         ("optim.learning_rate=nan", "`optim.learning_rate` = nan must be a finite number"),
         ("optim.learning_rate=0", "`optim.learning_rate` = 0 must be greater than 0"),
         ("tensorboard=1", "`tensorboard` = 1 must be true or false"),
-        ("model.depth={a = 1}", "`model.depth` = {a = 1} must be true or false, a whole number, a number, text or a list"),
+        (
+            "model.depth={a = 1}",
+            "`model.depth` = {a = 1} must be true or false, a whole number, a number, text or a list",
+        ),
         ("weight_decay=1", "unknown key `weight_decay` - did you mean `optim.weight_decay`?"),
         ("schedule.color=1", "unknown key `schedule.color`; known here: name, warmup, cooldown, drops, timescale"),
         ("schedule.warmup=900", "`schedule.warmup` = 900 does not fit: `steps` = 1000 leave 800 before the cooldown"),
