@@ -7,7 +7,15 @@ from isoflop.study.planned import Catalogue
 
 # (peak rate at 1e6 training FLOPs an image, exponent in FLOPs an image), by optimizer: the centre of the grid.
 # AdamW: small Transformers at batch 64 want 1e-2 to 2e-2 below width 32, less above.
-USUAL_RATE = {"adamw": (1.2e-2, -0.25), "sgd": (0.4, -0.1)}
+# Adafactor and Muon take steps of AdamW's size; LAMB twice AdamW's rate in arXiv 2210.13452; LARS is a mere start.
+USUAL_RATE = {
+    "adamw": (1.2e-2, -0.25),
+    "adafactor": (1.2e-2, -0.25),
+    "muon": (1.2e-2, -0.25),
+    "lamb": (2.4e-2, -0.25),
+    "sgd": (0.4, -0.1),
+    "lars": (1.0, -0.1),
+}
 
 
 def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from isoflop.data import Source, open_split
 from isoflop.errors import StudyError
 from isoflop.models import Cost, family_ladder
 from isoflop.objectives import objective_cost
+from isoflop.train.optim.sharpness import PASSES
 from isoflop.train.schedules import TRUNK_SCHEDULES
 
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
@@ -92,8 +93,9 @@ class Catalogue:
         return self._costs[key]
 
     def flops_per_image(self, family: str, model: str) -> float:
-        """Training FLOPs an image: 3 × forward, a FLOP being half a multiply-add."""
-        return float(self.cost(family, model).train_flops_per_image)
+        """Training FLOPs an image: 3 × forward, a FLOP being half a multiply-add; twice that where SAM is used."""
+        passes = PASSES if self.config.families[family].optim.sam else 1
+        return float(self.cost(family, model).train_flops_per_image) * passes
 
     def steps(self, family: str, model: str, budget: float) -> int:
         """How many steps of `model` `budget` training FLOPs buy, rounded."""
@@ -130,7 +132,7 @@ class Catalogue:
             model=model,
             budget=budget,
             role=role,
-            flops_per_image=float(counted.train_flops_per_image),
+            flops_per_image=self.flops_per_image(family, model),
             parameters=counted.parameters,
             config=config,
         )
