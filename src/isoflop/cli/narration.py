@@ -65,7 +65,7 @@ class TerminalNarrator(Narrator):
         print_table(("a run", "runs", "new FLOPs", "minutes"), table)
 
     def _tell_funds(self, plan: Plan, funds: Funds) -> None:
-        first, second = plan.rungs[:2]
+        first = plan.rungs[0]
         every = sum(rung.flops for rung in plan.rungs)
         self.say(f"\nThe limit, {power(funds.total)} {funds.unit}:")
         rows = [
@@ -75,9 +75,8 @@ class TerminalNarrator(Narrator):
         print_table(("what for", funds.unit, "share"), rows)
         self.say(
             f"\nThe ladder's rungs: {', '.join(power(budget) for budget in plan.catalogue.budgets)} FLOPs a run.\n"
-            f"All families get the first, {first.runs} runs, and about one run a size on the second "
-            f"({power(second.budget)}). From there on runs go where they make the answer surer; "
-            f"fixed rungs would take {power(every)} FLOPs."
+            f"All families get the first, {first.runs} runs, and a run a size on the second. From there on runs\n"
+            f"go where they make the answer surer; every size on every rung would take {power(every)} FLOPs."
         )
 
     def thought(self, stage: Stage, before: Stage | None) -> None:
