@@ -75,7 +75,7 @@ class Layout:
 
     @property
     def compute_bytes(self) -> int:
-        return BFLOAT16 if self.precision == "bfloat16" else FLOAT32
+        return FLOAT32 if self.precision == "float32" else BFLOAT16
 
 
 @dataclass(frozen=True)
