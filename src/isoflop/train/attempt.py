@@ -46,8 +46,10 @@ OnRow = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; the accuracy is None where nothing is classified. `state` is "done", "diverged" or "preempted" (it was asked to stop, and goes on when started
-    again); losses in nats, `seconds` of training over all attempts."""
+    """How a run ended: `state` is "done", "diverged" or "preempted" (asked to stop, it goes on when started again).
+
+    Losses in nats, no accuracy where nothing is classified, `seconds` of training over all attempts.
+    """
 
     state: str
     step: int
