@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "laws": set(),
     "data": {"config"},
     "models": {"config"},
-    "objectives": {"models", "config"},
+    "objectives": {"models", "data", "config"},
     "train": {"objectives", "data", "models", "config"},
     "transfer": {"train", "objectives", "data", "models", "config"},
     "study": {"transfer", "train", "objectives", "data", "models", "config", "laws", "report"},

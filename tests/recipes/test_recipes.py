@@ -11,7 +11,11 @@ from isoflop.train import train
 from isoflop.train.accelerators import ACCELERATORS
 from isoflop.train.forecast import forecast
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[2] / "recipes").glob("*.toml")
+    if not path.stem.startswith(("detect-", "segment-"))  # these have other data: tests/dense/test_recipes.py
+)
 SMALL = ("vit_s16", "deit_s16_imagenet1k", "poolformer", "mae_b16")  # what is costed in a moment
 
 TOY_VIT = ["model.depths=[1]", "model.widths=[16]", "model.mlp_widths=[32]", "model.heads=[2]"]

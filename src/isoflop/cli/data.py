@@ -72,6 +72,24 @@ def convert(
         print("\n".join(finding_lines("left out", done.left_out)))
 
 
+@app.command("make-scenes")
+def make_scenes(
+    destination: Annotated[Path, argument("New folder.", "DIR")],
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to train on.")] = 1000,
+    val_images: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to evaluate on.")] = 200,
+    size: Annotated[int, typer.Option(metavar="PX", help="Their height and width.")] = 128,
+    classes: Annotated[int, typer.Option(metavar="N", help="Kinds of object.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other seeds, other pictures.")] = 0,
+) -> None:
+    """Generate pictures of objects with boxes, masks and maps of classes, as coco:DIR and ade20k:DIR."""
+    from isoflop.data.dense.writing import write_scenes
+
+    write_scenes(
+        destination, images=images, val_images=val_images, size=size, classes=classes, seed=seed, progress=_progress
+    )
+    print(f"{images + val_images:,} scenes in {destination}")
+
+
 def _progress(done: int, total: int) -> None:
     """One line on stderr, only where it can be rewritten in place."""
     if sys.stderr.isatty():

@@ -44,6 +44,12 @@ def transfer(
     from isoflop.config import TransferConfig, load
 
     given = list(overrides or [])
+    if protocol and set(protocol) & {"detect", "segment"}:
+        from isoflop.cli.dense import transfer_dense
+
+        how = {"image_size": image_size, "model": model}
+        transfer_dense(checkpoint, protocol, data, given, random, beside_random, output, how)
+        return
     if protocol:
         given.append(f"protocols={json.dumps(protocol)}")
     if data:

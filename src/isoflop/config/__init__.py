@@ -1,5 +1,6 @@
 """Typed configuration: what a run and a study are, read from TOML with every problem told at once."""
 
+from isoflop.config.dense import DenseTransferConfig, DetectConfig, SegmentConfig
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
 from isoflop.config.kinds import load_any, load_run, load_study
@@ -23,6 +24,8 @@ from isoflop.config.tree import dotted, flatten, literal
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "DenseTransferConfig",
+    "DetectConfig",
     "DistilledConfig",
     "EvaluationConfig",
     "FamilyConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "ReportConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SegmentConfig",
     "StartConfig",
     "StudyConfig",
     "StudyTable",

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from isoflop.config.dense import DetectConfig, SegmentConfig
 from isoflop.config.fields import Count, Fraction, Maybe, Positive, Table, Text, problem
 
 
@@ -70,5 +71,7 @@ def _by_name(value: Any) -> Any:
 
 
 ObjectiveConfig = Annotated[
-    SupervisedConfig | MaskedConfig | DistilledConfig, Field(discriminator="name"), BeforeValidator(_by_name)
+    SupervisedConfig | MaskedConfig | DistilledConfig | DetectConfig | SegmentConfig,
+    Field(discriminator="name"),
+    BeforeValidator(_by_name),
 ]

@@ -49,11 +49,23 @@ class DataConfig(Table):
     """Height and width of the images that the model sees, pixels."""
     heldout: Count = 8192
     """Images kept out of training to measure the loss on."""
-    augment: Literal["none", "crop_flip", "crop_flip_erase", "inception", "mae", "jitter", "randaugment", "deit"] = (
-        "none"
-    )
+    augment: Literal[
+        "none",
+        "crop_flip",
+        "crop_flip_erase",
+        "inception",
+        "mae",
+        "jitter",
+        "randaugment",
+        "deit",
+        "flip",
+        "multi_scale",
+        "scale_crop",
+        "large_scale_jitter",
+    ] = "none"
     """What is done to a training image: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
-    of the area, `mae`: 20–100 %), to which the others add colour jitter, RandAugment or random erasing."""
+    of the area, `mae`: 20–100 %), to which the others add colour jitter, RandAugment or random erasing. Where there
+    are boxes or maps of classes: a flip alone, or after a random scale of 60–100 %, 50–200 % or 10–200 %."""
     mixup: NonNegative = 0.0
     """Mixup of neighbours in a batch and of their labels: α of the Beta distribution of the shares; 0 is none
     (arXiv 1710.09412). With `cutmix` too, each pair is mixed by one of the two."""
@@ -73,12 +85,13 @@ class DataConfig(Table):
 class ScheduleConfig(Table):
     """The learning rate over the steps, as a multiple of `optim.learning_rate`."""
 
-    name: Literal["constant", "cosine", "rsqrt", "steps"] = "constant"
-    """Constant or reciprocal-√, each with a linear cooldown at the end; a half cosine to zero; or drops to a tenth."""
+    name: Literal["constant", "cosine", "rsqrt", "steps", "poly"] = "constant"
+    """Constant or reciprocal-√, each with a linear cooldown at the end; a half cosine to zero; drops to a tenth; or the
+    share of steps left to the power of 0.9."""
     warmup: Natural = 0
     """Steps of linear rise from zero."""
     cooldown: Fraction = 0.2
-    """Share of all steps over which the rate falls linearly to zero at the end; `cosine` and `steps` have none."""
+    """Share of all steps over which the rate falls linearly to zero at the end; the others have none."""
     drops: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.3, 0.6, 0.9)
     """Of `steps`: the shares of all steps after which the rate falls to a tenth (arXiv 1912.11370)."""
     timescale: Count = 10_000
@@ -170,7 +183,7 @@ class RunConfig(SharedConfig):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        falling = 0.0 if self.schedule.name in ("cosine", "steps") else self.schedule.cooldown * self.steps
+        falling = 0.0 if self.schedule.name in ("cosine", "steps", "poly") else self.schedule.cooldown * self.steps
         if self.schedule.warmup > self.steps - falling:
             raise problem(
                 "schedule.warmup",

@@ -90,6 +90,13 @@ def decode_crop(encoded: bytes, header: Header, box: Box, *, size: int, channels
     return resize(torch.from_numpy(part).permute(2, 0, 1), size)
 
 
+def decode_whole(encoded: bytes, header: Header) -> NDArray[np.uint8]:
+    """All pixels of a picture, uint8 (height, width, 3). Raises DamagedImage."""
+    if header.is_fast:
+        return _decode_jpeg(encoded, header, header.height, 1, 3)
+    return _decode_with_pillow(encoded, 3)
+
+
 def centre_box_of(header: Header, size: int) -> Box:
     """The largest centred square of a picture, on the grid of a reduced decoding for `size`."""
     side = min(header.height, header.width)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from isoflop.data.dense import DenseSource
+from isoflop.data.dense.canvas import find_jitter
 from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.source import Source
 from isoflop.data.sources.arrays import ArraySource
@@ -37,7 +39,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (n, channels, size, size)"""
     labels: Tensor
-    """int64 (n,), or float32 (n, classes) where images may have several classes"""
+    """int64 (n,), or float32 (n, classes) where images may have several classes; of dense data, see `DenseSource`"""
     first: int = 0
     """the place of this part's first image in the global batch"""
     damages: tuple[Damage, ...] = ()
@@ -59,7 +61,11 @@ class _Batches(Dataset[Batch | _Failure]):
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not one of {world} ranks")
         self._source, self._seed, self._batch_size = source, seed, batch_size
-        self._augmentation, self._is_plain = find_augmentation(augment), augment == "none"
+        self._augment, self._is_plain = augment, augment == "none"
+        if isinstance(source, DenseSource):
+            find_jitter(augment)
+        else:
+            self._augmentation = find_augmentation(augment)
         self._start, self._stop = rank_part(batch_size, rank, world)
 
     def __getitem__(self, step: int) -> Batch | _Failure:
@@ -73,7 +79,10 @@ class _Batches(Dataset[Batch | _Failure]):
     def _make(self, step: int) -> Batch:
         epochs, indices = self._locate(step)
         damages: tuple[Damage, ...] = ()
-        if isinstance(self._source, ImageSource | Mixture | Subset):
+        if isinstance(self._source, DenseSource):
+            u = draw_uniforms(self._seed, epochs, indices)
+            images, labels = self._source.read_augmented(indices, self._augment, u)
+        elif isinstance(self._source, ImageSource | Mixture | Subset):
             u = draw_uniforms(self._seed, epochs, indices)
             images, labels, damages = self._source.read_views(indices, self._augmentation, u)
         else:

@@ -5,6 +5,7 @@
     shards:PATH/{000..127}.tar         shards:s3://bucket/{000..127}.tar?cache_gb=50&window=16
     mixture:3*parquet:A + 1*folder:B
     pets:PATH     flowers:PATH     …: published data sets as they are unpacked (sources/published.py)
+    coco:PATH     ade20k:PATH     scenes?classes=10     objects and maps of classes (dense/)
 
 Stored data takes three more options: `balance=1` visits every class equally often, `repeat=K` shows each sample K
 times close together with different augmentation, and `decode=once` or `decode=each` says whether images are decoded
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 
 from isoflop.config import DataConfig
 from isoflop.data.cache import decoded_images
+from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
+from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
 from isoflop.data.quarantine import why
 from isoflop.data.records import Part, Records
@@ -73,6 +76,13 @@ _STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type
     "torchvision": (lambda name, part, o: torchvision_records(name, part, root=o.get("root")), {"root": str}),
     **{kind: (_published(kind), {}) for kind in PUBLISHED},
 }
+_DENSE: dict[str, dict[str, type]] = {
+    "coco": {"masks": int},
+    "ade20k": {"classes": int, "ignore": int, "first": int},
+    "scenes": {"classes": int, "images": int, "task": str},
+}
+_SCENES = 1000  # of training, where it is not said how many
+_TEST_SCENES = 200
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
 _MIXTURE = "mixture"
@@ -112,6 +122,8 @@ def open_source(
             for part, _ in parts
         ]
         return Mixture(uri, sources, [weight for _, weight in parts])
+    if kind in _DENSE:
+        return _open_dense(uri, kind, path, options, split, image_size, heldout, seed)
     if kind in _GENERATED:
         make, _ = _GENERATED[kind]
         return make(split=split, image_size=image_size, heldout=heldout, seed=seed, channels=channels or 1, **options)
@@ -138,6 +150,30 @@ def open_source(
     return source
 
 
+def _open_dense(
+    uri: str, kind: str, path: str, options: Options, split: Split, image_size: int, heldout: int, seed: int
+) -> DenseSource:
+    if kind == "scenes":
+        task = options.get("task", "detect")
+        if task not in ("detect", "segment"):
+            raise DataError(f"`task={task}` in `{uri}` must be detect or segment")
+        counts = {"train": options.get("images", _SCENES), "heldout": heldout, "test": _TEST_SCENES}
+        classes = options.get("classes", 10)
+        scenes = SceneRecords(split, size=image_size, classes=classes, images=counts[split], task=task, seed=seed)
+        return DenseSource(scenes, None, image_size=image_size)
+    part: Part = "test" if split == "test" else "train"
+    try:
+        records: DenseRecords = (
+            CocoRecords(_local(path), part, masks=bool(options.get("masks", 0)))
+            if kind == "coco"
+            else MapRecords(_local(path), part, **options)
+        )
+    except OSError as error:
+        raise DataError(f"{uri}: {why(error)} ({error.filename})") from error
+    subset = None if split == "test" else SplitIndices(len(records), split, heldout, seed)
+    return DenseSource(records, subset, image_size=image_size)
+
+
 def open_records(uri: str, part: Part) -> Records:
     """The encoded images of one part of stored data. Raises DataError for generated data and bad URIs."""
     kind, path, options = parse_uri(uri)
@@ -155,17 +191,17 @@ def parse_uri(uri: str) -> tuple[str, str, Options]:
     kind = re.split(r"[:?]", uri, maxsplit=1)[0]
     if kind == _MIXTURE:
         return kind, uri.partition(":")[2], {}
-    if kind not in _GENERATED and kind not in _STORED:
+    if kind not in _GENERATED and kind not in _STORED and kind not in _DENSE:
         if Path(uri).expanduser().exists():
             raise DataError(f"`{uri}` needs its kind before it, as in `folder:{uri}`")
-        raise DataError(f"unknown data source `{uri}`{_did_you_mean(kind, [*_GENERATED, *_STORED, _MIXTURE])}")
+        raise DataError(f"unknown data source `{uri}`{_did_you_mean(kind, [*_GENERATED, *_STORED, *_DENSE, _MIXTURE])}")
     head, _, query = uri.partition("?")
     path = head.partition(":")[2]
-    if kind in _STORED and not path:
+    if (kind in _STORED or kind in ("coco", "ade20k")) and not path:
         raise DataError(f"`{uri}` needs a path or a name: {kind}:{'NAME' if kind in ('hf', 'torchvision') else 'PATH'}")
-    if kind in _GENERATED and path:
+    if (kind in _GENERATED or kind == "scenes") and path:
         raise DataError(f"`{uri}`: {kind} lie in no place; options come after a question mark")
-    types = _GENERATED[kind][1] if kind in _GENERATED else _STORED[kind][1] | _COMMON
+    types = _DENSE.get(kind) or (_GENERATED[kind][1] if kind in _GENERATED else _STORED[kind][1] | _COMMON)
     options = _options(uri, query, types)
     if options.get("decode", "once") not in ("once", "each"):
         raise DataError(f"`decode={options['decode']}` in `{uri}` must be once or each")

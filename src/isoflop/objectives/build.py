@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.config import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
+from isoflop.config import DetectConfig, DistilledConfig, MaskedConfig, ObjectiveConfig, SegmentConfig, SupervisedConfig
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, Cost, cost, create_model
 from isoflop.objectives.distilled import Distilled
@@ -26,7 +26,7 @@ def make_objective(
     label_smoothing: float = 0.0,
     has_several_labels: bool = False,
 ) -> Objective:
-    """What `backbone` learns by `config`; `seed` decides the weights of a decoder.
+    """What `backbone` learns by `config`; `seed` decides the weights of what is put on it.
 
     Raises ModelError, ConfigError or CheckpointError for what cannot be; see each objective.
     """
@@ -51,6 +51,16 @@ def make_objective(
                     decoder_width=config.decoder_width,
                     decoder_heads=config.decoder_heads,
                 )
+        case DetectConfig() | SegmentConfig():
+            # Here, since torchvision takes its time with them.
+            from isoflop.objectives.dense.detector import Detector
+            from isoflop.objectives.dense.segmenter import Segmenter
+
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                if isinstance(config, DetectConfig):
+                    return Detector(backbone, config, backbone.num_classes)
+                return Segmenter(backbone, config, backbone.num_classes)
         case DistilledConfig():
             if has_several_labels:
                 raise ModelError("distillation is for images of one class each, and these may have several")

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from isoflop.config import MaskedConfig, RunConfig
+from isoflop.config import DetectConfig, MaskedConfig, RunConfig, SegmentConfig
 from isoflop.data import Source, open_split
 from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone, create_model
 from isoflop.objectives import Objective, make_objective
+from isoflop.objectives.dense.fit import check_fit
 from isoflop.train.attempt import Attempt, OnRow, RunResult
 from isoflop.train.device import choose_device
 from isoflop.train.layout import arrange, built
@@ -112,7 +113,8 @@ def _claim(config: RunConfig, directory: Path, source: Source, held: ExitStack) 
 def build_objective(config: RunConfig, source: Source) -> Objective:
     """What `config` trains: a backbone as it starts and how it learns. Raises DataError if it needs labels in vain."""
     mixes = config.data.mixup > 0 or config.data.cutmix > 0
-    needs_labels = not isinstance(config.objective, MaskedConfig)
+    needs_labels = not isinstance(config.objective, MaskedConfig | DetectConfig | SegmentConfig)
+    check_fit(config.objective, source, mixes=mixes)
     if not source.num_classes and (mixes or needs_labels):
         what = "Mixup and CutMix mix labels" if mixes else f"{config.objective.name} training needs labels"
         raise DataError(f"{source.uri}: {what}, and these images have none")

@@ -11,6 +11,7 @@ import math
 from isoflop.config import ScheduleConfig
 
 TRUNK_SCHEDULES = frozenset({"constant", "rsqrt"})
+_POLY = 0.9
 
 
 def cooldown_steps(schedule: ScheduleConfig, steps: int) -> int:
@@ -29,7 +30,8 @@ def rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     Reciprocal √ and cooldown as in arXiv 2106.04560: 1 / √(1 + (step − warmup) / timescale), times
     min(1, step / warmup), times min(1, (total − step) / cooldown). Steps count from 1 in the warm-up, so that the
     first update is not lost. Cosine: half a period from the end of the warm-up to the last step (arXiv 1608.03983).
-    Steps: a tenth after each of `drops` (arXiv 1912.11370).
+    Steps: a tenth after each of `drops` (arXiv 1912.11370). Poly: (1 − step / total)^0.9 (arXiv 1606.00915);
+    with the power 1, that is a constant rate whose cooldown is the whole run.
     """
     factor = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     past_warmup = max(0, step - schedule.warmup)
@@ -37,6 +39,8 @@ def rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
         return factor * 0.5 * (1.0 + math.cos(math.pi * past_warmup / max(1, steps - schedule.warmup)))
     if schedule.name == "steps":
         return factor * 0.1 ** sum(step >= drop * steps for drop in schedule.drops)
+    if schedule.name == "poly":
+        return float(factor * (1.0 - step / steps) ** _POLY)
     if schedule.name == "rsqrt":
         factor /= math.sqrt(1.0 + past_warmup / schedule.timescale)
     cooldown = cooldown_steps(schedule, steps)

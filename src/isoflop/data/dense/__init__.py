@@ -1,0 +1,18 @@
+"""Pictures whose labels are boxes, masks or maps of classes."""
+
+from isoflop.data.dense.coco import CocoRecords
+from isoflop.data.dense.folders import MapRecords
+from isoflop.data.dense.objects import Objects
+from isoflop.data.dense.packing import pack_objects, unpack_objects
+from isoflop.data.dense.scenes import SceneRecords
+from isoflop.data.dense.source import DenseSource
+
+__all__ = [
+    "CocoRecords",
+    "DenseSource",
+    "MapRecords",
+    "Objects",
+    "SceneRecords",
+    "pack_objects",
+    "unpack_objects",
+]

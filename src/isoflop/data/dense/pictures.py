@@ -1,0 +1,44 @@
+"""Whole pictures from files, of any size."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from isoflop.data.decode import DamagedImage, decode_whole, read_header
+from isoflop.data.quarantine import why
+from isoflop.errors import DataError
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Pixels uint8 (height, width, 3). Raises DataError with the path."""
+    try:
+        encoded = path.read_bytes()
+        return decode_whole(encoded, read_header(encoded))
+    except (DamagedImage, OSError) as error:
+        raise DataError(f"{path}: {why(error)}") from error
+
+
+def read_map(path: Path) -> NDArray[np.uint8]:
+    """The numbers (height, width) in a PNG of one channel or with a palette. Raises DataError with the path."""
+    try:
+        with Image.open(path) as opened:
+            if opened.mode not in ("L", "P", "1", "I;16"):
+                raise DataError(f"{path}: a map of classes has one channel, not {len(opened.getbands())}")
+            numbers = np.asarray(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: {why(error) if isinstance(error, OSError) else error}") from error
+    if numbers.max(initial=0) > 255:
+        raise DataError(f"{path}: class {numbers.max()}, but maps of classes have at most 256")
+    return numbers.astype(np.uint8)
+
+
+def file_fingerprint(path: Path, *more: str) -> str:
+    """A hash of a file's content and of `more`."""
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8)
+    digest.update(repr(more).encode())
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""Scenes: generated fractals laid over each other on a background, with exact masks, boxes and maps of classes.
+
+A scene is a pure function of (seed, index). What an object's fractal encloses is its mask; what lies later covers what
+lies before, and an object of which less than a quarter is left is taken away. Unlimited, and without a licence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from isoflop.data.dense.objects import Objects, Task
+from isoflop.data.fractals import draw, orbits
+from isoflop.data.keyed import derive_key, uniforms
+from isoflop.data.source import Split
+from isoflop.errors import DataError
+
+MOST_OBJECTS = 12
+_LEAST_SEEN = 0.25
+_SPLITS: dict[Split, int] = {"train": 0, "heldout": 1 << 40, "test": 1 << 41}  # the first scene of each
+
+
+def scene(index: int, *, size: int, classes: int, seed: int = 0) -> tuple[NDArray[np.uint8], Objects]:
+    """The picture uint8 (size, size, 3) and the 1 to 12 objects of scene `index`, in the order in which they lie."""
+    u = uniforms(derive_key("scenes", seed), 0, np.array([index]), 8 + 12 * MOST_OBJECTS)[0]
+    pixels = _background(size, u[:8])
+    count = 1 + int(u[7] ** 1.5 * MOST_OBJECTS)
+    owner = np.full((size, size), -1)
+    kinds, whole = np.empty(count, np.int64), np.empty(count)
+    for k in range(count):
+        v = u[8 + 12 * k : 20 + 12 * k]
+        side = round(size * (0.12 + 0.33 * v[0] ** 2)) // 2 * 2
+        picture, kind = draw(
+            np.array([index * MOST_OBJECTS + k]), size=max(side, 8), shares=np.full(classes, 1 / classes), seed=seed
+        )
+        kinds[k] = kind[0]
+        grey = picture[0, 0] / 255.0
+        shape = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(grey > 0, 2), iterations=2))[2:-2, 2:-2]
+        shape = _largest(shape)
+        side = len(grey)
+        top, left = int(v[1] * (size - side)), int(v[2] * (size - side))
+        colour, light = 40 + 215 * v[3:6], 40 + 215 * v[6:9]
+        painted = colour + (light - colour) * grey[..., None]
+        part = pixels[top : top + side, left : left + side]
+        part[shape] = painted[shape]
+        owner[top : top + side, left : left + side][shape] = k
+        whole[k] = shape.sum()
+    masks = owner[None] == np.arange(count)[:, None, None]
+    areas = masks.sum(axis=(1, 2))
+    kept = areas >= np.maximum(_LEAST_SEEN * whole, 4)
+    boxes = np.array([_box(mask) for mask in masks[kept]], np.float32).reshape(-1, 4)
+    objects = Objects(boxes, kinds[kept], np.zeros(int(kept.sum()), bool), areas[kept].astype(np.float32), masks[kept])
+    return pixels.clip(0, 255).astype(np.uint8), objects
+
+
+def class_map(objects: Objects, size: int) -> NDArray[np.uint8]:
+    """The class of each pixel (size, size): 0 the background, then those of the objects, one higher."""
+    numbers = np.zeros((size, size), np.uint8)
+    if objects.masks is not None:
+        for mask, kind in zip(objects.masks, objects.classes, strict=True):
+            numbers[mask] = kind + 1
+    return numbers
+
+
+class SceneRecords:
+    """One split of the scenes as records; `task` "segment" gives maps of classes, of which 0 is the background.
+
+    Raises DataError for sizes and numbers of classes that cannot be drawn.
+    """
+
+    has_masks = True
+
+    def __init__(self, split: Split, *, size: int, classes: int, images: int, task: Task, seed: int = 0) -> None:
+        if not 32 <= size <= 512:
+            raise DataError(f"scenes are drawn at 32 to 512 px, not {size}")
+        if not 2 <= classes <= 254:
+            raise DataError(f"scenes have 2 to 254 classes, not {classes}")
+        if images < 1:
+            raise DataError(f"scenes?images={images}: at least one")
+        orbits(classes, seed)  # computed here, so that forked workers share it
+        self.uri = f"scenes?classes={classes}&images={images}&task={task}"
+        self.task: Task = task
+        names = [f"fractal {c}" for c in range(classes)]
+        self.class_names = tuple(names if task == "detect" else ["background", *names])
+        self.fingerprint = f"{derive_key('scenes-v1', self.uri, size, seed, split):016x}"
+        self._first, self._count = _SPLITS[split], images
+        self._size, self._classes, self._seed = size, classes, seed
+        self._last: tuple[int, tuple[NDArray[np.uint8], Objects]] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        """See `DenseRecords.name`."""
+        return f"scene {index}"
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """See `DenseRecords.pixels`."""
+        return self._scene(index)[0]
+
+    def truth(self, index: int) -> Objects | NDArray[np.uint8]:
+        """See `DenseRecords.truth`."""
+        objects = self._scene(index)[1]
+        return objects if self.task == "detect" else class_map(objects, self._size)
+
+    def _scene(self, index: int) -> tuple[NDArray[np.uint8], Objects]:
+        if self._last is None or self._last[0] != index:  # a picture and its truth are asked for one after the other
+            made = scene(self._first + index, size=self._size, classes=self._classes, seed=self._seed)
+            self._last = (index, made)
+        return self._last[1]
+
+
+def _background(size: int, u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Two colours that flow into each other, float64 (size, size, 3)."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    wave = 0.5 + 0.5 * np.sin(2 * np.pi * ((1 + 2 * u[0]) * (x * np.cos(6.3 * u[1]) + y * np.sin(6.3 * u[1])) + u[2]))
+    one, other = 40 + 100 * u[3:6], 40 + 100 * u[[5, 6, 3]]
+    return np.asarray(one + (other - one) * wave[..., None])
+
+
+def _largest(shape: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part: an object is in one piece when nothing lies on it."""
+    labelled, count = ndimage.label(shape)
+    if count < 2:
+        return shape
+    return np.asarray(labelled == 1 + int(np.argmax(np.bincount(labelled.ravel())[1:])))
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

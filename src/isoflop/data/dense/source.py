@@ -1,0 +1,84 @@
+"""A source of pictures with objects or maps of classes, for everything that trains and evaluates."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isoflop.data.dense.canvas import JITTERS, Jitter, find_jitter, place, put_map, put_objects, put_pixels
+from isoflop.data.dense.objects import DenseRecords, Objects
+from isoflop.data.dense.packing import pack_objects
+from isoflop.data.orders import GlobalOrder, Order
+from isoflop.data.source import SplitIndices
+from isoflop.errors import DataError
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for all stored images
+
+
+class DenseSource:
+    """One split of `records`, or the first `most` of it, on square canvases of `image_size` pixels.
+
+    Labels are uint8: packed objects (see `packing`), or maps (n, image_size, image_size) with 255 where nothing counts.
+    """
+
+    def __init__(
+        self, records: DenseRecords, subset: SplitIndices | None, *, image_size: int, most: int | None = None
+    ) -> None:
+        count = len(records) if subset is None else len(subset)
+        self._length = count if most is None else min(most, count)
+        self.records, self._subset = records, subset
+        self.uri, self.class_names = records.uri, records.class_names
+        self.num_classes = len(records.class_names)
+        self.has_several_labels = False
+        self.channels, self.image_size = 3, image_size
+        self.mean: tuple[float, ...] = _MEAN
+        self.std: tuple[float, ...] = _STD
+        self.fingerprint = records.fingerprint
+        self.unique_images: int | None = len(self)
+        self.order: Order = GlobalOrder(len(self))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def first(self, most: int) -> DenseSource:
+        """The first `most` of the samples."""
+        return DenseSource(self.records, self._subset, image_size=self.image_size, most=min(most, len(self)))
+
+    def record(self, index: int) -> int:
+        """The number among the records of this split's sample `index`."""
+        return index if self._subset is None else int(self._subset[np.array([index])][0])
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """See `Source.read`: as they are looked at in evaluation."""
+        return self._canvases(indices, JITTERS["none"], None)
+
+    def read_augmented(self, indices: NDArray[np.int64], augment: str, u: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """As `read`, scaled, placed and turned over as `augment` says, by the numbers `u` (n, 4 or more) in [0, 1)."""
+        jitter = find_jitter(augment)
+        return self._canvases(indices, jitter, None if augment == "none" else u)
+
+    def _canvases(
+        self, indices: NDArray[np.int64], jitter: Jitter, u: NDArray[np.float64] | None
+    ) -> tuple[Tensor, Tensor]:
+        size, records = self.image_size, self.records
+        fill = tuple(round(255 * mean) for mean in self.mean)  # zero, once it is normalised
+        images, objects, maps = [], [], []
+        for k, index in enumerate(indices):
+            row = self.record(int(index))
+            pixels, truth = records.pixels(row), records.truth(row)
+            if isinstance(truth, np.ndarray) and truth.shape != pixels.shape[:2]:
+                raise DataError(
+                    f"{records.name(row)}: {pixels.shape[1]}×{pixels.shape[0]} pixels, but its map of classes has "
+                    f"{truth.shape[1]}×{truth.shape[0]}"
+                )
+            height, width = pixels.shape[:2]
+            at = place(height, width, size, records.task, jitter, None if u is None else u[k])
+            images.append(put_pixels(pixels, at, size, fill))
+            if isinstance(truth, Objects):
+                objects.append(put_objects(truth, at, size))
+            else:
+                maps.append(put_map(truth, at, size))
+        labels = torch.from_numpy(np.stack(maps)) if maps else pack_objects(objects, size)
+        return torch.stack(images), labels

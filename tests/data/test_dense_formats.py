@@ -1,0 +1,172 @@
+"""Objects and maps of classes are read as their formats say, and refused in one line where they are not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from isoflop.cli import main
+from isoflop.data import open_source
+from isoflop.data.dense import CocoRecords, MapRecords
+from isoflop.data.dense.run_lengths import mask_of, run_lengths
+from isoflop.errors import DataError
+
+SIZE = (24, 40)
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    box = [4.0, 4.0, 10.0, 8.0]
+    polygon = [[4, 4, 14, 4, 14, 12, 4, 12]]
+    return {"id": 1, "image_id": 7, "category_id": 3, "bbox": box, "area": 80, "segmentation": polygon} | changes
+
+
+def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) -> Path:
+    (folder / "images").mkdir(exist_ok=True)
+    for number in (7, 9):
+        Image.new("RGB", SIZE[::-1]).save(folder / "images" / f"{number}.png")
+    images = [{"id": n, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for n in (7, 9)]
+    categories = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "ant"}]
+    found = {"images": images, "annotations": annotations, "categories": categories} | changes
+    (folder / "train.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_category_ids_with_gaps_are_numbered_in_their_order(tmp_path: Path) -> None:
+    records = CocoRecords(write(tmp_path, [annotation(category_id=90), annotation(id=2)]), "train")
+    assert records.class_names == ("ant", "zebra")
+    assert records.truth(0).classes.tolist() == [1, 0]
+
+
+def test_an_image_without_objects_has_none_and_stays(tmp_path: Path) -> None:
+    records = CocoRecords(write(tmp_path, [annotation()]), "train", masks=True)
+    truth = records.truth(1)
+    assert truth.boxes.shape == (0, 4)
+    assert truth.masks is not None
+    assert truth.masks.shape == (0, *SIZE)
+
+
+def test_boxes_are_cut_at_the_border_and_left_out_beyond_it(tmp_path: Path) -> None:
+    boxes = [[-3, 2, 8, 8], [30, 10, 99, 99], [50, 2, 5, 5], [3, 3, 0, 9]]
+    folder = write(tmp_path, [annotation(id=k, bbox=box) for k, box in enumerate(boxes)])
+    with pytest.warns(UserWarning, match="2 boxes without area in their image are left out"):
+        records = CocoRecords(folder, "train")
+    assert records.truth(0).boxes.tolist() == [[0, 2, 5, 10], [30, 10, 40, 24]]
+
+
+def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).random(SIZE) > 0.6
+    coded = coco_mask.encode(np.asfortranarray(noise, np.uint8))
+    counts = [int(n) for n in np.diff(np.flatnonzero(np.diff(noise.T.ravel(), prepend=0, append=2)), prepend=0)]
+    polygon = [[3.2, 2.1, 30.7, 4.4, 12.0, 20.9], [20, 10, 35, 10, 35, 20, 20, 20]]
+    kinds: list[Any] = [polygon, {"size": list(SIZE), "counts": coded["counts"].decode()}]
+    kinds.append({"size": list(SIZE), "counts": counts})
+    folder = write(tmp_path, [annotation(id=k + 1, segmentation=kind, iscrowd=k == 2) for k, kind in enumerate(kinds)])
+    reference = COCO(folder / "train.json")
+    truth = CocoRecords(folder, "train", masks=True).truth(0)
+    assert truth.masks is not None
+    for k, ours in enumerate(truth.masks):
+        np.testing.assert_array_equal(ours, reference.annToMask(reference.anns[k + 1]).astype(bool))
+    assert truth.crowds.tolist() == [False, False, True]
+    np.testing.assert_array_equal(truth.masks[1], noise)
+    assert run_lengths(noise)["counts"] == coded["counts"].decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": []}, "its list of `annotations` is empty"),
+        ({"images": []}, "its list of `images` is empty"),
+        ({"categories": None}, "not in COCO's format: no list of `categories`"),
+        ({"images": [{"id": 7}]}, "image 7 lacks an id, a file name or a size"),
+        ({"annotations": [annotation(image_id=8)]}, "annotation 1 is of image 8, which is not among the images"),
+        ({"annotations": [annotation(category_id=1)]}, "annotation 1 is of category 1, which is not among"),
+        ({"annotations": [annotation(bbox=[1, 2, 3])]}, "annotation 1 has no box of four numbers"),
+        ({"annotations": [annotation(segmentation=[])]}, "annotation 1 has no mask; use this data without `masks=1`"),
+    ],
+)
+def test_annotations_that_cannot_be_are_refused_in_one_line(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, [annotation()], **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        CocoRecords(tmp_path, "train", masks=True)
+    assert "train.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [3, 5], "counts": "abc"}, "a mask of 5×3 pixels, but its image has 40×24"),
+        ([[1, 2, 3, 4]], "neither run lengths nor polygons of three points"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(segmentation: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        mask_of(segmentation, SIZE, "here")
+
+
+def test_a_picture_of_another_size_than_announced_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, [annotation()])
+    Image.new("RGB", (10, 10)).save(folder / "images" / "7.png")
+    with pytest.raises(DataError, match=r"10×10 pixels, but train\.json says 40×24"):
+        CocoRecords(folder, "train").pixels(0)
+
+
+def maps(folder: Path, numbers: np.ndarray, picture: tuple[int, int] = SIZE) -> Path:
+    for kind, image in (("images", Image.new("RGB", picture[::-1])), ("annotations", Image.fromarray(numbers))):
+        (folder / kind / "training").mkdir(parents=True)
+        image.save(folder / kind / "training" / "a.png")
+    return folder
+
+
+def test_numbers_below_the_first_class_and_the_ignored_one_count_nowhere(tmp_path: Path) -> None:
+    numbers = np.zeros(SIZE, np.uint8)
+    numbers[0, :4] = 1, 2, 9, 255
+    truth = MapRecords(maps(tmp_path, numbers), "train", classes=2, ignore=9, first=1).truth(0)
+    assert truth[0, :5].tolist() == [0, 1, 255, 255, 255]
+
+
+def test_maps_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
+    numbers = np.full(SIZE, 5, np.uint8)
+    folder = maps(tmp_path, numbers, picture=(8, 8))
+    with pytest.raises(DataError, match="how many classes there are is not known"):
+        MapRecords(folder, "train")
+    with pytest.raises(DataError, match="class 5, but there are 3 classes from 0 on"):
+        MapRecords(folder, "train", classes=3).truth(0)
+    with pytest.raises(DataError, match="8×8 pixels, but its map of classes has 40×24"):
+        open_source(f"ade20k:{folder}?classes=6", split="train", image_size=32, heldout=0).read(np.array([0]))
+    (folder / "annotations" / "training" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"no map for a\.png \(1 of 1 pictures have none\)"):
+        MapRecords(folder, "train", classes=6)
+    with pytest.raises(DataError, match="no folder images/test or images/val"):
+        MapRecords(folder, "test", classes=6)
+
+
+def test_scenes_are_the_same_from_files_and_from_the_generator(tmp_path: Path) -> None:
+    told = ["--images", "2", "--val-images", "2", "--size", "64", "--classes", "3"]
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "make-scenes", str(tmp_path / "scenes"), *told])
+    assert caught.value.code == 0
+    pairs = (("coco:{}?masks=1", "scenes?classes=3"), ("ade20k:{}", "scenes?classes=3&task=segment"))
+    for stored, generated in pairs:
+        uris = (stored.format(tmp_path / "scenes"), generated)
+        one, other = (open_source(uri, split="test", image_size=64).read(np.array([1, 0])) for uri in uris)
+        assert (one[0] == other[0]).all()
+        assert (one[1] == other[1]).all()
+
+
+def test_real_data_are_read_whole(real_data: Path) -> None:
+    cells, nuclei = CocoRecords(real_data / "bccd", "train"), CocoRecords(real_data / "nuclei", "train", masks=True)
+    assert (len(cells), cells.class_names) == (205, ("RBC", "WBC", "Platelets"))
+    truth = nuclei.truth(0)
+    assert truth.masks is not None
+    np.testing.assert_array_equal(truth.masks.sum(axis=(1, 2)), truth.areas)  # areas are those of the file
+    streets = MapRecords(real_data / "camvid", "test", classes=11, ignore=11)
+    assert len(streets) == 101
+    assert set(np.unique(streets.truth(0))) <= {*range(11), 255}

@@ -1,0 +1,159 @@
+"""Detectors and segmenters learn, and what they find lies where it is."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from isoflop.config import DetectConfig, RunConfig, SegmentConfig, parse
+from isoflop.data import open_split
+from isoflop.data.dense import unpack_objects
+from isoflop.errors import DataError
+from isoflop.models import cost
+from isoflop.objectives import objective_cost
+from isoflop.objectives.dense.segmenter import pixel_loss
+from isoflop.train import build_objective
+from tests.dense.small import BACKBONES, DETECT, FPN, MASKS, SIZE, UPERNET, batch, objective, uniforms
+
+CONFIGS = {"retinanet": DETECT, "mask_rcnn": MASKS, "semantic_fpn": FPN, "upernet": UPERNET}
+
+
+@pytest.mark.parametrize("head", CONFIGS)
+def test_every_trained_weight_has_a_gradient_that_is_finite(head: str) -> None:
+    config = CONFIGS[head]
+    model = objective(config)
+    loss = model(*batch(config.name), uniforms)
+    loss.backward()
+    names = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert names <= {"backbone.norm.weight", "backbone.norm.bias", "maps.norms.0.weight", "maps.norms.0.bias"}
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES if n != "poolformer_s12"])
+def test_any_backbone_goes_under_any_head(name: str) -> None:
+    for config in (DETECT, FPN):
+        loss = objective(config, name)(*batch(config.name), uniforms)
+        assert bool(loss.isfinite())
+
+
+def learn(config: DetectConfig | SegmentConfig, steps: int) -> tuple[object, Tensor, Tensor, list[float]]:
+    torch.manual_seed(0)
+    model = objective(config, widths=(16, 16, 32, 32))
+    images, labels = batch(config.name)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(steps):
+        loss = model(images, labels, uniforms)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return model.eval(), images, labels, losses
+
+
+def test_two_scenes_are_learnt_by_heart_by_retinanet() -> None:
+    model, images, labels, losses = learn(DETECT, 80)
+    assert losses[-1] < 0.25 * losses[0]
+    for found, truth in zip(model.find(images), unpack_objects(labels, SIZE), strict=True):  # type: ignore[attr-defined]
+        overlap = _overlap(truth["boxes"], found["boxes"])
+        assert (overlap.max(dim=1).values > 0.5).float().mean() > 0.5
+
+
+def test_the_pixels_of_two_scenes_are_learnt_by_heart() -> None:
+    model, images, labels, losses = learn(FPN, 60)
+    assert losses[-1] < 0.25 * losses[0]
+    told = model.evaluate(images, labels, uniforms)  # type: ignore[attr-defined]
+    assert told["accuracy"] / 2 > 0.9
+
+
+def test_masks_that_are_found_have_the_form_of_their_boxes() -> None:
+    model = objective(MASKS).eval()
+    found = model.find(batch("detect")[0])
+    assert all(one["masks"].shape[1:] == (28, 28) and len(one["masks"]) == len(one["boxes"]) for one in found)
+    assert all(int(one["labels"].min()) >= 0 for one in found if len(one["labels"]))
+
+
+@pytest.mark.parametrize("head", CONFIGS)
+def test_evaluation_is_the_same_each_time_and_changes_nothing(head: str) -> None:
+    config = CONFIGS[head]
+    model = objective(config).eval()
+    state = torch.get_rng_state()
+    one, other = (model.evaluate(*batch(config.name), uniforms)["loss"] for _ in range(2))
+    assert one == other
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_batch_without_objects_teaches_what_is_nothing() -> None:
+    images, labels = batch("detect")
+    for config in (DETECT, MASKS):
+        empty = torch.zeros(2, 0, labels.shape[-1], dtype=torch.uint8)
+        loss = objective(config)(images, empty, uniforms)
+        loss.backward()
+        assert bool(loss.isfinite())
+
+
+def test_ignored_pixels_count_nowhere() -> None:
+    logits = torch.randn(2, 4, 8, 8)
+    labels = torch.randint(0, 4, (2, 8, 8))
+    labels[0] = 255
+    expected = torch.nn.functional.cross_entropy(logits[1:], labels[1:])
+    torch.testing.assert_close(pixel_loss(logits, labels.to(torch.uint8)), expected)
+    assert pixel_loss(logits, torch.full((2, 8, 8), 255)) == 0
+
+
+@pytest.mark.parametrize("head", CONFIGS)
+def test_the_cost_of_a_head_is_counted_beside_its_backbone(head: str) -> None:
+    shape = {"num_classes": 4, "image_size": SIZE, **BACKBONES["poolformer_s12"]}
+    counted = objective_cost(CONFIGS[head], "poolformer_s12", **shape)  # type: ignore[arg-type]
+    assert counted.macs > cost("poolformer_s12", **shape).macs  # type: ignore[arg-type]
+
+
+def test_published_sizes_are_met() -> None:
+    """PoolFormer-S12 under RetinaNet and Mask R-CNN has 21.7 M and 31.6 M parameters (arXiv 2111.11418, table 3), under
+    Semantic FPN 15.7 M (table 4)."""
+    for config, published, off in (
+        (DetectConfig(name="detect"), 21.7, 0.03),
+        (DetectConfig(name="detect", head="mask_rcnn"), 31.6, 0.03),
+        (SegmentConfig(name="segment"), 15.7, 0.03),
+    ):
+        classes = 80 if config.name == "detect" else 150
+        counted = objective_cost(config, "poolformer_s12", num_classes=classes, image_size=512).parameters / 1e6
+        assert abs(counted - published) < off * published, (config.head, counted)
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        (
+            "digits",
+            {"objective": "detect"},
+            "to detect is learnt from objects .* have classes alone",
+        ),
+        ("scenes", {"objective": "segment"}, "to segment is learnt from maps of classes"),
+        ("scenes", {}, "these pictures have objects, not a class each: set `objective` to detect"),
+        ("scenes", {"objective": "detect", "data": {"mixup": 0.5}}, "Mixup and CutMix mix classes, not objects"),
+    ],
+)
+def test_objectives_and_data_that_do_not_fit_are_refused(source: str, settings: dict, message: str) -> None:  # type: ignore[type-arg]
+    data = {"source": source, "image_size": 64, "heldout": 4, **settings.get("data", {})}
+    run = {**settings, "data": data, "model": {"name": "poolformer_s12"}, "steps": 1}
+    config = parse(run, RunConfig)
+    with pytest.raises(DataError, match=message):
+        build_objective(config, open_split(config.data, "train"))
+
+
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    from torchvision.ops import box_iou
+
+    return box_iou(one, other) if len(other) else torch.zeros(len(one), 1)
+
+
+def test_seeds_decide_the_weights_of_heads() -> None:
+    from isoflop.objectives import make_objective
+    from tests.dense.small import backbone
+
+    weights = [make_objective(DETECT, backbone("vit_s16"), seed=s).state_dict() for s in (0, 0, 1)]
+    names = [name for name in weights[0] if name.startswith("detector.head") and "conv" in name and "weight" in name]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in names)
+    assert not np.all([torch.equal(weights[0][name], weights[2][name]) for name in names])
