@@ -169,3 +169,30 @@ def test_sharding_on_gpus_gives_the_same_losses(tmp_path: Path) -> None:
         train_whole(config, tmp_path / name, world=world)
     alone, sharded = rows(tmp_path / "alone"), rows(tmp_path / "sharded")
     assert [row["loss"] for row in sharded] == pytest.approx([row["loss"] for row in alone], abs=1e-4)
+
+
+def test_float8_is_refused_where_the_hardware_has_none(tmp_path: Path) -> None:
+    config = short(VIT).model_copy(update={"precision": "float8", "device": "cpu"})
+    with pytest.raises(ConfigError, match="needs a GPU that computes in it"):
+        train(config, tmp_path / "run")
+
+
+def test_float8_layers_learn_alike() -> None:
+    pytest.importorskip("torchao")
+    from isoflop.models import create_model
+    from isoflop.objectives import Supervised
+    from isoflop.train.layout import use_float8
+
+    model = create_model("vit_ti16", num_classes=10, image_size=32, seed=0, depths=(2,))
+    torch.nn.init.normal_(model.head.weight)  # which starts at zero, and would hide the rest
+    objective = Supervised(model)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    gradients = []
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            objective(images, labels, lambda stream, count: torch.zeros(8, count)).backward()
+        gradients.append(model.head.bias.grad.clone())  # type: ignore[union-attr]
+        objective.zero_grad()
+        use_float8(objective, torch.device("cpu"), emulate=True)
+    assert not torch.equal(*gradients)
+    torch.testing.assert_close(*gradients, rtol=0.2, atol=0.02)
