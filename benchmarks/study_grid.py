@@ -2,8 +2,8 @@
 
     python benchmarks/study_grid.py DIR [WORKERS]
 
-Takes about an hour and a half on two idle cores; stopped and started again it goes on. Writes DIR/results.csv, of which
-`benchmarks/study_grid.csv` is a copy.
+Takes several hours on two cores; stopped and started again it goes on. Writes DIR/results.csv, of which
+`benchmarks/study_grid.csv` is a copy: finished runs, and the columns that `benchmarks/study.py` reads.
 """
 
 from __future__ import annotations

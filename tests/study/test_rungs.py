@@ -90,7 +90,7 @@ def test_sizes_are_chosen_from_the_ladder_when_only_counted() -> None:
 
 
 def test_a_budget_too_small_for_the_smallest_model_is_told_with_what_it_needs() -> None:
-    config = study_config(study={"name": "toy", "budgets": [1e7, 1e8], "target_budget": 1e9})
+    config = study_config(study={"name": "toy", "budgets": [1e7, 3e7, 1e8], "target_budget": 1e9})
     with pytest.raises(StudyError, match=r"too small for vit_w8d2p8.* cost .*FLOPs"):
         ladder_sizes(config, Catalogue(config))
 
