@@ -3,7 +3,7 @@
     python examples/text.py                        # 1e11 training FLOPs a mixer: minutes on one core
 
 A text is an image of one row whose pixels are bytes, and its stem is an embedding of tokens instead of patches: nothing
-else of the model changes. The data come with Python: pieces of 128 bytes of its standard library, whose classes are the
+else of the model changes. The data come with Python: pieces of 64 bytes of its standard library, whose classes are the
 packages that they are from. The last fifth of every file is held out.
 """
 
@@ -34,7 +34,7 @@ from isoflop.train.ranks import Ranks
 from isoflop.train.step import Step
 
 PACKAGES = ("asyncio", "ctypes", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest", "xml")
-LENGTH = 128
+LENGTH = 64
 TOKENS = 256  # bytes
 MIXERS = ("attention", "pooling", "depthwise", "fourier", "identity")
 
@@ -52,12 +52,12 @@ class TokenStem(nn.Module):
         return vectors
 
 
-def text_model(mixer: str, *, num_classes: int, width: int = 64, depth: int = 2, seed: int = 0) -> nn.Module:
+def text_model(mixer: str, *, num_classes: int, width: int = 32, depth: int = 2, seed: int = 0) -> nn.Module:
     """A MetaFormer of one stage over a row of tokens: learned positions, the mean of the tokens, a classifier."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = create_model(
-            "vit_w64d4p8", num_classes=num_classes, image_size=(1, LENGTH), in_channels=1, seed=seed,
+            "vit_w32d4p8", num_classes=num_classes, image_size=(1, LENGTH), in_channels=1, seed=seed,
             depths=(depth,), widths=(width,), mlp_widths=(4 * width,), mixers=(mixer,), stem_kernel=1, stem_stride=1,
         )  # fmt: skip
         model.stem = TokenStem(width)
