@@ -110,6 +110,7 @@ def test_a_stopped_rank_is_reported_with_its_stack(tmp_path: Path) -> None:
         kill(ranks)
 
 
+@pytest.mark.long  # for the sake of five imports of PyTorch
 def test_torchrun_starts_again_after_a_rank_was_killed(tmp_path: Path) -> None:
     config = config_of(60)
     warm_up()
