@@ -184,11 +184,19 @@ def huggingface(kind: str) -> tuple[nn.Module, str, dict[str, Any]]:
             transformers.PoolFormerConfig(depths=depths, num_labels=10)
         )
         return peer, "poolformer_s12", {"depths": (1, 1, 2, 1)}
+    if kind == "pvt_v2":
+        # They have one eps for all norms; ours of the embeddings keep the authors' 1e-5.
+        config = transformers.PvtV2Config(image_size=64, num_labels=10, layer_norm_eps=1e-5)
+        return transformers.PvtV2ForImageClassification(config), "pvt_v2_b0", {"norm_eps": 1e-5}
+    if kind == "bit":
+        config = transformers.BitConfig(depths=[1, 2, 1, 1], num_labels=10)
+        options = {"depths": (1, 2, 1, 1), "weight_eps": 1e-8}
+        return transformers.BitForImageClassification(config), "bit_r50x1", options
     config = transformers.PvtConfig(image_size=64, num_labels=10, layer_norm_eps=1e-5)
     return transformers.PvtForImageClassification(config), "pvt_ti", {"norm_eps": 1e-5}
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit", "poolformer", "pvt"])
+@pytest.mark.parametrize("kind", ["vit", "deit", "poolformer", "pvt", "pvt_v2", "bit"])
 def test_hugging_face_weights_give_hugging_face_logits_and_go_back(kind: str) -> None:
     torch.manual_seed(0)
     peer, name, options = huggingface(kind)

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.bit import BiT
-from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
+from isoflop.models.metaformer import MetaFormer
+from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config
 

@@ -6,7 +6,8 @@ A name says what varies: `vit_w16d2p8` is a ViT of width 16, depth 2 and 8x8 pat
 
 from __future__ import annotations
 
-from isoflop.models.metaformer import MetaFormerConfig
+from isoflop.errors import ModelError
+from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
 
 # width, depth, patch; heads are 16 wide, 32 from width 64 on
@@ -62,3 +63,15 @@ LADDERS: dict[str, dict[str, MetaFormerConfig | NFNetConfig]] = {
     },
     "nfnet": {f"nfnet_w{w}d{sum(depths)}": _nfnet(w, depths) for w, depths in NFNET_LADDER},
 }
+
+
+def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
+    """Names of the small presets of a family, ascending in FLOPs per image, for images of about 32 px.
+
+    Raises ModelError when the family has no ladder, or its stems do not divide `image_size`.
+    """
+    if family not in LADDERS:
+        raise ModelError(f"there is a ladder of {', '.join(LADDERS)}, not of {family!r}")
+    if image_size % 8:
+        raise ModelError(f"ladder models need an image size that is a multiple of 8, not {image_size}")
+    return tuple(LADDERS[family])

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from isoflop.errors import ModelError
 from isoflop.models.bit import BiTConfig
 from isoflop.models.ladder import LADDERS
-from isoflop.models.metaformer import MetaFormerConfig
+from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
 
 Config = MetaFormerConfig | NFNetConfig | BiTConfig
@@ -294,15 +293,3 @@ for _family, _ladder in LADDERS.items():
 PRESETS: dict[str, tuple[str, Config]] = {
     name: (family, config) for family, models in FAMILIES.items() for name, config in models.items()
 }
-
-
-def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
-    """Names of the small presets of a family, ascending in FLOPs per image, for images of about 32 px.
-
-    Raises ModelError when the family has no ladder, or its stems do not divide `image_size`.
-    """
-    if family not in LADDERS:
-        raise ModelError(f"there is a ladder of {', '.join(LADDERS)}, not of {family!r}")
-    if image_size % 8:
-        raise ModelError(f"ladder models need an image size that is a multiple of 8, not {image_size}")
-    return tuple(LADDERS[family])

@@ -51,15 +51,46 @@ PVT = rules(
     head.*                       -> classifier.{*}
 """
 )
+PVT_V2 = rules(
+    """
+    stem.conv.*                  -> encoder.layers.0.patch_embedding.proj.{*}
+    stem.norm.*                  -> encoder.layers.0.patch_embedding.layer_norm.{*}
+    downsamples.#.patches.conv.* -> encoder.layers.{+}.patch_embedding.proj.{*}
+    downsamples.#.patches.norm.* -> encoder.layers.{+}.patch_embedding.layer_norm.{*}
+    stages.#.#.mixer.q.*         -> encoder.layers.{0}.blocks.{1}.attention.query.{*}
+    stages.#.#.mixer.kv.*        -> encoder.layers.{0}.blocks.{1}.attention.key.{*} """
+    """+ encoder.layers.{0}.blocks.{1}.attention.value.{*}
+    stages.#.#.mixer.shrink.*    -> encoder.layers.{0}.blocks.{1}.attention.spatial_reduction.{*}
+    stages.#.#.mixer.norm.*      -> encoder.layers.{0}.blocks.{1}.attention.layer_norm.{*}
+    stages.#.#.mixer.proj.*      -> encoder.layers.{0}.blocks.{1}.attention.proj.{*}
+    stages.#.#.norm1.*           -> encoder.layers.{0}.blocks.{1}.layer_norm_1.{*}
+    stages.#.#.norm2.*           -> encoder.layers.{0}.blocks.{1}.layer_norm_2.{*}
+    stages.#.#.mlp.fc1.*         -> encoder.layers.{0}.blocks.{1}.mlp.dense1.{*}
+    stages.#.#.mlp.dwconv.*      -> encoder.layers.{0}.blocks.{1}.mlp.dwconv.dwconv.{*}
+    stages.#.#.mlp.fc2.*         -> encoder.layers.{0}.blocks.{1}.mlp.dense2.{*}
+    stage_norms.#.*              -> encoder.layers.{0}.layer_norm.{*}
+    norm.*                       -> encoder.layers.3.layer_norm.{*}
+    head.*                       -> classifier.{*}
+"""
+)
+BIT = rules("""
+    stem.*                -> embedder.convolution.{*}
+    stages.#.#.shortcut.* -> encoder.stages.{0}.layers.{1}.downsample.conv.{*}
+    stages.#.#.*          -> encoder.stages.{0}.layers.{1}.{*}
+    norm.*                -> norm.{*}
+    head.*                -> classifier.1.{*}
+""")
 
 HUGGINGFACE: dict[str, Rules] = {
     **dict.fromkeys(("vit", "mae", "deit"), VIT),
     "poolformer": POOLFORMER,
     "pvt": PVT,
+    "pvt_v2": PVT_V2,
+    "bit": BIT,
 }
 
 # Hugging Face models sit behind one of these; transformers 5 shows other names than its files have.
-ROOT = re.compile(r"^(vit|deit|poolformer|pvt)\.")
+ROOT = re.compile(r"^(vit|deit|poolformer|pvt|pvt_v2|bit)\.")
 FILE_NAMES = (
     (r"^layers\.", "encoder.layer."),
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
