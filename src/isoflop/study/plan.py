@@ -73,7 +73,7 @@ def plan_study(
     `known` seconds an image, measured before, are not measured again: the same prices give the same plan.
     """
     catalogue = catalogue or Catalogue(config)
-    seconds = dict(known or {})
+    seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
     if config.study.budgets is None:
         catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds))
     sizes = ladder_sizes(config, catalogue)

@@ -1,0 +1,32 @@
+"""What an answer is made of: copies of a run are one run, and steps from a trunk are not paid twice."""
+
+from typing import Any
+
+import pytest
+
+from isoflop.study.answer import best_rates, spending
+
+
+def row(**values: Any) -> dict[str, Any]:
+    usual = {"model": "vit_w8d2p8", "budget": 1e9, "learning_rate": 0.01, "status": "done", "heldout_loss": 2.0}
+    return {**usual, "flops_per_image": 1e5, "train_flops": 1e9, "steps": 100, "trunk_steps": 0, **values}
+
+
+def test_copies_of_a_run_count_as_their_mean_so_that_luck_does_not() -> None:
+    lucky, unlucky = row(heldout_loss=1.8), row(heldout_loss=2.4)
+    steady = row(learning_rate=0.02, heldout_loss=2.0)
+    (best,) = best_rates([lucky, unlucky, steady])
+    assert (best["learning_rate"], best["target"]) == (0.02, 2.0)
+    (best,) = best_rates([lucky, row(heldout_loss=2.0), steady])
+    assert (best["learning_rate"], best["target"]) == (0.01, pytest.approx(1.9))
+
+
+def test_runs_that_diverged_or_failed_are_never_the_best() -> None:
+    assert best_rates([row(status="diverged", heldout_loss=None), row(status="failed", heldout_loss=0.1)]) == []
+
+
+def test_what_trunks_saved_is_told_in_flops() -> None:
+    spent = spending([row(), row(train_flops=4e9, steps=400, trunk_steps=80), row(status="planned", trunk_steps=None)])
+    assert spent["separate_flops"] == 5e9
+    assert spent["trained_flops"] == pytest.approx(4.2e9)
+    assert spent["saved"] == pytest.approx(0.16)
