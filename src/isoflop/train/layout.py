@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from timm.layers.drop import DropPath as TimmDropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -71,8 +70,8 @@ def make_independent_of_layout(objective: nn.Module) -> None:
         parent = objective.get_submodule(name.rpartition(".")[0])
         if type(module) is nn.Dropout:
             setattr(parent, name.rpartition(".")[2], Dropout(module.p))
-        elif isinstance(module, TimmDropPath):
-            setattr(parent, name.rpartition(".")[2], DropPath(module.drop_prob))
+        elif type(module).__name__ == "DropPath" and hasattr(module, "drop_prob"):  # timm's, without importing it
+            setattr(parent, name.rpartition(".")[2], DropPath(float(module.drop_prob)))
 
 
 def use_float8(objective: Objective, device: torch.device, *, emulate: bool = False) -> None:
