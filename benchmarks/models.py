@@ -1,11 +1,12 @@
 """Training speed of our backbones beside timm's: forward, backward and optimizer step, same batch, same precision.
 
-    python benchmarks/models.py                       # eager and channels-last, float32, all models
-    python benchmarks/models.py --compile             # torch.compile for both sides as well (minutes a model)
-    python benchmarks/models.py --only vit_s16_token --precision bfloat16 --threads 2
+    python benchmarks/models.py --batch 4 --repeats 5 --threads 2            # eager, float32, all models: 5 minutes
+    python benchmarks/models.py --precision float32 bfloat16 --only vit_s16_token
+    python benchmarks/models.py --compile --limit 300                        # compiled variants as well
 
 Each side is taken at its best: timm as it is, in channels-last memory, and compiled; ours as it is and compiled. The
-variants take turns, and each time is the median of its turns. A ratio above one says that ours is faster. Memory is
+variants take turns, and each time is the median of its turns; compiled ones run afterwards, each in a process of its
+own, and are given up after `--limit` seconds. A ratio above one says that ours is faster. Memory is ours over timm's:
 the peak on a GPU, and on a CPU what autograd keeps for the backward pass.
 """
 
@@ -14,8 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,125 +42,155 @@ PAIRS = {
     "nfnet_f0": "dm_nfnet_f0",
     "bit_r50x1": "resnetv2_50x1_bit",
 }
+EAGER = ("timm", "timm channels-last", "ours")
+COMPILED = ("timm compiled", "timm compiled channels-last", "ours compiled")
 
 
-def stepper(
-    model: nn.Module, images: Tensor, labels: Tensor, precision: torch.dtype, compiled: bool
-) -> Callable[[], None]:
-    """A training step of the model: AdamW for all, in one fused kernel where there is one."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    forward = torch.compile(model) if compiled else model
-    autocast = torch.autocast(images.device.type, precision, enabled=precision != torch.float32)
+class Variant:
+    """One side's model on a fixed batch, and its training step with AdamW, fused as it is for all."""
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast:
-            loss = F.cross_entropy(forward(images), labels)
-        loss.backward()
-        optimizer.step()
-        if images.is_cuda:
+    def __init__(self, variant: str, name: str, precision: torch.dtype, args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
+        self.labels = torch.randint(1000, (args.batch,), device=args.device)
+        # Nothing random in either: they would not drop the same branches.
+        if variant.startswith("ours"):
+            rates = {} if name.startswith("bit") else {"drop_path": 0.0}
+            rates |= {"dropout": 0.0} if name.startswith("nfnet") else {}
+            self.model: nn.Module = create_model(name, image_size=args.image_size, seed=0, **rates)
+        else:
+            theirs = PAIRS[name]
+            sized = {"img_size": args.image_size} if theirs.startswith(("vit", "deit", "resmlp")) else {}
+            self.model = timm.create_model(theirs, drop_rate=0.0, drop_path_rate=0.0, **sized)
+        self.model.to(args.device).train()
+        if variant.endswith("channels-last"):
+            self.model = self.model.to(memory_format=torch.channels_last)
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.autocast = torch.autocast(torch.device(args.device).type, precision, enabled=precision != torch.float32)
+        self.call: Callable[[Tensor], Tensor] = torch.compile(self.model) if "compiled" in variant else self.model
+
+    def loss(self) -> Tensor:
+        with self.autocast:
+            return F.cross_entropy(self.call(self.images), self.labels)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+        if self.images.is_cuda:
             torch.cuda.synchronize()
 
-    return step
+    def kept_bytes(self) -> int:
+        """Peak memory of a pass on a GPU; on a CPU, the storages that autograd keeps, parameters included."""
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        if self.images.is_cuda:
+            before = torch.cuda.memory_allocated()  # of this and of the other variants, weights included
+            torch.cuda.reset_peak_memory_stats()
+            self.loss().backward()
+            return torch.cuda.max_memory_allocated() - before
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.loss()
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def kept_bytes(model: nn.Module, images: Tensor, labels: Tensor, precision: torch.dtype) -> int:
-    """Peak memory of a step on a GPU; on a CPU, the storages that autograd keeps, parameters included."""
-    autocast = torch.autocast(images.device.type, precision, enabled=precision != torch.float32)
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    if images.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        with autocast:
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        return torch.cuda.max_memory_allocated()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
-        loss = F.cross_entropy(model(images), labels)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def compare(ours: str, theirs: str, args: argparse.Namespace) -> dict[str, object]:
-    device, precision = torch.device(args.device), getattr(torch, args.precision)
-    images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=device)
-    labels = torch.randint(1000, (args.batch,), device=device)
-    options = {} if ours.startswith(("bit", "resmlp")) else {"drop_path": 0.0}
-    if ours.startswith("nfnet"):
-        options["dropout"] = 0.0
-
-    def our_model() -> nn.Module:
-        return create_model(ours, image_size=args.image_size, seed=0, **options).to(device).train()
-
-    def their_model(channels_last: bool) -> nn.Module:
-        sized = {"img_size": args.image_size} if theirs.startswith(("vit", "deit", "resmlp")) else {}
-        rates = {"drop_rate": 0.0, "drop_path_rate": 0.0}
-        model = timm.create_model(theirs, **sized, **rates).to(device).train()
-        return model.to(memory_format=torch.channels_last) if channels_last else model
-
-    channels_last_images = images.contiguous(memory_format=torch.channels_last)
-    steps = {
-        "timm eager": stepper(their_model(False), images, labels, precision, False),
-        "timm channels-last": stepper(their_model(True), channels_last_images, labels, precision, False),
-        "ours eager": stepper(our_model(), images, labels, precision, False),
-    }
-    if args.compile:
-        steps["timm compiled"] = stepper(their_model(False), images, labels, precision, True)
-        steps["timm compiled channels-last"] = stepper(their_model(True), channels_last_images, labels, precision, True)
-        steps["ours compiled"] = stepper(our_model(), images, labels, precision, True)
+def medians(variants: dict[str, Variant], args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step of each, which take turns after one step each that does not count."""
     clock = time.process_time if args.cpu_seconds else time.perf_counter
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.repeats):
-        for name, step in steps.items():
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(args.repeats + 1):
+        for name, variant in variants.items():
             start = clock()
-            step()
-            times[name].append(clock() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    best = {side: min(value for name, value in medians.items() if name.startswith(side)) for side in ("ours", "timm")}
-    flops = cost(ours, image_size=args.image_size).train_flops_per_image * args.batch
+            variant.step()
+            if turn:
+                times[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_own_process(variant: str, name: str, precision: str, args: argparse.Namespace) -> float | None:
+    """Median seconds of a step of a compiled variant; None where it took longer than the limit, or broke."""
+    command = [sys.executable, __file__, "--alone", variant, "--only", name, "--precision", precision]
+    for option in ("batch", "image_size", "repeats", "device", "threads"):
+        command += ["--" + option.replace("_", "-"), str(getattr(args, option))]
+    command += ["--cpu-seconds"] if args.cpu_seconds else []
+    # A session of its own, so that compilers it started end with it.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, _ = process.communicate(timeout=args.limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return None
+    return float(out.split()[-1]) if process.returncode == 0 else None
+
+
+def compare(name: str, precision: str, args: argparse.Namespace) -> dict[str, object]:
+    variants = {variant: Variant(variant, name, getattr(torch, precision), args) for variant in EAGER}
+    memory = variants["ours"].kept_bytes() / variants["timm"].kept_bytes()
+    seconds: dict[str, float | None] = {**medians(variants, args)}
+    del variants
+    if args.compile:
+        seconds |= {variant: in_own_process(variant, name, precision, args) for variant in COMPILED}
+    best = {side: min(v for k, v in seconds.items() if v and k.startswith(side)) for side in ("ours", "timm")}
+    flops = cost(name, image_size=args.image_size).train_flops_per_image * args.batch
     return {
-        "model": ours,
+        "model": name,
+        "precision": precision,
+        "seconds": seconds,
         "ratio": best["timm"] / best["ours"],
-        "seconds": medians,
+        "memory": memory,
         "tera_flops_per_second": flops / best["ours"] / 1e12,
-        "memory_ratio": kept_bytes(our_model(), images, labels, precision)
-        / kept_bytes(their_model(False), images, labels, precision),
     }
+
+
+def print_row(row: dict[str, object]) -> None:
+    seconds: dict[str, float | None] = row["seconds"]  # type: ignore[assignment]
+    cells = [f"{value * 1e3:.0f}" if value else "–" for value in seconds.values()]
+    cells += [f"{row['ratio']:.2f}", f"{row['memory']:.2f}", f"{row['tera_flops_per_second']:.3g}"]
+    print(f"| {row['model']} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--only", nargs="*", choices=PAIRS, default=list(PAIRS), metavar="MODEL")
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for both sides as well")
     parser.add_argument(
-        "--cpu-seconds", action="store_true", help="steadier than wall time where the machine is shared"
+        "--limit", type=float, default=300, help="seconds for one compiled variant, compilation included"
     )
+    parser.add_argument("--cpu-seconds", action="store_true", help="steadier than wall time on a busy machine")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--alone", choices=COMPILED, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads")
-    print(f"torch {torch.__version__}, timm {timm.__version__}")
-    print(f"batch {args.batch}, {args.image_size} px, {args.precision}")
+    if args.alone:
+        variant = Variant(args.alone, args.only[0], getattr(torch, args.precision[0]), args)
+        print(medians({args.alone: variant}, args)[args.alone])
+        return
+    print(f"{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads,", end=" ")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}")
     rows = []
-    for name in args.only:
-        torch._dynamo.reset()
-        rows.append(compare(name, PAIRS[name], args))
-        row = rows[-1]
-        seconds = "  ".join(f"{key} {value * 1e3:.0f} ms" for key, value in row["seconds"].items())  # type: ignore[attr-defined]
-        print(f"{name:16s} ratio {row['ratio']:.2f}  memory {row['memory_ratio']:.2f}  {seconds}", flush=True)
-    mean = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))  # type: ignore[arg-type]
-    print(f"geometric mean of the ratios: {mean:.3f}")
+    for precision in args.precision:
+        print(f"\nBatch {args.batch}, {args.image_size} px, {precision}.\n")
+        columns = [f"{variant}, ms" for variant in (*EAGER, *(COMPILED if args.compile else ()))]
+        print(f"| {' | '.join(('model', *columns, 'ratio', 'memory', 'TFLOP/s'))} |")
+        print("|---" * (len(columns) + 4) + "|")
+        ratios = []
+        for name in args.only:
+            rows.append(compare(name, precision, args))
+            ratios.append(rows[-1]["ratio"])
+            print_row(rows[-1])
+        print(f"\nGeometric mean of the ratios {math.exp(statistics.fmean(map(math.log, ratios))):.3f}.")  # type: ignore[arg-type]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

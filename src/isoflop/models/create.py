@@ -19,6 +19,9 @@ from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config
 
+# Integer options that may also be 0: all others count or measure something that has to be there.
+MAY_BE_ZERO = frozenset({"stem_padding", "down_padding", "prefix_tokens"})
+
 
 def create_model(
     name: str,
@@ -37,7 +40,10 @@ def create_model(
 
     Raises ModelError for an unknown name or override (with a suggestion), or values that cannot be built.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ModelError(f"`image_size` is a number of pixels or (height, width), not {image_size!r}")
+    size = (sides[0], sides[1])
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", min(size))):
         if value < 1:
             raise ModelError(f"`{what}` must be at least 1, not {value}")
@@ -78,11 +84,26 @@ def resolve(name: str, **overrides: Any) -> tuple[str, Config]:
         return family, config
     changed = {**{field: getattr(config, field) for field in fields}, **overrides}
     try:
-        return family, TypeAdapter(type(config)).validate_python(changed)
+        new: Config = TypeAdapter(type(config)).validate_python(changed)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ModelError(f"{name}: `{place}` = {first['input']!r}: {first['msg']}") from error
+    for key in overrides:
+        _check_value(f"{name}: `{key}`", key, getattr(new, key))
+    return family, new
+
+
+def _check_value(place: str, key: str, value: Any) -> None:
+    """Refuse sizes of nothing and impossible rates, whatever the architecture."""
+    if key in ("drop_path", "dropout"):
+        if not 0 <= value < 1:
+            raise ModelError(f"{place} is a rate from 0 up to, not including, 1; not {value}")
+        return
+    least = 0 if key in MAY_BE_ZERO else 1
+    entries = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(entry, int) and not isinstance(entry, bool) and entry < least for entry in entries):
+        raise ModelError(f"{place} must be at least {least}, not {value}")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -112,6 +112,11 @@ class NFNet(Backbone):
         stride = math.prod(config.stem_strides)
         if any(side % stride for side in image_size):
             raise ModelError(f"images of {image_size[0]}x{image_size[1]} pixels do not divide by the stem's {stride}")
+        for together in (("depths", "widths", "strides"), ("stem_widths", "stem_strides")):
+            counts = [len(getattr(config, field)) for field in together]
+            if len(set(counts)) > 1 or not counts[0]:
+                fields = ", ".join(f"`{field}`" for field in together)
+                raise ModelError(f"{fields} need as many entries as one another, not {', '.join(map(str, counts))}")
         if config.activation not in ACTIVATION:
             raise ModelError(f"`activation` is one of {', '.join(ACTIVATION)}, not {config.activation!r}")
         self.config = config
