@@ -90,13 +90,14 @@ def test_a_mistake_is_told_in_one_line_and_exits_2(
 
 def test_several_mistakes_are_told_at_once(capsys: pytest.CaptureFixture[str], run_file: str) -> None:
     with Path(run_file).open("a") as file:
-        file.write('augment = "flip"\n')
+        file.write('\n[schedule]\nname = "cosin"\n')
     status, out, err = isoflop(capsys, "train", run_file, "optim.wieght_decay=0.1")
     assert (status, out) == (2, "")
     assert err == (
         "error: 2 problems in the configuration\n"
         "  command line: unknown key `optim.wieght_decay` - did you mean `optim.weight_decay`?\n"
-        '  run.toml:10: `data.augment` = "flip" must be one of "none", "crop_flip" - did you mean `crop_flip`?\n'
+        '  run.toml:12: `schedule.name` = "cosin" must be one of "constant", "cosine", "rsqrt", "steps", "poly" - '
+        "did you mean `cosine`?\n"
     )
 
 
