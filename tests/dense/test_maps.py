@@ -15,7 +15,7 @@ from tests.dense.small import BACKBONES, SIZE, backbone, batch
 def test_every_backbone_has_four_maps_each_half_as_fine(name: str, taps: bool) -> None:
     model = backbone(name)
     maps = make_maps(model, taps=taps, window=None, global_blocks=4)
-    assert maps.strides == (4, 8, 16, 32)
+    assert maps.strides == (4, 8, 16, 32)  # of nfnet_w8d2, which has two stages, two are pooled
     found = maps(model, batch("detect")[0])
     shapes = [(2, width, SIZE // int(s), SIZE // int(s)) for width, s in zip(maps.widths, maps.strides, strict=True)]
     assert [tuple(x.shape) for x in found] == shapes
@@ -82,6 +82,6 @@ def test_backbones_that_cannot_are_refused_in_one_line(name: str, size: int, win
 
 def test_a_backbone_without_feature_maps_is_refused() -> None:
     model = create_model("timm:test_efficientnet", num_classes=3, image_size=64, seed=0)
-    model.feature_strides = (2, 4)
-    with pytest.raises(ModelError, match="has no feature maps for dense tasks: they need strides"):
+    model.feature_strides = (2, 16)
+    with pytest.raises(ModelError, match="has no feature maps for dense tasks: they need strides that double"):
         make_maps(model, taps=False, window=None, global_blocks=4)

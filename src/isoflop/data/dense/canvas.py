@@ -107,13 +107,19 @@ def put_objects(objects: Objects, at: Placement, size: int) -> Objects:
         boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
     sides, whole = boxes[:, 2:] - boxes[:, :2], moved[:, 2:] - moved[:, :2]
     seen = (sides > 0.5).all(axis=1) & (sides.prod(axis=1) > _SMALLEST_SHARE * whole.prod(axis=1))
+    is_cut = (sides < whole).any(axis=1)[seen]
+    boxes = boxes[seen].astype(np.float32)
     masks = objects.masks
     if masks is not None:
-        masks = (
-            np.stack([put_map(mask.view(np.uint8), at, size) == 1 for mask in masks[seen]])
-            if seen.any()
-            else (np.zeros((0, size, size), bool))
-        )
-    boxes = boxes[seen].astype(np.float32)
+        kept = [put_map(mask.view(np.uint8), at, size) == 1 for mask in masks[seen]]
+        masks = np.stack(kept) if kept else np.zeros((0, size, size), bool)
+        for k in np.flatnonzero(is_cut & masks.any(axis=(1, 2))):  # what is left of it may be smaller than of its box
+            boxes[k] = box_of(masks[k])
     placed = Objects(boxes, objects.classes[seen], objects.crowds[seen], sides[seen].prod(axis=1), masks)
     return placed if masks is None else placed.where(np.asarray(masks.any(axis=(1, 2))))
+
+
+def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """The box around a mask (height, width) that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -31,7 +31,7 @@ def pack_objects(batch: Sequence[Objects], size: int) -> Tensor:
         n = len(objects)
         heads[k, :n, 0], heads[k, :n, 1:5], heads[k, :n, 5] = objects.classes, objects.boxes, objects.crowds
         if with_masks and objects.masks is not None:
-            packed[k, :n, _HEAD:] = np.packbits(objects.masks, axis=2, bitorder="little").reshape(n, -1)
+            packed[k, :n, _HEAD:] = np.packbits(objects.masks, axis=2, bitorder="little").reshape(n, size * row_bytes)
     packed[..., :_HEAD] = heads.view(np.uint8)
     return torch.from_numpy(packed)
 

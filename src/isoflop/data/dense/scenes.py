@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from isoflop.data.dense.canvas import box_of
 from isoflop.data.dense.objects import Objects, Task
 from isoflop.data.fractals import draw, orbits
 from isoflop.data.keyed import derive_key, uniforms
@@ -49,7 +50,7 @@ def scene(index: int, *, size: int, classes: int, seed: int = 0) -> tuple[NDArra
     masks = owner[None] == np.arange(count)[:, None, None]
     areas = masks.sum(axis=(1, 2))
     kept = areas >= np.maximum(_LEAST_SEEN * whole, 4)
-    boxes = np.array([_box(mask) for mask in masks[kept]], np.float32).reshape(-1, 4)
+    boxes = np.array([box_of(mask) for mask in masks[kept]], np.float32).reshape(-1, 4)
     objects = Objects(boxes, kinds[kept], np.zeros(int(kept.sum()), bool), areas[kept].astype(np.float32), masks[kept])
     return pixels.clip(0, 255).astype(np.uint8), objects
 
@@ -125,8 +126,3 @@ def _largest(shape: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if count < 2:
         return shape
     return np.asarray(labelled == 1 + int(np.argmax(np.bincount(labelled.ravel())[1:])))
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

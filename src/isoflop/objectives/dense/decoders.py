@@ -81,7 +81,7 @@ class UperNet(nn.Module):
 
 def convolution(width: int, new_width: int, kernel: int) -> nn.Sequential:
     """A convolution with GroupNorm and ReLU after it."""
-    groups = next(count for count in (32, 16, 8, 4, 2, 1) if new_width % count == 0)
+    groups = next(count for count in (32, 16, 8, 4, 2, 1) if new_width % (2 * count) == 0 or count == 1)
     return nn.Sequential(
         nn.Conv2d(width, new_width, kernel, padding=kernel // 2, bias=False),
         nn.GroupNorm(groups, new_width),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
@@ -16,7 +17,7 @@ from isoflop.models import Backbone
 from isoflop.objectives.dense.plain import PlainBlocks
 
 LEVELS = 4
-_STRIDES = (4, 8, 16, 32)
+_FINEST = (4, 8)  # where a pyramid may begin, px
 
 
 class Maps(nn.Module, ABC):
@@ -34,19 +35,23 @@ class Maps(nn.Module, ABC):
 
 
 class Pyramid(Maps):
-    """The stages' maps of strides 4 … 32, each normalised: what a backbone hands from stage to stage is not."""
+    """The stages' maps, each normalised: what a backbone hands from stage to stage is not. Where there are fewer than
+    four stages, the last map is pooled."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, strides: list[int]) -> None:
         super().__init__()
-        self.strides = tuple(float(stride) for stride in _STRIDES)
-        self.chosen = [backbone.feature_strides.index(stride) for stride in _STRIDES]
-        self.widths = tuple(backbone.feature_widths[k] for k in self.chosen)
+        self.strides = tuple(strides[0] * 2.0**k for k in range(LEVELS))
+        self.chosen = [backbone.feature_strides.index(stride) for stride in strides]
+        self.widths = tuple(backbone.feature_widths[k] for k in (self.chosen + self.chosen[-1:] * LEVELS)[:LEVELS])
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in self.widths)
 
     def forward(self, backbone: Backbone, images: Tensor) -> list[Tensor]:
         """See `Maps.forward`."""
-        maps = backbone.feature_maps(images)
-        return [norm(maps[k].contiguous()) for norm, k in zip(self.norms, self.chosen, strict=True)]
+        found = backbone.feature_maps(images)
+        maps = [found[k].contiguous() for k in self.chosen]
+        while len(maps) < LEVELS:
+            maps.append(F.max_pool2d(maps[-1], 2))
+        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
 
 
 class Rescaled(Maps):
@@ -89,19 +94,19 @@ class Rescaled(Maps):
 def make_maps(backbone: Backbone, *, taps: bool, window: int | None, global_blocks: int) -> Maps:
     """The four maps of `backbone`; see this module's first lines.
 
-    Raises ModelError for a backbone with neither a map at each of the strides 4, 8, 16 and 32 nor a single resolution,
-    for images that these strides do not divide, and for windows where nothing attends.
+    Raises ModelError for a backbone with neither maps whose strides double from 4 or 8 px on nor a single one, for
+    images that these strides do not divide, and for windows where nothing attends.
     """
     strides = backbone.feature_strides
     if len(set(strides)) == 1:
         maps: Maps = Rescaled(backbone, taps=taps, window=window, global_blocks=global_blocks)
-    elif set(_STRIDES) <= set(strides):
+    elif doubling := _doubling(strides):
         if window is not None:
             raise ModelError(f"`objective.window` is for plain ViTs; {backbone.preset} has a pyramid of maps")
-        maps = Pyramid(backbone)
+        maps = Pyramid(backbone, doubling)
     else:
         raise ModelError(
-            f"{backbone.preset} has no feature maps for dense tasks: they need strides {_STRIDES} or a single one, "
+            f"{backbone.preset} has no feature maps for dense tasks: they need strides that double, or a single one, "
             f"and its are {tuple(strides)}"
         )
     coarsest = int(maps.strides[-1])
@@ -109,3 +114,13 @@ def make_maps(backbone: Backbone, *, taps: bool, window: int | None, global_bloc
         height, width = backbone.image_size
         raise ModelError(f"`data.image_size`: {height}×{width} px do not divide by the coarsest stride, {coarsest}")
     return maps
+
+
+def _doubling(strides: tuple[int, ...]) -> list[int]:
+    """Up to four of `strides`, each twice the one before, from 4 or else 8 on; empty where there are not two."""
+    for first in _FINEST:
+        wanted = [first * 2**k for k in range(LEVELS)]
+        found = [stride for stride in wanted if stride in strides]
+        if len(found) > 1 and found == wanted[: len(found)]:
+            return found
+    return []

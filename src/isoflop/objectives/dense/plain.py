@@ -53,26 +53,25 @@ class PlainBlocks(nn.Module):
 
     def forward(self, backbone: Backbone, images: Tensor) -> list[Tensor]:
         """One map for each tap."""
+        distinct = sorted(set(self.taps))  # of a shallow network, some are the same
         if isinstance(backbone, TimmBackbone):
             found = backbone.model.forward_intermediates(
-                images, indices=self.taps, intermediates_only=True, output_fmt="NCHW"
+                images, indices=distinct, intermediates_only=True, output_fmt="NCHW"
             )
-            return list(found)
+            return [found[distinct.index(tap)] for tap in self.taps]
         assert isinstance(backbone, MetaFormer)
         x = backbone.embed(images)
         batch, rows, columns, width = x.shape
         prefix = 0 if self.is_windowed else backbone.config.prefix_tokens
         if prefix:
             x = torch.cat([backbone.prefix.expand(batch, -1, -1), x.flatten(1, 2)], dim=1)
-        outputs = []
+        outputs: dict[int, Tensor] = {}
         for index, block in enumerate(_blocks(backbone)):
             x = block(x)
-            if index in self.taps:
+            if index in distinct:
                 cells = x[:, prefix:].reshape(batch, rows, columns, width) if prefix else x
-                outputs.append(cells.movedim(-1, 1))
-            if index == max(self.taps):
-                break
-        return outputs
+                outputs[index] = cells.movedim(-1, 1)
+        return [outputs[tap] for tap in self.taps]
 
 
 def _blocks(backbone: MetaFormer) -> list[Block]:

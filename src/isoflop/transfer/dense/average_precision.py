@@ -33,7 +33,13 @@ def average_precision(
     kinds: dict[str, Any] = {"box": "bbox"} | ({"mask": "segm"} if masks else {})
     for name, kind in kinds.items():
         metrics[name] = MeanAveragePrecision(
-            iou_type=kind, class_metrics=True, backend="faster_coco_eval", max_detection_thresholds=list(MOST_COUNTED)
+            iou_type=kind,
+            # torchmetrics' own are rounded to 32 bits, so that an overlap of exactly 0.6 is told not to reach 0.6
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            max_detection_thresholds=list(MOST_COUNTED),
+            class_metrics=True,
+            backend="faster_coco_eval",
         )
         metrics[name].warn_on_many_detections = False
     for found, truth in pairs:
