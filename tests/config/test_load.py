@@ -125,7 +125,7 @@ def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None
         "x.toml: `steps` is missing (Optimizer steps; the run sees steps × batch_size images) - is it `step`?",
         "x.toml:1: unknown key `step` - did you mean `steps`?",
         "x.toml:3: `model.name` = 7 must be text",
-        'x.toml:5: `schedule.name` = "cosin" must be one of "constant", "cosine", "rsqrt", "steps"'
+        'x.toml:5: `schedule.name` = "cosin" must be one of "constant", "cosine", "rsqrt", "steps", "poly"'
         " - did you mean `cosine`?",
         "x.toml:7: `optim.weight_decay` = -1 must be at least 0",
         'x.toml:8: `optim.clip` = "no" must be a number',

@@ -11,6 +11,7 @@ from torchvision.transforms.autoaugment import RandAugment, _apply_op
 from torchvision.transforms.functional import InterpolationMode
 
 from isoflop.config import DataConfig
+from isoflop.data.dense.canvas import JITTERS
 from isoflop.data.mixing import mix, soft_targets
 from isoflop.data.randaugment import OPERATIONS, rand_augment
 from isoflop.data.transforms import (
@@ -130,7 +131,8 @@ TARGETS = soft_targets(torch.arange(64) % 10, 10)
 
 
 def test_the_configuration_knows_every_augmentation() -> None:
-    assert get_args(DataConfig.model_fields["augment"].annotation) == tuple(AUGMENTATIONS)
+    of_boxes_and_masks = tuple(name for name in JITTERS if name not in AUGMENTATIONS)
+    assert get_args(DataConfig.model_fields["augment"].annotation) == (*AUGMENTATIONS, *of_boxes_and_masks)
 
 
 def test_mixup_is_a_weighted_mean_of_a_pair_and_its_targets() -> None:
