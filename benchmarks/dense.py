@@ -47,7 +47,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "widths": [32, 64, 128, 256],
         "mlp_widths": [128, 256, 512, 1024],
     },
-    "nfnet": {"name": "nfnet_w16d2"},
+    "nfnet": {
+        "name": "nfnet_f0",
+        "depths": [1, 1, 3, 1],
+        "widths": [32, 64, 128, 128],
+        "stem_widths": [8, 8, 16, 32],
+        "final_width": 256,
+        "group_width": 16,
+        "drop_path": 0.0,
+        "dropout": 0.0,
+    },
 }
 RATES = {"vit": 1e-3, "poolformer": 1e-3, "nfnet": 1e-3}
 TASKS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -67,7 +76,7 @@ def pretraining(family: str, source: str, steps: int) -> RunConfig:
             "batch_size": 128,
             "data": {"source": source, "image_size": PRETRAINED_AT, "augment": "crop_flip", "heldout": 2000},
             "optim": {"name": "adamw", "learning_rate": RATES[family], "weight_decay": 0.05},
-            "schedule": {"name": "cosine", "warmup": 100},
+            "schedule": {"name": "cosine", "warmup": min(100, steps // 10)},
             "tensorboard": False,
             "log_every": 50,
         },
