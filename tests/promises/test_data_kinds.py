@@ -15,6 +15,7 @@ from isoflop.data import batches, convert, open_split
 from isoflop.errors import DataError
 from isoflop.objectives import Objective, Uniforms
 from isoflop.train import read_journal, train, verify_ledger
+from isoflop.train.ranks import Ranks
 from isoflop.train.step import Step
 from tests.data.pictures import encoded, picture
 from tests.promises.chaos import train_under_fire, train_whole, warm_up
@@ -135,7 +136,7 @@ def test_a_step_mixes_pairs_of_the_global_batch_with_their_labels(place: Path) -
     config = run_config(place, KINDS["a folder"][0], **MIXED)
     source = open_split(config.data, "train")
     recorder = Recorder()
-    step = Step(recorder, source, config, torch.device("cpu"))
+    step = Step(recorder, source, config, Ranks(torch.device("cpu")))
     plan = {"seed": 0, "batch_size": 12, "start_step": 5, "stop_step": 6}
     (whole,) = batches(source, **plan)
     step(whole, 0.0)
@@ -155,9 +156,9 @@ def test_a_step_mixes_pairs_of_the_global_batch_with_their_labels(place: Path) -
 
 
 def test_too_much_damage_stops_a_run_with_one_line(place: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "damaged" / "train" / "cat"
-    folder.mkdir(parents=True)
     for k in range(20):
+        folder = tmp_path / "damaged" / "train" / ("cat", "dog")[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{k:02d}.jpg").write_bytes(encoded(picture(k))[: 200 if k == 5 else None])
     for decode in ("once", "each"):
         config = run_config(place, f"folder:{tmp_path / 'damaged'}?decode={decode}")
