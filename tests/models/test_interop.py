@@ -165,8 +165,10 @@ def test_full_depth_keeps_the_agreement(ours: str, theirs: str, size: int, optio
     x = images(size)
     with torch.inference_mode():
         error = relative_error(model(x), peer(x))
-    print(f"{ours}: {error:.1e}")
-    assert error < 1e-5
+        print(f"{ours}: {error:.1e}")
+        if error >= 1e-5:  # many layers round many times: then it must be rounding and nothing else
+            assert error < 2e-5
+            assert relative_error(model.double()(x.double()), peer.double()(x.double())) < 1e-12
 
 
 def huggingface(kind: str) -> tuple[nn.Module, str, dict[str, Any]]:
