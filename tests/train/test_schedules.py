@@ -36,6 +36,17 @@ def test_cosine_agrees_with_torch() -> None:
         theirs.step()
 
 
+def test_poly_agrees_with_torch() -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=50, power=0.9)
+    for step in range(50):
+        assert rate_factor(schedule(name="poly"), step, 50) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
 def test_reciprocal_root_follows_the_formula_of_scaling_vit() -> None:
     config = schedule(name="rsqrt", warmup=10_000, timescale=10_000, cooldown=0.0)
     assert rate_factor(config, 10_000, 10**6) == pytest.approx(1.0)
