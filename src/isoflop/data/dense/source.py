@@ -18,7 +18,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for
 
 
 class DenseSource:
-    """One split of `records`, or the first `most` of it, on square canvases of `image_size` pixels.
+    """One split of `records`, or `most` of it, evenly spaced, on square canvases of `image_size` pixels.
 
     Labels are uint8: packed objects (see `packing`), or maps (n, image_size, image_size) with 255 where nothing counts.
     """
@@ -26,8 +26,8 @@ class DenseSource:
     def __init__(
         self, records: DenseRecords, subset: SplitIndices | None, *, image_size: int, most: int | None = None
     ) -> None:
-        count = len(records) if subset is None else len(subset)
-        self._length = count if most is None else min(most, count)
+        self._total = len(records) if subset is None else len(subset)
+        self._length = self._total if most is None else min(most, self._total)
         self.records, self._subset = records, subset
         self.uri, self.class_names = records.uri, records.class_names
         self.num_classes = len(records.class_names)
@@ -42,12 +42,13 @@ class DenseSource:
     def __len__(self) -> int:
         return self._length
 
-    def first(self, most: int) -> DenseSource:
-        """The first `most` of the samples."""
+    def some(self, most: int) -> DenseSource:
+        """At most `most` of the samples, evenly spaced."""
         return DenseSource(self.records, self._subset, image_size=self.image_size, most=min(most, len(self)))
 
     def record(self, index: int) -> int:
         """The number among the records of this split's sample `index`."""
+        index = index * self._total // max(1, self._length)
         return index if self._subset is None else int(self._subset[np.array([index])][0])
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

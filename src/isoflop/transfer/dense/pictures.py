@@ -21,28 +21,28 @@ from isoflop.transfer.dense.pixels import class_maps
 MOST_SHOWN = 4
 _LEAST_SCORE = 0.5  # of the objects that are drawn
 _HEIGHT = 240
-_NAMED = "e6194b 3cb44b 0082c8 ffe119 f58230 911eb4 46f0f0 f032e6 d2f53c fabebe 008080 aa6e28 800000 808000"
+_NAMED = "e6194b 3cb44b 0082c8 ffe119 f58230 911eb4 46f0f0 f032e6 ffffff fabebe 008080 aa6e28 800000 808000"
 _COLOURS = np.array([list(bytes.fromhex(colour)) for colour in _NAMED.split()], dtype=np.uint8)
 
 
 def save_pictures(objective: Objective, source: DenseSource, path: Path, *, device: torch.device) -> None:
-    """Writes a PNG with a row for each of the first images of `source`: the image, the truth, what was told.
+    """Writes a PNG with a row for each of some images of `source`: the image, the truth, what was told.
 
     Objects told with a score below ½ are not drawn. Raises CheckpointError where nothing can be written.
     """
-    first = source.first(MOST_SHOWN)
+    some = source.some(MOST_SHOWN)
     rows = []
     if isinstance(objective, Detector):
-        for index, found in enumerate(detect(objective, first, device=device, batch_size=MOST_SHOWN)):
-            pixels, truth = first.records.pixels(first.record(index)), first.records.truth(first.record(index))
+        for index, found in enumerate(detect(objective, some, device=device, batch_size=MOST_SHOWN)):
+            pixels, truth = some.records.pixels(some.record(index)), some.records.truth(some.record(index))
             assert isinstance(truth, Objects)
             sure = found.scores >= _LEAST_SCORE
             masks = None if found.masks is None else found.masks[sure]
             told = _drawn(pixels, found.boxes[sure], found.classes[sure], masks)
             rows.append((pixels, _drawn(pixels, truth.boxes, truth.classes, truth.masks), told))
     elif isinstance(objective, Segmenter):
-        for index, classes in enumerate(class_maps(objective, first, device=device)):
-            pixels, numbers = first.records.pixels(first.record(index)), first.records.truth(first.record(index))
+        for index, classes in enumerate(class_maps(objective, some, device=device)):
+            pixels, numbers = some.records.pixels(some.record(index)), some.records.truth(some.record(index))
             assert isinstance(numbers, np.ndarray)
             rows.append((pixels, _coloured(pixels, numbers), _coloured(pixels, classes)))
     widths = [round(pixels.shape[1] * _HEIGHT / pixels.shape[0]) for pixels, _, _ in rows]
