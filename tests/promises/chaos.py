@@ -1,5 +1,7 @@
 """Runs that are killed, stopped and starved: real processes, real signals, random moments."""
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -19,6 +21,7 @@ from isoflop.train.run_directory import read_status
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["isoflop.train", "isoflop.train.sharded", "torch.distributed.fsdp"])
+PORTS = itertools.count()
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -83,14 +86,20 @@ def start(config: RunConfig, directory: Path, trunk: Path | None = None, **envir
     return process
 
 
+def free_port() -> int:
+    """A port nobody listens on, below those that the system hands out: another process cannot get it meanwhile."""
+    while True:
+        port = 20_000 + (os.getpid() * 101 + next(PORTS)) % 12_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def start_ranks(config: RunConfig, directory: Path, world: int, **environment: str) -> list[Any]:
     """The processes of `world` ranks, as torchrun would start them."""
     if world == 1:
         return [start(config, directory, **environment)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common = {name: str(value) for name, value in common.items()} | environment
     return [start(config, directory, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world)]
 
