@@ -17,7 +17,7 @@ from tests.promises.chaos import run_config
 
 def saved(path: Path, name: str = "vit_w12d2p8", **shape: int) -> Path:
     model = create_model(name, **{"num_classes": 7, "image_size": 32, "in_channels": 1, **shape}, seed=1)
-    save_file(model.state_dict(), path)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return path
 
 
