@@ -68,6 +68,18 @@ def test_any_layout_gives_the_same_losses(
     assert ours[-1]["heldout_accuracy"] == theirs[-1]["heldout_accuracy"]
 
 
+def test_bfloat16_products_are_as_near_to_float32_sharded_as_alone(tmp_path: Path) -> None:
+    losses = {}
+    for name, precision, world in (("exact", "float32", 1), ("alone", "bfloat16", 1), ("sharded", "bfloat16", 2)):
+        parallel = {"sharding": "full"} if world > 1 else {}
+        config = short(VIT, **parallel).model_copy(update={"precision": precision})
+        train_whole(config, tmp_path / name, world=world)
+        losses[name] = torch.tensor([row["loss"] for row in rows(tmp_path / name)])
+    alone, sharded = ((losses[name] - losses["exact"]).abs().max().item() for name in ("alone", "sharded"))
+    assert 0 < alone < 0.02  # rounded, or it would not be bfloat16
+    assert 0 < sharded < 0.02
+
+
 def test_random_layers_draw_for_the_whole_batch() -> None:
     x = torch.ones(10, 3)
 
