@@ -45,14 +45,11 @@ def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
 
     from isoflop.data import open_split
     from isoflop.objectives import Masked
-    from isoflop.report.inspection import Made, progress_sheet, reconstruction_sheet, save_png
+    from isoflop.report.inspection import progress_sheet, reconstruction_sheet, save_png
+    from isoflop.study.reconstructions import made
     from isoflop.train.device import Precision
     from isoflop.train.finished import load_objective
-    from isoflop.train.reconstructions import SavedReconstruction, read_reconstructions, reconstruct
-
-    def made(saved: SavedReconstruction) -> Made:
-        images, reconstructed, hidden = (t.numpy() for t in (saved.images, saved.reconstructed, saved.hidden))
-        return Made(images, reconstructed, hidden, saved.is_normalised, saved.step)
+    from isoflop.train.reconstructions import read_reconstructions, reconstruct
 
     objective = load_objective(run, open_split(config.data, "train"))
     assert isinstance(objective, Masked)

@@ -105,6 +105,7 @@ def report(
     from isoflop.errors import StudyError
     from isoflop.report import StudyTables, report_figures, write_comparison, write_figures, write_report
     from isoflop.study import Store
+    from isoflop.study.reconstructions import reconstruction_pictures
 
     stores = [Store(directory) for directory in directories]
     studies = [StudyTables(store.judged(store.rows()), store.read("answer.json")) for store in stores]
@@ -115,7 +116,10 @@ def report(
         return
     (study,), (store,) = studies, stores
     curves = store.curves([row["run_id"] for row in study.rows if row["status"] == "done"])
-    page = write_report(list(study.rows), dict(study.answer), curves, output or store.directory / "report.html")
+    pictures = reconstruction_pictures(store, study.rows)
+    page = write_report(
+        list(study.rows), dict(study.answer), curves, output or store.directory / "report.html", pictures
+    )
     print(f"report: {page}")
     if figures:
         written = write_figures(report_figures(list(study.rows), dict(study.answer), curves), figures)

@@ -13,12 +13,19 @@ from isoflop.report import headline, tables
 from isoflop.report import rows as table
 from isoflop.report.clean import clean_answer, clean_curves, clean_rows
 from isoflop.report.figure import Figure
+from isoflop.report.pictures import Picture, picture_section
 from isoflop.report.rows import Answer, Row
 from isoflop.report.shell import document, figure_slot
 from isoflop.report.text import duration, escape, quantity
 
 
-def write_report(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+def write_report(
+    rows: Sequence[Row],
+    answer: Answer,
+    curves: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    pictures: Sequence[Picture] = (),
+) -> Path:
     """Write the report of a study to `path` and return it. The file is complete or not there.
 
     Args:
@@ -26,8 +33,9 @@ def write_report(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mappi
         answer: the study's answer; may be empty or lack parts, which the page then says.
         curves: run id → `step`, `images`, `train_loss`, `heldout_loss` lists of equal length, None where not measured.
         path: the HTML file; its folder must exist.
+        pictures: what masked runs made of images.
     """
-    return write_whole(path, render(rows, answer, curves))
+    return write_whole(path, render(rows, answer, curves, pictures))
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -43,11 +51,13 @@ def write_whole(path: Path, text: str) -> Path:
     return path
 
 
-def render(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> str:
+def render(
+    rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = ()
+) -> str:
     """The report as the text of an HTML file."""
     rows, answer = clean_rows(rows), clean_answer(answer)
     shown = report_figures(rows, answer, curves)
-    return document(f"{headline.study_name(answer)} · isoflop report", body(rows, answer, shown), shown)
+    return document(f"{headline.study_name(answer)} · isoflop report", body(rows, answer, shown, pictures), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
@@ -67,16 +77,18 @@ def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Map
     return [*shown, draw.transfer_bars(answer)]
 
 
-def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure]) -> str:
+def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures: Sequence[Picture] = ()) -> str:
     """Everything between `<body>` and the scripts."""
     transfer = tables.transfer(answer)
     sections = [
         *(figure_slot(figure, position) for position, figure in enumerate(shown, 1)),
+        picture_section(pictures),
         f'<section id="transfer-numbers"><h2>Transfer in numbers</h2>{transfer}</section>' if transfer else "",
         f'<section id="runs"><h2>Runs</h2>{tables.runs(rows) if rows else _EMPTY}</section>',
         _reproduce(rows, answer),
     ]
     links = [(f.key, f.title.split(":")[0]) for f in shown]
+    links += [("reconstructions", "Reconstructions")] if pictures else []
     links += [("runs", "Runs"), ("reproduce", "How to reproduce")]
     nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
     return (

@@ -161,6 +161,7 @@ class _Study:
 
     def _write_answer(self, document: dict[str, Any]) -> None:
         from isoflop.report import write_report
+        from isoflop.study.reconstructions import reconstruction_pictures
 
         machine = environment()
         document["study"] = {
@@ -178,4 +179,5 @@ class _Study:
         self.store.write_rows(rows)
         finished = [row["run_id"] for row in rows if row["status"] == "done"]
         shown = self.store.judged(rows)
-        write_report(shown, document, self.store.curves(finished), self.store.directory / "report.html")
+        pictures = reconstruction_pictures(self.store, shown)
+        write_report(shown, document, self.store.curves(finished), self.store.directory / "report.html", pictures)
