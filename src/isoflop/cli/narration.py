@@ -195,10 +195,12 @@ def tell_grades(document: Mapping[str, Any]) -> None:
             print(f"{family['model']}: {grade['status']}: {grade['error']}")
             continue
         verdict = "inside" if grade["inside_interval"] else "outside"
+        accuracy = grade["measured_accuracy"]  # masked runs have none
+        classified = "" if accuracy is None else f"accuracy {accuracy:.3f}, "
         print(
             f"{family['model']}: predicted {grade['predicted_loss']:.3f}, measured {grade['measured_loss']:.3f}, "
             f"{verdict} the {family['level']:.0%} interval {_between(family['interval'])} "
-            f"(accuracy {grade['measured_accuracy']:.3f}, {duration(grade['seconds'])} of training)"
+            f"({classified}{duration(grade['seconds'])} of training)"
         )
     spent = document.get("spent")
     if spent and spent["saved"] > 0:
