@@ -33,7 +33,9 @@ def config_of(steps: int, sharding: str = "full") -> RunConfig:
 
 def preempt(config: RunConfig, directory: Path, world: int, after: int, number: int) -> None:
     """Asks one of the ranks to stop, once there is a checkpoint of so many steps; all of them must."""
+    before = set(directory.glob("attempts/*"))
     ranks = start_ranks(config, directory, world)
+    wait_for_an_attempt(directory, before)
     wait_for(directory, after)
     began = time.monotonic()
     os.kill(ranks[-1].pid, number)
@@ -44,8 +46,20 @@ def preempt(config: RunConfig, directory: Path, world: int, after: int, number: 
     assert saved_steps(directory / "checkpoints")[0] == status["step"]  # to the step, not to the last regular save
 
 
+def wait_for_an_attempt(directory: Path, before: set[Path]) -> None:
+    """Returns when an attempt that is not among `before` has trained: all of its ranks then listen to signals."""
+    deadline = time.monotonic() + 120
+    while not any(
+        path.read_text().count("\n") > 1
+        for attempt in set(directory.glob("attempts/*")) - before
+        for path in attempt.glob("metrics-*.jsonl")
+    ):
+        assert time.monotonic() < deadline, f"no rank of {directory} moves"
+        time.sleep(0.005)
+
+
 def test_a_preempted_run_goes_on_with_any_number_of_ranks(tmp_path: Path) -> None:
-    config = config_of(80)
+    config = config_of(100)
     warm_up()
     train_whole(config, tmp_path / "calm")
     elastic = tmp_path / "elastic"

@@ -177,8 +177,10 @@ class Attempt:
 
     def close(self) -> None:
         """Ends what runs beside the loop."""
-        self.watchdog.close()
-        self.saver.close()
+        try:
+            self.watchdog.close()
+        finally:  # the other ranks wait for this one to end its saves
+            self.saver.close()
 
     def _restore(self, fork: int) -> str:
         """Puts back the newest checkpoint, of this run or of its trunk; says which."""

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -64,7 +65,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         if self._file:
             self._file.close()
-            if "Timeout" not in self._path.read_text(encoding="utf-8"):
-                self._path.unlink(missing_ok=True)
-                if not any(self._path.parent.iterdir()):
+            with suppress(OSError):  # failing storage, or the folder still has another rank's file, or is gone with it
+                if "Timeout" not in self._path.read_text(encoding="utf-8"):
+                    self._path.unlink()
                     self._path.parent.rmdir()
