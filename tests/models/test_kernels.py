@@ -10,7 +10,7 @@ from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import StarReLU, _StarReLU
 from isoflop.models.linear import WORTHWHILE, linear
 from isoflop.models.mixers import Pooling, Site
-from isoflop.models.norm_relu import _Narrow
+from isoflop.models.norm_relu import _Narrow, group_norm_relu
 from isoflop.models.standardised import FLOOR, _Standardise
 
 
@@ -80,6 +80,31 @@ def test_group_norm_with_relu_is_pytorch_s_in_training_and_inference(width: int)
     torch.testing.assert_close(torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad))
     with torch.no_grad():
         torch.testing.assert_close(norm(x), theirs)
+
+
+def test_group_norm_with_relu_in_bfloat16_errs_no_more_than_pytorch_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(2, 28, 28, 64, generator=generator)
+    weight, bias = torch.randn(2, 64, generator=generator)
+    grad = torch.randn(x.shape, generator=generator)
+
+    def gradients(fused: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [x.to(dtype, copy=True), weight.to(torch.promote_types(dtype, torch.float32), copy=True), bias.clone()]
+        inputs = [leaf.requires_grad_() for leaf in leaves]
+        inputs[2] = inputs[2].to(inputs[1].dtype)
+        if fused:
+            out = group_norm_relu(*inputs, 32, 1e-5)
+        else:
+            out = F.group_norm(inputs[0].movedim(-1, 1), 32, *inputs[1:], 1e-5).relu().movedim(1, -1)
+        return [out.detach().double(), *(g.double() for g in torch.autograd.grad(out, inputs, grad.to(dtype)))]
+
+    exact = gradients(False, torch.float64)
+    ours, theirs = (
+        [(a - b).norm() / b.norm() for a, b in zip(gradients(fused, torch.bfloat16), exact, strict=True)]
+        for fused in (True, False)
+    )
+    for mine, peer in zip(ours, theirs, strict=True):
+        assert mine < max(1.5 * peer, 0.01)
 
 
 @pytest.mark.parametrize("name", ["vit_ti16", "poolformer_s12", "nfnet_w16d2"])
