@@ -40,11 +40,13 @@ def create_model(
 
     Raises ModelError for an unknown name or override (with a suggestion), or values that cannot be built.
     """
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    sides = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(sides) != 2 or not all(_is_count(side) for side in sides):
         raise ModelError(f"`image_size` is a number of pixels or (height, width), not {image_size!r}")
     size = (sides[0], sides[1])
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", min(size))):
+        if not _is_count(value):
+            raise ModelError(f"`{what}` is a whole number, not {value!r}")
         if value < 1:
             raise ModelError(f"`{what}` must be at least 1, not {value}")
     if name.startswith("timm:"):
@@ -61,6 +63,10 @@ def create_model(
             model = _build(config, num_classes, size, in_channels)
     model.family, model.preset = family, name
     return model
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _build(config: Config, num_classes: int, image_size: tuple[int, int], in_channels: int) -> Backbone:
