@@ -11,6 +11,7 @@ from isoflop.report import headline
 from isoflop.report import rows as table
 from isoflop.report.figures.compared import compared_frontiers, compared_sizes
 from isoflop.report.law import family_laws
+from isoflop.report.metric import HELDOUT, metric_key, metric_of
 from isoflop.report.page import write_whole
 from isoflop.report.shell import document, figure_slot
 from isoflop.report.studies import StudyTables, common_compute, differences, named
@@ -52,8 +53,12 @@ def _check_comparable(studies: Sequence[StudyTables]) -> None:
         config = (study.answer.get("study") or {}).get("config")
         told = config if isinstance(config, dict) else {}
         objectives.add(str((told.get("objective") or {}).get("name", "supervised")))
-        metrics.add(str((told.get("target") or {}).get("metric", "heldout_loss")))
-    if len(objectives) > 1 and "heldout_loss" in metrics:
+        metrics.add(metric_key(told))
+    if len(metrics) > 1:
+        raise StudyError(
+            f"studies that are judged by different metrics ({', '.join(sorted(metrics))}) cannot be compared"
+        )
+    if len(objectives) > 1 and HELDOUT in metrics:
         raise StudyError(
             f"losses of different objectives ({', '.join(sorted(objectives))}) cannot be compared: judge both studies "
             "by a transfer metric (`target.metric` = fewshot10, say)"
@@ -82,5 +87,12 @@ def _table(studies: Sequence[StudyTables]) -> str:
                 ]
             )
     at = f" at {quantity(compute)} FLOPs" if compute else ""
-    heads = ("study", "family", f"loss{at}", f"best size{at}", "exponent of size", "P(best) at its target")
+    heads = (
+        "study",
+        "family",
+        f"{metric_of(studies[0].answer).short}{at}",
+        f"best size{at}",
+        "exponent of size",
+        "P(best) at its target",
+    )
     return html_table("compared", "The laws of each study at the same compute.", heads, body, sortable=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isoflop.report import rows as table
+from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 
@@ -26,7 +27,7 @@ def sentence(rows: Sequence[Row], answer: Answer) -> str:
     text = (
         f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training, train {_model(str(best), entry)} on "
         f"{quantity(entry.get('images'))} images at learning rate {quantity(entry.get('learning_rate'))}: "
-        f"expected held-out loss {number(entry.get('predicted_loss'))}{_interval(entry)}"
+        f"expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}{_interval(entry)}"
     )
     if table.finite(entry.get("p_best")) and len(entries) > 1:
         text += f", the best of {len(entries)} families with probability {number(entry['p_best'], 2)}"

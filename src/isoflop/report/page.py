@@ -13,6 +13,7 @@ from isoflop.report import headline, tables
 from isoflop.report import rows as table
 from isoflop.report.clean import clean_answer, clean_curves, clean_rows
 from isoflop.report.figure import Figure
+from isoflop.report.metric import metric_of
 from isoflop.report.pictures import Picture, picture_section
 from isoflop.report.rows import Answer, Row
 from isoflop.report.shell import document, figure_slot
@@ -84,7 +85,7 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
         *(figure_slot(figure, position) for position, figure in enumerate(shown, 1)),
         picture_section(pictures),
         f'<section id="transfer-numbers"><h2>Transfer in numbers</h2>{transfer}</section>' if transfer else "",
-        f'<section id="runs"><h2>Runs</h2>{tables.runs(rows) if rows else _EMPTY}</section>',
+        f'<section id="runs"><h2>Runs</h2>{tables.runs(rows, answer) if rows else _EMPTY}</section>',
         _reproduce(rows, answer),
     ]
     links = [(f.key, f.title.split(":")[0]) for f in shown]
@@ -131,7 +132,9 @@ def facts(rows: Sequence[Row], answer: Answer) -> str:
         parts.append(f"{failed} failed or diverged and left out of the fits")
     naive = answer.get("naive_best")
     if naive and table.finite(answer.get("naive_budget")):
-        parts.append(f"simply the lowest loss at {quantity(answer['naive_budget'])} FLOPs: {naive}")
+        parts.append(
+            f"simply the lowest {metric_of(answer).short} at {quantity(answer['naive_budget'])} FLOPs: {naive}"
+        )
     return f'<p class="facts">{escape(" · ".join(parts))}</p>'
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
+from isoflop.report.metric import Metric
 from isoflop.report.text import number, quantity
 
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ def rungs(rows: Iterable[Row]) -> list[float]:
 
 
 def best_by(rows: Iterable[Row], *names: str) -> list[Row]:
-    """The row with the lowest held-out loss for each combination of the named cells, in order of appearance."""
+    """The row with the lowest loss for each combination of the named cells, in order of appearance."""
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         key = tuple(row.get(name) for name in names)
@@ -100,10 +101,10 @@ def interval(entry: Row) -> tuple[float, float] | None:
     return None
 
 
-def describe(row: Row) -> str:
+def describe(row: Row, metric: Metric) -> str:
     """One line about a run, for the pointer."""
     return (
         f"{row.get('model', '?')}, {quantity(row.get('images'))} images, "
         f"learning rate {quantity(row.get('learning_rate'))}, "
-        f"held-out loss {number(row.get('heldout_loss'))}"
+        f"{metric.name} {number(row.get('heldout_loss'))}"
     )

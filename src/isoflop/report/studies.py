@@ -10,6 +10,7 @@ from isoflop.report import rows as table
 from isoflop.report.clean import clean_answer, clean_rows
 from isoflop.report.headline import study_name
 from isoflop.report.law import family_laws
+from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 
@@ -76,7 +77,7 @@ def differences(studies: Sequence[StudyTables]) -> list[str]:
         without = [s.name for s in studies if not table.measured(s.rows, "ladder")]
         return [*told, f"{', '.join(without)} has no finished run: there is nothing to compare with."]
     told.append(f"Compared at {quantity(compute)} training FLOPs, the largest compute that all of them reach.")
-    first = studies[0]
+    first, metric = studies[0], metric_of(studies[0].answer)
     laws = {study.name: family_laws(study.answer) for study in studies}
     for family in table.families(first.rows, first.answer):
         base = laws[first.name].get(family)
@@ -86,7 +87,7 @@ def differences(studies: Sequence[StudyTables]) -> list[str]:
                 continue
             (n0, _, loss0), (n1, _, loss1) = base.size_data.optimal(compute), law.size_data.optimal(compute)
             told.append(
-                f"{family}: the loss is {_ratio(loss0, loss1, SAME, 'lower', 'higher')} in {other.name} "
+                f"{family}: the {metric.short} is {_ratio(loss0, loss1, SAME, 'lower', 'higher')} in {other.name} "
                 f"({number(loss1)}) than in {first.name} ({number(loss0)}), and the best size "
                 f"{_ratio(n0, n1, SAME_SIZE, 'smaller', 'larger')} "
                 f"({quantity(n1)} against {quantity(n0)} FLOPs an image)."

@@ -8,6 +8,7 @@ from typing import Any
 
 from isoflop.report import rows as table
 from isoflop.report.law import family_laws
+from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import duration, escape, number, quantity
 from isoflop.report.theme import family_color
@@ -91,7 +92,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         "FLOPs per image",
         "images",
         "learning rate",
-        "predicted loss",
+        f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
     ]
     heads += ["measured", "P(best)", "limit E"]
@@ -124,13 +125,7 @@ def transfer(answer: Answer) -> str:
     )
 
 
-_HEADS = (
-    "run", "family", "model", "role", "outcome", "FLOPs per image", "images", "training FLOPs", "learning rate",
-    "held-out loss", "accuracy", "time",
-)  # fmt: skip
-
-
-def runs(rows: Sequence[Row]) -> str:
+def runs(rows: Sequence[Row], answer: Answer) -> str:
     """Every run of the study, finished or not, in the order of the plan."""
     body = [
         [
@@ -151,9 +146,13 @@ def runs(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    done = len(table.measured(rows))
-    caption = f"All {len(rows)} runs; {done} finished with a loss. A column's head sorts by it."
-    return html_table("runs-table", caption, _HEADS, body, sortable=True)
+    metric = metric_of(answer)
+    heads = (
+        "run", "family", "model", "role", "outcome", "FLOPs per image", "images", "training FLOPs", "learning rate",
+        metric.name, "held-out accuracy", "time",
+    )  # fmt: skip
+    caption = f"All {len(rows)} runs; {len(table.measured(rows))} finished with a {metric.short}."
+    return html_table("runs-table", f"{caption} A column's head sorts by it.", heads, body, sortable=True)
 
 
 def _outcome(row: Row) -> Cell:

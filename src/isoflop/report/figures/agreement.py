@@ -10,6 +10,7 @@ import numpy as np
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.law import family_laws
+from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number
 from isoflop.report.theme import family_color, family_symbol
@@ -19,7 +20,7 @@ KEY, TITLE = "agreement", "Predicted against measured"
 
 def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
     """Left the loss that the law gives each run against the loss it had; right the difference against compute."""
-    runs, laws = table.measured(rows, "ladder"), family_laws(answer)
+    runs, laws, metric = table.measured(rows, "ladder"), family_laws(answer), metric_of(answer)
     if not runs or not laws:
         return Figure.missing(KEY, TITLE, "There is no law to compare with: too few runs have finished.")
     left: list[Series] = []
@@ -37,7 +38,7 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
         percent = 100 * (measured / predicted - 1)
         spread += [float(v) for v in percent if np.isfinite(v)]
         losses += [*measured.tolist(), *predicted.tolist()]
-        notes = [f"{table.describe(row)}, predicted {number(p)}" for row, p in zip(own, predicted, strict=True)]
+        notes = [f"{table.describe(row, metric)}, predicted {number(p)}" for row, p in zip(own, predicted, strict=True)]
         marks: dict[str, Any] = {
             "group": family,
             "color": family_color(position),
@@ -60,7 +61,7 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
             "symbol": "star",
             "size": 15.0,
             "group": "answer",
-            "notes": [f"{table.describe(run)}, predicted {number(predicted_loss)}"],
+            "notes": [f"{table.describe(run, metric)}, predicted {number(predicted_loss)}"],
         }
         left.append(Series("points", [predicted_loss], [loss], name="the answer" if chosen else "", **star))
         right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **star))
@@ -79,9 +80,14 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
         title=TITLE,
         caption=f"Runs at their best learning rate. On the dashed line the law is exact; half of the runs lie within "
         f"{number(typical, 1)} % of it. A star was predicted before it was trained.",
-        alt=f"Measured against predicted loss; the median difference is {number(typical, 1)} percent of the loss.",
+        alt=f"Measured against predicted {metric.axis}; the median difference is {number(typical, 1)} percent of it.",
         panels=(
-            Panel(Axis("predicted loss", "log"), Axis("measured loss", "log"), tuple(left), title="Agreement"),
+            Panel(
+                Axis(f"predicted {metric.name}", "log"),
+                Axis(f"measured {metric.name}", "log"),
+                tuple(left),
+                title="Agreement",
+            ),
             Panel(
                 Axis("training compute (FLOPs)", "log"),
                 Axis("measured over predicted − 1 (%)"),

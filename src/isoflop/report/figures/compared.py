@@ -10,14 +10,15 @@ import numpy as np
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.law import family_laws
+from isoflop.report.metric import metric_of
 from isoflop.report.studies import StudyTables, differences, in_all, named, reach
 from isoflop.report.theme import family_color, family_symbol
 
 
 def compared_frontiers(studies: Sequence[StudyTables]) -> Figure:
     """One panel a family: the best runs and the law of every study over the same compute."""
-    key, title = "compared-frontiers", "Loss against compute, study beside study"
-    studies = named(studies)
+    studies, metric = named(studies), metric_of(studies[0].answer)
+    key, title = "compared-frontiers", f"{metric.capital} against compute, study beside study"
     panels: list[Panel] = []
     for family in sorted(in_all(studies)) or sorted({f for s in studies for f in table.families(s.rows, s.answer)}):
         series: list[Series] = []
@@ -38,20 +39,20 @@ def compared_frontiers(studies: Sequence[StudyTables]) -> Figure:
                     name=study.name if not panels else "",
                     symbol=family_symbol(position),
                     size=8,
-                    notes=[f"{study.name}: {table.describe(row)}" for row in best],
+                    notes=[f"{study.name}: {table.describe(row, metric)}" for row in best],
                     **look,
                 )
             )
         if series:
             panels.append(
-                Panel(Axis("training compute (FLOPs)", "log"), Axis("held-out loss", "log"), tuple(series), family)
+                Panel(Axis("training compute (FLOPs)", "log"), Axis(metric.axis, "log"), tuple(series), family)
             )
     if not panels:
         return Figure.missing(key, title, "No study has a finished run.")
     return Figure(
         key=key,
         title=title,
-        caption="Markers are the best run of each budget, lines the laws. Losses of different tasks have different"
+        caption="Markers are the best run of each budget, lines the laws. Different tasks have different"
         " scales: compare slopes and crossings, not heights.",
         alt=" ".join(differences(studies)),
         panels=tuple(panels),

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.metric import Metric, metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 from isoflop.report.theme import ramp_color
 
 KEY, TITLE = "efficiency", "Sample efficiency by size"
 X = Axis("images seen", "log")
-Y = Axis("held-out loss", "log")
 
 
 def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
@@ -25,6 +25,7 @@ def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
     names = [f for f in table.families(rows, answer) if any(len(points) > 1 for points in sizes[f].values())]
     if not names:
         return Figure.missing(KEY, TITLE, "No model has been trained on two or more numbers of images.")
+    metric = metric_of(answer)
     every = sorted({size for family in names for size in sizes[family]})
     panels = []
     for family in names:
@@ -34,16 +35,16 @@ def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
             color = ramp_color(every.index(size), len(every))
             group = f"{family} {size:g}"
             x, y = [row["images"] for row in points], [row["heldout_loss"] for row in points]
-            notes = [f"{quantity(size)} FLOPs an image: {table.describe(row)}" for row in points]
+            notes = [f"{quantity(size)} FLOPs an image: {table.describe(row, metric)}" for row in points]
             series.append(Series("line", x, y, group=group, color=color, width=1.6))
             series.append(Series("points", x, y, group=group, color=color, size=6, notes=notes))
-        panels.append(Panel(X, Y, tuple(series), title=family))
+        panels.append(Panel(X, Axis(metric.axis, "log"), tuple(series), title=family))
     return Figure(
         key=KEY,
         title=TITLE,
         caption="One line a model, from the smallest (yellow) to the largest (blue). Where a line lies lower, the model"
         " has made more of the same images.",
-        alt=_alt(names, sizes),
+        alt=_alt(names, sizes, metric),
         panels=tuple(panels),
         height=380 if len(names) <= 3 else 680,
         share_y=True,
@@ -51,10 +52,10 @@ def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
     )
 
 
-def _alt(names: Sequence[str], sizes: dict[str, dict[float, list[Row]]]) -> str:
+def _alt(names: Sequence[str], sizes: dict[str, dict[float, list[Row]]], metric: Metric) -> str:
     parts = []
     for family in names:
         last = [max(points, key=lambda row: float(row["images"])) for _, points in sorted(sizes[family].items())]
         shown = ", ".join(f"{r['model']} {number(r['heldout_loss'])} after {quantity(r['images'])}" for r in last)
         parts.append(f"{family}: {shown}")
-    return "Held-out loss against images seen, one line a model. " + "; ".join(parts) + "."
+    return f"{metric.heading} against images seen, one line a model. " + "; ".join(parts) + "."

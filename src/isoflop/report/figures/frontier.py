@@ -9,20 +9,21 @@ import numpy as np
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.law import family_laws
+from isoflop.report.metric import Metric, metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 from isoflop.report.theme import family_color, family_symbol
 
-KEY, TITLE = "frontier", "Loss against compute"
+KEY = "frontier"
 X = Axis("training compute (FLOPs)", "log")
-Y = Axis("held-out loss", "log")
 
 
 def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
     """Every finished run, the best of each budget, and each family's law out to the target compute."""
-    runs = table.measured(rows, "ladder")
+    runs, metric = table.measured(rows, "ladder"), metric_of(answer)
+    title = f"{metric.capital} against compute"
     if not runs:
-        return Figure.missing(KEY, TITLE, "No run of the ladder has finished with a loss that can be drawn.")
+        return Figure.missing(KEY, title, f"No run of the ladder has finished with a {metric.short} that can be drawn.")
     laws = family_laws(answer)
     target = answer.get("target_flops")
     low = min(row["train_flops"] for row in runs)
@@ -42,7 +43,7 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
                 symbol=family_symbol(position),
                 size=4.5,
                 opacity=0.35,
-                notes=[table.describe(row) for row in own],
+                notes=[table.describe(row, metric) for row in own],
             )
         )
         law = laws.get(family)
@@ -63,17 +64,17 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
                 color=color,
                 symbol=family_symbol(position),
                 size=9,
-                notes=[f"best of its budget: {table.describe(row)}" for row in best],
+                notes=[f"best of its budget: {table.describe(row, metric)}" for row in best],
             )
         )
         series += _prediction(family, color, answer)
-    series += _outcomes(rows, answer)
+    series += _outcomes(rows, answer, metric)
     return Figure(
         key=KEY,
-        title=TITLE,
+        title=title,
         caption=_caption(bool(laws), bool(table.final_runs(rows, answer))),
-        alt=_alt(rows, runs, answer),
-        panels=(Panel(X, Y, tuple(series)),),
+        alt=_alt(rows, runs, answer, metric),
+        panels=(Panel(X, Axis(metric.axis, "log"), tuple(series)),),
         height=500,
     )
 
@@ -103,7 +104,7 @@ def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
     ]
 
 
-def _outcomes(rows: Sequence[Row], answer: Answer) -> list[Series]:
+def _outcomes(rows: Sequence[Row], answer: Answer, metric: Metric) -> list[Series]:
     names = table.families(rows, answer)
     return [
         Series(
@@ -115,7 +116,7 @@ def _outcomes(rows: Sequence[Row], answer: Answer) -> list[Series]:
             color="ink" if family == answer.get("best") else family_color(names.index(family)),
             symbol="star",
             size=15,
-            notes=[f"the answer of {family}, trained: {table.describe(run)}"],
+            notes=[f"the answer of {family}, trained: {table.describe(run, metric)}"],
         )
         for family, run in table.final_runs(rows, answer).items()
     ]
@@ -131,17 +132,18 @@ def _caption(has_laws: bool, trained: bool) -> str:
     return text
 
 
-def _alt(rows: Sequence[Row], runs: Sequence[Row], answer: Answer) -> str:
+def _alt(rows: Sequence[Row], runs: Sequence[Row], answer: Answer, metric: Metric) -> str:
     parts = []
     for family in table.families(rows, answer):
         best = table.envelope(table.of_family(runs, family))
         if best:
             first, last = best[0], best[-1]
             parts.append(
-                f"{family}: best loss {number(first['heldout_loss'])} at {quantity(first['train_flops'])} FLOPs, "
+                f"{family}: best {metric.short} {number(first['heldout_loss'])} at "
+                f"{quantity(first['train_flops'])} FLOPs, "
                 f"{number(last['heldout_loss'])} at {quantity(last['train_flops'])}"
             )
     run = table.final_run(rows, answer)
     if run is not None:
         parts.append(f"the answer measured {number(run['heldout_loss'])} at {quantity(run['train_flops'])}")
-    return "Held-out loss against training compute, both logarithmic. " + "; ".join(parts) + "."
+    return f"{metric.heading} against training compute, both logarithmic. " + "; ".join(parts) + "."

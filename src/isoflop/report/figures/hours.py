@@ -7,19 +7,21 @@ from typing import Any
 
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import duration, number, time_unit
 from isoflop.report.theme import family_color, family_symbol
 
-KEY, TITLE = "hours", "Loss against run time"
-Y = Axis("held-out loss", "log")
+KEY = "hours"
 
 
 def hours(rows: Sequence[Row], answer: Answer) -> Figure:
     """Every finished run by its wall time, and for each family the best loss that any run of that time or less had."""
     runs = [row for row in table.measured(rows) if table.positive(row, "seconds")]
+    metric = metric_of(answer)
+    title = f"{metric.capital} against run time"
     if not runs:
-        return Figure.missing(KEY, TITLE, "No finished run has recorded its time.")
+        return Figure.missing(KEY, title, "No finished run has recorded its time.")
     scale, unit = time_unit(max(row["seconds"] for row in runs))
     series: list[Series] = []
     parts: list[str] = []
@@ -39,7 +41,7 @@ def hours(rows: Sequence[Row], answer: Answer) -> Figure:
                     symbol=family_symbol(position),
                     size=4.5 if faint else 8,
                     opacity=0.35 if faint else 1.0,
-                    notes=[f"{table.describe(row)}, {duration(row['seconds'])}" for row in chosen],
+                    notes=[f"{table.describe(row, metric)}, {duration(row['seconds'])}" for row in chosen],
                     **marks,
                 )
             )
@@ -49,9 +51,9 @@ def hours(rows: Sequence[Row], answer: Answer) -> Figure:
         parts.append(f"{family} reached {number(last['heldout_loss'])} in {duration(last['seconds'])}")
     return Figure(
         key=KEY,
-        title=TITLE,
+        title=title,
         caption="Wall time of each run on its device; lines join those that no shorter one of their family beat.",
-        alt="Held-out loss against run time, both logarithmic. " + "; ".join(parts) + ".",
-        panels=(Panel(Axis(f"run time (device-{unit})", "log"), Y, tuple(series)),),
+        alt=f"{metric.heading} against run time, both logarithmic. " + "; ".join(parts) + ".",
+        panels=(Panel(Axis(f"run time (device-{unit})", "log"), Axis(metric.axis, "log"), tuple(series)),),
         height=420,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.metric import Metric, metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import quantity
 from isoflop.report.theme import ramp_color
@@ -34,17 +35,18 @@ def learning_rates(rows: Sequence[Row], answer: Answer) -> Figure:
     total = sum(len(searched[family]) for family in names)
     highest = max(max(_excess(points)) for family in names for points in searched[family].values())
     limits = (-0.04 * CEILING, CEILING) if highest > CEILING else None
-    y = Axis("held-out loss above the best rate's (%)", limits=limits)
+    metric = metric_of(answer)
+    y = Axis(f"{metric.name} above the best rate's (%)", limits=limits)
     caption = "One line a model and budget, from the smallest models (yellow) to the largest (blue)."
     caption += f" In {edges} of {total} searches the best rate lies on the edge of the grid"
-    caption += f"; losses more than {CEILING:.0f} % above the best are cut off." if limits else "."
+    caption += f"; what is more than {CEILING:.0f} % above the best is cut off." if limits else "."
     return Figure(
         key=KEY,
         title=TITLE,
         caption=caption,
-        alt=f"Loss above the best rate's against learning rate for {total} pairs of model and budget in "
+        alt=f"{metric.capital} above the best rate's against learning rate for {total} pairs of model and budget in "
         f"{len(names)} families; the best rate lies inside the grid in {total - edges} of them.",
-        panels=tuple(_panel(family, searched[family], y) for family in names),
+        panels=tuple(_panel(family, searched[family], y, metric) for family in names),
         height=380 if len(names) <= 3 else 680,
         share_y=True,
         legend=False,
@@ -62,7 +64,7 @@ def _excess(points: Sequence[Row]) -> list[float]:
     return [100 * (row["heldout_loss"] / best - 1) for row in points]
 
 
-def _panel(family: str, lines: dict[tuple[str, float], list[Row]], y: Axis) -> Panel:
+def _panel(family: str, lines: dict[tuple[str, float], list[Row]], y: Axis, metric: Metric) -> Panel:
     sizes = sorted({float(row["flops_per_image"]) for points in lines.values() for row in points})
     series: list[Series] = []
     for (model, budget), points in lines.items():
@@ -71,7 +73,7 @@ def _panel(family: str, lines: dict[tuple[str, float], list[Row]], y: Axis) -> P
         color = ramp_color(sizes.index(float(points[0]["flops_per_image"])), len(sizes))
         rates, excess = [row["learning_rate"] for row in points], _excess(points)
         group = f"{family} {model} {budget:g}"
-        notes = [f"at {quantity(budget)} FLOPs: {table.describe(row)}" for row in points]
+        notes = [f"at {quantity(budget)} FLOPs: {table.describe(row, metric)}" for row in points]
         series.append(Series("line", rates, excess, group=group, color=color, width=1.4, opacity=0.8))
         series.append(Series("points", rates, excess, group=group, color=color, size=6, notes=notes))
     return Panel(X, y, tuple(series), title=family)

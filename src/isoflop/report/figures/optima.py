@@ -10,6 +10,7 @@ import numpy as np
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.law import Array, FamilyLaw, family_laws
+from isoflop.report.metric import Metric, metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 from isoflop.report.theme import family_color, family_symbol
@@ -28,7 +29,7 @@ def optima(rows: Sequence[Row], answer: Answer) -> Figure:
     runs, laws = table.measured(rows, "ladder"), family_laws(answer)
     if not runs:
         return Figure.missing(KEY, TITLE, "No run of the ladder has finished, so nothing is known about the best size.")
-    target = answer.get("target_flops")
+    target, metric = answer.get("target_flops"), metric_of(answer)
     budgets = table.rungs(runs) + ([float(target)] if table.finite(target) else [])
     compute = np.geomspace(min(budgets), max(max(budgets), 1.001 * min(budgets)), 40)
     drawn: dict[str, list[Series]] = {cell: [] for cell, _, _ in PANELS}
@@ -49,7 +50,7 @@ def optima(rows: Sequence[Row], answer: Answer) -> Figure:
                     name=family if cell == PANELS[0][0] else "",
                     symbol=family_symbol(position),
                     size=8,
-                    notes=[table.describe(row) for row in chosen],
+                    notes=[table.describe(row, metric) for row in chosen],
                     **look,
                 )
             )
@@ -64,7 +65,7 @@ def optima(rows: Sequence[Row], answer: Answer) -> Figure:
         key=KEY,
         title=TITLE,
         caption=caption,
-        alt=_alt(rows, runs, answer),
+        alt=_alt(rows, runs, answer, metric),
         panels=tuple(Panel(X, Axis(unit, "log"), tuple(drawn[cell]), title) for cell, unit, title in PANELS),
         height=400,
     )
@@ -78,18 +79,18 @@ def _law_lines(law: FamilyLaw, compute: Array, look: dict[str, Any]) -> dict[str
     return lines
 
 
-def _alt(rows: Sequence[Row], runs: Sequence[Row], answer: Answer) -> str:
+def _alt(rows: Sequence[Row], runs: Sequence[Row], answer: Answer, metric: Metric) -> str:
     parts = []
     for family in table.families(rows, answer):
         best = table.envelope(table.of_family(runs, family))
         if best:
             first, last = best[0], best[-1]
-            parts.append(f"{family}: from {_point(first)} to {_point(last)}")
+            parts.append(f"{family}: from {_point(first, metric)} to {_point(last, metric)}")
     return "Best size and best number of images against compute, all logarithmic. " + "; ".join(parts) + "."
 
 
-def _point(row: Row) -> str:
+def _point(row: Row, metric: Metric) -> str:
     return (
         f"{quantity(row['flops_per_image'])} FLOPs an image and {quantity(row['images'])} images "
-        f"(loss {number(row['heldout_loss'])})"
+        f"({metric.short} {number(row['heldout_loss'])})"
     )

@@ -9,13 +9,13 @@ import numpy as np
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.law import FamilyLaw, family_laws
+from isoflop.report.metric import Metric, metric_of
 from isoflop.report.rows import Answer, Row
 from isoflop.report.text import number, quantity
 from isoflop.report.theme import ramp_color
 
 KEY, TITLE = "profiles", "IsoFLOP profiles: which size is best at each budget"
 X = Axis("size (training FLOPs per image)", "log")
-Y = Axis("held-out loss", "log")
 
 
 def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
@@ -24,16 +24,18 @@ def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
     if not runs:
         return Figure.missing(KEY, TITLE, "No run of the ladder has finished, so no size can be compared with another.")
     budgets = table.rungs(runs)
-    laws = family_laws(answer)
+    laws, metric = family_laws(answer), metric_of(answer)
     names = [family for family in table.families(rows, answer) if table.of_family(runs, family)]
-    panels = [_panel(family, table.of_family(runs, family), budgets, laws.get(family), names[0]) for family in names]
+    panels = [
+        _panel(family, table.of_family(runs, family), budgets, laws.get(family), names[0], metric) for family in names
+    ]
     drawn = " Dotted lines are the law at the same budget." if laws else ""
     return Figure(
         key=KEY,
         title=TITLE,
         caption="Every line joins runs of one budget at their best learning rate; a ring marks the best size measured."
         + drawn,
-        alt=_alt(names, runs),
+        alt=_alt(names, runs, metric),
         panels=tuple(panels),
         height=400 if len(panels) <= 3 else 700,
         share_y=True,
@@ -41,7 +43,9 @@ def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
     )
 
 
-def _panel(family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | None, legend_from: str) -> Panel:
+def _panel(
+    family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | None, legend_from: str, metric: Metric
+) -> Panel:
     series: list[Series] = []
     for position, budget in enumerate(budgets):
         points = [row for row in runs if table.rung(row) == budget]
@@ -65,7 +69,7 @@ def _panel(family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | 
                 group=group,
                 color=color,
                 size=7,
-                notes=[table.describe(row) for row in points],
+                notes=[table.describe(row, metric) for row in points],
             )
         )
         if points:
@@ -81,10 +85,10 @@ def _panel(family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | 
                     size=13,
                 )
             )
-    return Panel(X, Y, tuple(series), title=family)
+    return Panel(X, Axis(metric.axis, "log"), tuple(series), title=family)
 
 
-def _alt(names: Sequence[str], runs: Sequence[Row]) -> str:
+def _alt(names: Sequence[str], runs: Sequence[Row], metric: Metric) -> str:
     parts = []
     for family in names:
         best = table.envelope(table.of_family(runs, family))
@@ -92,4 +96,4 @@ def _alt(names: Sequence[str], runs: Sequence[Row]) -> str:
             f"{row['model']} ({number(row['heldout_loss'])}) at {quantity(table.rung(row))}" for row in best
         )
         parts.append(f"{family}: best size by budget {valley}")
-    return "Held-out loss against size, one line a budget. " + "; ".join(parts) + "."
+    return f"{metric.heading} against size, one line a budget. " + "; ".join(parts) + "."

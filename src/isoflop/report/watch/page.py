@@ -31,7 +31,8 @@ def page(directory: Path) -> str:
 
 def snapshot(live: Live) -> dict[str, Any]:
     """What the page shows of `live` now: HTML by element id, text by element id, and the figures."""
-    rows, answer, progress = clean_rows(live.rows), clean_answer(live.answer), live.progress()
+    rows, progress = clean_rows(live.rows), live.progress()
+    answer = clean_answer({"study": live.study, **live.answer})
     figures = report_figures(rows, answer, live.curves())
     name = str(live.study.get("name") or live.directory.name)
     return {
@@ -42,7 +43,9 @@ def snapshot(live: Live) -> dict[str, Any]:
             "live-progress": _progress(progress),
             "live-summary": tables.summary(rows, answer) + warnings(answer) + facts(rows, answer),
             "live-running": _running(live),
-            "live-runs": tables.runs(rows) if rows else '<p class="empty">The study has not planned a run yet.</p>',
+            "live-runs": tables.runs(rows, answer)
+            if rows
+            else '<p class="empty">The study has not planned a run yet.</p>',
         },
         "slots": {figure.key: [figure.empty, figure.caption, figure.alt] for figure in figures},
         "figures": payload(figures)["figures"],

@@ -109,9 +109,19 @@ class Watch:
         return 404, "text/plain", b"there is nothing here\n"
 
 
-def watch(directory: Path, *, port: int = 0, say: Callable[[str], Any] = print) -> None:
-    """Serve the live page of the study in `directory` until interrupted; `say` gets the address to open."""
+def watch(
+    directory: Path,
+    *,
+    port: int = 0,
+    say: Callable[[str], Any] = print,
+    opened: Callable[[str], Any] = lambda url: None,
+) -> None:
+    """Serve the live page of the study in `directory` until interrupted.
+
+    `say` gets lines for people, `opened` the bare address.
+    """
     with Watch(directory, port=port) as server:
+        opened(server.url)
         say(f"watching {directory}\nopen {server.url}\nCtrl-C ends the watch, not the study")
         try:
             threading.Event().wait()

@@ -11,6 +11,7 @@ from typing import Any
 
 from isoflop.errors import StudyError
 from isoflop.report import rows as table
+from isoflop.report.metric import HELDOUT, metric_key
 from isoflop.report.rows import Answer, Row
 from isoflop.report.watch.interim import interim_answer
 from isoflop.report.watch.tail import Tail
@@ -83,6 +84,9 @@ class Live:
         value = self._config().get("target_budget")
         return float(value) if table.finite(value) else None
 
+    def _is_judged_by_target(self) -> bool:
+        return metric_key(self.study.get("config")) != HELDOUT
+
     def _config(self) -> dict[str, Any]:
         config = self.study.get("config")
         study = config.get("study") if isinstance(config, dict) else None
@@ -104,6 +108,10 @@ class Live:
         status = _json(folder / "status.json")
         known = {"heldout_loss", "heldout_accuracy", "seconds", "error", "step"}
         row = {**row, **{key: value for key, value in status.items() if key in known}}
+        if self._is_judged_by_target():
+            row["heldout_loss"] = _json(folder / "target.json").get("error")
+            if status.get("state") == "done" and row["heldout_loss"] is None:
+                status = {**status, "state": "running"}  # trained, not yet judged
         if isinstance(status.get("state"), str) and row.get("status") != "failed":
             row["status"] = status["state"]
         elif not status and row.get("status") == "planned" and (folder / "attempts").exists():
