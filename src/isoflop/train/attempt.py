@@ -6,42 +6,35 @@ alone writes the journal, the status and the weights.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from torch import Tensor
 
 from isoflop.config import RunConfig
 from isoflop.data import Batch, Feed, Quarantine, Source, batches
 from isoflop.data.loader import locate_batch
 from isoflop.errors import CheckpointError, DataError
 from isoflop.objectives import Objective
-from isoflop.train.boards import Boards
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
 from isoflop.train.evaluate import evaluate
-from isoflop.train.guards import Watchdog, robust_z
-from isoflop.train.journal import JournalWriter, Row, chain_samples
+from isoflop.train.guards import Watchdog
+from isoflop.train.journal import Row, chain_samples
 from isoflop.train.meters import Meters
 from isoflop.train.price import train_flops_per_image
 from isoflop.train.ranks import Ranks
 from isoflop.train.reconstructions import save_reconstructions
-from isoflop.train.run_directory import write_status
+from isoflop.train.record import OnRow, Record, train_row
+from isoflop.train.rewind import Rewind
 from isoflop.train.saver import Saver
 from isoflop.train.schedules import rate_factor, trunk_steps
-from isoflop.train.shards import whole
 from isoflop.train.state import Progress, pack, unpack
 from isoflop.train.step import Step
-
-OnRow = Callable[[Row], None]
+from isoflop.train.weights import publish_weights
 
 
 @dataclass(frozen=True)
@@ -83,16 +76,14 @@ class Attempt:
         self.source = source
         self.heldout = heldout
         self.ranks = ranks
-        self.on_row = on_row
         self.stop = stop
         self.step = Step(objective, source, config, ranks)
         self.saver = Saver(directory, config.checkpoint, ranks)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
         self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=not ranks.is_alone)
-        self.snapshot: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        self.journal: JournalWriter | None = None
-        self.boards: Boards | None = None
+        self.rewind = Rewind(config.guards, objective, self.step.optimizer)
+        self.record = Record(config, directory, is_first=ranks.is_first, on_row=on_row)
         self.meters = Meters(
             directory,
             flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),
@@ -106,11 +97,11 @@ class Attempt:
         fork = trunk_steps(config.schedule, config.steps)
         origin = self._restore(fork)
         progress = self.progress
-        self._open(origin)
+        self.record.open(progress.step, origin)
         seconds_before, began = progress.seconds, time.perf_counter()
         saved_at, waited, stopping = began, 0.0, False
-        self._status("running")
-        self._take_snapshot()
+        self.record.status("running", progress)
+        self.rewind.take(progress)
 
         objective.train()
         self.meters.resume(progress.data_step * config.batch_size)
@@ -135,37 +126,33 @@ class Attempt:
                     progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
                     if progress.nonfinite > config.guards.skip_nonfinite:
                         return self._diverged(batch, f"loss or gradient were not finite at step {progress.step}")
-                if config.guards.spike and outcome.updated:
-                    z = robust_z(outcome.loss, progress.recent)
-                    if z > config.guards.spike:
-                        if len(progress.skipped) == config.guards.rollbacks:
-                            return self._diverged(
-                                batch, f"the loss leapt to {outcome.loss:.4g} at step {progress.step}"
-                            )
-                        self._roll_back(outcome.loss, z)
-                        break  # the samples that come next are others now
-                    progress.recent = [*progress.recent, outcome.loss][-config.guards.window :]
+                if outcome.updated and (z := self.rewind.leap(outcome.loss, progress)) is not None:
+                    if len(progress.skipped) == config.guards.rollbacks:
+                        return self._diverged(batch, f"the loss leapt to {outcome.loss:.4g} at step {progress.step}")
+                    self.record.write({**self.rewind.go_back(progress), "loss": outcome.loss, "z": z})
+                    break  # the samples that come next are others now
 
                 evaluate_now = progress.step == config.steps or (
                     config.evaluation.every is not None and progress.step % config.evaluation.every == 0
                 )
                 if evaluate_now or progress.step % config.log_every == 0:
-                    row = self._row(rate, outcome.gradient_norm)
+                    norm = outcome.gradient_norm
+                    row = train_row(progress, config.batch_size, learning_rate=rate, gradient_norm=norm)
                     row["data_wait"] = round((waited + feed.seconds_waiting) / (now - began), 4)  # share of the attempt
                     row |= self.meters.read(progress.data_step * config.batch_size, progress.seconds)
                     if evaluate_now:
                         row |= self._evaluate()
                         save_now |= self._is_best(row["heldout_loss"])
-                    self._write(row)
+                    self.record.write(row)
                     self.meters.resume(progress.data_step * config.batch_size)
                 if progress.step % config.guards.window == 0:
-                    self._take_snapshot()
+                    self.rewind.take(progress)
                 if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
                     save_checkpoint(self.trunk, pack(objective, step.optimizer), progress.to_dict())
                 if progress.step == config.steps or save_now or stopping:
                     saved_at = now
                     self._save()
-                    self._status("running")
+                    self.record.status("running", progress)
                 if stopping:
                     break
             waited += feed.seconds_waiting
@@ -195,12 +182,6 @@ class Attempt:
         self.progress = Progress(**state)
         return origin
 
-    def _open(self, origin: str) -> None:
-        if not self.ranks.is_first:
-            return
-        self.journal = JournalWriter(self.directory, self.progress.step, origin)
-        self.boards = Boards(self.config, self.directory, self.progress.step)
-
     def _feed(self) -> Feed:
         """The batches from the samples that come next to the end of the run."""
         config, progress = self.config, self.progress
@@ -229,33 +210,6 @@ class Attempt:
             raise DataError(f"rank {self.ranks.rank} was fed other samples at step {batch.step} than the order says")
         return epochs, indices
 
-    def _row(self, learning_rate: float, gradient_norm: float) -> Row:
-        progress = self.progress
-        counted = progress.step - progress.since - progress.missed
-        row = {
-            "kind": "train",
-            "step": progress.step,
-            "since": progress.since,
-            "images": progress.step * self.config.batch_size,
-            "samples": progress.samples,
-            "loss": progress.loss_sum / counted if counted else math.nan,
-            "lr": learning_rate,
-            "gradient_norm": gradient_norm,
-            "seconds": round(progress.seconds, 4),
-        }
-        if progress.nonfinite:
-            row["nonfinite"] = progress.nonfinite
-        progress.since, progress.loss_sum, progress.missed = progress.step, 0.0, 0
-        return row
-
-    def _write(self, row: Row) -> None:
-        if self.journal:
-            self.journal.write(row)
-            if self.boards and row["kind"] == "train":
-                self.boards.write(row)
-            if self.on_row and row["kind"] == "train":
-                self.on_row(row)
-
     def _evaluate(self) -> dict[str, float]:
         size, precision = self.config.evaluation.batch_size, self.step.precision
         with self.step.shown_weights():
@@ -280,27 +234,6 @@ class Attempt:
         progress.best = [loss, progress.step]
         return True
 
-    def _take_snapshot(self) -> None:
-        """Copies the state to go back to, where spikes are watched for."""
-        if self.config.guards.spike:
-            tensors = pack(self.objective, self.step.optimizer)
-            copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            self.snapshot = (copies, self.progress.to_dict())
-
-    def _roll_back(self, loss: float, z: float) -> None:
-        """Puts the last snapshot back and passes over the samples since."""
-        assert self.snapshot is not None
-        progress, (tensors, state) = self.progress, self.snapshot
-        first, count = int(state["step"]), progress.step - int(state["step"])
-        unpack({name: t.clone() for name, t in tensors.items()}, self.objective, self.step.optimizer)
-        seconds = progress.seconds
-        for name, value in asdict(Progress(**state)).items():
-            setattr(progress, name, value)
-        progress.seconds = seconds
-        progress.skipped = [*progress.skipped, [first, count]]
-        self.snapshot = (tensors, progress.to_dict())
-        self._write({"kind": "rollback", "step": first, "from": first + count, "loss": loss, "z": z})
-
     def _save(self) -> None:
         """Begins a checkpoint: of the last snapshot where there are any, since that is what a resumed run can go back
         to, else of the present."""
@@ -308,64 +241,20 @@ class Attempt:
             name = "quarantine.jsonl" if self.ranks.is_first else f"quarantine-{self.ranks.rank}.jsonl"
             self.quarantine.save(self.directory / name)
         tensors, state = pack(self.objective, self.step.optimizer), self.progress.to_dict()
-        if self.snapshot and self.progress.step < self.config.steps:
-            tensors, state = self.snapshot
+        if self.rewind.snapshot and self.progress.step < self.config.steps:
+            tensors, state = self.rewind.snapshot
         best = int(self.progress.best[1]) if self.progress.best else None
         self.saver.save(tensors, state, best)
 
-    def _publish(self, name: str, tensors: dict[str, Tensor]) -> None:
-        partial = self.directory / f".{name}"
-        save_file(tensors, partial, metadata={"isoflop": self.config.model.name})
-        partial.replace(self.directory / name)
-
-    def _status(self, state: str, **more: Any) -> None:
-        if not self.ranks.is_first:
-            return
-        progress = self.progress
-        try:
-            write_status(
-                self.directory,
-                {
-                    "state": state,
-                    "step": progress.step,
-                    "steps": self.config.steps,
-                    "seconds": progress.seconds,
-                    **more,
-                },
-            )
-        except CheckpointError as error:
-            if state != "running":
-                raise
-            warnings.warn(f"{error}; training goes on", stacklevel=2)
-
     def _end(self, state: str, error: str) -> RunResult:
-        self._close_journal()
-        self._status(state, heldout_loss=None, heldout_accuracy=None, error=error)
+        self.record.close()
+        self.record.status(state, self.progress, heldout_loss=None, heldout_accuracy=None, error=error)
         return RunResult(state, self.progress.step, math.nan, math.nan, self.progress.seconds, error)
 
-    def _close_journal(self) -> None:
-        if self.journal:
-            self.journal.close()
-        if self.boards:
-            self.boards.close()
-
     def _diverged(self, batch: Batch, what: str) -> RunResult:
-        """Ends the run and leaves the evidence in `diverged.json`."""
-        progress = self.progress
         self.saver.wait()
-        if self.ranks.is_first:
-            epochs, indices = self._consumed(batch)
-            evidence = {
-                "what": what,
-                "step": progress.step,
-                "learning_rate": self.config.optim.learning_rate,
-                "recent_losses": progress.recent,
-                "skipped": progress.skipped,
-                "nonfinite": progress.nonfinite,
-                "samples": [[int(e), int(i)] for e, i in zip(epochs, indices, strict=True)],
-            }
-            (self.directory / "diverged.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
-        times = len(progress.skipped)
+        self.record.divergence(what, self.progress, *self._consumed(batch))
+        times = len(self.progress.skipped)
         after = f", after {times} rollbacks" if times else ""
         return self._end("diverged", f"{what}{after} (learning rate {self.config.optim.learning_rate:g})")
 
@@ -376,17 +265,11 @@ class Attempt:
         return self._end("preempted", f"asked to stop at step {self.progress.step}")
 
     def _finish(self, row: Row) -> RunResult:
-        self._close_journal()
+        self.record.close()
         self.saver.wait()
         with self.step.shown_weights():
-            named = self.objective.backbone.state_dict()
-            weights = {n: whole(tensor).detach().to("cpu", copy=True).contiguous() for n, tensor in named.items()}
-            others = {n: t for n, t in self.objective.state_dict().items() if not n.startswith("backbone.")}
-            learnt_with = {n: whole(tensor).detach().to("cpu", copy=True).contiguous() for n, tensor in others.items()}
-        if self.ranks.is_first:
-            self._publish("model.safetensors", weights)
-            if learnt_with:  # what the objective added to the backbone: a decoder
-                self._publish("objective.safetensors", learnt_with)
+            preset = self.config.model.name
+            publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
         heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
-        self._status("done", **heldout, error="")
+        self.record.status("done", self.progress, **heldout, error="")
         return RunResult("done", self.progress.step, seconds=self.progress.seconds, **heldout)

@@ -20,12 +20,13 @@ from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone, create_model
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
-from isoflop.train.attempt import Attempt, OnRow, RunResult
+from isoflop.train.attempt import Attempt, RunResult
 from isoflop.train.device import choose_device
 from isoflop.train.layout import arrange, built
 from isoflop.train.lock import sole_writer
 from isoflop.train.optim import freeze
 from isoflop.train.ranks import check_parts, joined
+from isoflop.train.record import OnRow
 from isoflop.train.run_directory import claim, read_status
 from isoflop.train.start import replace_head, start_from
 

@@ -17,8 +17,8 @@ from isoflop.data import Source, Subset
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
 from isoflop.train import build_model, train
-from isoflop.train.attempt import OnRow
 from isoflop.train.device import choose_device, to_device, to_unit_range
+from isoflop.train.record import OnRow
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.recipes import Recipe, merged
 from isoflop.transfer.task import Task
