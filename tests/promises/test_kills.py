@@ -20,6 +20,7 @@ def test_kills_change_neither_weights_nor_metrics_nor_samples(tmp_path: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", ["vit", "poolformer", "nfnet"])
 def test_a_hundred_kills_change_nothing(tmp_path: Path, family: str) -> None:
     changes: dict[str, Any] = {"steps": 400}

@@ -164,6 +164,7 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_sixty_kills_of_ranks_that_come_and_go_miss_no_sample(tmp_path: Path) -> None:
     chance = random.Random(6)
     hits, trial = {1: 0, 2: 0, 4: 0}, 0
