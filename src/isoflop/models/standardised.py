@@ -94,8 +94,8 @@ class PlainStandardisedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         # BatchNorm over the fan-in of each output is this formula, in PyTorch's fastest kernel for it.
         rows = F.batch_norm(_rows(self.weight)[None], None, None, training=True, momentum=0.0, eps=self.eps).squeeze(0)
-        if self.kernel_size[0] == 1:
-            return linear(x[:, :: self.stride[0], :: self.stride[1]], rows)
+        if self.kernel_size[0] == 1 and self.stride[0] == 1:
+            return linear(x, rows)
         out = F.conv2d(x.movedim(-1, 1), _shaped(rows, self.weight), None, self.stride, self.padding)
         return out.movedim(1, -1)
 
