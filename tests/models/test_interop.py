@@ -156,6 +156,7 @@ LONG = (
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # hundreds of millions of parameters, in float64 at last
 @pytest.mark.parametrize(("ours", "theirs", "size", "options"), LONG, ids=lambda v: str(v)[:40])
 def test_full_depth_keeps_the_agreement(ours: str, theirs: str, size: int, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -167,7 +168,7 @@ def test_full_depth_keeps_the_agreement(ours: str, theirs: str, size: int, optio
         error = relative_error(model(x), peer(x))
         print(f"{ours}: {error:.1e}")
         if error >= 1e-5:  # many layers round many times: then it must be rounding and nothing else
-            assert error < 2e-5
+            assert error < 5e-5
             assert relative_error(model.double()(x.double()), peer.double()(x.double())) < 1e-12
 
 
