@@ -58,7 +58,7 @@ class Block(nn.Module):
         norm, mixer = self.norm1, self.mixer
         if self.fused and isinstance(norm, GroupNorm) and isinstance(mixer, Pooling):
             gain = norm.weight if self.scale1 is None else norm.weight * self.scale1.gamma
-            keep = drop_path(x.new_ones(len(x), 1, 1, 1), self.drop_rate, self.training)
+            keep = drop_path(x.new_ones(x.shape[0], 1, 1, 1), self.drop_rate, self.training)
             bias = torch.zeros_like(gain) if norm.bias is None else norm.bias
             x = pool_residual(x, gain, bias, keep, mixer.size, norm.eps)
         else:
