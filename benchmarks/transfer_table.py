@@ -1,6 +1,7 @@
 """Backbones of equal compute, pretrained in three ways, each on two tasks by three protocols: docs/results/transfer.md.
 
     python benchmarks/transfer_table.py --cifar10 parquet:PATH --folder DIR     # started again, it goes on
+    python benchmarks/transfer_table.py --table docs/results/transfer/2.5e11.json     # the table of a kept result
 
 Every pretraining takes the same training FLOPs (what the objective adds, such as a decoder, is counted) and is run at
 two learning rates, of which the one with the lower held-out loss of its own objective is kept.
@@ -23,7 +24,6 @@ from isoflop.objectives import objective_cost
 from isoflop.train import train
 from isoflop.transfer import open_backbone, transfer
 
-FLOPS = 5e10
 BATCH = 64
 SGD = {"name": "sgd", "momentum": 0.9, "agc": 0.01, "weight_decay": 2e-5}
 ADAMW = {"name": "adamw", "weight_decay": 1e-2}
@@ -43,7 +43,7 @@ TASKS: tuple[dict[str, Any], ...] = (
 )
 
 
-def pretrain(preset: str, kind: str, cifar10: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+def pretrain(preset: str, kind: str, cifar10: str, folder: Path, budget: float) -> tuple[Path, dict[str, Any]]:
     """The folder of the better of two runs, and what is known of it."""
     uri = FRACTALS if kind == "fractals" else cifar10
     data: dict[str, Any] = {"source": uri, "heldout": 2048, "augment": "none" if kind == "fractals" else "crop_flip"}
@@ -59,7 +59,7 @@ def pretrain(preset: str, kind: str, cifar10: str, folder: Path) -> tuple[Path, 
     flops = objective_cost(
         parsed.objective, preset, num_classes=source.num_classes, image_size=32, in_channels=3
     ).train_flops_per_image
-    steps = round(FLOPS / flops / BATCH)
+    steps = round(budget / flops / BATCH)
     found = []
     for rate in rates:
         run = parse(
@@ -74,7 +74,7 @@ def pretrain(preset: str, kind: str, cifar10: str, folder: Path) -> tuple[Path, 
             },
             RunConfig,
         )
-        place = folder / "pretraining" / f"{preset}-{kind.replace(', ', '-')}-{rate:g}"
+        place = folder / "pretraining" / f"{preset}-{kind.replace(', ', '-')}-{rate:g}-{budget:g}"
         result = train(run, place, data=(source, heldout))
         loss = result.heldout_loss if result.state == "done" else float("inf")
         found.append((loss, place, {"learning_rate": rate, "images": steps * BATCH, "seconds": result.seconds}))
@@ -102,7 +102,8 @@ def judged(place: Path | None, preset: str, name: str, cifar10: str, folder: Pat
             if label == "digits" and task["protocols"] == ("finetune",):
                 values |= {"shots": (10,)}
             for row in transfer(backbone, TransferConfig.model_validate(values), name, folder=folder / "transfer"):
-                rows.append({**row, "dataset": label, "preset": preset})
+                kept = {key: value for key, value in row.items() if key not in ("confusion", "per_class")}
+                rows.append({**kept, "dataset": label, "preset": preset})
                 print(f"{name}, {preset}: {label}, {row['protocol']}: {row['accuracy_mean']:.3f}", flush=True)
     return rows
 
@@ -138,10 +139,16 @@ def table(rows: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", required=True)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--cifar10", default="parquet:cifar10")
+    parser.add_argument("--folder", type=Path, default=Path("transfer_table"))
+    parser.add_argument("--flops", type=float, default=2.5e11, help="training FLOPs of each pretraining")
     parser.add_argument("--kinds", nargs="*", default=list(PRETRAINING))
+    parser.add_argument("--table", type=Path, metavar="RESULTS.json", help="print its table and train nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        document = json.loads(arguments.table.read_text())
+        print(table(document["rows"], document["runs"]), end="")
+        return
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     began, rows, runs = time.time(), [], {}
@@ -150,10 +157,10 @@ def main() -> None:
             if kind == "none":
                 rows += judged(None, preset, "none (random weights)", arguments.cifar10, arguments.folder)
                 continue
-            place, known = pretrain(preset, kind, arguments.cifar10, arguments.folder)
+            place, known = pretrain(preset, kind, arguments.cifar10, arguments.folder, arguments.flops)
             runs[f"{preset}|{kind}"] = known
             rows += judged(place, preset, kind, arguments.cifar10, arguments.folder)
-        document = {"rows": rows, "runs": runs, "seconds": time.time() - began}
+        document = {"rows": rows, "runs": runs, "seconds": round(time.time() - began)}
         (arguments.folder / "results.json").write_text(json.dumps(document, indent=1))
         (arguments.folder / "table.md").write_text(table(rows, runs))
     forward = {preset: cost(preset, num_classes=10, image_size=32, in_channels=3).flops for preset in BACKBONES}

@@ -49,7 +49,7 @@ def test_the_example_runs_at_toy_size(text: ModuleType, tmp_path: Path, capsys: 
     for name, byte in (("json", 40), ("xml", 90)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.py").write_bytes(bytes([byte, 32]) * 32 * 20)
-    rows = text.compare(text.standard_library(tmp_path), 1e8, batch_size=8, learning_rate=3e-3, seeds=(0,))
+    rows = text.compare(text.standard_library(tmp_path), 1e8, batch_size=8, learning_rates=(3e-3,), seeds=1)
     assert [row["mixer"] for row in rows] == list(text.MIXERS)
     assert all(row["steps"] >= 1 and 0.0 <= row["accuracy"] <= 1.0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == len(text.MIXERS)

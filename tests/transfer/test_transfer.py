@@ -15,6 +15,7 @@ from isoflop.models import create_model
 from isoflop.train import train
 from isoflop.transfer import Pretrained, load_backbone, open_backbone, transfer
 from isoflop.transfer import evaluate as module
+from isoflop.transfer.recipes import PUBLISHED
 from tests.promises.chaos import run_config
 
 
@@ -77,6 +78,18 @@ def test_every_published_fine_tuning_runs_through_the_one_loop(run: Path, tmp_pa
     assert len(configs) == (2 if protocol == "finetune_vit" else 1)  # two learning rates to choose from
     assert all(found["start"]["weights"].endswith(".safetensors") for found in configs)
     assert "stages.0.0.norm1.weight" in configs[0]["optim"]["groups"]["frozen"]["parameters"]
+
+
+def test_nfnets_are_fine_tuned_as_their_paper_says() -> None:
+    """arXiv 2102.06171, A.5, of 15,000 steps of 2,048 images; the 50 epochs are those of arXiv 2310.16764."""
+    recipe = PUBLISHED["nfnet"](1_281_167, create_model("nfnet_w4d1", num_classes=2, image_size=32))
+    optim, schedule = recipe.run["optim"], recipe.run["schedule"]
+    assert recipe.run["batch_size"] == 2048
+    assert recipe.run["steps"] == round(50 * 1_281_167 / 2048)
+    assert schedule == {"name": "cosine", "warmup": recipe.run["steps"] * 5_000 // 15_000}
+    published = {"learning_rate": 0.1, "sam": 0.05, "weight_decay": 1e-5, "agc": 0.01, "average": 0.9999}
+    assert {key: optim[key] for key in published} == published
+    assert recipe.model == {"drop_path": 0.1, "dropout": 0.25}
 
 
 def test_only_the_last_blocks_are_trained_if_so_wished(run: Path, tmp_path: Path) -> None:

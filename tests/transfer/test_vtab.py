@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,22 @@ def test_folders_without_a_task_are_refused_and_names_on_the_hub_are_filled_in(t
     with pytest.raises(DataError, match="no such folder"):
         sources("vtab:/nowhere")
     assert {task.name: uri for task, uri in sources("vtab:hf:org/{task}")}["dtd"] == "hf:org/dtd"
+
+
+def test_tasks_as_the_hub_stores_them_in_tar_files_are_read(tmp_path: Path, backbone: Pretrained) -> None:
+    """`train/0.tar` and `test/0.tar` of `.png` and `.cls` pairs, as in clip-benchmark/wds_vtab-svhn."""
+    for part, count in (("train", 1000), ("test", 20)):
+        (tmp_path / "svhn" / part).mkdir(parents=True)
+        with tarfile.open(tmp_path / "svhn" / part / "0.tar", "w") as tar:
+            for k in range(count):
+                for name, data in ((f"s{k:07d}.png", png(20 * (k % 10))), (f"s{k:07d}.cls", str(k % 10).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    rows = vtab(backbone, TransferConfig(dataset=f"vtab:{tmp_path}", protocols=("ridge",)))
+    assert rows[0]["dataset"] == "VTAB svhn"
+    assert rows[0]["test_images"] == 20
+    assert rows[0]["accuracy_mean"] > 0.3  # of ten classes
 
 
 def test_a_classifier_is_judged_as_it_is_where_any_of_several_classes_is_right(tmp_path: Path) -> None:

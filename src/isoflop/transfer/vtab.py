@@ -1,7 +1,7 @@
 """VTAB-1k: nineteen tasks in three groups, a thousand training images each (arXiv 1910.04867).
 
 `vtab:FOLDER` has a subfolder per task, with images (`train/CLASS/…`, `test/CLASS/…`), Parquet files as Hugging Face
-stores data sets, or tar shards; `vtab:hf:ORG/{task}` fetches them by name from the hub.
+stores data sets, or tar shards; `vtab:hf:ORG/{task}` fetches Parquet files by name from the hub.
 """
 
 from __future__ import annotations
@@ -142,6 +142,6 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _source(folder: Path) -> str:
     if any(folder.rglob("*.parquet")):
         return f"parquet:{folder}"
-    if any(folder.glob("*.tar")):
+    if any(folder.rglob("*.tar")):
         return f"shards:{folder}"
     return f"folder:{folder}"

@@ -1,10 +1,10 @@
 """`shards:PATH/{000..127}.tar`: tar files in WebDataset's layout, local or remote (`shards:s3://…`, `https://…`).
 
-PATH may use braces ({000..127}, {a,b}) and *; or be a folder with `train*.tar` and `test*.tar` (or `val*.tar`). An
-index of offsets makes the samples random-access; it is built when the shards are first opened, and kept in the cache,
-or beside the shards (`isoflop data index`) in a folder `isoflop-index`, or `isoflop-index-test`. `classes.txt` beside
-the shards names the classes, one a line. Records are read by `pread`: about 5 µs each from the page cache, from any
-number of processes.
+PATH may use braces ({000..127}, {a,b}) and *; or be a folder with `train*.tar` and `test*.tar` (or `val*.tar`), or with
+`train/*.tar` and `test/*.tar`, as the Hugging Face Hub has them. An index of offsets makes the samples random-access;
+it is built when the shards are first opened, and kept in the cache, or beside the shards (`isoflop data index`) in a
+folder `isoflop-index`, or `isoflop-index-test`. `classes.txt` beside the shards names the classes, one a line. Records
+are read by `pread`: about 5 µs each from the page cache, from any number of processes.
 """
 
 import itertools
@@ -215,17 +215,18 @@ def list_shards(pattern: str, part: Part) -> list[str]:
     is_folder = not re.search(r"[{*]", pattern) and not pattern.endswith(".tar")
     if part == "test" and not is_folder:
         raise DataError(f"shards:{pattern} names its shards, and none as test part; name their folder instead")
-    prefixes = (("train",) if part == "train" else TEST_NAMES) if is_folder else ("",)
-    for prefix in prefixes:
-        parts = [pattern] if not is_folder else [f"{pattern.rstrip('/')}/{prefix}*.tar"]
-        found = [url for one in parts for url in _expand(one)]
+    names = ("train",) if part == "train" else TEST_NAMES
+    folder = pattern.rstrip("/")
+    tried = [f"{folder}/{name}{rest}" for name in names for rest in ("*.tar", "/*.tar")] if is_folder else [pattern]
+    for one in tried:
+        found = list(_expand(one))
         if any("*" in url for url in found):
             with reaching(pattern):
                 matched = [path for url in found for path in sorted(system.glob(url))]
             found = [system.unstrip_protocol(path) for path in matched] if remote else matched
         if found:
             return found
-    wanted = " or ".join(f"{prefix}*.tar" for prefix in prefixes) if is_folder else "file"
+    wanted = " or ".join(f"{name}*.tar" for name in names) if is_folder else "file"
     raise DataError(f"shards:{pattern}: no {wanted} there")
 
 
