@@ -40,7 +40,7 @@ def replay(
     told: list[Stage] = []
     while not told or not told[-1].stop:
         told.append(next_stage(question, results, allowance, 6))
-        results += [(trial, loss(trial)) for trial in told[-1].trials]
+        results += [Result(trial, loss(trial)) for trial in told[-1].trials]
     return results, told
 
 
@@ -51,7 +51,7 @@ def replayed() -> tuple[list[Result], list[Stage]]:
 
 def test_it_finds_the_family_that_is_ahead_at_the_target_only(replayed: tuple[list[Result], list[Stage]]) -> None:
     results, told = replayed
-    first = {trial.family: loss for trial, loss in results if trial.budget == BUDGETS[0] and trial.rate == 0.02}
+    first = {r.trial.family: r.loss for r in results if r.trial.budget == BUDGETS[0] and r.trial.rate == 0.02}
     assert first["early"] < first["late"]
     outlook = told[-1].outlook
     assert outlook is not None
@@ -76,7 +76,7 @@ def test_the_same_results_give_the_same_runs(replayed: tuple[list[Result], list[
 
 def test_no_run_is_made_twice_and_none_skips_a_rung(replayed: tuple[list[Result], list[Stage]]) -> None:
     results, _ = replayed
-    trials = [trial for trial, _ in results]
+    trials = [result.trial for result in results]
     assert len(set(trials)) == len(trials)
     for k, trial in enumerate(trials):
         rung = BUDGETS.index(trial.budget)
@@ -87,16 +87,16 @@ def test_the_allowance_is_kept() -> None:
     question, allowance = arena(sure=0.999), 1.2e11
     results, told = replay(question, lambda trial: planted(trial, 0.05), allowance)
     ledger = Ledger(question)
-    assert sum(ledger.enter(trial) for trial, _ in results) <= allowance
+    assert sum(ledger.enter(result.trial) for result in results) <= allowance
     assert told[-1].spent <= allowance
 
 
 def test_a_hopeless_family_gets_no_more_runs() -> None:
     results, told = replay(arena(), lambda trial: planted(trial, 0.01) * (3.0 if trial.family == "early" else 1.0))
     assert told[-1].dropped == ("early",)
-    assert max(trial.budget for trial, _ in results if trial.family == "early") <= BUDGETS[1]
+    assert max(r.trial.budget for r in results if r.trial.family == "early") <= BUDGETS[1]
     assert "P(best) of late" in told[-1].stop
-    assert len({trial.budget for trial, _ in results if trial.family == "late"}) >= 3  # what a law needs
+    assert len({r.trial.budget for r in results if r.trial.family == "late"}) >= 3  # what a law needs
 
 
 def test_rates_beyond_the_edge_of_the_grid_are_tried_where_the_best_lies_there() -> None:
@@ -104,7 +104,7 @@ def test_rates_beyond_the_edge_of_the_grid_are_tried_where_the_best_lies_there()
         return planted(replace(trial, rate=trial.rate / 16))  # the best rates are near 0.3
 
     results, _ = replay(arena(), loss)
-    assert max(trial.rate for trial, _ in results) >= 0.16
+    assert max(result.trial.rate for result in results) >= 0.16
 
 
 def test_a_rate_that_diverged_is_not_raised() -> None:
@@ -112,8 +112,8 @@ def test_a_rate_that_diverged_is_not_raised() -> None:
         return math.inf if trial.rate >= 0.04 else planted(replace(trial, rate=trial.rate / 16), 0.01)
 
     results, told = replay(arena(), loss)
-    assert max(trial.rate for trial, _ in results) == 0.04
-    tried_once = [trial for trial, _ in results if trial.rate == 0.04]
+    assert max(result.trial.rate for result in results) == 0.04
+    tried_once = [result.trial for result in results if result.trial.rate == 0.04]
     assert {trial.budget for trial in tried_once} == {BUDGETS[0]}
     assert told[-1].outlook is not None
 
@@ -122,7 +122,7 @@ def test_sizes_follow_the_optimum_beyond_those_that_began() -> None:
     question = arena()
     small = {family: replace(c, start=tuple(SIZES)[:2]) for family, c in question.contenders.items()}
     results, _ = replay(replace(question, contenders=small), lambda trial: planted(trial, 0.005))
-    assert {trial.model for trial, _ in results} > set(tuple(SIZES)[:2])
+    assert {result.trial.model for result in results} > set(tuple(SIZES)[:2])
 
 
 def test_longer_runs_cost_what_their_trunk_lacks() -> None:

@@ -7,7 +7,7 @@ what the study decides itself (model, steps, learning rate); and a table for eac
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -52,12 +52,22 @@ class StudyTable(Table):
     """Price of a device-hour."""
     sure: BelowOne = 0.95
     """Probability of the best family at which a study with a limit stops early."""
+    give_up: BelowOne = 0.01
+    """Probability of becoming the best of its family and rung below which a run of a study with a limit is stopped
+    halfway; 0 lets all go on."""
     seed: Natural = 0
     """Seed of every run of the ladder; further copies of a run take the next ones."""
     finals: Count = 1
     """Families, best first, whose answer is trained with the target budget."""
     workers: Maybe[Count] = no_effect(None)
-    """Runs trained side by side, each with one CPU thread; one per core when left out."""
+    """Runs trained side by side, each with one CPU thread; when left out, one per core of this machine, as many as the
+    Ray cluster has room for, or 16 jobs of SLURM."""
+    executor: Literal["local", "ray", "slurm"] = no_effect("local")
+    """Who trains the runs: processes of this machine, a Ray cluster, or SLURM."""
+    address: Maybe[Text] = no_effect(None)
+    """Of the Ray cluster, `HOST:PORT`; `RAY_ADDRESS`, or the cluster of this machine, when left out."""
+    runs_per_gpu: Count = no_effect(1)
+    """Runs that share a GPU of a Ray cluster."""
     output: Maybe[FilePath] = no_effect(None)
     """Folder of the study; `studies/NAME` when left out."""
 
@@ -143,6 +153,8 @@ class StudyConfig(SharedConfig):
     """Transfer of the answers."""
     report: ReportConfig = no_effect(ReportConfig())
     """The page."""
+    slurm: dict[str, Scalar] = Field(default_factory=dict, json_schema_extra={"in_hash": False})
+    """Options of SLURM's jobs: `timeout_min`, `mem_gb`, `cpus_per_task`, `gpus_per_node`, and those of sbatch."""
 
     inherited: ClassVar[tuple[str, ...]] = ("optim", "schedule")
 

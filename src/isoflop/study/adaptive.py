@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from isoflop.study.arena import Arena, Ledger, Result, answers, candidates, rates_near, trunk
 from isoflop.study.belief import Belief, Trial, fit_belief
 from isoflop.study.decide import Decision, Outlook, Standing
+from isoflop.study.hopeless import limits
+from isoflop.train.halfway import Limit
 
 NEGLIGIBLE = 0.02
 """P(best) below which a family gets no more runs."""
@@ -34,6 +36,7 @@ class Stage:
         trials: in the order of their worth. outlook: how the families stand; None before the first rung.
         gain: regret that the trials are expected to remove. dropped: families that got their last run.
         stop: why the study ends here, "" while it goes on. spent: what the finished runs have cost.
+        limits: of those trials that may be stopped halfway, by what.
     """
 
     trials: tuple[Trial, ...]
@@ -42,6 +45,7 @@ class Stage:
     dropped: tuple[str, ...] = ()
     stop: str = ""
     spent: float = 0.0
+    limits: Mapping[Trial, Limit] = field(default_factory=dict)
 
 
 def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch: int) -> Stage:
@@ -51,16 +55,16 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
         results: all finished runs, in the order in which they were planned. allowance: what the ladder may cost in all.
         batch: how many runs go side by side.
     """
-    rungs = [sum(trial.budget == budget for trial, _ in results) for budget in arena.budgets]
+    rungs = [sum(result.trial.budget == budget for result in results) for budget in arena.budgets]
     if not rungs[0]:
         return Stage(tuple(opening(arena)))
     ledger = Ledger(arena)
-    spent = sum(ledger.enter(trial) for trial, _ in results)
+    spent = sum(ledger.enter(result.trial, result.trained) for result in results)
     beliefs = believe(arena, results)
     decision = Decision(beliefs, {f: answers(arena, f, belief, results) for f, belief in beliefs.items()})
     outlook = decision.outlook()
     if not rungs[1] and (second := second_rung(arena, beliefs, results)):
-        return Stage(tuple(second), outlook, spent=spent)
+        return Stage(tuple(second), outlook, spent=spent, limits=limits(arena, beliefs, results, second))
     dropped = tuple(family for family in arena.contenders if outlook.p_best(family) < NEGLIGIBLE)
     leader = outlook.standings[0]
     lacking = _for_the_law(arena, leader, beliefs, results)
@@ -78,7 +82,7 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     gain = decision.gain(trials)
     if gain < NO_GAIN:
         return Stage((), outlook, gain, dropped, "no run that is left would tell much more", spent)
-    return Stage(tuple(trials), outlook, gain, dropped, spent=spent)
+    return Stage(tuple(trials), outlook, gain, dropped, spent=spent, limits=limits(arena, beliefs, results, trials))
 
 
 def opening(arena: Arena) -> list[Trial]:
@@ -110,8 +114,7 @@ def _for_the_law(
     """What the leading family lacks of the rungs that its law needs: on the next one, the size nearest to its answer
     and its neighbours; nothing where it has them."""
     family = leader.answer.family
-    own = [trial for trial, _ in results if trial.family == family]
-    levels = sorted({trial.budget for trial in own})
+    levels = sorted({result.trial.budget for result in results if result.trial.family == family})
     above = [budget for budget in arena.budgets if budget > levels[-1]]
     if len(levels) >= LAW_RUNGS or not above:
         return []
@@ -126,15 +129,16 @@ def believe(arena: Arena, results: Sequence[Result]) -> dict[str, Belief]:
     """What the finished runs say about each family; a family all of whose runs diverged is missing."""
     beliefs = {}
     for family, contender in arena.contenders.items():
-        own = [(trial, loss) for trial, loss in results if trial.family == family]
-        size = _mean_log([trial.n for trial, loss in own if math.isfinite(loss)])
+        own = [result for result in results if result.trial.family == family]
+        size = _mean_log([result.trial.n for result in own if math.isfinite(result.loss)])
         usual = _mean_log([rate for model in contender.start for rate in contender.rates[model]])
         usual += contender.exponent * (size - _mean_log([contender.sizes[model] for model in contender.start]))
         belief = fit_belief(
-            [trial for trial, _ in own],
-            [loss for _, loss in own],
+            [result.trial for result in own],
+            [result.loss for result in own],
             (*arena.budgets, arena.target),
             (math.exp(usual), contender.exponent),
+            [result.deviation for result in own],
         )
         if belief is not None:
             beliefs[family] = belief
@@ -157,7 +161,7 @@ def _batch(
 
     `open_trials` holds the candidates of each family. `ledger` and `decision` end as if the trials were made.
     """
-    made = {trial for trial, _ in results}
+    made = {result.trial for result in results}
     chosen: list[Trial] = []
     taken = set()
     while len(chosen) < count:

@@ -9,7 +9,29 @@ from dataclasses import dataclass, field, replace
 from isoflop.study.belief import Belief, Trial
 
 RATE_RATIO = 2.0  # between neighbours on a grid of learning rates
-Result = tuple[Trial, float]  # a finished run and its held-out loss, +inf if it diverged
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        loss: held-out loss, +inf if it diverged; of a run that was stopped, the one it was expected to end with.
+        halfway: its training loss halfway, None where that is not known.
+        trained: share of its steps that it took, below 1 if it was stopped.
+        deviation: of the log of a loss that is only expected.
+    """
+
+    trial: Trial
+    loss: float
+    halfway: float | None = None
+    trained: float = 1.0
+    deviation: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was trained to its end, with a loss there."""
+        return self.trained == 1.0 and math.isfinite(self.loss)
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Arena:
-    """The question: families, rungs, the target; batch size and the fewest steps that make a run."""
+    """The question: families, rungs, the target; batch size and the fewest steps that make a run; the P(best) at which
+    the study ends, and the probability of being the best of its family and rung below which a run does."""
 
     contenders: dict[str, Contender]
     budgets: tuple[float, ...]
@@ -47,6 +70,7 @@ class Arena:
     batch_size: int
     min_steps: int = 20
     sure: float = 0.95
+    give_up: float = 0.0
 
     def trial(self, family: str, model: str, budget: float, rate: float, copy: int = 0) -> Trial:
         contender = self.contenders[family]
@@ -73,9 +97,11 @@ class Ledger:
         shared = contender.shared * before if before <= trial.d else 0.0
         return (trial.d - shared) * contender.price[trial.model] + contender.each.get(trial.model, 0.0)
 
-    def enter(self, trial: Trial) -> float:
-        """`trial` is trained; returns its cost."""
+    def enter(self, trial: Trial, trained: float = 1.0) -> float:
+        """`trial` is trained, up to a share of its steps; returns its cost. One that is stopped leaves no trunk."""
         cost = self.cost(trial)
+        if trained < 1.0:
+            return max(cost - (1.0 - trained) * trial.d * self.arena.contenders[trial.family].price[trial.model], 0.0)
         self.longest[trunk(trial)] = max(trial.d, self.longest.get(trunk(trial), 0.0))
         return cost
 
@@ -91,7 +117,7 @@ def answers(arena: Arena, family: str, belief: Belief, results: Sequence[Result]
     Presets reach from half the smallest size tried to twice the size that the largest one tried becomes when the best
     size grows as √compute: nothing is known about others.
     """
-    own = [trial for trial, _ in results if trial.family == family]
+    own = [result.trial for result in results if result.trial.family == family]
     growth = 2.0 * math.sqrt(arena.target / max(trial.budget for trial in own))
     low, high = min(trial.n for trial in own) / 2.0, max(trial.n for trial in own) * growth
     trials = []
@@ -108,11 +134,11 @@ def answers(arena: Arena, family: str, belief: Belief, results: Sequence[Result]
 
 def candidates(arena: Arena, family: str, belief: Belief, results: Sequence[Result]) -> list[Trial]:
     """Sizes tried and their neighbours, up to one rung above the family's highest, at the rates nearest to the law."""
-    own = [(trial, loss) for trial, loss in results if trial.family == family]
-    highest = max(trial.budget for trial, _ in own)
+    own = [result for result in results if result.trial.family == family]
+    highest = max(result.trial.budget for result in own)
     reach = arena.budgets[: arena.budgets.index(highest) + 2]
     names = list(arena.contenders[family].sizes)
-    tried = sorted(names.index(model) for model in {trial.model for trial, _ in own})
+    tried = sorted(names.index(model) for model in {result.trial.model for result in own})
     names = names[max(tried[0] - 1, 0) : tried[-1] + 2]
     trials = []
     for budget in reach:
@@ -135,7 +161,7 @@ def rates_near(arena: Arena, belief: Belief, at: Trial, results: Sequence[Result
     steps = round(math.log(best / start) / math.log(RATE_RATIO))
     grid = {float(f"{start * RATE_RATIO ** (steps + k):.6g}") for k in (-2, -1, 0, 1, 2)}
     grid |= set(contender.rates[at.model])
-    same = [(trial, loss) for trial, loss in results if (trial.family, trial.model) == (at.family, at.model)]
-    ceiling = min((trial.rate for trial, loss in same if not math.isfinite(loss)), default=math.inf)
+    same = [result for result in results if (result.trial.family, result.trial.model) == (at.family, at.model)]
+    ceiling = min((result.trial.rate for result in same if not math.isfinite(result.loss)), default=math.inf)
     inside = [r for r in grid if contender.bounds[0] * 0.99 <= r <= contender.bounds[1] * 1.01 and r < 0.99 * ceiling]
     return sorted(inside, key=lambda rate: abs(math.log(rate / best)))

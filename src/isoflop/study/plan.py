@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
@@ -59,6 +60,29 @@ class Plan:
             if key in self.seconds_per_image
         ]
         return sum(each) / len(each) * min(config.study.finals, len(each))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan in JSON values: core-seconds, FLOPs, images; `funds` is None without a limit."""
+        funds = self.funds
+        return {
+            "first": [
+                {
+                    "run_id": run.run_id,
+                    "family": run.family,
+                    "model": run.model,
+                    "budget": run.budget,
+                    "flops_per_image": run.flops_per_image,
+                    "steps": run.config.steps,
+                    "images": run.images,
+                    "learning_rate": run.config.optim.learning_rate,
+                }
+                for run in self.first
+            ],
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "ladder_core_seconds": self.ladder_seconds,
+            "final_core_seconds": self.final_seconds,
+            "funds": funds and {"unit": funds.unit, "total": funds.total, "reserved": funds.reserved},
+        }
 
     def _seconds_per_flop(self) -> float:
         each = [s / self.catalogue.flops_per_image(*key) for key, s in self.seconds_per_image.items()]
@@ -125,8 +149,9 @@ def arena_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Fun
             shared=1.0 - schedule.cooldown if schedule.name in TRUNK_SCHEDULES else 0.0,
             exponent=usual_exponent(config, family),
         )
+    study = config.study
     return Arena(
-        contenders, catalogue.budgets, config.study.target_budget, config.batch_size, MIN_STEPS, config.study.sure
+        contenders, catalogue.budgets, study.target_budget, config.batch_size, MIN_STEPS, study.sure, study.give_up
     )
 
 

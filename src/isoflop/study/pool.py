@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isoflop.config import TransferConfig
 from isoflop.study.planned import PlannedRun
+from isoflop.train.halfway import Limit
 
 MAX_DEATHS = 3  # of workers, over one run, before the run counts as failed
 
@@ -29,6 +30,8 @@ class Task:
     trunk: Path | None
     target: TransferConfig | None = None
     """What the finished run is measured by, if not by its held-out loss."""
+    limit: Limit | None = None
+    """What it is stopped by halfway, if at all."""
 
     def to_json(self) -> str:
         return json.dumps(
@@ -38,6 +41,7 @@ class Task:
                 "directory": str(self.directory),
                 "trunk": str(self.trunk) if self.trunk else None,
                 "target": self.target.model_dump(mode="json") if self.target else None,
+                "limit": asdict(self.limit) if self.limit else None,
             }
         )
 

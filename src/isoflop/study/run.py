@@ -16,7 +16,7 @@ from isoflop.study.narrator import Narrator
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import PlannedRun
 from isoflop.study.pool import LocalPool, Task
-from isoflop.study.stages import Batch, stages
+from isoflop.study.stages import Batch, Ended, stages
 from isoflop.study.store import Row, Store, finite_loss
 from isoflop.train.lock import sole_writer
 from isoflop.train.run_directory import environment
@@ -60,7 +60,7 @@ class _Study:
         config, plan = self.config, self.plan
         self.narrator.planned(plan, self.pool.workers)
         last: Batch | None = None
-        for batch in stages(plan, self._losses, self.pool.workers):
+        for batch in stages(plan, self._ends, self.pool.workers):
             if batch.thought:
                 self.narrator.thought(batch.thought, last.thought if last else None)
             self._train(batch)
@@ -93,7 +93,7 @@ class _Study:
         finals = self.plan.final_seconds if batch.number != batch.count else 0.0
         self.clock.begin(runs, batch.later + finals)
         self.store.write_rows(self._rows())
-        todo = [run for run in runs if self._row(run)["status"] not in ("done", "diverged")]
+        todo = [run for run in runs if self._row(run)["status"] not in ("done", "diverged", "stopped")]
         todo.sort(key=self.clock.seconds, reverse=True)
         if todo:
             self.narrator.rung(batch.number, batch.count, todo)
@@ -101,7 +101,13 @@ class _Study:
             if run not in todo:
                 self.clock.finished(run)
         tasks = [
-            Task(run, self.store.run_directory(run.run_id), self.store.trunk_directory(run), self.store.target)
+            Task(
+                run,
+                self.store.run_directory(run.run_id),
+                self.store.trunk_directory(run),
+                self.store.target,
+                batch.limits.get(run.run_id),
+            )
             for run in todo
         ]
         for event in self.pool.run(tasks):
@@ -143,6 +149,14 @@ class _Study:
     def _losses(self, runs: Sequence[PlannedRun] | None = None) -> dict[str, float]:
         chosen = self.runs.values() if runs is None else runs
         return {run.run_id: finite_loss(self._row(run)) for run in chosen}
+
+    def _ends(self) -> dict[str, Ended]:
+        ends = {}
+        for run in self.runs.values():
+            row = self._row(run)
+            trained = row["stopped_at"] / row["steps"] if row["stopped_at"] else 1.0
+            ends[run.run_id] = Ended(finite_loss(row), row["halfway_loss"], trained)
+        return ends
 
     def _transfer(self, finals: list[PlannedRun], rows: dict[str, Row]) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from isoflop.study.adaptive import Stage, next_stage
 from isoflop.study.arena import Result
+from isoflop.study.belief import Trial
+from isoflop.study.hopeless import stopped
 from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
+from isoflop.train.halfway import Limit
 
 SMALLEST_BATCH = 6  # runs that are chosen together however few workers there are
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its loss (+inf if it diverged, failed or was stopped), the one halfway if that is known, and the
+    share of its steps that it took."""
+
+    loss: float
+    halfway: float | None = None
+    trained: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,8 @@ class Batch:
     """Runs to train side by side, as stage `number` (from 1) of `count` (None when nobody knows yet).
 
     `later` is the core-seconds that the ladder may still take after them; `thought` what the adaptive planner based
-    them on. A last batch without runs says why the ladder ends.
+    them on; `limits` what some of them are stopped by halfway, by run id. A last batch without runs says why the ladder
+    ends.
     """
 
     runs: list[PlannedRun]
@@ -28,15 +42,18 @@ class Batch:
     count: int | None
     later: float
     thought: Stage | None = None
+    limits: Mapping[str, Limit] = field(default_factory=dict)
 
 
-def stages(plan: Plan, losses: Callable[[], Losses], batch: int) -> Iterator[Batch]:
-    """The ladder of `plan`; `losses` gives the held-out losses known so far, `batch` is the number of workers.
+def stages(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
+    """The ladder of `plan`; `ended` gives by id how runs have ended so far, `batch` is the number of workers.
 
-    What comes depends on nothing but the plan, `batch` and the losses: a study that was stopped goes through the
+    What comes depends on nothing but the plan, `batch` and how runs ended: a study that was stopped goes through the
     same stages again, and finds their runs done.
     """
-    return _adaptive(plan, losses, batch) if plan.arena else _fixed(plan, losses)
+    if plan.arena:
+        return _adaptive(plan, ended, batch)
+    return _fixed(plan, lambda: {run_id: end.loss for run_id, end in ended().items()})
 
 
 def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[Batch]:
@@ -57,7 +74,7 @@ def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[Batch]:
         yield Batch(rung, number + 1, count, later[number + 1])
 
 
-def _adaptive(plan: Plan, losses: Callable[[], Losses], batch: int) -> Iterator[Batch]:
+def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
     assert plan.arena
     assert plan.funds
     size, number = max(batch, SMALLEST_BATCH), 0
@@ -70,8 +87,16 @@ def _adaptive(plan: Plan, losses: Callable[[], Losses], batch: int) -> Iterator[
             for trial in stage.trials
         ]
         later = plan.ladder_seconds * max(0.0, 1 - stage.spent / plan.funds.allowance)
-        yield Batch(runs, number, None, later, stage)
+        limits = {run.run_id: stage.limits[t] for t, run in zip(stage.trials, runs, strict=True) if t in stage.limits}
+        yield Batch(runs, number, None, later, stage, limits)
         if stage.stop:
             return
-        known = losses()
-        results += [(trial, known.get(run.run_id, math.inf)) for trial, run in zip(stage.trials, runs, strict=True)]
+        known = ended()
+        ends = [known.get(run.run_id, Ended(math.inf)) for run in runs]
+        results += [_result(trial, end, tuple(results)) for trial, end in zip(stage.trials, ends, strict=True)]
+
+
+def _result(trial: Trial, end: Ended, before: Sequence[Result]) -> Result:
+    if end.trained < 1.0 and end.halfway:
+        return stopped(trial, end.halfway, before, end.trained)
+    return Result(trial, end.loss, end.halfway)

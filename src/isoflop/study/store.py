@@ -17,7 +17,7 @@ from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
 from isoflop.train import read_journal
 from isoflop.train.checkpoints import write_json_atomically
-from isoflop.train.journal import attempts
+from isoflop.train.journal import attempts, restarts
 from isoflop.train.run_directory import read_status
 
 COLUMNS = (
@@ -36,6 +36,9 @@ COLUMNS = (
     "batch_size",
     "steps",
     "trunk_steps",
+    "stopped_at",
+    "halfway_loss",
+    "expected_loss",
     "heldout_loss",
     "heldout_accuracy",
     "target",
@@ -148,6 +151,9 @@ class Store:
             "batch_size": run.config.batch_size,
             "steps": run.config.steps,
             "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status else None,
+            "stopped_at": status.get("step") if state == "stopped" else None,
+            "halfway_loss": status.get("halfway_loss"),
+            "expected_loss": status.get("expected_loss"),
             "heldout_loss": status.get("heldout_loss"),
             "heldout_accuracy": status.get("heldout_accuracy"),
             "target": target,
@@ -182,8 +188,10 @@ class Store:
         return [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
 
     def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
-        """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured)."""
-        return {run_id: curve(read_journal(self.run_directory(run_id))) for run_id in run_ids}
+        """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured), and the
+        images seen at its restarts."""
+        places = {run_id: self.run_directory(run_id) for run_id in run_ids}
+        return {run_id: {**curve(read_journal(place)), "restarts": restarts(place)} for run_id, place in places.items()}
 
 
 def curve(journal: list[Row]) -> dict[str, list[Any]]:
@@ -197,7 +205,7 @@ def curve(journal: list[Row]) -> dict[str, list[Any]]:
 
 
 TEXT = {"run_id", "family", "model", "status", "role", "error"}
-WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "parameters"}
+WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "stopped_at", "parameters"}
 
 
 def _cell(name: str, text: str) -> Any:

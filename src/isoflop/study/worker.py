@@ -35,17 +35,20 @@ def _train(task: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
+    from isoflop.train.halfway import Limit
 
     def on_row(row: dict[str, Any]) -> None:
         _send(answers, {"event": "progress", "run": task["run"], "step": row["step"]})
 
     try:
         trunk = Path(task["trunk"]) if task["trunk"] else None
-        result = train(parse(task["config"], RunConfig), Path(task["directory"]), trunk=trunk, on_row=on_row)
+        limit = Limit(**task["limit"]) if task["limit"] else None
+        config, directory = parse(task["config"], RunConfig), Path(task["directory"])
+        result = train(config, directory, trunk=trunk, on_row=on_row, limit=limit)
         if task["target"] and result.state == "done":
             from isoflop.study.target import measure_target
 
-            measure_target(Path(task["directory"]), parse(task["target"], TransferConfig))
+            measure_target(directory, parse(task["target"], TransferConfig))
     except BrokenPipeError:
         raise
     except CheckpointError as error:  # the storage: no other run would fare better

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from isoflop.objectives import Objective
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
 from isoflop.train.evaluate import evaluate
 from isoflop.train.guards import Watchdog
+from isoflop.train.halfway import Limit, halfway, loss_at, note
 from isoflop.train.journal import Row, chain_samples
 from isoflop.train.meters import Meters
 from isoflop.train.price import train_flops_per_image
@@ -39,7 +41,8 @@ from isoflop.train.weights import publish_weights
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `state` is "done", "diverged" or "preempted" (asked to stop, it goes on when started again).
+    """How a run ended: `state` is "done", "diverged", "stopped" (above its limit halfway) or "preempted" (asked to
+    stop, it goes on when started again).
 
     Losses in nats, no accuracy where nothing is classified, `seconds` of training over all attempts.
     """
@@ -67,6 +70,7 @@ class Attempt:
         ranks: Ranks,
         on_row: OnRow | None,
         stop: Callable[[], bool],
+        limit: Limit | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -77,6 +81,7 @@ class Attempt:
         self.heldout = heldout
         self.ranks = ranks
         self.stop = stop
+        self.limit = limit
         self.step = Step(objective, source, config, ranks)
         self.saver = Saver(directory, config.checkpoint, ranks)
         self.quarantine = Quarantine(len(source))
@@ -106,6 +111,8 @@ class Attempt:
         objective.train()
         self.meters.resume(progress.data_step * config.batch_size)
         row: Row = {}
+        if self._is_hopeless():
+            return self._stopped()
         while progress.step < config.steps and not stopping:
             feed = self._feed()
             for batch in feed:
@@ -122,6 +129,7 @@ class Attempt:
 
                 if outcome.updated:
                     progress.loss_sum += outcome.loss
+                    note(progress.curve, progress.step, outcome.loss)
                 else:
                     progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
                     if progress.nonfinite > config.guards.skip_nonfinite:
@@ -149,10 +157,13 @@ class Attempt:
                     self.rewind.take(progress)
                 if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
                     save_checkpoint(self.trunk, pack(objective, step.optimizer), progress.to_dict())
-                if progress.step == config.steps or save_now or stopping:
+                hopeless = self._is_hopeless()
+                if progress.step == config.steps or save_now or stopping or hopeless:
                     saved_at = now
                     self._save()
                     self.record.status("running", progress)
+                if hopeless:
+                    return self._stopped()
                 if stopping:
                     break
             waited += feed.seconds_waiting
@@ -246,9 +257,12 @@ class Attempt:
         best = int(self.progress.best[1]) if self.progress.best else None
         self.saver.save(tensors, state, best)
 
-    def _end(self, state: str, error: str) -> RunResult:
+    def _is_hopeless(self) -> bool:
+        return self.limit is not None and self.limit.exceeded(self.progress.curve, self.progress.step)
+
+    def _end(self, state: str, error: str, **more: Any) -> RunResult:
         self.record.close()
-        self.record.status(state, self.progress, heldout_loss=None, heldout_accuracy=None, error=error)
+        self.record.status(state, self.progress, heldout_loss=None, heldout_accuracy=None, error=error, **more)
         return RunResult(state, self.progress.step, math.nan, math.nan, self.progress.seconds, error)
 
     def _diverged(self, batch: Batch, what: str) -> RunResult:
@@ -257,6 +271,17 @@ class Attempt:
         times = len(self.progress.skipped)
         after = f", after {times} rollbacks" if times else ""
         return self._end("diverged", f"{what}{after} (learning rate {self.config.optim.learning_rate:g})")
+
+    def _stopped(self) -> RunResult:
+        assert self.limit
+        self.saver.wait()
+        limit, found = self.limit, loss_at(self.progress.curve, self.limit.step)
+        expected = limit.expected(found)
+        why = (
+            f"at step {self.progress.step} of {self.config.steps}: its loss of {found:.4g} at step {limit.step} "
+            f"leads to about {expected:.4g}, and the best of its rung should reach {limit.aim:.4g}"
+        )
+        return self._end("stopped", why, halfway_loss=found, expected_loss=expected)
 
     def _preempted(self) -> RunResult:
         self.saver.wait()
@@ -271,5 +296,6 @@ class Attempt:
             preset = self.config.model.name
             publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
         heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
-        self.record.status("done", self.progress, **heldout, error="")
+        found = loss_at(self.progress.curve, halfway(self.config.steps))
+        self.record.status("done", self.progress, **heldout, error="", halfway_loss=found)
         return RunResult("done", self.progress.step, seconds=self.progress.seconds, **heldout)

@@ -22,7 +22,8 @@ from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
 from isoflop.train.attempt import Attempt, RunResult
 from isoflop.train.device import choose_device
-from isoflop.train.layout import arrange, built
+from isoflop.train.halfway import Limit
+from isoflop.train.layout import build_and_arrange
 from isoflop.train.lock import sole_writer
 from isoflop.train.optim import freeze
 from isoflop.train.ranks import check_parts, joined
@@ -54,6 +55,7 @@ def train(
     on_row: OnRow | None = None,
     data: tuple[Source, Source] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    limit: Limit | None = None,
 ) -> RunResult:
     """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
 
@@ -67,6 +69,7 @@ def train(
         on_row: called with each journal row, by rank 0.
         data: what to train on and what to hold out, in the place of what `config.data` names (a part of it, say).
         stop: asked at every step; once it says yes on any rank, all save a checkpoint and end as "preempted".
+        limit: what the run is stopped by halfway, if at all. Trained again without one, it goes on.
 
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
@@ -77,8 +80,8 @@ def train(
     source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
-        objective = arrange(built(lambda: build_objective(config, source)), config, ranks)
-        finished = ranks.first_does(lambda: _claim(config, directory, source, held))
+        objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
+        finished = ranks.first_does(lambda: _claim(config, directory, source, held, limit))
         if finished:
             return finished
         attempt = Attempt(
@@ -91,6 +94,7 @@ def train(
             ranks=ranks,
             on_row=on_row,
             stop=stop,
+            limit=limit,
         )
         held.callback(attempt.close)
         try:
@@ -101,12 +105,14 @@ def train(
             raise CheckpointError(f"{directory}: the storage failed: {' '.join(str(error).split())}") from error
 
 
-def _claim(config: RunConfig, directory: Path, source: Source, held: ExitStack) -> RunResult | None:
+def _claim(
+    config: RunConfig, directory: Path, source: Source, held: ExitStack, limit: Limit | None
+) -> RunResult | None:
     """Takes `directory` for this run until `held` is left; the result, if the run has ended already."""
     held.enter_context(sole_writer(directory, CheckpointError))
     claim(config, directory, source)
     finished = read_status(directory)
-    if finished.get("state") not in ("done", "diverged"):
+    if finished.get("state") not in ("done", "diverged", "stopped" if limit else "done"):
         return None
     return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
 
