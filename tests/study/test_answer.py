@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from isoflop.report.savings import savings
 from isoflop.study.answer import best_rates, spending
 
 
@@ -30,3 +31,14 @@ def test_what_trunks_saved_is_told_in_flops() -> None:
     assert spent["separate_flops"] == 5e9
     assert spent["trained_flops"] == pytest.approx(4.2e9)
     assert spent["saved"] == pytest.approx(0.16)
+
+
+def test_what_stopped_runs_did_not_train_is_told_beside_it() -> None:
+    stopped = row(train_flops=4e9, steps=400, trunk_steps=80, status="stopped", stopped_at=200)
+    spent = spending([row(), stopped, row(status="failed")])
+    assert (spent["trunk_flops"], spent["stop_flops"], spent["stopped_runs"]) == (8e8, 2e9, 1)
+    assert spent["trained_flops"] == pytest.approx(1e9 + 1.2e9)
+    told = savings([row(), stopped]).sentences()
+    assert told[0].startswith("shared trunks saved 8×10⁸ FLOPs, 16")
+    assert told[1].startswith("1 run stopped halfway as hopeless saved 2×10⁹ FLOPs, 40")
+    assert savings([row()]).sentences() == []

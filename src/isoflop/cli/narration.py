@@ -204,9 +204,12 @@ def tell_grades(document: Mapping[str, Any]) -> None:
         )
     spent = document.get("spent")
     if spent and spent["saved"] > 0:
+        separate, stopped = spent["separate_flops"], spent.get("stopped_runs", 0)
+        trunks, stops = spent.get("trunk_flops", spent["saved"] * separate), spent.get("stop_flops", 0.0)
         print(
-            f"{power(spent['trained_flops'])} FLOPs were trained; separate runs would have taken "
-            f"{power(spent['separate_flops'])}: shared trunks saved {spent['saved']:.0%}."
+            f"{power(spent['trained_flops'])} FLOPs were trained; separate runs would have taken {power(separate)}: "
+            f"shared trunks saved {trunks / separate:.0%}"
+            + (f", {stopped} runs stopped halfway {stops / separate:.0%}." if stopped else ".")
         )
 
 

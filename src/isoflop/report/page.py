@@ -16,6 +16,7 @@ from isoflop.report.figure import Figure
 from isoflop.report.metric import metric_of
 from isoflop.report.pictures import Picture, picture_section
 from isoflop.report.rows import Answer, Row
+from isoflop.report.savings import savings
 from isoflop.report.shell import document, figure_slot
 from isoflop.report.text import duration, escape, quantity
 
@@ -130,6 +131,7 @@ def facts(rows: Sequence[Row], answer: Answer) -> str:
     parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs", f"{duration(seconds)} of run time"]
     if failed:
         parts.append(f"{failed} failed or diverged and left out of the fits")
+    parts += savings(rows).sentences()
     naive = answer.get("naive_best")
     if naive and table.finite(answer.get("naive_budget")):
         parts.append(

@@ -11,6 +11,7 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import Table
+from isoflop.report.savings import savings
 from isoflop.study.adaptive import NEGLIGIBLE, Stage
 from isoflop.study.belief import Trial
 from isoflop.study.decide import Outlook
@@ -219,13 +220,17 @@ def planner_document(plan: Plan, last: Stage | None) -> dict[str, Any]:
 
 
 def spending(rows: list[Row]) -> dict[str, Any]:
-    """Training FLOPs of the ladder and the answers as they were trained, and as separate runs would have taken them."""
-    separate = trained = 0.0
-    for row in rows:
-        if row["status"] in ("done", "diverged"):
-            separate += row["train_flops"]
-            trained += row["train_flops"] * (1 - (row["trunk_steps"] or 0) / row["steps"])
-    return {"separate_flops": separate, "trained_flops": trained, "saved": 1 - trained / separate if separate else 0.0}
+    """Training FLOPs of the ladder and the answers as they were trained, as separate whole runs would have taken them,
+    and what shared trunks and stopped runs saved of that."""
+    found = savings(rows)
+    return {
+        "separate_flops": found.separate,
+        "trained_flops": found.trained,
+        "saved": 1 - found.trained / found.separate if found.separate else 0.0,
+        "trunk_flops": found.trunks,
+        "stop_flops": found.stops,
+        "stopped_runs": found.stopped,
+    }
 
 
 def grade(document: dict[str, Any], finals: Mapping[str, Row]) -> dict[str, Any]:
