@@ -40,7 +40,7 @@ def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
         series = []
         for row in sorted(table.of_family(drawn, family), key=_legend_order):
             history = _history(row, histories)
-            images, loss = thin(*_finite_pairs(history), each)
+            images, loss = thin(*finite_pairs(history), each)
             final = row.get("role") == "final"
             broken = row.get("status") in BROKEN
             label = "the answer" if final else "diverged or failed" if broken else quantity(table.rung(row))
@@ -61,7 +61,7 @@ def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
                 )
             )
             shown.add(label)
-            for mark in _marks(history, row):
+            for mark in marks(history, f"{row.get('model')}, learning rate {quantity(row.get('learning_rate'))}"):
                 series.append(mark if mark.name not in shown else replace(mark, name=""))
                 shown.add(mark.name)
         panels.append(Panel(X, Y, tuple(series), title=family))
@@ -101,13 +101,14 @@ def _worth_drawing(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if id(row) in best or id(row) not in done]
 
 
-def _marks(history: Mapping[str, Any], row: Row) -> list[Series]:
-    """Spikes (a loss far above the rows before it) and restarts (`history["restarts"]`: images seen at each)."""
-    images, loss = _finite_pairs(history)
+def marks(history: Mapping[str, Any], name: str) -> list[Series]:
+    """Spikes (a loss far above the rows before it) and restarts (`history["restarts"]`: images seen at each) of the
+    run called `name`."""
+    images, loss = finite_pairs(history)
     found = []
     high = spikes(loss)
     if high.size:
-        note = f"spike of {row.get('model')}, learning rate {quantity(row.get('learning_rate'))}"
+        note = f"spike of {name}"
         at, peaks = images[high], loss[high]
         found.append(
             Series("points", at, peaks, name="spike", group="spike", color="bad", symbol="x", notes=[note] * len(at))
@@ -115,7 +116,7 @@ def _marks(history: Mapping[str, Any], row: Row) -> list[Series]:
     restarts = [v for v in history.get("restarts") or () if images.size and images[0] <= v <= images[-1]]
     if restarts:
         height = np.interp(restarts, images, loss)
-        note = f"restart of {row.get('model')}"
+        note = f"restart of {name}"
         notes = [note] * len(restarts)
         found.append(
             Series(
@@ -140,12 +141,15 @@ def _legend_order(row: Row) -> tuple[bool, bool, float]:
 
 def _history(row: Row, histories: Curves) -> Mapping[str, Any]:
     history = histories.get(str(row.get("run_id"))) or {}
-    return history if len(_finite_pairs(history)[0]) > 1 else {}
+    return history if len(finite_pairs(history)[0]) > 1 else {}
 
 
-def _finite_pairs(history: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def finite_pairs(
+    history: Mapping[str, Any], cell: str = "train_loss"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Images seen and `cell` (m,), where both can be drawn on logarithmic axes."""
     x = np.array([np.nan if v is None else v for v in history.get("images") or ()], dtype=np.float64)
-    y = np.array([np.nan if v is None else v for v in history.get("train_loss") or ()], dtype=np.float64)
+    y = np.array([np.nan if v is None else v for v in history.get(cell) or ()], dtype=np.float64)
     m = min(len(x), len(y))
     x, y = x[:m], y[:m]
     good = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)

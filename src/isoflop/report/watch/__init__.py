@@ -1,9 +1,10 @@
-"""The live view of a study.
+"""The live view of a study, or of a single run.
 
 tail      a run's journal, read as it grows
 state     the study's folder as it is now
 interim   the answer so far
 page      what is shown
+run       the same of a single run
 server    on loopback, with a token
 """
 

@@ -1,4 +1,4 @@
-"""`isoflop watch`: the report of a study that is still running, on this machine only, for whoever has the token."""
+"""`isoflop watch`: what is known of a study or a run that still goes on, on this machine, for whoever has the token."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from isoflop.errors import StudyError
 from isoflop.report.watch.page import page, snapshot
+from isoflop.report.watch.run import LiveRun, run_page, run_snapshot
 from isoflop.report.watch.state import Live
 
 HOST = "127.0.0.1"
@@ -32,24 +33,25 @@ _HEADERS = {
 
 
 class Watch:
-    """A server of one study's live page; a context manager. `url` holds the token without which it says nothing.
+    """A server of one live page, a study's or a run's; a context manager. Without the token in `url` it says nothing.
 
     Args:
-        directory: the study's folder; it is only read.
+        directory: the folder of the study or the run; it is only read.
         port: 0 takes any free one.
         every: seconds between two looks at the folder.
 
-    Raises StudyError when the folder is no study or the port is taken.
+    Raises StudyError when the folder is neither or the port is taken.
     """
 
     def __init__(self, directory: Path, *, port: int = 0, every: float = 1.0) -> None:
-        self._live = Live(directory)
+        is_study = (directory / "study.json").is_file()
+        self._live: Live | LiveRun = Live(directory) if is_study else LiveRun(directory)
         self._every = every
         self._token = secrets.token_urlsafe(24)
         self._stop = threading.Event()
         self._asked = time.monotonic()
         self._latest: tuple[int, bytes] = (-1, b"{}")
-        self._page = page(directory).encode()
+        self._page = (page if is_study else run_page)(directory).encode()
         try:
             self._server = ThreadingHTTPServer((HOST, port), _handler(self._respond))
         except (OSError, OverflowError) as error:
@@ -83,7 +85,8 @@ class Watch:
         """One look at the folder. Whatever is wrong with it is for the page to say: the watch goes on."""
         try:
             if self._live.refresh():
-                text = json.dumps(snapshot(self._live), allow_nan=False, separators=(",", ":"))
+                shown = snapshot(self._live) if isinstance(self._live, Live) else run_snapshot(self._live)
+                text = json.dumps(shown, allow_nan=False, separators=(",", ":"))
                 self._latest = (self._live.version, text.encode())
         except Exception as error:
             message = {"version": -1, "trouble": f"{type(error).__name__}: {error}"}
@@ -116,13 +119,13 @@ def watch(
     say: Callable[[str], Any] = print,
     opened: Callable[[str], Any] = lambda url: None,
 ) -> None:
-    """Serve the live page of the study in `directory` until interrupted.
+    """Serve the live page of the study or run in `directory` until interrupted.
 
     `say` gets lines for people, `opened` the bare address.
     """
     with Watch(directory, port=port) as server:
         opened(server.url)
-        say(f"watching {directory}\nopen {server.url}\nCtrl-C ends the watch, not the study")
+        say(f"watching {directory}\nopen {server.url}\nCtrl-C ends the watch, not the training")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from isoflop.report.watch.interim import interim_answer
 from isoflop.report.watch.tail import Tail
 
 TEXT = {"run_id", "family", "model", "status", "role", "error"}
-OVER = {"done", "diverged", "failed"}
+OVER = {"done", "diverged", "failed", "stopped"}
 SILENT_AFTER = 120.0
 """Seconds without a word after which a running run is called silent."""
 
@@ -43,7 +43,7 @@ class Live:
     def refresh(self, now: float | None = None) -> bool:
         """Look again; whether anything has changed since the last look. `now` is in seconds of any steady clock."""
         now = time.monotonic() if now is None else now
-        self.study = _json(self.directory / "study.json") or self.study
+        self.study = read_object(self.directory / "study.json") or self.study
         planned = _table(self.directory / "results.csv")
         changed = False
         for row in planned or self.rows:
@@ -105,11 +105,11 @@ class Live:
     def _live(self, row: Row) -> Row:
         """The planned row with what the run's own folder says by now."""
         folder = self.directory / "runs" / str(row["run_id"])
-        status = _json(folder / "status.json")
+        status = read_object(folder / "status.json")
         known = {"heldout_loss", "heldout_accuracy", "seconds", "error", "step"}
         row = {**row, **{key: value for key, value in status.items() if key in known}}
         if self._is_judged_by_target():
-            row["heldout_loss"] = _json(folder / "target.json").get("error")
+            row["heldout_loss"] = read_object(folder / "target.json").get("error")
             if status.get("state") == "done" and row["heldout_loss"] is None:
                 status = {**status, "state": "running"}  # trained, not yet judged
         if isinstance(status.get("state"), str) and row.get("status") != "failed":
@@ -117,7 +117,7 @@ class Live:
         elif not status and row.get("status") == "planned" and (folder / "attempts").exists():
             row["status"] = "running"
         if row["status"] == "running":
-            row["silent_seconds"] = _age(folder)
+            row["silent_seconds"] = age(folder)
             tail = self.tails.get(row["run_id"])
             if tail is not None and tail.last:
                 row["step"] = max(int(row.get("step") or 0), int(tail.last.get("step", 0)))
@@ -127,7 +127,7 @@ class Live:
 
     def _answer(self, now: float) -> bool:
         """The study's own answer where it has one; until then ours, fitted anew when more runs have finished."""
-        written = _json(self.directory / "answer.json")
+        written = read_object(self.directory / "answer.json")
         if written:
             changed = written != self.answer
             self.answer = written
@@ -155,13 +155,14 @@ def _share(row: Row) -> float:
     return min(float(step) / steps, 1.0) if table.finite(steps) and table.finite(step) and steps > 0 else 0.0
 
 
-def _age(folder: Path) -> float:
+def age(folder: Path) -> float:
+    """Seconds since the run in `folder` last wrote something."""
     files = [folder / "status.json", *folder.glob("attempts/*/metrics-*.jsonl")]
     times = [file.stat().st_mtime for file in files if file.exists()]
     return max(0.0, time.time() - max(times)) if times else 0.0
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} while it is missing, half-written or something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

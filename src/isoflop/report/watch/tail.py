@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ BACKLOG = 1 << 23
 
 
 class Tail:
-    """A run's training and held-out loss by images seen, averaged over spans of equal width on a logarithmic axis."""
+    """A run's training and held-out loss by images seen, averaged over spans of equal width on a logarithmic axis; of
+    the learning rate and of the time, the last value of each span."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "attempts"
@@ -25,6 +27,7 @@ class Tail:
         self._read: dict[Path, int] = {}
         self._train: dict[int, tuple[float, float, int, float]] = {}
         self._heldout: dict[int, tuple[float, float, float]] = {}
+        self._pace: dict[int, tuple[float, float, float | None, float | None]] = {}
 
     def update(self) -> bool:
         """Read what was written since the last call; whether there was anything."""
@@ -53,6 +56,15 @@ class Tail:
             "heldout_loss": [row[3] for row in rows],
             "restarts": list(self.restarts),
         }
+
+    def pace(self) -> dict[str, list[float | None]]:
+        """By images seen: the learning rate, and the images a second since the point before."""
+        points = [self._pace[bin_] for bin_ in sorted(self._pace)]
+        speeds: list[float | None] = [None] * len(points)
+        for i, ((x0, _, _, t0), (x1, _, _, t1)) in enumerate(pairwise(points)):
+            if t0 is not None and t1 is not None and t1 > t0:
+                speeds[i + 1] = (x1 - x0) / (t1 - t0)
+        return {"images": [p[0] for p in points], "learning_rate": [p[2] for p in points], "images_per_second": speeds}
 
     def _files(self) -> list[Path]:
         try:
@@ -95,8 +107,8 @@ class Tail:
 
     def _take(self, row: dict[str, Any]) -> None:
         step, images = row.get("step"), row.get("images")
-        if row.get("kind") == "start":
-            if isinstance(step, int) and step > 0:
+        if row.get("kind") in ("start", "rollback"):
+            if isinstance(step, int) and step >= 0:
                 self._begin_again(step)
             return
         if not (_positive(step) and _positive(images)):
@@ -106,6 +118,8 @@ class Tail:
         if _positive(row.get("loss")):
             x, y, n, _ = self._train.get(bin_, (0.0, 0.0, 0, 0.0))
             self._train[bin_] = (x + images, y + row["loss"], n + 1, step)  # type: ignore[operator, assignment]
+        lr, seconds = (row.get(name) if _positive(row.get(name)) else None for name in ("lr", "seconds"))
+        self._pace[bin_] = (float(images), float(step), lr, seconds)  # type: ignore[arg-type]
         if _positive(row.get("heldout_loss")):
             self._heldout[bin_] = (float(images), float(step), float(row["heldout_loss"]))  # type: ignore[arg-type]
 
@@ -117,6 +131,7 @@ class Tail:
                 self.restarts.append(max(before))
         self._train = {k: v for k, v in self._train.items() if v[3] <= step}
         self._heldout = {k: v for k, v in self._heldout.items() if v[1] <= step}
+        self._pace = {k: v for k, v in self._pace.items() if v[1] <= step}
 
 
 def _positive(value: Any) -> bool:
