@@ -120,6 +120,20 @@ def read_journal(directory: Path) -> list[Row]:
     return committed
 
 
+def restarts(directory: Path) -> list[int]:
+    """The images seen at each step to which the run in `directory` went back: after a kill, or by its guards."""
+    found: list[int] = []
+    seen: dict[int, int] = {}
+    for rows in attempts(directory):
+        for row in rows:
+            if row["kind"] not in GOES_BACK:
+                seen[row["step"]] = row["images"]
+            elif before := [images for step, images in seen.items() if step <= row["step"]]:
+                found.append(max(before))
+                seen = {step: images for step, images in seen.items() if step <= row["step"]}
+    return found
+
+
 def data_steps(steps: int, skipped: Iterable[Sequence[int]]) -> Iterator[int]:
     """The step of the sample order that each of `steps` optimizer steps took its samples from.
 
