@@ -1,10 +1,10 @@
-"""Text through the grammar of vision backbones: which token mixer tells best, at equal compute, whose code a piece is?
+"""Text through the grammar of vision backbones: which token mixer tells best, at equal compute, what language this is?
 
     python examples/text.py                        # 1e11 training FLOPs a mixer: minutes on one core
 
 A text is an image of one row whose pixels are bytes, and its stem is an embedding of tokens instead of patches: nothing
-else of the model changes. The data come with Python: pieces of 64 bytes of its standard library, whose classes are the
-packages that they are from. The last fifth of every file is held out.
+else of the model changes. The data come with the libraries that isoflop needs: pieces of 64 bytes of their own files,
+whose classes are the languages that the files are written in. The last fifth of every file is held out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ from isoflop.train.evaluate import evaluate
 from isoflop.train.ranks import Ranks
 from isoflop.train.step import Step
 
-PACKAGES = ("asyncio", "ctypes", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest", "xml")
+# language: a package and where its files lie
+LANGUAGES = {
+    "Python": ("sklearn", "**/*.py"),
+    "Cython": ("scipy", "**/*.pyx"),
+    "Python stubs": ("numpy", "**/*.pyi"),
+    "C++": ("torch", "include/c10/**/*.h"),
+    "CUDA": ("torch", "include/ATen/**/*.cuh"),
+    "CMake": ("torch", "share/cmake/**/*.cmake"),
+    "YAML": ("torchgen", "packaged/**/*.yaml"),
+}
+PIECES = 4000  # of each language, a quarter as many held out
 LENGTH = 64
 TOKENS = 256  # bytes
 MIXERS = ("attention", "pooling", "depthwise", "fourier", "identity")
@@ -94,25 +104,27 @@ class Texts:
         return rows, torch.from_numpy(self.labels[indices])
 
 
-def standard_library(root: Path) -> tuple[Texts, Texts]:
-    """Training and held-out pieces of Python's own packages below `root`."""
-    parts: dict[bool, list[tuple[NDArray[np.uint8], int]]] = {False: [], True: []}
-    names = tuple(name for name in PACKAGES if (root / name).is_dir())
-    for label, name in enumerate(names):
-        for file in sorted((root / name).rglob("*.py")):
-            data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
-            pieces = data[: len(data) // LENGTH * LENGTH].reshape(-1, LENGTH)
-            for heldout, part in ((False, pieces[: len(pieces) * 4 // 5]), (True, pieces[len(pieces) * 4 // 5 :])):
-                parts[heldout].append((part, label))
+def bundled(root: Path) -> tuple[Texts, Texts]:
+    """Training and held-out pieces of the packages below `root`, the same number of every language that is there."""
+    found: dict[str, list[NDArray[np.uint8]]] = {}
+    for language, (package, pattern) in LANGUAGES.items():
+        files = sorted((root / package).glob(pattern))
+        data = [np.frombuffer(file.read_bytes(), dtype=np.uint8) for file in files]
+        pieces = [d[: len(d) // LENGTH * LENGTH].reshape(-1, LENGTH) for d in data]
+        if pieces:
+            parts = [(p[: len(p) * 4 // 5], p[len(p) * 4 // 5 :]) for p in pieces]
+            found[language] = [np.concatenate([part[which] for part in parts]) for which in (0, 1)]
     train, heldout = (
-        Texts(
-            np.concatenate([pieces for pieces, _ in parts[which]]),
-            np.concatenate([np.full(len(pieces), label, dtype=np.int64) for pieces, label in parts[which]]),
-            names,
-        )
-        for which in (False, True)
+        _balanced([parts[which] for parts in found.values()], most, tuple(found))
+        for which, most in ((0, PIECES), (1, PIECES // 4))
     )
     return train, heldout
+
+
+def _balanced(pieces: list[NDArray[np.uint8]], most: int, names: tuple[str, ...]) -> Texts:
+    count = min(most, *(len(own) for own in pieces))
+    chosen = [own[np.linspace(0, len(own) - 1, count).astype(np.int64)] for own in pieces]
+    return Texts(np.concatenate(chosen), np.repeat(np.arange(len(pieces)), count), names)
 
 
 def train_flops(model: nn.Module) -> int:
@@ -196,11 +208,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file of the rows")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    texts = standard_library(Path(sysconfig.get_paths()["stdlib"]))
-    most = int(np.bincount(texts[1].labels).argmax())
-    share = float(np.mean(texts[1].labels == most))
-    print(f"{len(texts[0]):,} pieces to learn from, {len(texts[1]):,} held out")
-    print(f"accuracy of always saying {texts[1].class_names[most]}: {share:.3f}")
+    texts = bundled(Path(sysconfig.get_paths()["purelib"]))
+    print(f"{len(texts[0]):,} pieces to learn from, {len(texts[1]):,} held out, of {', '.join(texts[0].class_names)}")
     rows = compare(
         texts,
         given.flops,

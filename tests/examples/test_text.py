@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,20 +37,27 @@ def test_every_mixer_reads_tokens_through_an_embedding(text: ModuleType) -> None
         assert text.train_flops(model) > 0
 
 
-def test_pieces_of_files_are_held_out_by_their_place(text: ModuleType, tmp_path: Path) -> None:
-    for name in ("json", "xml"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.py").write_bytes(bytes(range(128)) * 5)
-    train, heldout = text.standard_library(tmp_path)
-    assert (len(train), len(heldout), train.class_names) == (16, 4, ("json", "xml"))
+def packages(root: Path, contents: dict[str, bytes]) -> Path:
+    for path, content in contents.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    return root
+
+
+def test_pieces_of_files_are_held_out_by_their_place_and_languages_are_balanced(
+    text: ModuleType, tmp_path: Path
+) -> None:
+    contents = {"sklearn/a.py": bytes(range(128)) * 5, "torchgen/packaged/b.yaml": b"x" * 64 * 100}
+    train, heldout = text.bundled(packages(tmp_path, contents))
+    assert (len(train), len(heldout), train.class_names) == (16, 4, ("Python", "YAML"))
+    assert np.bincount(train.labels).tolist() == [8, 8]
     assert train.read(train.order.locate(torch.arange(3).numpy(), 0)[1])[0].shape == (3, 1, 1, 64)
 
 
 def test_the_example_runs_at_toy_size(text: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, byte in (("json", 40), ("xml", 90)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.py").write_bytes(bytes([byte, 32]) * 32 * 20)
-    rows = text.compare(text.standard_library(tmp_path), 1e8, batch_size=8, learning_rates=(3e-3,), seeds=1)
+    contents = {"sklearn/a.py": b"( " * 32 * 20, "torchgen/packaged/b.yaml": b"Z " * 32 * 20}
+    texts = text.bundled(packages(tmp_path, contents))
+    rows = text.compare(texts, 1e8, batch_size=8, learning_rates=(3e-3,), seeds=1)
     assert [row["mixer"] for row in rows] == list(text.MIXERS)
     assert all(row["steps"] >= 1 and 0.0 <= row["accuracy"] <= 1.0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == len(text.MIXERS)
