@@ -1,16 +1,18 @@
 """How an objective lies on the devices: recomputed, compiled and sharded by block, all in place.
 
-The order matters: what is recomputed lies inside of what is compiled, and both inside of what FSDP2 gathers.
+The order matters: what is recomputed lies inside of what is compiled, and both inside of what FSDP2 gathers. Where
+weights are sharded, each process holds its shards and one block at a time, from the first moment on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -18,8 +20,10 @@ from isoflop.config import RunConfig
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models.drop import Dropout, DropPath
 from isoflop.objectives import Masked, Objective
+from isoflop.train.deferred import Deferred
 from isoflop.train.device import to_device
 from isoflop.train.ranks import Ranks
+from isoflop.train.shards import is_sharded
 
 AnyObjective = TypeVar("AnyObjective", bound=Objective)
 
@@ -33,11 +37,25 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from parent
 
 
-def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks) -> AnyObjective:
-    """`objective` on the device of this rank, laid out as `config.parallel` says.
+def build_and_arrange(build: Callable[[], AnyObjective], config: RunConfig, ranks: Ranks) -> AnyObjective:
+    """What `build` builds, checked and laid out; see `built` and `arrange`. The same numbers for any layout."""
+    if not is_divided(config, ranks):
+        return arrange(built(build), config, ranks)
+    with new_memory_is_nan(), Deferred() as deferred:
+        objective = build()
+    return arrange(objective, config, ranks, deferred)
+
+
+def is_divided(config: RunConfig, ranks: Ranks) -> bool:
+    """Whether this process is to keep only a part of the weights."""
+    return not ranks.is_alone and config.parallel.sharding != "none"
+
+
+def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: Deferred | None = None) -> AnyObjective:
+    """`objective` on the device of this rank, laid out as `config.parallel` says; what is `deferred` is settled.
 
     Raises ConfigError for what would depend on the layout: batch statistics, and random layers that cannot draw for the
-    whole batch.
+    whole batch. ModelError as `built`, for what is settled.
     """
     parallel = config.parallel
     if not ranks.is_alone or parallel.device_batch_size:
@@ -50,9 +68,9 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks) -> AnyObje
             block.forward = partial(checkpoint, forward, use_reentrant=False)
         if parallel.compile:
             block.compile()
-    if ranks.is_alone or parallel.sharding == "none":
+    if not is_divided(config, ranks):
         return to_device(objective, ranks.device)
-    _shard(objective, config, ranks)
+    _shard(objective, config, ranks, deferred or Deferred())
     return objective
 
 
@@ -93,7 +111,7 @@ def use_float8(objective: Objective, device: torch.device, *, emulate: bool = Fa
         convert_to_float8_training(block, config=Float8LinearConfig(emulate=emulate), module_filter_fn=is_fit)
 
 
-def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
+def _shard(objective: Objective, config: RunConfig, ranks: Ranks, deferred: Deferred) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -107,17 +125,24 @@ def _shard(objective: Objective, config: RunConfig, ranks: Ranks) -> None:
         mesh = init_device_mesh(kind, (ranks.world,), mesh_dim_names=("part",))
     # Scalars cannot be divided, and frozen tables need not be: every rank keeps them whole.
     undivided = {p for p in objective.parameters() if p.ndim == 0 or not p.requires_grad}
-    for parameter in objective.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights
-        if parameter in undivided:
-            parameter.data = parameter.data.to(ranks.device)
+    names = {id(p): name for name, p in objective.named_parameters()}
+    forgotten: list[str] = []
     policy = MixedPrecisionPolicy(
         param_dtype=None if config.precision == "float32" else torch.bfloat16,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # autocast does that, as it does where nothing is sharded
     )
     for module in (*blocks(objective), objective):
+        held = [p for p in module.parameters() if not is_sharded(p)]
+        deferred.settle((*held, *module.buffers()))
+        forgotten += [names[id(p)] for p in held if not bool(p.isfinite().all())]
+        for parameter in held:
+            parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights
+            if parameter in undivided:
+                parameter.data = parameter.data.to(ranks.device)
         fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=undivided)
+    deferred.settle_rest()
+    _raise_for(forgotten + _not_finite(objective.named_buffers()))
     for module in objective.modules():
         if isinstance(module, FSDPModule):
             # The loss of each rank is already weighted by its share of the batch: gradients add up.
@@ -133,22 +158,35 @@ def built(build: Callable[[], AnyObjective]) -> AnyObjective:
 
     Raises ModelError that names the parameters and buffers that are not finite.
     """
-    was_on, was_warning = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)  # only this has PyTorch fill new memory
-    try:
+    with new_memory_is_nan():
         objective = build()
-    finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
     check_initialised(objective)
     return objective
 
 
+@contextmanager
+def new_memory_is_nan() -> Iterator[None]:
+    """Meanwhile, PyTorch fills memory that it takes with NaN."""
+    was_on, was_warning = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)  # only this has it do so
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
+
+
 def check_initialised(objective: nn.Module) -> None:
     """Raises ModelError if a parameter or buffer has a number that is not finite."""
-    named = [*objective.named_parameters(), *objective.named_buffers()]
-    bad = [name for name, t in named if t.is_floating_point() and not bool(t.isfinite().all())]
-    if bad:
-        raise ModelError(f"{len(bad)} parameters start without finite numbers: {', '.join(bad[:5])}")
+    _raise_for(_not_finite([*objective.named_parameters(), *objective.named_buffers()]))
+
+
+def _not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    return [name for name, t in named if t.is_floating_point() and not bool(t.isfinite().all())]
+
+
+def _raise_for(names: list[str]) -> None:
+    if names:
+        raise ModelError(f"{len(names)} parameters start without finite numbers: {', '.join(names[:5])}")

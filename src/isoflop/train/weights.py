@@ -14,18 +14,18 @@ from isoflop.train.shards import whole
 def publish_weights(objective: Objective, directory: Path, preset: str, *, is_first: bool) -> None:
     """Leaves `model.safetensors`, the backbone, in `directory`; and `objective.safetensors`, where there is more that
     learnt, a decoder say. Every rank must ask, the first writes."""
-    weights = {name: _on_host(tensor) for name, tensor in objective.backbone.state_dict().items()}
-    others = {name: tensor for name, tensor in objective.state_dict().items() if not name.startswith("backbone.")}
-    learnt_with = {name: _on_host(tensor) for name, tensor in others.items()}
+    backbone: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for name, tensor in objective.state_dict().items():
+        complete = whole(tensor)
+        if is_first:
+            kind = backbone if name.startswith("backbone.") else others
+            kind[name.removeprefix("backbone.")] = complete.detach().to("cpu", copy=True).contiguous()
     if not is_first:
         return
-    _replace(directory / "model.safetensors", weights, preset)
-    if learnt_with:
-        _replace(directory / "objective.safetensors", learnt_with, preset)
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    return whole(tensor).detach().to("cpu", copy=True).contiguous()
+    _replace(directory / "model.safetensors", backbone, preset)
+    if others:
+        _replace(directory / "objective.safetensors", others, preset)
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], preset: str) -> None:
