@@ -90,7 +90,7 @@ class BiT(Backbone):
     def _stages(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images.contiguous(memory_format=torch.channels_last).movedim(1, -1))
         # Zeros around, then no padding in the pooling: not the same as padding the pooling, whose border is -inf.
-        x = F.max_pool2d(F.pad(x, (0, 0, 1, 1, 1, 1)).movedim(-1, 1), 3, 2).movedim(1, -1)
+        x = F.max_pool2d(_zeros_around(x).movedim(-1, 1), 3, 2).movedim(1, -1)
         outputs = []
         for stage in self.stages:
             x = stage(x)
@@ -114,6 +114,15 @@ class BiT(Backbone):
             part, *rest = name.split(".")
             ids[name] = starts[int(rest[0])] + int(rest[1]) + 1 if part == "stages" else 0 if part == "stem" else last
         return ids
+
+
+def _zeros_around(x: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():  # ONNX Runtime folds a Pad into the MaxPool behind it, whose border is -inf
+        row = torch.zeros_like(x[:, :1])
+        x = torch.cat([row, x, row], dim=1)
+        column = torch.zeros_like(x[:, :, :1])
+        return torch.cat([column, x, column], dim=2)
+    return F.pad(x, (0, 0, 1, 1, 1, 1))
 
 
 @torch.no_grad()
