@@ -91,16 +91,9 @@ class PlainStandardisedConv(nn.Conv2d):
         super().__init__(width, new_width, kernel, stride, padding=kernel // 2, bias=False)
         self.eps = eps
 
-    def _standardised_rows(self) -> Tensor:
-        rows = _rows(self.weight)
-        if torch.compiler.is_exporting():  # ONNX's exporter gives BatchNorm the unbiased variance
-            centred = rows - rows.mean(dim=1, keepdim=True)
-            return centred * (centred.square().mean(dim=1, keepdim=True) + self.eps).rsqrt()
-        # BatchNorm over the fan-in of each output is this formula, in PyTorch's fastest kernel for it.
-        return F.batch_norm(rows[None], None, None, training=True, momentum=0.0, eps=self.eps).squeeze(0)
-
     def forward(self, x: Tensor) -> Tensor:
-        rows = self._standardised_rows()
+        # BatchNorm over the fan-in of each output is this formula, in PyTorch's fastest kernel for it.
+        rows = F.batch_norm(_rows(self.weight)[None], None, None, training=True, momentum=0.0, eps=self.eps).squeeze(0)
         if self.kernel_size[0] == 1 and self.stride[0] == 1:
             return linear(x, rows)
         out = F.conv2d(x.movedim(-1, 1), _shaped(rows, self.weight), None, self.stride, self.padding)
