@@ -30,9 +30,9 @@ def backbone(name: str, num_classes: int = 3, size: int = SIZE, **more: Any) -> 
     return create_model(name, num_classes=num_classes, image_size=size, seed=0, **{**BACKBONES[name], **more})
 
 
-def objective(config: DetectConfig | SegmentConfig, name: str = "poolformer_s12", **more: Any) -> Any:
+def objective(config: DetectConfig | SegmentConfig, name: str = "poolformer_s12", *, seed: int = 0, **more: Any) -> Any:
     classes = 3 if config.name == "detect" else 4
-    return make_objective(config, backbone(name, classes, **more), seed=0)
+    return make_objective(config, backbone(name, classes, **more), seed=seed)
 
 
 def batch(task: str, count: int = 2, size: int = SIZE) -> tuple[Tensor, Tensor]:
@@ -42,4 +42,4 @@ def batch(task: str, count: int = 2, size: int = SIZE) -> tuple[Tensor, Tensor]:
 
 
 def uniforms(stream: str, count: int) -> Tensor:
-    return torch.zeros(1, count)
+    return torch.zeros(2, count)

@@ -21,6 +21,17 @@ def test_every_backbone_has_four_maps_each_half_as_fine(name: str, taps: bool) -
     assert [tuple(x.shape) for x in found] == shapes
 
 
+def test_the_maps_of_plain_vits_begin_at_four_pixels_as_far_as_they_can() -> None:
+    for patch, strides in ((4, (4, 8, 16, 32)), (8, (4, 8, 16, 32)), (16, (4, 8, 16, 32)), (32, (8, 16, 32, 64))):
+        model = backbone("vit_s16", stem_kernel=patch, stem_stride=patch)
+        for taps in (False, True):
+            maps = make_maps(model, taps=taps, window=None, global_blocks=4)
+            assert maps.strides == strides
+            found = maps(model, batch("detect")[0])
+            assert [x.shape[-1] for x in found] == [SIZE // s for s in strides]
+            assert [x.shape[1] for x in found] == list(maps.widths)
+
+
 def test_the_last_tap_is_the_last_feature_map() -> None:
     model, images = backbone("vit_s16"), batch("detect")[0]
     found = PlainBlocks(model, (0.25, 0.5, 0.75, 1.0), window=None, global_blocks=4)(model, images)

@@ -38,7 +38,7 @@ def test_any_backbone_goes_under_any_head(name: str) -> None:
 
 def learn(config: DetectConfig | SegmentConfig, steps: int) -> tuple[object, Tensor, Tensor, list[float]]:
     torch.manual_seed(0)
-    model = objective(config, widths=(16, 16, 32, 32))
+    model = objective(config, widths=(16, 16, 32, 32), seed=1)
     images, labels = batch(config.name)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     losses = []
@@ -52,7 +52,7 @@ def learn(config: DetectConfig | SegmentConfig, steps: int) -> tuple[object, Ten
 
 
 def test_two_scenes_are_learnt_by_heart_by_retinanet() -> None:
-    model, images, labels, losses = learn(DETECT, 90)
+    model, images, labels, losses = learn(DETECT, 80)
     assert losses[-1] < 0.4 * losses[0]
     for found, truth in zip(model.find(images), unpack_objects(labels, SIZE), strict=True):  # type: ignore[attr-defined]
         overlap = _overlap(truth["boxes"], found["boxes"])
@@ -93,11 +93,11 @@ def test_a_batch_without_objects_teaches_what_is_nothing() -> None:
         assert bool(loss.isfinite())
 
 
-def test_ignored_pixels_count_nowhere() -> None:
+def test_ignored_pixels_teach_nothing_and_weigh_the_others_no_more() -> None:
     logits = torch.randn(2, 4, 8, 8)
     labels = torch.randint(0, 4, (2, 8, 8))
     labels[0] = 255
-    expected = torch.nn.functional.cross_entropy(logits[1:], labels[1:])
+    expected = torch.nn.functional.cross_entropy(logits[1:], labels[1:]) / 2
     torch.testing.assert_close(pixel_loss(logits, labels.to(torch.uint8)), expected)
     assert pixel_loss(logits, torch.full((2, 8, 8), 255)) == 0
 
@@ -112,14 +112,14 @@ def test_the_cost_of_a_head_is_counted_beside_its_backbone(head: str) -> None:
 def test_published_sizes_are_met() -> None:
     """PoolFormer-S12 under RetinaNet and Mask R-CNN has 21.7 M and 31.6 M parameters (arXiv 2111.11418, table 3), under
     Semantic FPN 15.7 M (table 4)."""
-    for config, published, off in (
-        (DetectConfig(name="detect"), 21.7, 0.03),
-        (DetectConfig(name="detect", head="mask_rcnn"), 31.6, 0.03),
-        (SegmentConfig(name="segment"), 15.7, 0.03),
+    for config, published in (
+        (DetectConfig(name="detect"), 21.7),
+        (DetectConfig(name="detect", head="mask_rcnn"), 31.6),
+        (SegmentConfig(name="segment"), 15.7),
     ):
         classes = 80 if config.name == "detect" else 150
         counted = objective_cost(config, "poolformer_s12", num_classes=classes, image_size=512).parameters / 1e6
-        assert abs(counted - published) < off * published, (config.head, counted)
+        assert abs(counted - published) < 0.05, (config.head, counted)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from isoflop.config.fields import Count, Maybe, Natural, NonNegative, Table, Text
+from isoflop.config.fields import Count, Maybe, Natural, NonNegative, Positive, Table, Text
 
 
 class DenseTable(Table):
@@ -24,11 +24,16 @@ class DetectConfig(DenseTable):
     head: Literal["retinanet", "mask_rcnn"] = "retinanet"
     """RetinaNet (arXiv 1708.02002) or Mask R-CNN (arXiv 1703.06870) on a feature pyramid."""
     width: Count = 256
-    """Channels of the pyramid."""
+    """Channels of the pyramid and of the heads' convolutions."""
+    anchor: Maybe[Positive] = None
+    """Side of the smallest anchors, in cells of the map that they are on: 4 in RetinaNet and 8 in Mask R-CNN when left
+    out. Objects half as large want it half as large."""
     most_found: Count = 100
     """Objects reported for an image at most."""
     proposals: Count = 1000
     """Of Mask R-CNN: candidates for an image that its second stage looks at."""
+    samples: Count = 512
+    """Of Mask R-CNN: those of them that its second stage learns from, a quarter of them objects."""
 
 
 class SegmentConfig(DenseTable):

@@ -1,8 +1,8 @@
 """Detection: torchvision's RetinaNet and Mask R-CNN over the maps of any backbone.
 
 What is torchvision's: anchors, matching, sampling, losses, heads and what is done to their answers. What is ours: the
-maps and the pyramid, batches of one size, and anchors that follow the strides (4 cells wide in RetinaNet, 8 in Mask
-R-CNN).
+maps and the pyramid, batches of one size, anchors that follow the strides, and a loss that is the mean of those of the
+images, so that it does not depend on how a batch is divided.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 from isoflop.config import DetectConfig
@@ -23,7 +25,6 @@ from isoflop.objectives.dense.maps import LEVELS, Maps, Pyramid, make_maps
 from isoflop.objectives.objective import Objective, Uniforms
 
 Found = dict[str, Tensor]
-_SAMPLED = 512  # of Mask R-CNN: candidates for an image that its second stage learns from, a quarter of them objects
 
 
 class Detector(Objective):
@@ -44,16 +45,26 @@ class Detector(Objective):
         self.detector.transform = _Untransformed()
 
     def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:
-        """See `Objective.forward`; `labels` are packed objects. Which candidates are learnt from is drawn by PyTorch's
-        generator, which a step seeds."""
+        """See `Objective.forward`; `labels` are packed objects."""
         if images.is_meta:
             return self._counted(images)
-        size = images.shape[-1]
-        targets = unpack_objects(labels, size)
-        if isinstance(self.detector, MaskRCNN):
-            for target in targets:
+        targets = unpack_objects(labels, images.shape[-1])
+        pyramid = self._pyramid(images)
+        if not isinstance(self.detector, MaskRCNN):  # its loss is that of each image by itself already
+            return self._loss(images, targets, pyramid)
+        # torchvision means over the candidates of all images, and draws them one image after the other.
+        seeds = (uniforms("candidates", 1)[:, 0].double() * 2**32).long().tolist()
+        losses = []
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            for k, (target, seed) in enumerate(zip(targets, seeds, strict=True)):
+                torch.manual_seed(seed)
                 target["labels"] = target["labels"] + 1  # 0 is the background
-        self.detector.backbone.handed = self._pyramid(images)
+                own = OrderedDict((name, x[k : k + 1]) for name, x in pyramid.items())
+                losses.append(self._loss(images[k : k + 1], [target], own))
+        return torch.stack(losses).mean()
+
+    def _loss(self, images: Tensor, targets: list[Found], pyramid: OrderedDict[str, Tensor]) -> Tensor:
+        self.detector.backbone.handed = pyramid
         losses: Found = self.detector(list(images), targets)
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
@@ -61,9 +72,7 @@ class Detector(Objective):
     def evaluate(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> dict[str, Tensor]:
         """The sum over the images of the loss; the backbone is in the mode that it is in."""
         self.detector.train()  # it has losses in that mode alone, and no layer that the mode changes
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-            torch.manual_seed(0)
-            loss = self(images, labels, uniforms)
+        loss = self(images, labels, uniforms)
         self.detector.train(self.training)
         return {"loss": loss.double() * len(images)}
 
@@ -91,9 +100,9 @@ class Detector(Objective):
         if isinstance(head, RetinaNet):
             return torch.stack([x.sum() for x in head.head(list(pyramid.values())).values()]).sum()
         logits, _ = head.rpn.head(list(pyramid.values()))
-        width, count = self.config.width, len(images)
-        boxes = head.roi_heads.box_head(images.new_zeros(count * _SAMPLED, width, 7, 7) + pyramid["0"].sum())
-        masks = images.new_zeros(count * _SAMPLED // 4, width, 14, 14) + pyramid["0"].sum()
+        width, count = self.config.width, len(images) * self.config.samples
+        boxes = head.roi_heads.box_head(images.new_zeros(count, width, 7, 7) + pyramid["0"].sum())
+        masks = images.new_zeros(count // 4, width, 14, 14) + pyramid["0"].sum()
         masks = head.roi_heads.mask_predictor(head.roi_heads.mask_head(masks))
         classes, _ = head.roi_heads.box_predictor(boxes)
         total: Tensor = logits[0].sum() + classes.sum() + masks.sum()
@@ -104,14 +113,20 @@ class Neck(nn.Module):
     """The pyramid of one width that heads look at, finest first, named "0", "1", … as torchvision names them.
 
     Stages get a feature pyramid (arXiv 1612.03144). A plain ViT's maps have all seen the whole network already and need
-    no way from top to bottom: each gets a 1×1 and a 3×3 convolution (arXiv 2203.16527, section 3).
+    no way from top to bottom: each gets a 1×1 and a 3×3 convolution (arXiv 2203.16527, section 3). Mask R-CNN's fifth
+    map is the fourth, pooled; RetinaNet's fourth and fifth are convolutions of the backbone's last map, as in its paper
+    (arXiv 1708.02002, section 4) and PoolFormer's code.
     """
 
     def __init__(self, maps: Maps, width: int, first: int, *, is_retina: bool) -> None:
         super().__init__()
         self.first = first
-        self.coarser = LastLevelP6P7(width, width) if is_retina else LastLevelMaxPool()
         widths = maps.widths[first:]
+        self.coarser: nn.Module = LastLevelMaxPool()
+        if is_retina:
+            convolutions = LastLevelP6P7(widths[-1], width)
+            convolutions.use_P5 = False  # which torchvision concludes from equal widths
+            self.coarser = convolutions
         self.pyramid: nn.Module | None = None
         if isinstance(maps, Pyramid):
             self.pyramid = FeaturePyramidNetwork(list(widths), width)
@@ -164,7 +179,8 @@ class _Untransformed(nn.Module):
 
 
 def _retinanet(config: DetectConfig, num_classes: int, strides: list[float]) -> RetinaNet:
-    sizes = tuple(tuple(4 * stride * 2 ** (k / 3) for k in range(3)) for stride in strides)
+    cells = config.anchor or 4
+    sizes = tuple(tuple(cells * stride * 2 ** (k / 3) for k in range(3)) for stride in strides)
     return RetinaNet(
         _Handed(config.width),
         num_classes,
@@ -174,17 +190,21 @@ def _retinanet(config: DetectConfig, num_classes: int, strides: list[float]) -> 
 
 
 def _mask_rcnn(config: DetectConfig, num_classes: int, strides: list[float]) -> MaskRCNN:
+    width, cells = config.width, config.anchor or 8
     return MaskRCNN(
-        _Handed(config.width),
-        num_classes + 1,
+        _Handed(width),
         rpn_anchor_generator=AnchorGenerator(
-            tuple((8 * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
+            tuple((cells * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
         ),
+        box_head=TwoMLPHead(width * 7 * 7, 4 * width),
+        box_predictor=FastRCNNPredictor(4 * width, num_classes + 1),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
+        mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
         rpn_pre_nms_top_n_train=2 * config.proposals,
         rpn_pre_nms_top_n_test=config.proposals,
         rpn_post_nms_top_n_train=config.proposals,
         rpn_post_nms_top_n_test=config.proposals,
-        box_batch_size_per_image=_SAMPLED,
+        box_batch_size_per_image=config.samples,
         box_detections_per_img=config.most_found,
     )
 

@@ -1,13 +1,15 @@
 """Four maps of any backbone, each half as fine as the one before: what detectors and segmenters look at.
 
 A pyramid has them. A plain ViT has one resolution, of which finer and coarser maps are made: all from its last map, the
-simple feature pyramid of ViTDet (arXiv 2203.16527, section 3), or from taps at ¼, ½, ¾ and the whole of its depth, as
-UperNet wants them (BEiT, arXiv 2106.08254, appendix E).
+simple feature pyramid of ViTDet (arXiv 2203.16527, section 3), or from taps at ⅓, ½, ⅔ and the whole of its depth, as
+the UperNets of BEiT and mmsegmentation have them (of 12 blocks the outputs of 4, 6, 8 and 12).
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from isoflop.models import Backbone
 from isoflop.objectives.dense.plain import PlainBlocks
 
 LEVELS = 4
+TAPS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 _FINEST = (4, 8)  # where a pyramid may begin, px
 
 
@@ -55,32 +58,22 @@ class Pyramid(Maps):
 
 
 class Rescaled(Maps):
-    """Maps at 4, 2, 1 and ½ times the resolution of a plain ViT, made by transposed convolutions and pooling.
+    """Maps of strides 4, 8, 16 and 32 of a plain ViT with patches of 16, made by transposed convolutions and pooling.
 
-    `taps` true takes each from another depth; false takes all from the last block.
+    Others begin as near to 4 px as at most four times their resolution can be. `taps` true takes each map from another
+    depth; false takes all from the last block.
     """
 
     def __init__(self, backbone: Backbone, *, taps: bool, window: int | None, global_blocks: int) -> None:
         super().__init__()
         stride, width = backbone.feature_strides[-1], backbone.feature_widths[-1]
-        shares = (0.25, 0.5, 0.75, 1.0) if taps else (1.0,)
-        self.blocks = PlainBlocks(backbone, shares, window=window, global_blocks=global_blocks)
-        self.widths = (width // 4, width // 2, width, width) if not taps else (width,) * LEVELS
-        self.strides = tuple(stride * factor for factor in (0.25, 0.5, 1.0, 2.0))
-        half, quarter = self.widths[1], self.widths[0]
-        middle = half if not taps else width
+        self.blocks = PlainBlocks(backbone, TAPS if taps else (1.0,), window=window, global_blocks=global_blocks)
+        doublings = min(2, max(0, round(math.log2(stride / _FINEST[0]))))
+        self.strides = tuple(stride * 2.0 ** (k - doublings) for k in range(LEVELS))
+        narrowed = [width if taps else width // 2**k for k in range(doublings + 1)]
+        self.widths = tuple(narrowed[max(0, doublings - k)] for k in range(LEVELS))
         self.resize = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.ConvTranspose2d(width, middle, 2, 2),
-                    nn.GroupNorm(1, middle),
-                    nn.GELU(),
-                    nn.ConvTranspose2d(middle, quarter, 2, 2),
-                ),
-                nn.ConvTranspose2d(width, half, 2, 2),
-                nn.Identity(),
-                nn.MaxPool2d(2),
-            ]
+            _finer(narrowed[: doublings - k + 1]) if k < doublings else _coarser(k - doublings) for k in range(LEVELS)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in self.widths)
 
@@ -89,6 +82,19 @@ class Rescaled(Maps):
         found = self.blocks(backbone, images)
         found = found * LEVELS if len(found) == 1 else found
         return [norm(resize(x)) for norm, resize, x in zip(self.norms, self.resize, found, strict=True)]
+
+
+def _finer(widths: list[int]) -> nn.Module:
+    """Twice the resolution for each step from one of `widths` to the next, a norm and GELU between two steps."""
+    layers: list[nn.Module] = []
+    for k, (width, new_width) in enumerate(pairwise(widths)):
+        layers += [nn.GroupNorm(1, width), nn.GELU()] if k else []
+        layers.append(nn.ConvTranspose2d(width, new_width, 2, 2))
+    return nn.Sequential(*layers)
+
+
+def _coarser(halvings: int) -> nn.Module:
+    return nn.MaxPool2d(2**halvings) if halvings else nn.Identity()
 
 
 def make_maps(backbone: Backbone, *, taps: bool, window: int | None, global_blocks: int) -> Maps:

@@ -17,7 +17,7 @@ from isoflop.objectives.objective import Objective, Uniforms
 
 
 class Segmenter(Objective):
-    """Tells the class of every pixel by cross-entropy; pixels of class 255 count nowhere.
+    """Tells the class of every pixel by cross-entropy; pixels of class 255 teach nothing.
 
     Raises ModelError as `make_maps`.
     """
@@ -33,16 +33,18 @@ class Segmenter(Objective):
             if is_upernet
             else SemanticFPN(self.maps.widths, config.width or 256)
         )
-        self.classifier = nn.Sequential(Dropout(config.dropout), nn.Conv2d(self.decoder.width, num_classes, 1))
+        self.classifier = nn.Sequential(ChannelDropout(config.dropout), nn.Conv2d(self.decoder.width, num_classes, 1))
         self.auxiliary: nn.Module | None = None
         if is_upernet and config.auxiliary:
             middle = 256 if self.decoder.width >= 256 else self.decoder.width
             self.auxiliary = nn.Sequential(
-                convolution(self.maps.widths[2], middle, 3), Dropout(config.dropout), nn.Conv2d(middle, num_classes, 1)
+                convolution(self.maps.widths[2], middle, 3),
+                ChannelDropout(config.dropout),
+                nn.Conv2d(middle, num_classes, 1),
             )
 
     def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:
-        """See `Objective.forward`; `labels` are maps (B, H, W), and the mean is over the pixels that count."""
+        """See `Objective.forward`; `labels` are maps (B, H, W)."""
         maps = self.maps(self.backbone, images)
         logits = self.classifier(self.decoder(maps))
         if images.is_meta:  # its cost is being counted
@@ -55,7 +57,7 @@ class Segmenter(Objective):
 
     @torch.no_grad()
     def evaluate(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> dict[str, Tensor]:
-        """Sums over the images of the loss in nats a pixel, and of the share of pixels told right (`accuracy`)."""
+        """Sums over the images of the loss, and of the share of pixels told right (`accuracy`)."""
         logits = self.logits(images)
         told, counts = logits.argmax(dim=1), labels != IGNORED
         right = ((told == labels) & counts).flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1).clamp(min=1)
@@ -67,11 +69,23 @@ class Segmenter(Objective):
         return enlarged(logits, images.shape[-2:])
 
 
+class ChannelDropout(nn.Module):
+    """Whole channels of a picture's map zeroed at `rate` and the rest scaled up, as before mmsegmentation's classifiers
+    (arXiv 1411.4280, section 3.2)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.draw = Dropout(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.draw(x.new_ones(*x.shape[:2], 1, 1)) if self.training else x
+
+
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy in nats over the pixels of `labels` (B, H, W) that count; zero if none does."""
+    """The cross-entropy in nats of `labels` (B, H, W), summed over the pixels that count and divided by the number of
+    all, as in mmsegmentation: a mean over the others would depend on which pictures share a batch."""
     logits = enlarged(logits, labels.shape[-2:])
-    count = (labels != IGNORED).sum().clamp(min=1)
-    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / count
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / labels.numel()
 
 
 def enlarged(logits: Tensor, size: torch.Size) -> Tensor:
