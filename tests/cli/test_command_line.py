@@ -73,7 +73,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["confg", "x"], "No such command 'confg'. Did you mean 'config'?"),
         (["study", "rnu"], "No such command 'rnu'. Did you mean 'run'?"),
         (["train"], "Missing argument 'FILE.toml'."),
-        (["train", "--putput", "x"], "No such option: --putput (Possible options: --output)"),
+        (["train", "--putput", "x"], "No such option: --putput. Did you mean '--output'?"),
         (["train", "gone/x.toml"], "gone/x.toml: no such file"),
         (["study", "status", "nowhere"], "nowhere: no such file"),
         (["study", "run", "gone/x.toml"], "gone/x.toml: no such file"),

@@ -1,9 +1,11 @@
 """A study from the command line: planned, trained, told, and told again from its folder."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,14 @@ def isoflop(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return int(caught.value.code or 0), *capsys.readouterr()
 
 
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The one object that a command prints with `--json`."""
+    status, out, _ = isoflop(capsys, *arguments, "--json")
+    assert status == 0
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
@@ -68,6 +78,9 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     assert "FLOPs/image" in out
     assert "minutes" in out
     assert re.findall(r"^[1248]e8 ", out, re.MULTILINE) == ["1e8 ", "2e8 ", "4e8 ", "8e8 "]
+    planned = as_json(capsys, "study", "plan", "tiny.toml")
+    assert [rung["budget"] for rung in planned["rungs"]] == [1e8, 2e8, 4e8, 8e8]
+    assert {run["family"] for run in planned["first"]} == {"vit"}
     assert not Path("studies").exists()
 
 
@@ -141,6 +154,17 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys:
     status, told, _ = isoflop(capsys, "report", "studies/tiny", "studies/other")
     assert (status, told) == (0, "comparison: comparison.html\n")
     assert Path("comparison.html").stat().st_size > 10_000
+
+    best = json.loads(Path("studies/tiny/answer.json").read_text())["best"]
+    told = as_json(capsys, "study", "run", "tiny.toml")
+    assert (told["report"], told["answer"]["best"]) == ("studies/tiny/report.html", best)
+    assert as_json(capsys, "study", "answer", "tiny.toml")["best"] == best
+    assert {run["status"] for run in as_json(capsys, "study", "status", "studies/tiny")["runs"]} == {"done"}
+    assert as_json(capsys, "report", "studies/tiny")["report"] == "studies/tiny/report.html"
+    assert as_json(capsys, "report", "studies/tiny", "studies/other")["comparison"] == "comparison.html"
+    assert as_json(capsys, "inspect", str(run), "--images", "4")["images"] == 4
+    judged = as_json(capsys, "transfer", str(run), "shots=1", "seeds=[0]", 'protocols=["ridge"]')
+    assert 0 < judged["rows"][0]["accuracy_mean"] <= 1
 
 
 def test_transfer_refuses_what_is_not_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,18 @@ def test_data_that_is_not_there_is_told_in_one_line(capsys: pytest.CaptureFixtur
         assert re.fullmatch(r"error: [^\n]+\n", err)
 
 
+def _first_object(command: list[str]) -> dict[str, str]:
+    """What a command that does not end prints first."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            text += process.stdout.readline()
+        process.kill()
+    told: dict[str, str] = json.loads(text)
+    return told
+
+
 def test_watch_serves_a_study_until_it_is_interrupted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, err = isoflop(capsys, "watch", str(tmp_path))
     assert status == 2
@@ -170,6 +182,9 @@ def test_watch_serves_a_study_until_it_is_interrupted(capsys: pytest.CaptureFixt
         address = next(line for line in process.stdout if line.startswith("open ")).split()[1]
         with urlopen(address) as answer:
             assert b"<title>" in answer.read()
+        told = _first_object([*command, "--json"])
+        assert told["directory"] == str(tmp_path)
+        assert told["url"].startswith("http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
         try:
             out, err = process.communicate(timeout=20)

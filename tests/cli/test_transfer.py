@@ -51,7 +51,7 @@ def test_a_backbone_is_judged_beside_random_weights_and_the_result_is_kept(capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing",), "missing: not a finished run (no model.safetensors)"),
+        (("missing",), "missing: no such file"),
         (("run", "-p", "ridgy"), 'command line: `protocols[0]` = "ridgy" must be one of'),
         (("run", "-d", "nothing:x"), "unknown data source `nothing:x`"),
         (("run", "-d", "vtab:nowhere"), "vtab:nowhere: no such folder"),

@@ -11,6 +11,7 @@ import pytest
 
 from isoflop.cli import main
 from isoflop.config import load_any
+from tests.cli.lines import check_line
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -65,22 +66,7 @@ def test_commands_are_valid(block: str, folder: Path, capsys: pytest.CaptureFixt
         if command[0] == "make":
             assert set(command[1:]) <= set(targets[1].split())
         elif command[0] == "isoflop":
-            _check(command[1:], capsys)
-
-
-def _check(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The verb and its options are known to its help; its configuration is valid."""
-    options = [word for word in arguments if word.startswith("-")]
-    plain = [word for word in arguments if word not in options]
-    file = next((i for i, word in enumerate(plain) if "." in word or "/" in word or word.isupper()), len(plain))
-    with pytest.raises(SystemExit) as caught:
-        main([*plain[:file], "--help"])
-    assert caught.value.code == 0, arguments
-    help_text = capsys.readouterr().out
-    assert "Commands:" not in help_text, f"not a verb: {arguments}"
-    assert all(option in help_text for option in options)
-    if file < len(plain) and plain[file].endswith(".toml"):
-        load_any(plain[file], [word for word in plain[file + 1 :] if "=" in word])
+            check_line(command[1:], capsys)
 
 
 @pytest.mark.parametrize("block", blocks("sh run"))

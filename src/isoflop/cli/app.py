@@ -1,28 +1,31 @@
 """The verbs, and what becomes of an error: one line on stderr, exit status 2."""
 
+import json
 import os
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, data, study, training, transfer
-from isoflop.cli.fit import fit
+from isoflop.cli import config, data, doctor, fit, inspect, models, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
-from isoflop.cli.inspect import inspect
-from isoflop.cli.models import models
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
-app = group("isoflop", "Which vision backbone, how large, for how long: measured by small runs at equal compute.")
-app.command("models")(models)
-app.command("train")(training.train)
-app.command("transfer")(transfer.transfer)
-app.command("fit")(fit)
-app.command("inspect")(inspect)
-app.command("report")(study.report)
-app.command("watch")(study.watch)
+app = group(
+    "isoflop",
+    "Which vision backbone, how large, for how long: measured by small runs at equal compute.",
+    completion=True,
+)
+app.command("models", epilog=models.EXAMPLES)(models.models)
+app.command("train", epilog=training.EXAMPLES)(training.train)
+app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
+app.command("fit", epilog=fit.EXAMPLES)(fit.fit)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("report", epilog=study.REPORT_EXAMPLES)(study.report)
+app.command("watch", epilog=study.WATCH_EXAMPLES)(study.watch)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(study.app)
 app.add_typer(data.app)
 app.add_typer(config.app)
@@ -36,7 +39,20 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  isoflop doctor
+  isoflop study run examples/demo.toml
+  isoflop study answer studies/demo --json
+
+\b
+Exit status: 0 done; 1 done, and it came out badly (a run that diverged, data
+that a run would refuse); 2 a mistake that the message tells; 75 asked to stop,
+the same command goes on; 130 interrupted by Ctrl-C.
+""",
+)
 def _options(
     context: typer.Context,
     version: Annotated[
@@ -52,13 +68,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str] | None) -> int:
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         status = app(args=arguments, prog_name="isoflop", standalone_mode=False)
         sys.stdout.flush()
     except IsoflopError as error:
-        return _fail(str(error))
+        return _fail(type(error).__name__, str(error), as_json)
     except typer.TyperException as error:  # an unknown verb or option, a missing argument
-        return _fail(" ".join(error.format_message().split()))
+        return _fail("UsageError", _usage(" ".join(error.format_message().split())), as_json)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough; nothing may be flushed to it at exit
@@ -69,6 +86,19 @@ def _run(arguments: list[str] | None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _fail(message: str) -> int:
+def _fail(kind: str, message: str, as_json: bool) -> int:
+    """One line for people on stderr; with `--json` an object on stdout as well, which always holds exactly one."""
+    if as_json:
+        print(json.dumps({"error": message, "kind": kind}, indent=2, ensure_ascii=False))
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _usage(message: str) -> str:
+    """Typer's message, its guess in the words of all our others."""
+    message = message.replace(": Value error, ", ": ")
+    before, bracket, options = message.partition(" (Possible options: ")
+    if not bracket:
+        return message
+    quoted = " or ".join(f"'{option}'" for option in options.removesuffix(")").split(", "))
+    return f"{before}. Did you mean {quoted}?"

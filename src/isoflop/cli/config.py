@@ -1,13 +1,11 @@
 """`isoflop config`: what a configuration comes to."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from isoflop.cli.groups import argument, group
+from isoflop.cli.groups import argument, examples, group
+from isoflop.cli.output import Json, print_json
 from isoflop.cli.tables import print_table
 
 app = group("config", "Look at configurations.")
@@ -18,12 +16,15 @@ Overrides = Annotated[
 ]
 
 
-@app.command("show")
-def show(
-    file: File,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@app.command(
+    "show",
+    epilog=examples(
+        "isoflop config show examples/demo.toml",
+        "isoflop config show examples/demo.toml optim.weight_decay=0.01",
+        "isoflop config show examples/demo.toml --json",
+    ),
+)
+def show(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print every value of a run's or study's configuration and where it comes from."""
     from isoflop.config import config_hash, dotted, flatten, literal, load_any
 
@@ -32,7 +33,7 @@ def show(
     if as_json:
         plain = dict(flatten(loaded.config.model_dump(mode="json")))
         values = {dotted(key): {"value": value, "origin": origins[dotted(key)]} for key, value in plain.items()}
-        print(json.dumps({"hash": config_hash(loaded.config), "values": values}, indent=2, ensure_ascii=False))
+        print_json({"hash": config_hash(loaded.config), "values": values})
         return
     rows = [(dotted(key), literal(value), origins[dotted(key)]) for key, value in flatten(loaded.config)]
     rows.sort(key=lambda row: "." in row[0])  # plain keys first, as in a TOML file
@@ -46,12 +47,15 @@ class Kind(StrEnum):
     study = "study"
 
 
-@app.command("keys")
-def keys(kind: Annotated[Kind, argument("Whose keys.", "run|study")]) -> None:
+@app.command("keys", epilog=examples("isoflop config keys run", "isoflop config keys study --json"))
+def keys(kind: Annotated[Kind, argument("Whose keys.", "run|study")], as_json: Json = False) -> None:
     """Print every key that a run or a study may have: what is allowed, the default, the meaning."""
     from isoflop.config import RunConfig, StudyConfig, reference
 
     known = list(reference(RunConfig if kind is Kind.run else StudyConfig))
     known.sort(key=lambda key: "." in key.name)  # plain keys first, as in a TOML file
+    if as_json:
+        print_json({"keys": known})
+        return
     rows = [(key.name, key.allowed, key.default, key.meaning) for key in known]
     print_table(("key", "allowed", "default", "meaning"), rows)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.groups import argument, group
+from isoflop.cli.groups import argument, examples, group
+from isoflop.cli.output import Json, print_json
 
 app = group("data", "Check, index and convert data sets.")
 
@@ -28,37 +29,55 @@ class Layout(StrEnum):
     folder = "folder"
 
 
-@app.command("check")
+@app.command(
+    "check",
+    epilog=examples(
+        "isoflop data check my_images", "isoflop data check parquet:cifar10 --part test --workers 4 --json"
+    ),
+)
 def check(
     path: Data,
     part: Annotated[Part, typer.Option(help="Which images.")] = Part.train,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share the work.")] = 1,
+    as_json: Json = False,
 ) -> None:
     """Decode every image; print what there is and what is wrong. Exit 1 if a run would refuse it."""
     from isoflop.data.inspection import check as inspect
 
     report = inspect(path, part=part.value, workers=workers, progress=_progress)
-    print("\n".join(report.lines()))
+    if as_json:
+        print_json({**vars(report), "usable": report.is_usable})
+    else:
+        print("\n".join(report.lines()))
     if not report.is_usable:
         raise typer.Exit(1)
 
 
-@app.command("index")
-def index(path: Data) -> None:
+@app.command("index", epilog=examples("isoflop data index my_shards"))
+def index(path: Data, as_json: Json = False) -> None:
     """Write the index of tar shards beside them."""
     from isoflop.data.conversion import index_shards
 
     samples, shards = index_shards(path, progress=_progress)
+    if as_json:
+        print_json({"images": samples, "shards": shards})
+        return
     print(f"images: {samples:,}, shards: {shards:,}")
 
 
-@app.command("convert")
+@app.command(
+    "convert",
+    epilog=examples(
+        "isoflop data convert my_images my_shards --shuffle", "isoflop data convert my_shards my_images --to folder"
+    ),
+)
 def convert(
     path: Data,
     destination: Annotated[Path, argument("New folder.", "DIR")],
     to: Annotated[Layout, typer.Option(help="Tar shards, or a folder for each class.")] = Layout.shards,
     samples_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard.")] = 10_000,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in a random order, always the same.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Store the same images, byte for byte, in another layout."""
     from isoflop.data.conversion import convert as rewrite
@@ -67,12 +86,15 @@ def convert(
     done = rewrite(
         path, destination, to=to.value, samples_per_shard=samples_per_shard, shuffle=shuffle, progress=_progress
     )
+    if as_json:
+        print_json({"directory": destination, "images": done.images, "left_out": done.left_out})
+        return
     print(f"{done.images:,} images in {destination}")
     if done.left_out:
         print("\n".join(finding_lines("left out", done.left_out)))
 
 
-@app.command("make-scenes")
+@app.command("make-scenes", epilog=examples("isoflop data make-scenes my_scenes --images 200 --val-images 50"))
 def make_scenes(
     destination: Annotated[Path, argument("New folder.", "DIR")],
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to train on.")] = 1000,
@@ -80,6 +102,7 @@ def make_scenes(
     size: Annotated[int, typer.Option(metavar="PX", help="Their height and width.")] = 128,
     classes: Annotated[int, typer.Option(metavar="N", help="Kinds of object.")] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other seeds, other pictures.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Generate pictures of objects with boxes, masks and maps of classes, as coco:DIR and ade20k:DIR."""
     from isoflop.data.dense.writing import write_scenes
@@ -87,6 +110,9 @@ def make_scenes(
     write_scenes(
         destination, images=images, val_images=val_images, size=size, classes=classes, seed=seed, progress=_progress
     )
+    if as_json:
+        print_json({"directory": destination, "images": images, "val_images": val_images})
+        return
     print(f"{images + val_images:,} scenes in {destination}")
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from isoflop.cli.output import print_json
 from isoflop.errors import ConfigError
 
 
@@ -17,6 +18,7 @@ def transfer_dense(
     beside_random: bool,
     output: Path | None,
     how: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Trains a detector or segmenter for each seed and prints what it finds; `how` goes to `open_backbone`."""
     from isoflop.config import DenseTransferConfig, load
@@ -42,6 +44,9 @@ def transfer_dense(
         rows += judge_dense(backbone, config, name, folder=folder, tell=_tell)
     document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": rows}
     write_json_atomically(folder / f"{config.protocol}.json", document)
+    if as_json:
+        print_json({"result": folder / f"{config.protocol}.json", "rows": rows})
+        return
     cells = [
         (
             row["name"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from isoflop.cli.output import print_json
 from isoflop.cli.tables import print_table
 from isoflop.errors import ConfigError, DataError
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from isoflop.train.forecast import Forecast
 
 
-def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisation: float) -> None:
+def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisation: float, as_json: bool) -> None:
     """Prints parameters, memory, FLOPs, time and cost of a run; ConfigError where its classes cannot be known."""
     from isoflop.train.accelerators import find_accelerator
     from isoflop.train.forecast import forecast
@@ -20,6 +21,9 @@ def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisatio
     device = find_accelerator(accelerator)
     classes, channels = _shape(config)
     told = forecast(config, device, devices, num_classes=classes, channels=channels, utilisation=utilisation)
+    if as_json:
+        print_json(_document(told, accelerator))
+        return
     print_table((f"{config.model.name}, {config.optim.name}", f"on {devices} × {accelerator}"), _rows(told))
     print(
         f"\nAssumed: {100 * utilisation:g} % of {device.matrix_flops / 1e12:,.0f} TFLOP/s, links at their rate, "
@@ -68,6 +72,21 @@ def _rows(told: Forecast) -> list[tuple[str, str]]:
     if not told.fits:
         rows.append(("to fit", "parallel.sharding=full, a smaller parallel.device_batch_size, parallel.recompute=1"))
     return rows
+
+
+def _document(told: Forecast, accelerator: str) -> dict[str, Any]:
+    """The forecast in bytes, seconds and FLOPs."""
+    return {
+        "accelerator": accelerator,
+        "fits": told.fits,
+        "images": told.images,
+        "flops": told.flops,
+        "seconds": told.seconds,
+        "device_hours": told.device_hours,
+        "energy_kwh": told.energy_kwh,
+        "checkpoint_bytes": told.checkpoint_bytes,
+        **vars(told),
+    }
 
 
 def _gb(count: float) -> str:

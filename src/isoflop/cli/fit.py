@@ -1,12 +1,18 @@
 """`isoflop fit`: laws from any table of results. Needs no torch."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isoflop.cli.groups import argument
+from isoflop.cli.groups import argument, examples
+from isoflop.cli.output import Json, print_json
+from isoflop.cli.paths import existing
+
+EXAMPLES = examples(
+    "isoflop fit results.csv --x compute --y loss --budget 1e20",
+    "isoflop fit results.csv --x flops_per_image --x images --y loss --by family --budget 1e20 --picture laws.svg",
+)
 
 
 def fit(
@@ -23,7 +29,7 @@ def fit(
     level: Annotated[float, typer.Option("--level", metavar="P", help="Probability of the intervals.")] = 0.9,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap.")] = 0,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the laws, too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fit laws to a table of results, ours or anybody's, and predict."""
     from isoflop import laws
@@ -33,10 +39,13 @@ def fit(
         raise LawError(f"--level must lie between 0 and 1, not {level:g}")
     if picture and picture.suffix.lower() != ".svg":
         raise LawError(f"{picture}: the picture is an SVG, its name must end in .svg")
-    fitted = laws.fit_table(table, x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level, seed=seed)
+    fitted = laws.fit_table(existing(table), x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level, seed=seed)
     if picture:
         try:
             picture.write_text(laws.svg(laws.picture(fitted)), encoding="utf-8")
         except OSError as error:
             raise LawError(f"{picture}: cannot be written: {(error.strerror or str(error)).lower()}") from error
-    print(json.dumps(fitted.to_dict(), indent=2, ensure_ascii=False) if as_json else laws.markdown(fitted))
+    if as_json:
+        print_json(fitted.to_dict())
+        return
+    print(laws.markdown(fitted))

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.groups import argument
+from isoflop.cli.groups import argument, examples
+from isoflop.cli.output import Json, aside, print_json
+from isoflop.cli.paths import existing
 
 if TYPE_CHECKING:
     from isoflop.config import RunConfig
+
+EXAMPLES = examples("isoflop inspect runs/vit-1a2b3c", "isoflop inspect runs/vit-1a2b3c --images 16 --output pictures")
 
 
 def inspect(
@@ -17,6 +21,7 @@ def inspect(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="RUN/inspect when left out.")
     ] = None,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Held-out images to look at.")] = 64,
+    as_json: Json = False,
 ) -> None:
     """Positions, attention, first filters, feature maps, reconstructions of a masked run: pictures and numbers."""
     import numpy as np
@@ -27,13 +32,17 @@ def inspect(
     from isoflop.train.device import to_unit_range
     from isoflop.transfer import load_backbone
 
-    model, config = load_backbone(run)
+    model, config = load_backbone(existing(run))
     heldout = open_split(config.data, "heldout")
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     folder = output or run / "inspect"
     found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)
     if config.objective.name == "masked":
-        _reconstructions(run, config, folder)
+        with aside(as_json):
+            _reconstructions(run, config, folder)
+    if as_json:
+        print_json({"model": model.preset, "directory": folder, **found})
+        return
     for part, reason in found["skipped"].items():
         print(f"no {part.replace('_', ' ')}: {reason}")
     print(f"{model.preset} on {found['images']} images: pictures and inspect.json in {folder}")

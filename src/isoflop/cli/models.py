@@ -4,8 +4,16 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.groups import argument
+from isoflop.cli.groups import argument, examples
+from isoflop.cli.output import Json, print_json
 from isoflop.cli.tables import print_table
+
+EXAMPLES = examples(
+    "isoflop models",
+    "isoflop models vit_s16",
+    "isoflop models --family poolformer --image-size 32 --num-classes 10",
+    "isoflop models timm:resnet50 --measure --json",
+)
 
 
 def models(
@@ -18,6 +26,7 @@ def models(
     ] = None,
     num_classes: Annotated[int, typer.Option(metavar="N", help="Outputs of the classifier.")] = 1000,
     measure: Annotated[bool, typer.Option("--measure", help="Train it for two seconds here.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print the families; the models that match, with their published sizes; or what one model takes.
 
@@ -26,6 +35,9 @@ def models(
     from isoflop.models.listing import find_models
     from isoflop.models.presets import FAMILIES, PRESETS
 
+    if not name and not family and as_json:
+        print_json({"families": {family: list(presets) for family, presets in FAMILIES.items()}})
+        return
     if not name and not family:
         print_table(
             ("family", "models", "the first and the last of them"),
@@ -40,16 +52,21 @@ def models(
     one = name.startswith("timm:") or (name in PRESETS and family in ("", PRESETS[name][0]))
     names = [name] if one else find_models(name, family)
     if len(names) == 1 or image_size is not None or measure:
-        _print_counted(names, 224 if image_size is None else image_size, num_classes, measure)
+        _print_counted(names, 224 if image_size is None else image_size, num_classes, measure, as_json)
     else:
-        _print_published(names)
+        _print_published(names, as_json)
 
 
-def _print_published(names: list[str]) -> None:
+def _print_published(names: list[str], as_json: bool) -> None:
     from isoflop.models.presets import PRESETS
     from isoflop.models.published import PUBLISHED
 
     rows = {row.preset: row for row in PUBLISHED}
+    if as_json:
+        print_json(
+            {"models": [{"name": name, "family": PRESETS[name][0], "published": rows.get(name)} for name in names]}
+        )
+        return
     table = []
     for name in names:
         row = rows.get(name)
@@ -62,17 +79,23 @@ def _print_published(names: list[str]) -> None:
     print("`--image-size PIXELS` for all of these.")
 
 
-def _print_counted(names: list[str], image_size: int, num_classes: int, measure: bool) -> None:
+def _print_counted(names: list[str], image_size: int, num_classes: int, measure: bool, as_json: bool) -> None:
     from isoflop.errors import ModelError
     from isoflop.models.listing import describe
 
-    rows, refused = [], []
+    counted, refused = [], []
     for model in names:
         try:
-            row = describe(model, image_size=image_size, num_classes=num_classes, measure=measure)
+            counted.append(describe(model, image_size=image_size, num_classes=num_classes, measure=measure))
         except ModelError as error:  # one whose patches, say, do not fit this image size
             refused.append(error)
-            continue
+    if not counted:
+        raise refused[0]
+    if as_json:
+        print_json({"num_classes": num_classes, "models": counted, "refused": [str(error) for error in refused]})
+        return
+    rows = []
+    for row in counted:
         speed = [f"{row.images_per_second:,.0f}"] if row.images_per_second is not None else []
         rows.append(
             (
@@ -86,8 +109,6 @@ def _print_counted(names: list[str], image_size: int, num_classes: int, measure:
                 *speed,
             )
         )
-    if not rows:
-        raise refused[0]
     head = ("model", "family", "parameters", "MACs", "FLOPs", "MiB an image", "MiB of AdamW", "of SGD", "of Adafactor")
     print_table((*head, "images/s") if measure else head, rows)
     print(f"\nAn image of {image_size} px, forward; a step of training costs three times as much. Memory in float32:")

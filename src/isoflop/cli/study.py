@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from isoflop.cli.config import File, Overrides
-from isoflop.cli.groups import argument, group
+from isoflop.cli.groups import argument, examples, group
+from isoflop.cli.output import Json, aside, print_json
+from isoflop.cli.paths import existing
 from isoflop.cli.tables import power, print_table
 
 app = group("study", "Measure a ladder of small runs at equal compute, and train the answer.")
@@ -16,8 +18,11 @@ app = group("study", "Measure a ladder of small runs at equal compute, and train
 Place = Annotated[Path, argument("Configuration file of the study, or its folder.", "STUDY.toml|DIR")]
 
 
-@app.command("plan")
-def plan(file: File, overrides: Overrides = None) -> None:
+@app.command(
+    "plan",
+    epilog=examples("isoflop study plan examples/demo.toml", "isoflop study plan examples/demo.toml study.workers=8"),
+)
+def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the runs, FLOPs and minutes that a study would take here. Nothing is written."""
     from isoflop.config import load_study
 
@@ -27,25 +32,58 @@ def plan(file: File, overrides: Overrides = None) -> None:
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import plan_study
 
-    TerminalNarrator().planned(plan_study(config), config.study.workers or os.cpu_count() or 1)
+    workers = config.study.workers or os.cpu_count() or 1
+    planned = plan_study(config)
+    if as_json:
+        print_json({"workers": workers, **planned.to_dict()})
+        return
+    TerminalNarrator().planned(planned, workers)
 
 
-@app.command("run")
-def run(file: File, overrides: Overrides = None) -> None:
+@app.command(
+    "run",
+    epilog=examples(
+        "isoflop study run examples/demo.toml",
+        "isoflop study run examples/cifar10.toml data.source=folder:my_images",
+        "isoflop study run examples/cifar10.toml --executor ray --address head:6379",
+    ),
+)
+def run(
+    file: File,
+    overrides: Overrides = None,
+    executor: Annotated[
+        str | None,
+        typer.Option("--executor", metavar="local|ray|slurm", help="Who trains the runs: `study.executor`."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="HOST:PORT", help="Of the Ray cluster: `study.address`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Plan, train, fit, answer, train the answer, report. Run again, it goes on where it was."""
     from isoflop.config import load_study
 
-    config = load_study(file, overrides or []).config
+    overrides = list(overrides or [])
+    overrides += [f"study.executor={executor}"] if executor else []
+    overrides += [f'study.address="{address}"'] if address else []
+    config = load_study(file, overrides).config
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import run_study
 
-    command = shlex.join(["isoflop", "study", "run", str(file), *(overrides or [])])
-    run_study(config, TerminalNarrator(), command=command)
-    print(f"\nreport: {config.directory / 'report.html'}")
+    command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
+    with aside(as_json):
+        document = run_study(config, TerminalNarrator(), command=command)
+    page = config.directory / "report.html"
+    if as_json:
+        print_json({"directory": config.directory, "report": page, "answer": document})
+        return
+    print(f"\nreport: {page}")
 
 
-@app.command("status")
-def status(place: Place, overrides: Overrides = None) -> None:
+@app.command(
+    "status", epilog=examples("isoflop study status examples/demo.toml", "isoflop study status studies/demo --json")
+)
+def status(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print how far the runs of each rung are."""
     directory = _directory(place, overrides)
     from isoflop.study import Store
@@ -53,6 +91,9 @@ def status(place: Place, overrides: Overrides = None) -> None:
     store = Store(directory)
     name = store.read("study.json")["name"]
     rows = store.rows()
+    if as_json:
+        print_json({"name": name, "directory": directory, "runs": rows})
+        return
     rungs: dict[tuple[float, str], Counter[str]] = {}
     for row in rows:
         rungs.setdefault((row["budget"], row["role"]), Counter())[row["status"]] += 1
@@ -69,25 +110,35 @@ def status(place: Place, overrides: Overrides = None) -> None:
             print(f"{row['model']} at {power(row['budget'])} FLOPs, {row['status']}: {row['error']}")
 
 
-@app.command("answer")
-def answer(place: Place, overrides: Overrides = None) -> None:
+@app.command(
+    "answer", epilog=examples("isoflop study answer examples/demo.toml", "isoflop study answer studies/demo --json")
+)
+def answer(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the answer of a study, and how it came true."""
     directory = _directory(place, overrides)
     from isoflop.cli.narration import tell_answer, tell_grades, tell_transfer
     from isoflop.study import Store
 
     document = Store(directory).read("answer.json")
+    if as_json:
+        print_json(document)
+        return
     tell_answer(document)
     tell_grades(document)
     tell_transfer(document.get("transfer", {}).get("rows", []))
 
 
 def _directory(place: Path, overrides: list[str] | None) -> Path:
-    if place.is_dir():
+    if existing(place).is_dir():
         return place
     from isoflop.config import load_study
 
     return load_study(place, overrides or []).config.directory
+
+
+REPORT_EXAMPLES = examples(
+    "isoflop report studies/demo --figures figures", "isoflop report studies/demo studies/cifar10 --output both.html"
+)
 
 
 def report(
@@ -100,6 +151,7 @@ def report(
         Path | None,
         typer.Option("--figures", metavar="FOLDER", help="Write the figures of one study as SVG, PDF and CSV, too."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the report of a study again, from its results alone; of several studies, their comparison."""
     from isoflop.errors import StudyError
@@ -107,12 +159,16 @@ def report(
     from isoflop.study import Store
     from isoflop.study.reconstructions import reconstruction_pictures
 
-    stores = [Store(directory) for directory in directories]
+    stores = [Store(existing(directory)) for directory in directories]
     studies = [StudyTables(store.judged(store.rows()), store.read("answer.json")) for store in stores]
     if len(studies) > 1:
         if figures:
             raise StudyError("--figures takes one study")
-        print(f"comparison: {write_comparison(studies, output or Path('comparison.html'))}")
+        comparison = write_comparison(studies, output or Path("comparison.html"))
+        if as_json:
+            print_json({"comparison": comparison})
+            return
+        print(f"comparison: {comparison}")
         return
     (study,), (store,) = studies, stores
     curves = store.curves([row["run_id"] for row in study.rows if row["status"] == "done"])
@@ -120,17 +176,32 @@ def report(
     page = write_report(
         list(study.rows), dict(study.answer), curves, output or store.directory / "report.html", pictures
     )
+    written = write_figures(report_figures(list(study.rows), dict(study.answer), curves), figures) if figures else []
+    if as_json:
+        print_json({"report": page, "figures": written})
+        return
     print(f"report: {page}")
     if figures:
-        written = write_figures(report_figures(list(study.rows), dict(study.answer), curves), figures)
         print(f"figures: {len(written)} files in {figures}")
+
+
+WATCH_EXAMPLES = examples("isoflop watch studies/demo", "isoflop watch studies/demo --port 8080")
 
 
 def watch(
     directory: Annotated[Path, argument("Folder of a study.", "DIR")],
     port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Show the report of a study that is still running, in a browser on this machine."""
     from isoflop.report.watch import watch as serve
 
-    serve(directory, port=port)
+    def say(text: str) -> None:
+        if not as_json:
+            print(text, flush=True)
+
+    def opened(url: str) -> None:
+        if as_json:
+            print_json({"directory": directory, "url": url})
+
+    serve(existing(directory), port=port, say=say, opened=opened)

@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.config import File, Overrides
+from isoflop.cli.groups import examples
+from isoflop.cli.output import Json, aside, print_json
 from isoflop.errors import ModelError
+
+EXAMPLES = examples(
+    "isoflop train recipes/vit_s16_imagenet1k.toml",
+    "isoflop train recipes/vit_s16_imagenet1k.toml optim.learning_rate=3e-3 --output runs/mine",
+    "isoflop train recipes/vit_s16_imagenet1k.toml --dry-run --accelerator h100 --devices 8",
+    "torchrun --nproc-per-node 8 -m isoflop train recipes/vit_s16_imagenet1k.toml",
+)
 
 
 def train(
@@ -30,10 +39,11 @@ def train(
         float,
         typer.Option("--utilisation", metavar="SHARE", min=0.01, max=1, help="With --dry-run: of the peak, assumed."),
     ] = 0.4,
+    as_json: Json = False,
 ) -> None:
     """Train one run, or go on with it where it was interrupted; under torchrun, as one of several processes.
 
-    SIGTERM and SIGUSR1 have it save a checkpoint and exit with 75.
+    SIGTERM and SIGUSR1 have it save a checkpoint and exit with 75. A run that diverges exits with 1.
     """
     from isoflop.config import config_hash, load_run
 
@@ -42,22 +52,28 @@ def train(
         from isoflop.cli.dry_run import print_forecast
 
         with _placed(loaded.origins["model.name"]):
-            print_forecast(loaded.config, accelerator, devices, utilisation)
+            print_forecast(loaded.config, accelerator, devices, utilisation, as_json)
         return
     directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
     from isoflop.train import train as train_run
     from isoflop.train.preemption import PREEMPTED, asked_to_stop
 
-    with _placed(loaded.origins["model.name"]), asked_to_stop() as stop:
+    with _placed(loaded.origins["model.name"]), aside(as_json), asked_to_stop() as stop:
         result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
+    speaks = os.environ.get("RANK", "0") == "0"  # one process speaks for all
+    if as_json and speaks:
+        print_json({"directory": directory, **vars(result)})
     if result.state == "preempted":
         print(f"{result.error} - the same command goes on from here", file=sys.stderr)
         raise typer.Exit(PREEMPTED)
-    if os.environ.get("RANK", "0") != "0":
-        return  # one process speaks for all
+    if not speaks:
+        return
     if result.state != "done":
-        print(f"{result.state}: {result.error}")
+        if not as_json:
+            print(f"{result.state}: {result.error}")
         raise typer.Exit(1)
+    if as_json:
+        return
     accuracy = "" if result.heldout_accuracy is None else f", accuracy {result.heldout_accuracy:.3f}"
     print(
         f"done: held-out loss {result.heldout_loss:.4f}{accuracy}, {result.seconds:.1f} s of training, in {directory}"

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.config import Overrides
-from isoflop.cli.groups import argument
+from isoflop.cli.groups import argument, examples
+from isoflop.cli.output import Json, print_json
+from isoflop.cli.paths import existing
+
+EXAMPLES = examples(
+    "isoflop transfer runs/vit-1a2b3c --data folder:my_images -p few-shot shots=5",
+    "isoflop transfer timm:vit_small_patch16_224 --data digits --beside-random --json",
+)
 
 
 def transfer(
@@ -36,6 +43,7 @@ def transfer(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="transfer/NAME when left out.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Judge a backbone by few-shot, probe or fine-tuning; shots=5, seeds=[0, 1], run.steps=100 ...
 
@@ -43,12 +51,14 @@ def transfer(
     """
     from isoflop.config import TransferConfig, load
 
+    if ":" not in checkpoint:
+        existing(Path(checkpoint).expanduser())
     given = list(overrides or [])
     if protocol and set(protocol) & {"detect", "segment"}:
         from isoflop.cli.dense import transfer_dense
 
         how = {"image_size": image_size, "model": model}
-        transfer_dense(checkpoint, protocol, data, given, random, beside_random, output, how)
+        transfer_dense(checkpoint, protocol, data, given, random, beside_random, output, how, as_json)
         return
     if protocol:
         given.append(f"protocols={json.dumps(protocol)}")
@@ -70,6 +80,9 @@ def transfer(
         judge = vtab if is_vtab(config.dataset) else evaluate
         rows += judge(backbone, config, name, folder=folder, tell=_tell)
     path = write_result(folder, checkpoint, config, rows)
+    if as_json:
+        print_json({"result": path, "rows": rows})
+        return
     tell_rows(rows)
     print(f"result: {path}")
 

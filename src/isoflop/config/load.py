@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from isoflop.config.fields import Table
-from isoflop.config.problems import did_you_mean, sentences
+from isoflop.config.nearest import nearest_path
+from isoflop.config.problems import sentences
 from isoflop.config.toml_lines import key_lines
 from isoflop.config.tree import Path, dotted, flatten, reach
 from isoflop.errors import ConfigError
@@ -124,8 +125,7 @@ def _read(path: FilePath) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        beside = [str(other) for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such file{did_you_mean(str(path), beside)}") from None
+        raise ConfigError(f"{path}: no such file{nearest_path(path)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), so not TOML") from None
     except OSError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
 from isoflop.data.opening import open_records
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage, why
@@ -118,7 +119,7 @@ def guess_uri(text: str) -> str:
     path = Path(text).expanduser()
     if not path.exists():
         if not re.match(r"\w+[:?]", text):
-            raise DataError(f"{text}: no such file or folder")
+            raise DataError(f"{text}: no such file or folder{nearest_path(path)}")
         return text
     if path.is_file():
         kinds = {".tar": "shards", ".parquet": "parquet", ".csv": "table"}

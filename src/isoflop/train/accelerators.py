@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from isoflop.config.problems import did_you_mean
 from isoflop.errors import ConfigError
 
 GB, TFLOPS = 1e9, 1e12
@@ -57,7 +58,8 @@ CPU_WATTS = 100.0  # assumed of a machine without an accelerator
 def find_accelerator(name: str) -> Accelerator:
     """The row of that name; ConfigError with the names there are."""
     if name not in ACCELERATORS:
-        raise ConfigError(f"unknown accelerator `{name}`; there is {', '.join(ACCELERATORS)}")
+        there_is = f"; there is {', '.join(ACCELERATORS)}"
+        raise ConfigError(f"unknown accelerator `{name}`{did_you_mean(name, list(ACCELERATORS)) or there_is}")
     return ACCELERATORS[name]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.config.nearest import nearest_path
 from isoflop.data.dense.objects import Objects, Task
 from isoflop.data.dense.pictures import file_fingerprint, read_picture
 from isoflop.data.dense.run_lengths import mask_of
@@ -121,7 +122,7 @@ class CocoRecords:
 def _find(folder: Path, part: Part) -> tuple[Path, Path]:
     """The file of annotations and the folder of pictures."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder{nearest_path(folder)}")
     for name in ("train",) if part == "train" else ("test", "val"):
         for file in sorted((folder / "annotations").glob(f"instances_{name}*.json")):
             return file, folder / file.stem.removeprefix("instances_")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.config.nearest import nearest_path
 from isoflop.data.dense.objects import IGNORED, Task
 from isoflop.data.dense.pictures import read_map, read_picture
 from isoflop.data.records import Part
@@ -89,7 +90,7 @@ class MapRecords:
 
 def _part(folder: Path, part: Part) -> str:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder{nearest_path(folder)}")
     for name in _PARTS[part]:
         if (folder / "images" / name).is_dir():
             return name

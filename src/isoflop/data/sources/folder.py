@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.config.nearest import nearest_path
 from isoflop.data.records import TEST_NAMES, Labels, Part, no_labels
 from isoflop.errors import DataError
 
@@ -78,7 +79,7 @@ def _images_below(folder: Path) -> list[str]:
 
 def _root(path: Path, part: Part) -> Path:
     if not path.is_dir():
-        raise DataError(f"folder:{path}: no such folder")
+        raise DataError(f"folder:{path}: no such folder{nearest_path(path)}")
     for name in ("train",) if part == "train" else TEST_NAMES:
         if (path / name).is_dir():
             return path / name

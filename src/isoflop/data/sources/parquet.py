@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage
 from isoflop.data.records import TEST_NAMES, Labels, Part, check_labels, fingerprint_files, no_labels, number_names
 from isoflop.errors import DataError
@@ -65,7 +66,7 @@ def _files(path: Path, part: Part) -> list[Path]:
             raise DataError(f"parquet:{path} is one file, which has no test part; name its folder instead")
         return [path]
     if not path.is_dir():
-        raise DataError(f"parquet:{path}: no such file or folder")
+        raise DataError(f"parquet:{path}: no such file or folder{nearest_path(path)}")
     for name in ("train",) if part == "train" else TEST_NAMES:
         if found := sorted(path.rglob(f"{name}*.parquet")):
             return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.config.nearest import nearest_path
 from isoflop.data.records import TEST_NAMES, Labels, Part, no_labels
 from isoflop.errors import DataError
 
@@ -59,7 +60,7 @@ class TableRecords:
 
 def _rows(path: Path) -> list[dict[str, str | None]]:
     if not path.is_file():
-        raise DataError(f"table:{path}: no such file")
+        raise DataError(f"table:{path}: no such file{nearest_path(path)}")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

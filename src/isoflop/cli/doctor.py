@@ -1,0 +1,79 @@
+"""`isoflop doctor`: what this machine can do for isoflop, and what is missing."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isoflop.cli.groups import examples
+from isoflop.cli.output import Json, print_json
+from isoflop.cli.tables import print_table
+
+EXAMPLES = examples("isoflop doctor", "isoflop doctor --compile --json")
+EXTRAS = {
+    "dense": "average precision of detection and segmentation",
+    "figures": "figures as SVG, PDF and PNG",
+    "export": "ONNX and Hugging Face",
+    "float8": "products in 8 bits on GPUs that have them",
+    "wandb": "curves on Weights & Biases",
+    "mlflow": "curves on an MLflow server",
+}
+
+
+def doctor(
+    compile: Annotated[bool, typer.Option("--compile", help="Try torch.compile, too: up to minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine can do: devices, precision, decoders, extras, room. Always exits 0."""
+    from isoflop.train.machine import describe_machine
+
+    found = describe_machine(Path.cwd(), compile=compile)
+    if as_json:
+        print_json(found)
+        return
+    print_table(("what", "here"), [*_machine(found), *_extras(found["extras"])])
+
+
+def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
+    memory = found["memory_bytes"]
+    rows = [
+        ("isoflop", f"{found['isoflop']}, Python {found['python']}, torch {found['torch']}, {found['system']}"),
+        ("runs at a time", f"{found['processes']}, a core each, unless study.workers says otherwise"),
+        ("memory", "not known" if memory is None else f"{memory / 1e9:,.1f} GB"),
+        ("free disk", f"{found['free_disk_bytes'] / 1e9:,.1f} GB in this folder"),
+    ]
+    for device in found["devices"]:
+        told = device["model"]
+        if "memory_bytes" in device:
+            told += f", {device['memory_bytes'] / 1e9:,.0f} GB"
+        rows.append((device["name"], f"{told}; {_bfloat16(device['bfloat16'])}"))
+    if len(found["devices"]) == 1:
+        rows.append(("cuda", "none"))
+    rows.append(("torch.compile", _compiles(found["compile"])))
+    missing = [name for name, works in found["decoders"].items() if not works]
+    read = ", ".join(name for name, works in found["decoders"].items() if works)
+    rows.append(("images read", read + (f"; not {', '.join(missing)}: this Pillow lacks them" if missing else "")))
+    return rows
+
+
+def _bfloat16(has: bool | None) -> str:
+    if has is None:
+        return "bfloat16 not known"
+    return "bfloat16 in hardware" if has else 'no bfloat16 in hardware: keep precision = "float32"'
+
+
+def _compiles(told: dict[str, Any]) -> str:
+    if told["works"] is False:
+        return f"fails: {told['reason']}"
+    if told["works"]:
+        return f"works, {told['seconds']:g} s for one line"
+    return f"a compiler is there, {told['compiler']}; --compile tries it" if told["compiler"] else "no C++ compiler"
+
+
+def _extras(missing: dict[str, list[str]]) -> list[tuple[str, str]]:
+    rows = []
+    for name, packages in missing.items():
+        purpose = f"{EXTRAS[name]}: " if name in EXTRAS else ""
+        state = f"missing {', '.join(packages)}: pip install 'isoflop[{name}]'" if packages else "installed"
+        rows.append((f"extra {name}", purpose + state))
+    return rows

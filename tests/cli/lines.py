@@ -1,0 +1,21 @@
+"""Whether a line that somebody is told to type would be understood."""
+
+import pytest
+
+from isoflop.cli import main
+from isoflop.config import load_any
+
+
+def check_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb and its options are known to its help; its configuration is valid."""
+    options = [word for word in arguments if word.startswith("-")]
+    plain = [word for word in arguments if word not in options]
+    file = next((i for i, word in enumerate(plain) if "." in word or "/" in word or word.isupper()), len(plain))
+    with pytest.raises(SystemExit) as caught:
+        main([*plain[:file], "--help"])
+    assert caught.value.code == 0, arguments
+    help_text = capsys.readouterr().out
+    assert not plain or "Commands:" not in help_text, f"not a verb: {arguments}"
+    assert all(option in help_text for option in options)
+    if file < len(plain) and plain[file].endswith(".toml"):
+        load_any(plain[file], [word for word in plain[file + 1 :] if "=" in word])
