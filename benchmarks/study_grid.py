@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 
 from isoflop.config import StudyConfig, parse
+from isoflop.study.executors import LocalPool, Task
 from isoflop.study.planned import Catalogue, PlannedRun
-from isoflop.study.pool import LocalPool, Task
 from isoflop.study.store import Store
 
-BUDGETS = (1.2e9, 2.9e9, 7e9, 1.7e10, 4e10)  # 1.52 decades
+BUDGETS = (5e8, 1.2e9, 2.9e9, 7e9, 1.7e10)  # 1.53 decades
 SEEDS = (0, 1, 2)
 MIN_STEPS = 20
 
 STUDY = {
-    "study": {"name": "grid", "budgets": BUDGETS, "target_budget": 1.6e11},
+    "study": {"name": "grid", "budgets": BUDGETS, "target_budget": 6.8e10},
     "batch_size": 32,
     "tensorboard": False,
     "data": {"source": "fractals?classes=1000&zipf=1.5&turn=0.1&zoom=0.7", "image_size": 32, "heldout": 2048},
