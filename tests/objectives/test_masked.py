@@ -10,6 +10,7 @@ from torch import Tensor
 
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import create_model
+from isoflop.models.blocks import Block
 from isoflop.models.positions import sincos_2d
 from isoflop.objectives import Masked, load_huggingface_mae
 from isoflop.objectives.masked import patches, unpatched
@@ -106,6 +107,19 @@ def test_fixed_positions_are_the_published_ones() -> None:
     assert torch.allclose(model.decoder.decoder_pos_embed[0, 1:], sincos_2d((4, 4), 32), atol=1e-6)
     assert not ours().decoder.positions.requires_grad
     assert not ours().backbone.get_parameter("positions.0").requires_grad
+
+
+def test_what_nothing_looks_at_is_left_out_and_changes_nothing() -> None:
+    torch.manual_seed(0)
+    objective = ours(decoder_depth=1)
+    decoder = objective.decoder
+    images, order = torch.randn(2, 3, 64, 64), torch.rand(2, 16).argsort(dim=1)
+    whole = objective.backbone.embed(images).flatten(1, 2)  # type: ignore[operator]
+    seen = objective.backbone.embed(images, order[:, :4])  # type: ignore[operator]
+    assert torch.allclose(seen, whole.gather(1, order[:, :4, None].expand_as(seen)), atol=1e-6)
+
+    tokens = torch.randn(2, 17, 32)
+    assert torch.allclose(decoder.blocks[0](tokens, 5), Block.forward(decoder.blocks[0], tokens)[:, 5:], atol=1e-6)
 
 
 def test_weights_of_another_decoder_are_refused() -> None:

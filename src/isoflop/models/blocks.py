@@ -85,7 +85,8 @@ class Patches(nn.Module):
         # The norms of patch embeddings keep PyTorch's eps in PVT, and 1e-6 in the MetaFormer baselines.
         self.norm = NORMS[norm](width, 1e-6 if norm == "layer_without_bias" else 1e-5)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The cells (batch, rows, columns, width); only those at `keep` (batch, kept) if given (batch, kept, width)."""
         conv, size = self.conv, self.conv.kernel_size[0]
         if conv.stride[0] == size and not conv.padding[0]:
             # Patches that do not overlap are one matrix product over the flattened pixels.
@@ -93,11 +94,20 @@ class Patches(nn.Module):
             images = images[:, :, : height // size * size, : width // size * size]
             pixels = images.reshape(batch, channels, height // size, size, width // size, size)
             pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // size, width // size, -1)
+            if keep is not None:
+                pixels = taken(pixels.flatten(1, 2), keep)
             out = linear(pixels, conv.weight.flatten(1), conv.bias)
         else:
             out = conv(images.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
+            if keep is not None:
+                out = taken(out.flatten(1, 2), keep)
         normed: Tensor = self.norm(out)
         return normed
+
+
+def taken(cells: Tensor, indices: Tensor) -> Tensor:
+    """The cells (batch, n, width) at `indices` (batch, n) of `cells` (batch, count, width)."""
+    return cells.gather(1, indices[..., None].expand(-1, -1, cells.shape[-1]))
 
 
 class Downsample(nn.Module):

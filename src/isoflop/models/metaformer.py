@@ -110,14 +110,21 @@ class MetaFormer(Backbone):
             blocks.append(block)
         return nn.Sequential(*blocks)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The stem's cells with their positions added (batch, rows, columns, width); no prefix tokens yet."""
+    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The stem's cells with their positions added (batch, rows, columns, width); no prefix tokens yet.
+
+        With `keep` (batch, kept) of cell indices, these alone, in that order (batch, kept, width).
+        """
         if tuple(images.shape[1:]) != (self.in_channels, *self.image_size):
             raise ModelError(
                 f"this model takes images of {(self.in_channels, *self.image_size)} (channels, height, width), "
                 f"not {tuple(images.shape[1:])}"
             )
-        return self._placed(self.stem(images), 0)
+        if keep is None:
+            return self._placed(self.stem(images), 0)
+        cells: Tensor = self.stem(images, keep)
+        table = self.positions[0]
+        return cells if table is None else cells + table[0][keep]
 
     def _placed(self, x: Tensor, stage: int) -> Tensor:
         table = self.positions[stage]
@@ -140,15 +147,13 @@ class MetaFormer(Backbone):
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised last tokens (batch, prefix + count, num_features).
 
-        With `keep` (batch, kept) of patch indices, only these patches are encoded, in that order: positions are added
-        before the others are left out (masked autoencoding, arXiv 2111.06377). Models of one stage only.
+        With `keep` (batch, kept) of patch indices, only these patches are embedded and encoded, in that order, at their
+        positions (masked autoencoding, arXiv 2111.06377). Models of one stage only.
         """
-        x = self.embed(images)
-        if keep is not None:
-            if len(self.stages) > 1 or not set(self.config.mixers) <= SET_MIXERS or self.config.mlp_depthwise:
-                raise ModelError("only a model of one stage whose mixer takes any set of tokens can leave patches out")
-            x = x.flatten(1, 2).gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-        return self.normalised(self.pyramid(x)[-1]).flatten(1, -2)
+        takes_sets = len(self.stages) == 1 and set(self.config.mixers) <= SET_MIXERS and not self.config.mlp_depthwise
+        if keep is not None and not takes_sets:
+            raise ModelError("only a model of one stage whose mixer takes any set of tokens can leave patches out")
+        return self.normalised(self.pyramid(self.embed(images, keep))[-1]).flatten(1, -2)
 
     def normalised(self, x: Tensor) -> Tensor:
         """The last norm, where it belongs to the tokens and not to their mean."""

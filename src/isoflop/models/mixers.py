@@ -55,11 +55,12 @@ class Attention(nn.Module):
         self.k_norm = LayerNorm(head_width) if site.qk_norm else nn.Identity()
         self.proj = Linear(site.width, site.width, bias=site.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """What the tokens from `first` on see of all of them: as many as these are. A map is mixed whole."""
         # (batch, tokens, 3, heads, head width) -> three of (batch, heads, tokens, head width), all views
         q, k, v = self.qkv(x).view(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).transpose(1, 3).unbind(2)
-        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
+        out = F.scaled_dot_product_attention(self.q_norm(q[:, :, first:]), self.k_norm(k), v)
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(x[:, first:].shape))
         return projected
 
 

@@ -12,10 +12,22 @@ from isoflop.models.mixers import Site
 from isoflop.models.positions import sincos_2d
 
 
+class LastBlock(Block):
+    """A plain block that is computed only where it is looked at."""
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """The tokens from `first` on, as `Block` makes them of all tokens `x` (batch, tokens, width)."""
+        x = x[:, first:] + self.mixer(self.norm1(x), first)
+        assert self.mlp is not None
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
 class Decoder(nn.Module):
     """MAE's decoder (arXiv 2111.06377, section 3): a mask token for every hidden patch, fixed positions, plain blocks.
 
-    It needs no particular order of patches, so visible ones stay first and only hidden ones are predicted.
+    It needs no particular order of patches, so visible ones stay first, and the last block and the prediction leave
+    them out: nothing looks at what would become of them. `depth` is at least 1.
     """
 
     def __init__(
@@ -28,7 +40,7 @@ class Decoder(nn.Module):
         site = Site(width=width, grid=grid, heads=heads)
         self.blocks = nn.Sequential(
             *(
-                Block(
+                (Block if block < depth - 1 else LastBlock)(
                     "attention",
                     site,
                     mlp_width=4 * width,
@@ -42,7 +54,7 @@ class Decoder(nn.Module):
                     res_scale=None,
                     drop_rate=0.0,
                 )
-                for _ in range(depth)
+                for block in range(depth)
             )
         )
         self.norm = LayerNorm(width)
@@ -61,7 +73,10 @@ class Decoder(nn.Module):
         places = self.positions[0][order].to(x.dtype)
         hidden = self.mask_token.to(x.dtype) + places[:, visible:]
         x = torch.cat([x[:, :prefix], x[:, prefix:] + places[:, :visible], hidden], dim=1)
-        predicted: Tensor = self.predict(self.norm(self.blocks(x)[:, prefix + visible :]))
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        predicted: Tensor = self.predict(self.norm(last(x, prefix + visible)))
         return predicted
 
 

@@ -12,6 +12,7 @@ from torch.autograd import Variable
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone
+from isoflop.models.blocks import taken
 from isoflop.models.metaformer import MetaFormer
 from isoflop.objectives.decoder import Decoder
 from isoflop.objectives.masking import shuffle, visible_count
@@ -104,7 +105,7 @@ class Masked(Objective):
     def _errors(self, images: Tensor, uniforms: Uniforms) -> Tensor:
         """The mean squared error of every hidden patch (B, hidden), float32."""
         order = self.order(uniforms)
-        targets = _taken(patches(images, self.patch), order[:, self.visible :])
+        targets = taken(patches(images, self.patch), order[:, self.visible :])
         if self.normalise:
             mean, deviation = _statistics(targets)
             targets = (targets - mean) / deviation
@@ -132,7 +133,7 @@ class Masked(Objective):
         else:
             self._hiding.close()
         prefix = tokens.shape[1] - self.grid[0] * self.grid[1]
-        return torch.cat([tokens[:, :prefix], _taken(tokens[:, prefix:], keep)], dim=1)
+        return torch.cat([tokens[:, :prefix], taken(tokens[:, prefix:], keep)], dim=1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, uniforms: Uniforms) -> Reconstruction:
@@ -142,7 +143,7 @@ class Masked(Objective):
         cells = patches(images, self.patch)
         predicted = self.predict(images, order).to(cells.dtype)
         if self.normalise:
-            mean, deviation = _statistics(_taken(cells, hidden))
+            mean, deviation = _statistics(taken(cells, hidden))
             predicted = predicted * deviation + mean
         filled = cells.scatter(1, hidden[..., None].expand_as(predicted), predicted)
         mask = torch.zeros(order.shape, dtype=torch.bool, device=images.device).scatter(1, hidden, True)
@@ -190,11 +191,6 @@ def unpatched(cells: Tensor, size: int, grid: tuple[int, int]) -> Tensor:
     """`patches` backwards."""
     parts = cells.view(len(cells), *grid, size, size, -1).permute(0, 5, 1, 3, 2, 4)
     return parts.reshape(len(cells), -1, grid[0] * size, grid[1] * size)
-
-
-def _taken(cells: Tensor, indices: Tensor) -> Tensor:
-    """The cells (B, n, width) at `indices` (B, n)."""
-    return cells.gather(1, indices[..., None].expand(-1, -1, cells.shape[-1]))
 
 
 def _statistics(cells: Tensor) -> tuple[Tensor, Tensor]:
