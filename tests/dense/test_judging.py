@@ -10,6 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sklearn.metrics import jaccard_score
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from isoflop.cli import main
 from isoflop.data import open_source
@@ -17,7 +18,7 @@ from isoflop.data.dense import CocoRecords, DenseSource, Objects
 from isoflop.data.dense.run_lengths import run_lengths
 from isoflop.data.dense.writing import write_scenes
 from isoflop.transfer.dense.average_precision import average_precision
-from isoflop.transfer.dense.detections import Detections, in_own_pixels
+from isoflop.transfer.dense.detections import Detections, in_own_pixels, pasted
 from isoflop.transfer.dense.judge import mean_interval
 from isoflop.transfer.dense.pixels import class_maps, confusion, intersection_over_union, slide
 from tests.dense.small import FPN, objective
@@ -104,6 +105,18 @@ def test_objects_come_back_to_the_pixels_of_their_picture() -> None:
     assert told.masks.shape == (1, 60, 120)
     assert abs(int(told.masks.sum()) - 900) < 150
     assert told.masks[0, 20:40, 35:55].all()
+
+
+def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(40, 2, generator=generator) * torch.tensor([70.0, 50.0])
+    boxes = torch.cat([corners, corners + torch.rand(40, 2, generator=generator) * 30], dim=1)
+    boxes[:, 0::2], boxes[:, 1::2] = boxes[:, 0::2].clamp(0, 80), boxes[:, 1::2].clamp(0, 60)
+    masks = torch.rand(40, 28, 28, generator=generator)
+    expected = paste_masks_in_image(masks[:, None], boxes, (60, 80))[:, 0] > 0.5
+    assert expected.any(dim=(1, 2)).sum() > 30
+    np.testing.assert_array_equal(pasted(masks, boxes, 60, 80), expected.numpy())
+    assert pasted(masks[:0], boxes[:0], 60, 80).shape == (0, 60, 80)
 
 
 def test_intersection_over_union_is_scikit_learns() -> None:
