@@ -49,6 +49,7 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._least_bytes = LEAST_BYTES if least_bytes is None else least_bytes
         self._notes: dict[int, _Note] = {}
         self._is_busy = False
+        self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def __enter__(self) -> Deferred:
         # It looks at what it drew and draws again; as a whole, it can be noted.
@@ -58,6 +59,7 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._scratch = torch.empty(0, dtype=torch.uint8)
         nn.init.trunc_normal_ = self._trunc_normal
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
@@ -66,10 +68,12 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._is_busy:
             return func(*args, **kwargs)
         if func is aten.empty.memory_format:
-            made: Tensor = func(*args, **kwargs)
+            with _untouched():
+                made: Tensor = func(*args, **kwargs)
             if made.device.type == "cpu" and made.nbytes >= self._least_bytes:
                 self._defer(made)
-            return made
+                return made
+            return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         involved = [tensor for tensor in tensors if _key(tensor) in self._notes]
         if not involved:
@@ -79,14 +83,13 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with _in_memory(self._notes[_key(target)]):
                 return func(*args, **kwargs)
         is_of_whole = len(involved) == 1 and involved[0] is target and self._is_whole(target)
-        if is_of_whole and func is aten._to_copy.default:  # to channels-last, say
+        if is_of_whole and func is aten._to_copy.default and _is_in_other_order(target, kwargs):  # to channels-last
             note = self._notes[_key(target)]
-            with _in_memory(note):
-                made = func(*args, **kwargs)
-            if made.device.type == "cpu":
-                self._defer(made).fillings.append((lambda t: self._copy(note, t), None))
-                return made
-        elif is_of_whole and _fills(func, args, kwargs):
+            with _untouched():
+                made = torch.empty_like(target, memory_format=kwargs["memory_format"])
+            self._defer(made).fillings.append((lambda t: self._copy(note, t), None))
+            return made
+        if is_of_whole and _fills(func, args, kwargs):
             is_unchanged = _watch(args[1:])
 
             def fill(tensor: Tensor) -> None:
@@ -95,7 +98,7 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
             self._fill(target, fill, torch.Tag.nondeterministic_seeded in func.tags, func in OVERWRITES)
             return target
-        elif func is aten.copy_.default and _key(target) == _key(args[1]) and _is_same_view(target, args[1]):
+        if func is aten.copy_.default and _key(target) == _key(args[1]) and _is_same_view(target, args[1]):
             return target
         self.settle(involved)
         return func(*args, **kwargs)
@@ -145,8 +148,15 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
             note.fillings.clear()
         note.fillings.append((fill, torch.get_rng_state() if is_random else None))
         if is_random:
-            with self._alone(), _in_memory(note):
-                fill(note.tensor)
+            with self._alone():
+                fill(self._in_scratch(note))
+
+    def _in_scratch(self, note: _Note) -> Tensor:
+        """A tensor like that of `note`, in memory that is used again and again: what is freed may be slow to go."""
+        if self._scratch.nbytes < note.num_bytes:
+            self._scratch = torch.empty(note.num_bytes, dtype=torch.uint8)
+        like, storage = note.tensor, self._scratch.untyped_storage()
+        return torch.empty(0, dtype=like.dtype).set_(storage, 0, like.shape, like.stride())
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -168,8 +178,20 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
+def _untouched() -> Iterator[None]:
+    """Meanwhile, new memory is not filled: the system gives it only when it is."""
+    switch: Any = torch.utils.deterministic
+    was = switch.fill_uninitialized_memory
+    switch.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        switch.fill_uninitialized_memory = was
+
+
+@contextmanager
 def _in_memory(note: _Note) -> Iterator[None]:
-    """Meanwhile, the tensor has memory, whatever is in it."""
+    """Meanwhile, the tensor of `note` has memory, whatever is in it."""
     storage = note.tensor.untyped_storage()
     storage.resize_(note.num_bytes)
     try:
@@ -190,6 +212,13 @@ def _is_same_view(one: Tensor, other: Tensor) -> bool:
         and one.stride() == other.stride()
         and one.storage_offset() == other.storage_offset()
     )
+
+
+def _is_in_other_order(tensor: Tensor, kwargs: Any) -> bool:
+    """Whether a copy of `tensor` with those options differs by nothing but its order in memory."""
+    same: dict[str, Any] = {"dtype": tensor.dtype, "device": tensor.device, "layout": tensor.layout}
+    options = {name: value for name, value in kwargs.items() if value is not None and same.get(name) != value}
+    return options.keys() == {"memory_format"}
 
 
 def _fills(func: Any, args: Any, kwargs: Any) -> bool:

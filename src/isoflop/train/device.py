@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,6 +40,13 @@ def choose_device(name: str) -> torch.device:
 def to_device(model: AnyModule, device: torch.device) -> AnyModule:
     """`model` on `device`, convolution weights channels-last: 1.5 times as fast on CPUs, wanted by tensor cores."""
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def give_back_memory() -> None:
+    """Returns to the system what this process has freed of the host's memory; glibc alone would keep it."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def to_unit_range(images: Tensor, source: Source, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from isoflop.errors import ConfigError, ModelError
 from isoflop.models.drop import Dropout, DropPath
 from isoflop.objectives import Masked, Objective
 from isoflop.train.deferred import Deferred
-from isoflop.train.device import to_device
+from isoflop.train.device import give_back_memory, to_device
 from isoflop.train.ranks import Ranks
 from isoflop.train.shards import is_sharded
 
@@ -141,6 +141,7 @@ def _shard(objective: Objective, config: RunConfig, ranks: Ranks, deferred: Defe
             if parameter in undivided:
                 parameter.data = parameter.data.to(ranks.device)
         fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=undivided)
+        give_back_memory()
     deferred.settle_rest()
     _raise_for(forgotten + _not_finite(objective.named_buffers()))
     for module in objective.modules():
