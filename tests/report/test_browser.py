@@ -44,7 +44,7 @@ def visit(chromium: Any, planted: Any, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_all_figures_are_drawn_without_a_complaint_or_a_request(visit: Visit) -> None:
-    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 10
+    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 11
     assert visit.page.locator("[data-figure] .scatterlayer path").count() > 300
     assert visit.noise == []
 
@@ -122,7 +122,7 @@ def test_hostile_text_executes_nothing_and_requests_nothing(chromium: Any, hosti
         made.page.eval_on_selector_all("a[href], a", "all => all.filter((a) => /javascript|http/.test(a.href)).length")
         == 0
     )
-    assert made.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 10
+    assert made.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 11
     assert made.noise == []
     made.page.close()
 
@@ -142,7 +142,7 @@ def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(visit: 
     assert page.locator("h1").count() == 1
     assert page.locator("html").get_attribute("lang") == "en"
     labels = page.eval_on_selector_all("[role=img]", "all => all.map((e) => e.getAttribute('aria-label'))")
-    assert len(labels) == 10
+    assert len(labels) == 11
     assert min(map(len, labels)) > 40
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map((e) => Number(e.tagName[1]))")
     assert all(after - before <= 1 for before, after in pairwise(levels))

@@ -10,6 +10,7 @@ from isoflop.report.figure import Figure
 from isoflop.report.figures.curves import thin
 from isoflop.report.law import family_laws
 from isoflop.report.page import report_figures
+from isoflop.report.text import quantity
 from isoflop.report.theme import DARK, LIGHT
 from isoflop.report.to_plotly import to_plotly
 
@@ -138,3 +139,36 @@ def test_a_spike_and_a_restart_are_marked(planted: Any) -> None:
     figure = draw.curves(planted.rows[:1], {}, {run: curve})
     assert list(series_named(figure, "spike").x) == [curve["images"][80]]
     assert list(series_named(figure, "restart").x) == [curve["images"][40]]
+
+
+def test_families_are_compared_at_the_largest_budget_that_all_have(planted: Any) -> None:
+    figure = draw.families_compared(planted.rows, planted.answer)
+    best = {}
+    for row in planted.rows:
+        if row["budget"] == 1e12 and row["status"] == "done" and row["role"] == "ladder":
+            best[row["family"]] = min(best.get(row["family"], math.inf), row["heldout_loss"])
+    (bars,) = figure.panels[0].series
+    assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(
+        {family: best[family] - best["vit"] for family in ("poolformer", "nfnet")}
+    )
+    assert bars.colors == ["family1", "family2"]
+    assert f"{min(best, key=lambda family: best[family])} is the best" in figure.caption
+    alone = [row for row in planted.rows if row["family"] == "vit"]
+    assert "two families" in draw.families_compared(alone, {}).empty
+
+
+def test_copies_of_a_run_give_the_bars_their_errors(planted: Any) -> None:
+    rows = [row for row in planted.rows if row["budget"] == 1e12 and row["role"] == "ladder"]
+    best = min((r for r in rows if r["family"] == "nfnet"), key=lambda r: r["heldout_loss"])
+    copies = [best | {"seed": k, "heldout_loss": best["heldout_loss"] + 0.1 * k} for k in (1, 2)]
+    (bars,) = draw.families_compared([*rows, *copies], {}).panels[0].series
+    nfnet = list(bars.y).index("nfnet")
+    assert bars.upper[nfnet] - bars.x[nfnet] == pytest.approx(0.1)
+
+
+def test_the_price_of_a_study_is_told_where_it_is_known(planted: Any) -> None:
+    seconds = sum(row["seconds"] for row in planted.rows)
+    answer = {"study": {"config": {"study": {"price_per_hour": 2.0}}}}
+    told = draw.cost(planted.rows, answer).caption
+    assert told.endswith(f", which cost {quantity(2.0 * seconds / 3600, 3)} at 2.00 an hour.")
+    assert draw.cost(planted.rows, {}).caption.endswith("of device time.")

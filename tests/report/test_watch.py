@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from isoflop.errors import StudyError
+from isoflop.report.interim import interim_answer
 from isoflop.report.watch import Watch
-from isoflop.report.watch.interim import interim_answer
 from isoflop.report.watch.state import Live
 from isoflop.report.watch.tail import BINS_A_DECADE, Tail
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, data, doctor, fit, inspect, models, study, training, transfer
+from isoflop.cli import config, data, doctor, fit, inspect, models, report, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
 from isoflop.errors import IsoflopError
 
@@ -23,8 +23,8 @@ app.command("train", epilog=training.EXAMPLES)(training.train)
 app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
 app.command("fit", epilog=fit.EXAMPLES)(fit.fit)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("report", epilog=study.REPORT_EXAMPLES)(study.report)
-app.command("watch", epilog=study.WATCH_EXAMPLES)(study.watch)
+app.command("report", epilog=report.REPORT_EXAMPLES)(report.report)
+app.command("watch", epilog=report.WATCH_EXAMPLES)(report.watch)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(study.app)
 app.add_typer(data.app)

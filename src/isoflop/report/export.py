@@ -173,7 +173,8 @@ def _bar(ax: Any, series: Series, panel: Panel, bars: Sequence[Series], stacked:
     below = np.zeros(len(heights))
     for earlier in bars[:number] if stacked else ():
         below += np.nan_to_num(_floats(earlier.x if lying else earlier.y))
-    draw, color = (ax.barh if lying else ax.bar), LIGHT[series.color]
+    draw = ax.barh if lying else ax.bar
+    color = [LIGHT[name] for name in series.colors] or LIGHT[series.color]
     handle = draw(place, heights, width, **{"left" if lying else "bottom": below}, color=color, alpha=series.opacity)
     if len(series.lower) == len(series.upper) == len(heights):
         error = np.clip([heights - _floats(series.lower), _floats(series.upper) - heights], 0, None)

@@ -36,6 +36,7 @@ class Series:
     bars lie where the y axis is one of categories.
 
     `band`: the area between `lower` and `upper` over x. `heatmap`: `grid[i][j]` at (x[j], y[i]).
+    `colors` are those of single bars, in the place of `color`.
     `name` is the legend's text (empty: no entry); series of one `group` appear and disappear together.
     `notes` says one thing about each point, shown when pointed at.
     """
@@ -49,6 +50,7 @@ class Series:
     name: str = ""
     group: str = ""
     color: str = "ink"
+    colors: Sequence[str] = ()
     dash: Dash = "solid"
     symbol: Symbol = "circle"
     width: float = 2.0

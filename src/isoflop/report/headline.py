@@ -24,9 +24,10 @@ def sentence(rows: Sequence[Row], answer: Answer) -> str:
             else "No answer yet: no run was planned."
         )
     so_far = "So far: with" if answer.get("interim") else "With"
+    rate = f" at learning rate {quantity(entry['learning_rate'])}" if entry.get("learning_rate") else ""
     text = (
         f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training, train {_model(str(best), entry)} on "
-        f"{quantity(entry.get('images'))} images at learning rate {quantity(entry.get('learning_rate'))}: "
+        f"{quantity(entry.get('images'))} images{rate}: "
         f"expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}{_interval(entry)}"
     )
     if table.finite(entry.get("p_best")) and len(entries) > 1:

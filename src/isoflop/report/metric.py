@@ -52,6 +52,8 @@ def metric_key(config: Any) -> str:
 def metric_of(answer: Mapping[str, Any]) -> Metric:
     """The metric of the study whose answer this is, from the configuration in it; whatever is damaged says nothing."""
     config = _table(_table(answer.get("study")).get("config"))
+    if judged_by := _table(answer.get("study")).get("judged_by"):
+        return Metric(str(judged_by), str(judged_by))
     match = re.fullmatch(rf"({'|'.join(_PROTOCOLS)})(\d*)", metric_key(config))
     if match is None:
         masked = _table(config.get("objective")).get("name") == "masked"

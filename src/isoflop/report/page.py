@@ -74,6 +74,7 @@ def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Map
         draw.learning_rates(rows, answer),
         draw.curves(rows, answer, curves),
         draw.hours(rows, answer),
+        draw.families_compared(rows, answer),
         draw.cost(rows, answer),
     ]
     return [*shown, draw.transfer_bars(answer)]
@@ -128,7 +129,9 @@ def facts(rows: Sequence[Row], answer: Answer) -> str:
     flops = sum(row["train_flops"] for row in done)
     seconds = sum(row["seconds"] for row in rows if table.finite(row.get("seconds")))
     failed = sum(row.get("status") in ("failed", "diverged") for row in rows)
-    parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs", f"{duration(seconds)} of run time"]
+    parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs"]
+    if seconds:
+        parts.append(f"{duration(seconds)} of run time")
     if failed:
         parts.append(f"{failed} failed or diverged and left out of the fits")
     parts += savings(rows).sentences()

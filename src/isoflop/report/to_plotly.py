@@ -173,7 +173,7 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             "type": "bar",
             "orientation": "h" if lying else "v",
             "textposition": "none",
-            "marker": {"color": color, "opacity": series.opacity},
+            "marker": {"color": [f"@{c}" for c in series.colors] or color, "opacity": series.opacity},
         }
     elif series.kind == "line":
         line = {"color": color, "width": series.width, "dash": _DASHES[series.dash]}

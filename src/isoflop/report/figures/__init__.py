@@ -1,7 +1,7 @@
 """The figures: each file is one idea, a pure function of the table of results (and the answer) to a `Figure`."""
 
 from isoflop.report.figures.agreement import agreement
-from isoflop.report.figures.bars import ablation, transfer_bars
+from isoflop.report.figures.bars import ablation, families_compared, transfer_bars
 from isoflop.report.figures.cost import cost
 from isoflop.report.figures.curves import curves
 from isoflop.report.figures.efficiency import efficiency
@@ -17,6 +17,7 @@ __all__ = [
     "cost",
     "curves",
     "efficiency",
+    "families_compared",
     "frontier",
     "hours",
     "learning_rates",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
 
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
-from isoflop.report.rows import Answer
-from isoflop.report.text import number
+from isoflop.report.metric import metric_of
+from isoflop.report.rows import Answer, Row
+from isoflop.report.text import number, quantity
 from isoflop.report.theme import family_color
 
 
@@ -50,11 +53,41 @@ def transfer_bars(answer: Answer) -> Figure:
     )
 
 
+def families_compared(rows: Sequence[Row], answer: Answer) -> Figure:
+    """Ablation bars of a study: the best run of each family at the largest budget that all of them have, minus that of
+    the first family of the study."""
+    metric = metric_of(answer)
+    key, title = "ablation", f"Family against family: {metric.short} at equal compute"
+    runs = table.measured(rows, "ladder")
+    everyone = table.families(rows, answer)
+    names = [family for family in everyone if table.of_family(runs, family)]
+    if len(names) < 2:
+        return Figure.missing(key, title, "There are not two families with a finished run to compare.")
+    common = set.intersection(*(set(table.rungs(table.of_family(runs, family))) for family in names))
+    if not common:
+        return Figure.missing(key, title, "The families have no budget in common at which they could be compared.")
+    budget = max(common)
+    variants: list[dict[str, Any]] = []
+    for family in names:
+        at = [row for row in table.of_family(runs, family) if table.rung(row) == budget]
+        best = min(at, key=lambda row: float(row["heldout_loss"]))
+        alike = ("model", "learning_rate")
+        copies = [row["heldout_loss"] for row in at if all(row.get(name) == best.get(name) for name in alike)]
+        spread = stdev(copies) if len(copies) > 1 else None
+        color = family_color(everyone.index(family))
+        variants.append({"name": family, metric.name: fmean(copies), f"{metric.name}_std": spread, "color": color})
+    figure = ablation(key, title, variants, metric.name, names[0])
+    best_of_all = min(variants, key=lambda row: row[metric.name])["name"]
+    caption = f"{figure.caption} Bars to the left are better; at {quantity(budget)} FLOPs, {best_of_all} is the best."
+    return replace(figure, caption=caption)
+
+
 def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: str, baseline: str) -> Figure:
     """Lying bars: how much each variant differs from the baseline.
 
     Args:
-        variants: rows with `name`, a number under `value`, and optionally its deviation under `value + "_std"`.
+        variants: rows with `name`, a number under `value`, and optionally its deviation under `value + "_std"` and a
+            colour under `color`.
         value: the cell compared, also the axis title.
         baseline: the name of the variant that the others are compared with.
     """
@@ -74,7 +107,7 @@ def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: st
         names,
         lower=[g - s for g, s in zip(gain, spread, strict=True)],
         upper=[g + s for g, s in zip(gain, spread, strict=True)],
-        color=family_color(0),
+        colors=[str(row.get("color") or family_color(0)) for row in others],
         notes=[f"{n}: {number(row[value])} ({g:+.3f})" for n, row, g in zip(names, others, gain, strict=True)],
     )
     return Figure(
@@ -82,7 +115,7 @@ def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: st
         title=title,
         caption=f"Each variant's {value} minus that of {baseline} ({number(base[value])}).",
         alt="Bars: " + "; ".join(f"{n} {g:+.3f}" for n, g in zip(names, gain, strict=True)) + ".",
-        panels=(Panel(Axis(f"{value} minus the baseline's"), Axis("variant", "category", names[::-1]), (bars,)),),
+        panels=(Panel(Axis(f"{value} minus that of {baseline}"), Axis("variant", "category", names[::-1]), (bars,)),),
         height=340 if len(others) <= 8 else 500,
         legend=False,
     )

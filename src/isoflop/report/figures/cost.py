@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
@@ -46,7 +46,8 @@ def cost(rows: Sequence[Row], answer: Answer) -> Figure:
     return Figure(
         key=KEY,
         title=TITLE,
-        caption=f"All {len(spent)} runs together: {quantity(total)} FLOPs in {duration(seconds)} of device time.",
+        caption=f"All {len(spent)} runs together: {quantity(total)} FLOPs in {duration(seconds)} of device time"
+        + _money(answer, seconds),
         alt=f"Stacked bars of training FLOPs and time by budget and family; in all {quantity(total)} FLOPs and "
         f"{duration(seconds)}.",
         panels=(
@@ -57,6 +58,16 @@ def cost(rows: Sequence[Row], answer: Answer) -> Figure:
         height=340,
         stacked=True,
     )
+
+
+def _money(answer: Answer, seconds: float) -> str:
+    """The end of the caption: what that has cost, where the study says what a device-hour does."""
+    config = (answer.get("study") or {}).get("config")
+    study = config.get("study") if isinstance(config, Mapping) else None
+    price = study.get("price_per_hour") if isinstance(study, Mapping) else None
+    if not table.finite(price) or price <= 0:
+        return "."
+    return f", which cost {quantity(price * seconds / 3600, 3)} at {quantity(price, 3)} an hour."
 
 
 def _amount(value: float, cell: str) -> str:

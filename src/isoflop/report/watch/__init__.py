@@ -2,7 +2,6 @@
 
 tail      a run's journal, read as it grows
 state     the study's folder as it is now
-interim   the answer so far
 page      what is shown
 run       the same of a single run
 server    on loopback, with a token

@@ -11,9 +11,9 @@ from typing import Any
 
 from isoflop.errors import StudyError
 from isoflop.report import rows as table
+from isoflop.report.interim import interim_answer
 from isoflop.report.metric import HELDOUT, metric_key
 from isoflop.report.rows import Answer, Row
-from isoflop.report.watch.interim import interim_answer
 from isoflop.report.watch.tail import Tail
 
 TEXT = {"run_id", "family", "model", "status", "role", "error"}

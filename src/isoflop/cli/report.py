@@ -1,0 +1,135 @@
+"""`isoflop report` and `isoflop watch`: results as pages."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.groups import argument, examples
+from isoflop.cli.output import Json, print_json
+from isoflop.cli.paths import existing
+
+REPORT_EXAMPLES = examples(
+    "isoflop report studies/demo --figures figures",
+    "isoflop report studies/demo studies/cifar10 --output both.html",
+    "isoflop report theirs.csv --x core_hours --y loss --by model",
+)
+
+
+def report(
+    places: Annotated[
+        list[Path],
+        argument("Folder of a study, several to lay side by side, or a table of results.", "DIR...|TABLE.csv"),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="DIR/report.html, comparison.html or TABLE.html when left out.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="FOLDER", help="Write the figures as SVG, PDF and CSV, too."),
+    ] = None,
+    x: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--x", metavar="COLUMN", help="Of a table: compute or images; twice: FLOPs an image, then images."
+        ),
+    ] = None,
+    y: Annotated[str | None, typer.Option("--y", metavar="COLUMN", help="Of a table: loss, error or accuracy.")] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Of a table: what tells families.")] = None,
+    budget: Annotated[float | None, typer.Option("--budget", metavar="X", help="Of a table: where to predict.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a study again, from its results alone; of several, their comparison; of a table, its laws."""
+    from isoflop.errors import ConfigError
+
+    is_table = [place.suffix.lower() in (".csv", ".tsv") and not place.is_dir() for place in places]
+    if any(is_table) and len(places) > 1:
+        raise ConfigError("a report is of one table, or of folders of studies: give them apart")
+    if not is_table[0] and (x or y or by or budget is not None):
+        raise ConfigError("--x, --y, --by and --budget are for the columns of a table; a study knows its own")
+    if is_table[0]:
+        said = _table(existing(places[0]), output, figures, tuple(x or ()), y, by, budget)
+    elif len(places) > 1:
+        if figures:
+            raise ConfigError("--figures takes one study")
+        said = {"comparison": _comparison(places, output)}
+    else:
+        said = _study(existing(places[0]), output, figures)
+    if as_json:
+        print_json(said)
+        return
+    for name, value in said.items():
+        if not isinstance(value, list):
+            print(f"{name}: {value}")
+        elif figures:
+            print(f"{name}: {len(value)} files in {figures}")
+
+
+def _study(directory: Path, output: Path | None, figures: Path | None) -> dict[str, Path | list[Path]]:
+    from isoflop.report import report_figures, write_figures, write_report
+    from isoflop.study import Store
+    from isoflop.study.reconstructions import reconstruction_pictures
+
+    store = Store(directory)
+    answer = store.read("answer.json")
+    rows = store.judged(store.rows())
+    curves = store.curves(row["run_id"] for row in rows)
+    pictures = reconstruction_pictures(store, rows)
+    page = write_report(rows, answer, curves, output or directory / "report.html", pictures)
+    written = write_figures(report_figures(rows, answer, curves), figures) if figures else []
+    return {"report": page, "figures": written}
+
+
+def _comparison(directories: list[Path], output: Path | None) -> Path:
+    from isoflop.report import StudyTables, write_comparison
+    from isoflop.study import Store
+
+    stores = [Store(existing(directory)) for directory in directories]
+    studies = [StudyTables(store.judged(store.rows()), store.read("answer.json")) for store in stores]
+    return write_comparison(studies, output or Path("comparison.html"))
+
+
+def _table(
+    path: Path,
+    output: Path | None,
+    figures: Path | None,
+    x: tuple[str, ...],
+    y: str | None,
+    by: str | None,
+    budget: float | None,
+) -> dict[str, Path | list[Path]]:
+    from isoflop.report import tabled_report, write_figures
+
+    made = tabled_report(path, x=x, y=y, by=by, budget=budget)
+    page = made.write(output or Path(f"{path.stem}.html"))
+    return {"report": page, "figures": write_figures(made.figures, figures) if figures else []}
+
+
+WATCH_EXAMPLES = examples(
+    "isoflop watch studies/demo", "isoflop watch runs/vit", "isoflop watch studies/demo --port 8080"
+)
+
+
+def watch(
+    directory: Annotated[Path, argument("Folder of a study or of a run.", "DIR")],
+    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show a study or a run that still goes on, in a browser on this machine."""
+    from isoflop.report.watch import watch as serve
+
+    def say(text: str) -> None:
+        if not as_json:
+            print(text, flush=True)
+
+    def opened(url: str) -> None:
+        if as_json:
+            print_json({"directory": directory, "url": url})
+
+    serve(existing(directory), port=port, say=say, opened=opened)

@@ -1,0 +1,178 @@
+"""The report of a published table: the figures that can be made from a CSV file, by us or by anybody.
+
+A table of runs (sizes, images and losses, in columns of our names or of those given) gets the figures of a study; one
+of points along an axis gets its laws, their intervals and residuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop import laws
+from isoflop.errors import LawError
+from isoflop.laws.columns import (
+    Columns,
+    Source,
+    as_error,
+    name_column,
+    positive_column,
+    read_columns,
+    text_column,
+)
+from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
+from isoflop.report.figure import Figure
+from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
+from isoflop.report.interim import interim_answer
+from isoflop.report.page import body, report_figures, write_whole
+from isoflop.report.rows import Answer, Row
+from isoflop.report.shell import document, figure_slot
+from isoflop.report.tables import Cell, html_table
+from isoflop.report.text import escape, number, quantity
+
+OWN = ("family", "flops_per_image", "images", "heldout_loss")
+"""The columns by which a table of ours is known."""
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """The page of a table, ready to be written, and its figures."""
+
+    page: str
+    figures: list[Figure]
+
+    def write(self, path: Path) -> Path:
+        """Write the page to `path` and return it; StudyError when the storage refuses."""
+        return write_whole(path, self.page)
+
+
+def tabled_report(
+    table: Path,
+    *,
+    x: Sequence[str] = (),
+    y: str | None = None,
+    by: str | None = None,
+    budget: float | None = None,
+    accuracy: bool | None = None,
+    level: float = 0.9,
+) -> Tabled:
+    """The report of the CSV file `table`.
+
+    Args:
+        x: the column of compute or images; or two, training FLOPs an image and images. Without x and y, the file must
+            be a table of ours (`results.csv`).
+        y: loss, error or accuracy. by: what separates families. budget: where to predict, in the unit of x (of two: in
+            FLOPs); the largest of the table when left out.
+        accuracy: whether y is one; guessed from its name if None. level: of the intervals.
+
+    Raises LawError for a file or columns that cannot be used, and for too few points.
+    """
+    columns, source = read_columns(table)
+    if bool(x) != bool(y):
+        raise LawError(f"{table}: give both --x and --y")
+    if y is None:
+        missing = [name for name in OWN if name not in columns]
+        if missing:
+            raise LawError(
+                f"{table}: not a table of isoflop (no column `{missing[0]}`): name its columns with --x and --y; it "
+                f"has {', '.join(list(columns)[:20])}"
+            )
+        return _of_runs(table, _own_rows(columns), {}, budget, level)
+    if len(x) == 2:
+        rows, unit = _given_rows(columns, source, (x[0], x[1]), y, by, accuracy)
+        return _of_runs(table, rows, {"judged_by": column_title(unit)}, budget, level)
+    fit = laws.fit_table(table, x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level)
+    figures = [fitted_curves(fit, level), fitted_residuals(fit)]
+    return Tabled(document(f"{table.name} · isoflop report", _law_body(fit, figures), figures), figures)
+
+
+def _own_rows(columns: Columns) -> list[Row]:
+    rows: list[Row] = []
+    for k in range(len(columns["family"])):
+        row: Row = {name: cells[k] for name, cells in columns.items()}
+        row |= {name: _number(row[name]) for name in NUMBERS if name in row}
+        row.setdefault("status", "done")
+        if row.get("train_flops") is None and row["flops_per_image"] and row["images"]:
+            row["train_flops"] = row["flops_per_image"] * row["images"]
+        if row.get("target"):  # what the runs of a study were judged by
+            row["heldout_loss"] = _number(row["target"])
+        rows.append(row)
+    return rows
+
+
+def _given_rows(
+    columns: Columns, source: Source, x: tuple[str, str], y: str, by: str | None, accuracy: bool | None
+) -> tuple[list[Row], str]:
+    size, images = (positive_column(columns, name, source) for name in x)
+    loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)
+    families = name_column(columns, by, source) if by else ["all"] * loss.size
+    models = text_column(columns, "model", source) if "model" in columns else [quantity(float(n), 3) for n in size]
+    rows = [
+        {
+            "family": family, "model": model, "status": "done", "flops_per_image": float(n), "images": float(d),
+            "train_flops": float(n * d), "heldout_loss": float(v),
+        }
+        for family, model, n, d, v in zip(families, models, size, images, loss, strict=True)
+    ]  # fmt: skip
+    return rows, unit
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _of_runs(table: Path, rows: list[Row], study: dict[str, Any], budget: float | None, level: float) -> Tabled:
+    rows = clean_rows(rows)
+    known = [row["train_flops"] for row in rows if row["train_flops"]]
+    if not known:
+        raise LawError(f"{table}: no row has both a size and a number of images")
+    told = {"name": table.name, "command": f"isoflop report {table.name}", **study}
+    answer: Answer = clean_answer(
+        {**interim_answer(rows, budget or max(known), level), "interim": False, "study": told}
+    )
+    figures = [figure for figure in report_figures(rows, answer, {}) if figure.panels]
+    return Tabled(document(f"{table.name} · isoflop report", body(rows, answer, figures), figures), figures)
+
+
+def _law_body(fit: laws.TableFit, figures: Sequence[Figure]) -> str:
+    noted = "".join(f"<li>{escape(text)}</li>" for text in law_notes(fit.groups))
+    warned = f'<details class="warnings" open><summary>Read before trusting</summary><ul>{noted}</ul></details>'
+    return (
+        '<a class="skip" href="#main">Skip to the figures</a>'
+        f"<header><p class=kicker>isoflop report of a table</p><h1>{escape(fit.source)}</h1></header>"
+        f'<main id="main"><section id="answer">{_predictions(fit)}{warned if noted else ""}</section>'
+        + "\n".join(figure_slot(figure, i) for i, figure in enumerate(figures, 1))
+        + "</main>"
+    )
+
+
+def _predictions(fit: laws.TableFit) -> str:
+    rows = []
+    for group in fit.groups:
+        p, curve = group.prediction, group.curve
+        last = curve.x_range[1] if curve is not None else float("nan")
+        lowest = min(value for _, value in group.points)
+        coverage = curve.backtest_coverage if curve is not None else None
+        rows.append(
+            [
+                Cell(group.name),
+                Cell(str(group.rows), group.rows),
+                Cell(quantity(last, 3), last),
+                Cell(number(lowest), lowest),
+                Cell(number(p.value) if p else "–", p.value if p else None, "number"),
+                Cell(f"{number(p.interval[0])}–{number(p.interval[1])}" if p else "–", style="number"),
+                Cell(f"{100 * coverage:.0f} %" if coverage is not None else "–", style="number"),
+            ]
+        )
+    budget = next((g.prediction.budget for g in fit.groups if g.prediction), None)
+    at = f" at {quantity(budget, 3)}" if budget else ""
+    heads = (
+        "group", "points", f"largest {column_title(fit.x[0])}", f"lowest {column_title(fit.unit)}", f"predicted{at}",
+        "interval", "backtests inside",
+    )  # fmt: skip
+    return html_table("predictions", "The laws of the table, one a group.", heads, rows)
