@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,25 @@ def test_what_cannot_change_the_result_does_not_change_the_hash(change: dict[str
 )
 def test_what_can_change_the_result_changes_the_hash(change: dict[str, object]) -> None:
     assert config_hash(parse(BASE | change, RunConfig)) != config_hash(parse(BASE, RunConfig))
+
+
+def test_other_weights_of_a_teacher_under_the_same_name_make_another_run(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+
+    def identity(**teacher: str) -> str:
+        return config_hash(parse(BASE | {"objective": {"name": "distilled", **teacher}}, RunConfig))
+
+    runs = {"teacher": str(tmp_path)}, {"teacher": "nfnet_f0", "teacher_weights": str(file)}
+    missing = [identity(**run) for run in runs]
+    file.write_bytes(b"one")
+    before = [identity(**run) for run in runs]
+    assert [identity(**run) for run in runs] == before
+    file.write_bytes(b"two")
+    after = [identity(**run) for run in runs]
+    file.unlink()
+    file.write_bytes(b"one")
+    assert [identity(**run) for run in runs] == before
+    assert len({*missing, *before, *after}) == 6
 
 
 def test_the_order_of_keys_does_not_matter() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from isoflop.config import DistilledConfig, MaskedConfig, RunConfig, SupervisedConfig, parse
-from isoflop.models import cost, create_model
-from isoflop.objectives import objective_cost
+from isoflop.errors import CheckpointError
+from isoflop.models import Backbone, cost, create_model
+from isoflop.objectives import build, objective_cost
+from isoflop.objectives.teacher import open_teacher
 from isoflop.train.price import train_flops_per_image
 
 
@@ -53,16 +57,28 @@ def test_a_pyramid_pays_for_whole_maps() -> None:
         assert dense * 0.95 < objective_cost(light, name, image_size=32, num_classes=2).macs < dense * 2.5
 
 
-def test_a_teacher_costs_its_forward_pass(tmp_path: Path) -> None:
+def test_a_teacher_costs_its_forward_pass_and_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = {"image_size": 32, "num_classes": 5}
     state = create_model("nfnet_w8d1", seed=0, **shape).state_dict()  # type: ignore[arg-type]
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "weights.safetensors")
     values = {"name": "distilled", "teacher": "nfnet_w8d1", "teacher_weights": str(tmp_path / "weights.safetensors")}
     config = parse({**values, "through": "logits"}, DistilledConfig)
+    opened = []
+
+    def counting(*args: Any) -> Backbone:
+        opened.append(args)
+        return open_teacher(*args)
+
+    monkeypatch.setattr(build, "open_teacher", counting)
     counted = objective_cost(config, "vit_w8d1p8", **shape)  # type: ignore[arg-type]
     student, teacher = (cost(name, **shape) for name in ("vit_w8d1p8", "nfnet_w8d1"))  # type: ignore[arg-type]
     assert counted.train_flops_per_image == student.train_flops_per_image + teacher.flops
     assert counted.parameters == student.parameters
+    objective_cost(config, "vit_w12d2p8", **shape)  # type: ignore[arg-type]
+    assert len(opened) == 1  # for all students, as long as its file is the same
+    save_file({"head.bias": torch.zeros(5)}, tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="not the weights of nfnet_w8d1"):
+        objective_cost(config, "vit_w8d1p8", **shape)  # type: ignore[arg-type]
 
 
 def test_a_run_is_priced_by_its_objective() -> None:

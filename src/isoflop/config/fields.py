@@ -52,6 +52,11 @@ def no_effect(default: Any) -> Any:
     return Field(default=default, json_schema_extra={"in_hash": False})
 
 
+def names_weights(default: Any = ...) -> Any:
+    """A field that may name trained weights: what is in them is a part of `config_hash`, as is their name."""
+    return Field(default=default, json_schema_extra={"in_hash": "content"})
+
+
 def variants(annotation: Any) -> tuple[type[Table], ...]:
     """The table types that may stand at a field of this type: one, several that differ by their `name`, or none."""
     choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

@@ -1,14 +1,19 @@
 """The identity of a configuration: equal hashes, equal results."""
 
+import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from isoflop.config.fields import Table
 
 
 def canonical_json(config: Table) -> str:
-    """The resolved configuration as JSON with sorted keys, without the fields that cannot change what is learned."""
+    """The resolved configuration as JSON with sorted keys, without the fields that cannot change what is learned.
+
+    Of trained weights that it names and that are there, it has the SHA-256 as well.
+    """
     return json.dumps(_identity(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -17,23 +22,48 @@ def config_hash(config: Table) -> str:
 
     Left out are the cadence and number of checkpoints, evaluation batch size, output folder, workers, and device and
     CPU threads: these last two change rounding, and yet a run that was planned on one machine is the same on another.
+    A teacher counts by its weights: a run that learns from others under the same name is another run.
     """
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
 
 
 def _identity(value: Any) -> Any:
     if isinstance(value, Table):
-        fields = type(value).model_fields
-        return {
-            **{name: _identity(extra) for name, extra in (value.model_extra or {}).items()},
-            **{
-                name: _identity(getattr(value, name))
-                for name, field in fields.items()
-                if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("in_hash") is False)
-            },
-        }
+        found = {name: _identity(extra) for name, extra in (value.model_extra or {}).items()}
+        for name, field in type(value).model_fields.items():
+            extra = field.json_schema_extra
+            part = extra.get("in_hash") if isinstance(extra, dict) else None
+            if part is False or (part == "unless default" and getattr(value, name) == field.default):
+                continue
+            found[name] = _identity(getattr(value, name))
+            content = _content(getattr(value, name)) if part == "content" else None
+            if content:
+                found[f"{name} content"] = content
+        return found
     if isinstance(value, dict):
         return {key: _identity(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_identity(item) for item in value]
     return value
+
+
+def _content(name: str | None) -> str | None:
+    """The SHA-256 of the weights in the file or the finished run that `name` leads to; None where it leads nowhere."""
+    if not name:
+        return None
+    try:
+        path = Path(name).expanduser()
+        path = path / "model.safetensors" if path.is_dir() else path
+        if not path.is_file():
+            return None
+        found = path.stat()
+        return _digest(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
+    except (OSError, RuntimeError, ValueError):  # not readable, or no path at all
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, inode: int, size: int, changed: int) -> str:
+    """Of a file that has not changed since it was last asked for, the digest is not computed again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

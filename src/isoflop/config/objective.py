@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from isoflop.config.dense import DetectConfig, SegmentConfig
-from isoflop.config.fields import Count, Fraction, Maybe, Positive, Table, Text, problem
+from isoflop.config.fields import Count, Fraction, Maybe, Positive, Table, Text, names_weights, problem
 
 
 class SupervisedConfig(Table):
@@ -51,9 +51,9 @@ class DistilledConfig(Table):
 
     name: Literal["distilled"]
     """Learn from labels and a teacher."""
-    teacher: Text
+    teacher: Text = names_weights()
     """Folder of a finished run, or a preset (`nfnet_f0`, `timm:NAME`)."""
-    teacher_weights: Maybe[Text] = None
+    teacher_weights: Maybe[Text] = names_weights(None)
     """Weight file of a preset; `timm:NAME` loads timm's own when left out."""
     kind: Literal["hard", "soft"] = "hard"
     """Imitate the teacher's answers, or its probabilities."""

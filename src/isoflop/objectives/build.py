@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.config import DetectConfig, DistilledConfig, MaskedConfig, ObjectiveConfig, SegmentConfig, SupervisedConfig
+from isoflop.config import (
+    DetectConfig,
+    DistilledConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+    SegmentConfig,
+    SupervisedConfig,
+    canonical_json,
+)
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, Cost, cost, create_model
 from isoflop.objectives.distilled import Distilled
 from isoflop.objectives.masked import Masked
 from isoflop.objectives.objective import Objective
 from isoflop.objectives.supervised import Supervised
-from isoflop.objectives.teacher import load_teacher
+from isoflop.objectives.teacher import load_teacher, open_teacher
 
 
 def make_objective(
@@ -95,12 +104,21 @@ def objective_cost(
         return cost(model, **shape, **overrides)  # type: ignore[arg-type]
     if isinstance(config, DistilledConfig):
         student = cost(model, **shape, **overrides)  # type: ignore[arg-type]
-        teacher = load_teacher(config, create_model(model, **shape, **overrides))  # type: ignore[arg-type]
-        return dataclasses.replace(student, frozen_macs=_macs(teacher.to("meta")))
+        size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
+        frozen = _teacher_macs(config, canonical_json(config), num_classes, size, in_channels)
+        return dataclasses.replace(student, frozen_macs=frozen)
     with torch.device("meta"):
         objective = make_objective(config, create_model(model, **shape, **overrides))  # type: ignore[arg-type]
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     return Cost(trained, _macs(objective))
+
+
+@functools.lru_cache(maxsize=64)
+def _teacher_macs(
+    config: DistilledConfig, identity: str, num_classes: int, image_size: int | tuple[int, int], in_channels: int
+) -> int:
+    """Of a teacher, which is loaded for it once for all students; `identity` tells its weights from later ones."""
+    return _macs(open_teacher(config, num_classes, image_size, in_channels).to("meta"))
 
 
 def _macs(module: Objective | Backbone) -> int:

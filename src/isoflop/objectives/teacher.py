@@ -16,16 +16,21 @@ from isoflop.models.interop import read_weights
 def load_teacher(config: DistilledConfig, student: Backbone) -> Backbone:
     """The trained model that `config.teacher` names, for the classes, channels and images of `student`.
 
+    Raises as `open_teacher`.
+    """
+    return open_teacher(config, student.num_classes, student.image_size, student.in_channels)
+
+
+def open_teacher(
+    config: DistilledConfig, num_classes: int, image_size: int | tuple[int, int], in_channels: int
+) -> Backbone:
+    """The trained model that `config.teacher` names, for a student of so many classes, such images and channels.
+
     It is the folder of a finished run; or a preset with `teacher_weights`; or `timm:NAME`, with timm's own weights
     when no others are given. Raises ConfigError when there are no weights, CheckpointError when they cannot be read or
     are of another model.
     """
-    shape = {
-        "num_classes": student.num_classes,
-        "image_size": student.image_size,
-        "in_channels": student.in_channels,
-        "seed": 0,
-    }
+    shape = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels, "seed": 0}
     folder = Path(config.teacher).expanduser()
     if folder.is_dir():
         name, overrides, weights = _run(folder)
