@@ -15,8 +15,8 @@ from isoflop.errors import StudyError
 from isoflop.study import Narrator, Store, run_study
 from isoflop.study.adaptive import Stage
 from isoflop.study.answer import answer_from
+from isoflop.study.executors import LocalPool, Task
 from isoflop.study.planned import Catalogue, PlannedRun
-from isoflop.study.pool import LocalPool, Task
 from isoflop.train.run_directory import read_status
 from tests.study.test_rungs import study_config
 

@@ -1,16 +1,15 @@
 """A study can be judged by what its backbones are worth on another task."""
 
-import io
-import json
 from pathlib import Path
 
 import pytest
 
 from isoflop.config import TargetConfig, TransferConfig
 from isoflop.errors import ConfigError
-from isoflop.study import run_study, worker
+from isoflop.study import run_study
+from isoflop.study.executors import Task
+from isoflop.study.executors.training import Message, train_task
 from isoflop.study.planned import Catalogue
-from isoflop.study.pool import Task
 from isoflop.study.store import Store, finite_loss
 from isoflop.study.target import measure_target, read_target
 from isoflop.train import train
@@ -44,10 +43,12 @@ def test_a_worker_measures_the_target_and_a_run_is_done_only_then(tmp_path: Path
     config = study_config(target={"metric": "fewshot5"}, transfer={"seeds": [0]}, batch_size=8)
     store = Store(tmp_path, config.target.protocol(config.transfer))
     run = Catalogue(config).run("vit", "vit_w4d1p8", 1e8, 1e-2)
-    task = json.loads(Task(run, store.run_directory(run.run_id), None, store.target).to_json())
+    task = Task(run, store.run_directory(run.run_id), None, store.target).to_json()
+    messages: list[Message] = []
     train(run.config, store.run_directory(run.run_id))
     assert store.row(run, None)["status"] == "running"  # trained, not yet judged
-    assert worker._train(task, io.StringIO())["state"] == "done"
+    train_task(task, messages.append)
+    assert messages[-1]["state"] == "done"
     row = store.row(run, None)
     assert row["status"] == "done"
     assert 0 < row["target"] < 1 < row["heldout_loss"]

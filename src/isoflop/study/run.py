@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,10 @@ from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.clock import Clock
+from isoflop.study.executors import Executor, Task, make_executor
 from isoflop.study.narrator import Narrator
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import PlannedRun
-from isoflop.study.pool import LocalPool, Task
 from isoflop.study.stages import Batch, Ended, stages
 from isoflop.study.store import Row, Store, finite_loss
 from isoflop.train.lock import sole_writer
@@ -23,33 +22,36 @@ from isoflop.train.run_directory import environment
 from isoflop.transfer import open_backbone, transfer
 
 
-def run_study(config: StudyConfig, narrator: Narrator | None = None, *, command: str = "") -> dict[str, Any]:
+def run_study(
+    config: StudyConfig, narrator: Narrator | None = None, *, command: str = "", executor: Executor | None = None
+) -> dict[str, Any]:
     """Plans, trains, fits, answers, trains the answer, transfers it and writes the report; returns the answer document.
 
     Everything lies in `config.directory`. Runs that are done are not trained again, interrupted ones are resumed.
+    `executor` trains them in the place of the one that `config` names.
 
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
     """
     store = Store(config.directory, config.target.protocol(config.transfer))
-    plan = plan_study(config, known=store.prices())  # what cannot be planned is refused before anything is written
-    with sole_writer(config.directory, StudyError):
-        store.claim(config)
-        store.write_prices(plan.seconds_per_image)
-        with LocalPool(config.study.workers or os.cpu_count() or 1) as pool:
-            return _Study(plan, store, narrator or Narrator(), pool, command).run()
+    with executor or make_executor(config) as team:  # first: a cluster that does not answer is told at once
+        plan = plan_study(config, known=store.prices())  # what cannot be planned is refused before anything is written
+        with sole_writer(config.directory, StudyError):
+            store.claim(config)
+            store.write_prices(plan.seconds_per_image)
+            return _Study(plan, store, narrator or Narrator(), team, command).run()
 
 
 class _Study:
     """One attempt at a study."""
 
-    def __init__(self, plan: Plan, store: Store, narrator: Narrator, pool: LocalPool, command: str) -> None:
+    def __init__(self, plan: Plan, store: Store, narrator: Narrator, executor: Executor, command: str) -> None:
         self.plan = plan
         self.catalogue = plan.catalogue
         self.config = plan.catalogue.config
         self.store = store
         self.narrator = narrator
-        self.pool = pool
+        self.executor = executor
         self.command = command
         self.runs: dict[str, PlannedRun] = {}
         self.failures: dict[str, str] = {}
@@ -58,9 +60,9 @@ class _Study:
 
     def run(self) -> dict[str, Any]:
         config, plan = self.config, self.plan
-        self.narrator.planned(plan, self.pool.workers)
+        self.narrator.planned(plan, self.executor.workers)
         last: Batch | None = None
-        for batch in stages(plan, self._ends, self.pool.workers):
+        for batch in stages(plan, self._ends, self.executor.workers):
             if batch.thought:
                 self.narrator.thought(batch.thought, last.thought if last else None)
             self._train(batch)
@@ -107,10 +109,11 @@ class _Study:
                 self.store.trunk_directory(run),
                 self.store.target,
                 batch.limits.get(run.run_id),
+                self.clock.seconds(run),
             )
             for run in todo
         ]
-        for event in self.pool.run(tasks):
+        for event in self.executor.run(tasks):
             if event.kind in ("died", "warning"):
                 self.narrator.line(f"{self._label(event.run_id)}: {event.error}")
             elif event.kind == "progress":

@@ -1,0 +1,23 @@
+"""From a configuration to an executor."""
+
+from __future__ import annotations
+
+from isoflop.config import StudyConfig
+from isoflop.study.executors.local import LocalPool
+from isoflop.study.executors.task import Executor
+
+
+def make_executor(config: StudyConfig) -> Executor:
+    """The executor that `study.executor` names, ready to be entered.
+
+    Raises StudyError when its package is not installed or its cluster does not answer.
+    """
+    if config.study.executor == "ray":
+        from isoflop.study.executors.ray import RayExecutor
+
+        return RayExecutor(config)
+    if config.study.executor == "slurm":
+        from isoflop.study.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(config)
+    return LocalPool(config.study.workers)

@@ -1,0 +1,101 @@
+"""The executor of one machine: a few worker processes that train runs side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.study.executors.task import Event, Task, after_death
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[str]
+    task: Task | None = None
+
+
+class LocalPool:
+    """Processes of one CPU thread each, kept from run to run and from call to call: importing torch takes seconds.
+
+    `workers` is how many there are at most; one per core by default.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or os.cpu_count() or 1
+        self._alive: list[_Worker] = []
+
+    def __enter__(self) -> LocalPool:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for worker in self._alive:
+            worker.process.kill()
+            worker.process.wait()
+        self._alive.clear()
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """See `Executor.run`."""
+        waiting = deque(tasks)
+        deaths: Counter[str] = Counter()
+        while len(self._alive) < min(self.workers, len(tasks)):
+            self._alive.append(self._start())
+        with selectors.DefaultSelector() as selector:
+            for worker in self._alive:
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
+                self._give(worker, waiting)
+            while any(worker.task for worker in self._alive):
+                for key, _ in selector.select():
+                    worker = key.data
+                    line = worker.process.stdout.readline()
+                    if line.endswith("\n"):
+                        yield self._heard(worker, json.loads(line), waiting)
+                        continue
+                    selector.unregister(worker.process.stdout)
+                    self._alive.remove(worker)
+                    yield from self._died(worker, waiting, deaths)
+                    if waiting:
+                        replacement = self._start()
+                        self._alive.append(replacement)
+                        selector.register(replacement.process.stdout, selectors.EVENT_READ, replacement)  # type: ignore[arg-type]
+                        self._give(replacement, waiting)
+
+    def _start(self) -> _Worker:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "isoflop.study.executors.worker"]
+        pipe = subprocess.PIPE
+        return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
+
+    def _give(self, worker: _Worker, waiting: deque[Task]) -> None:
+        worker.task = waiting.popleft() if waiting else None
+        if worker.task is None:
+            return
+        assert worker.process.stdin
+        try:
+            worker.process.stdin.write(json.dumps(worker.task.to_json()) + "\n")
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            return  # it has just died; its closed output says so next
+
+    def _heard(self, worker: _Worker, message: dict[str, Any], waiting: deque[Task]) -> Event:
+        event = Event.from_message(message, worker.task.run.run_id if worker.task else "")
+        if event.kind == "ended":
+            self._give(worker, waiting)
+        return event
+
+    def _died(self, worker: _Worker, waiting: deque[Task], deaths: Counter[str]) -> Iterator[Event]:
+        code = worker.process.wait()
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if worker.task is None:
+            return
+        event = after_death(worker.task, deaths, cause)
+        if event.kind == "died":
+            waiting.appendleft(worker.task)
+        yield event

@@ -1,0 +1,154 @@
+"""Training runs on other machines: what Ray and SLURM have in common.
+
+Runs travel in bundles, since to start a job takes longer than to train a tiny run. What a bundle says comes through a
+file on the shared storage, where the runs lie anyway; from the cluster itself comes only whether a job still lives.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from isoflop.errors import StudyError
+from isoflop.study.executors.mail import Mailbox, Sender
+from isoflop.study.executors.task import Event, Task, after_death
+from isoflop.study.executors.training import train_task, warnings_sent
+
+PATIENCE = 120.0  # seconds in which a worker whose node is lost is sure to let go of its run's folder
+SLOW_MAIL = 30.0  # seconds that a shared file system may take to show what another machine has written
+
+
+class Job(Protocol):
+    """Something on the cluster that trains a bundle."""
+
+    def fate(self) -> str | None:
+        """None while it may still work; "" when it has returned; else what it was, when it was lost ("killed", say).
+
+        Raises StudyError when no other job would fare better.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Ends it."""
+        ...
+
+
+Submit = Callable[[str, Path], Job]  # takes the arguments of `serve`
+
+
+def serve(tasks: str, mail: Path) -> None:
+    """What a job does: trains `tasks` (JSON), one after another, and writes what happens to `mail`."""
+    send = Sender(mail)
+    with warnings_sent(send):
+        for task in json.loads(tasks):
+            train_task(task, send, patience=PATIENCE)
+
+
+@dataclass
+class _Flight:
+    """A bundle on its way."""
+
+    left: list[Task]
+    job: Job
+    mailbox: Mailbox
+    at: Task | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def news(self) -> Iterator[Event]:
+        for message in self.mailbox.news():
+            event = Event.from_message(message, self.at.run.run_id if self.at else "")
+            if event.kind == "started":
+                self.at = next((task for task in self.left if task.run.run_id == event.run_id), None)
+            if event.kind == "ended":
+                self.left = [task for task in self.left if task.run.run_id != event.run_id]
+                self.at = None
+            yield event
+
+
+def train_remotely(
+    tasks: Sequence[Task], submit: Submit, *, workers: int, folder: Path, bundle_seconds: float, pause: float
+) -> Iterator[Event]:
+    """Trains `tasks` in jobs made by `submit`, `workers` at a time; yields what happens, see `Executor.run`.
+
+    Args:
+        folder: where the mail lies, on storage that the jobs share.
+        bundle_seconds: how much work a job should have at least.
+        pause: seconds between two looks at the jobs.
+
+    Jobs that still live when the iterator is closed are cancelled.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = deque(bundles(tasks, workers, bundle_seconds))
+    flights: list[_Flight] = []
+    deaths: Counter[str] = Counter()
+    try:
+        while waiting or flights:
+            while waiting and len(flights) < workers:
+                flights.append(_launch(waiting.popleft(), submit, folder))
+            time.sleep(pause)
+            for flight in list(flights):
+                fate = flight.job.fate()
+                yield from flight.news()  # after the question, so that nothing written before the end is missed
+                if fate is None:
+                    continue
+                if fate == "" and flight.left:
+                    yield from _late_news(flight)
+                flights.remove(flight)
+                flight.mailbox.path.unlink(missing_ok=True)
+                if not flight.left:
+                    continue
+                at = flight.at or flight.left[0]
+                event = after_death(at, deaths, fate or "gone without a word")
+                yield event
+                left = [task for task in flight.left if task is not at]
+                again = [at, *left] if event.kind == "died" else left
+                if again:
+                    waiting.appendleft(again)
+    finally:
+        for flight in flights:
+            flight.job.cancel()
+            flight.mailbox.path.unlink(missing_ok=True)
+
+
+def _launch(bundle: list[Task], submit: Submit, folder: Path) -> _Flight:
+    mail = folder.absolute() / f"{uuid.uuid4().hex[:12]}.jsonl"
+    job = submit(json.dumps([task.to_json() for task in bundle]), mail)
+    return _Flight(bundle, job, Mailbox(mail))
+
+
+def _late_news(flight: _Flight) -> Iterator[Event]:
+    end = time.monotonic() + SLOW_MAIL
+    while flight.left and time.monotonic() < end:
+        time.sleep(0.2)
+        yield from flight.news()
+
+
+def bundles(tasks: Sequence[Task], workers: int, seconds: float) -> list[list[Task]]:
+    """`tasks` in their order, as many together as make up `seconds` of work, but so that no worker is without any."""
+    goal = min(seconds, sum(task.seconds for task in tasks) / max(workers, 1) / 2)
+    made: list[list[Task]] = []
+    filled = goal
+    for task in tasks:
+        if filled >= goal:
+            made.append([])
+            filled = 0.0
+        made[-1].append(task)
+        filled += task.seconds
+    return made
+
+
+def optional(package: str) -> Any:
+    """The module of the extra `cluster`; StudyError when it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise StudyError(
+            f"this executor needs {package}, which is not installed: pip install 'isoflop[cluster]'"
+        ) from error
