@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint docs smoke clean
 
 demo: .venv/.runtime
 	$(BIN)/isoflop study run examples/demo.toml
@@ -17,6 +17,13 @@ lint: .venv/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
+docs: .venv/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+smoke: .venv/.dev
+	$(BIN)/python -m tests.smoke.wheel
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: isoflop needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 2; }
@@ -30,5 +37,9 @@ lint: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv/.docs: .venv/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

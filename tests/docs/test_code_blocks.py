@@ -15,7 +15,7 @@ from tests.cli.lines import check_line
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-KINDS = {"python", "toml", "sh", "sh run", "text"}
+KINDS = {"python", "toml", "sh", "sh run", "text", "{toctree}", "{eval-rst}"}
 
 
 def documents() -> list[Path]:

@@ -4,6 +4,7 @@ Types are strict: a string is never read as a number. The courtesies are few: a 
 list stands for a tuple, and "none", which TOML has no word for, takes a default away.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -18,6 +19,22 @@ class Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def __repr__(self) -> str:
+        """Only what is not the default, by dotted keys, as on the command line."""
+        return f"{type(self).__name__}({', '.join(self._changes())})"
+
+    __str__ = __repr__
+
+    def _changes(self, prefix: str = "") -> Iterator[str]:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.get_default(call_default_factory=True):
+                continue
+            if isinstance(value, Table):
+                yield from value._changes(f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}={value!r}"
 
     @classmethod
     def inherits(cls, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:
@@ -55,6 +72,12 @@ def no_effect(default: Any) -> Any:
 def names_weights(default: Any = ...) -> Any:
     """A field that may name trained weights: what is in them is a part of `config_hash`, as is their name."""
     return Field(default=default, json_schema_extra={"in_hash": "content"})
+
+
+def later_option(default: Any) -> Any:
+    """A field that came after runs were made without it: at its default, `config_hash` leaves it out, and they keep
+    their ids."""
+    return Field(default=default, json_schema_extra={"in_hash": "unless default"})
 
 
 def variants(annotation: Any) -> tuple[type[Table], ...]:

@@ -5,9 +5,21 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
+LONG = 6
+"""Longer lists are counted, not printed."""
+
 
 class Record:
     """Base of the frozen dataclasses of `isoflop.laws`: `to_dict` gives JSON values, `from_dict` restores them."""
+
+    def __init_subclass__(cls) -> None:
+        # A dataclass would print every replicate of a bootstrap; what stands in the class already, it leaves alone.
+        cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The fields in few digits; of long ones, how many there are."""
+        fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in fields)})"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as dicts, lists, strings, numbers, booleans and None."""
@@ -19,6 +31,18 @@ class Record:
         hints = typing.get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         return cls(**{name: _restore(values[name], hints[name]) for name in names if name in values})
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list) and len(value) > LONG:
+        return f"<{len(value)}>"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_short, value))})"
+    if isinstance(value, Mapping):
+        return f"<{', '.join(map(str, value))}>"
+    return repr(value)
 
 
 def _plain(value: Any) -> Any:

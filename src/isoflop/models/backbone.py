@@ -43,6 +43,15 @@ class Backbone(nn.Module, ABC):
     def tokens(self, images: Tensor) -> Tensor:
         """The last layer's tokens (batch, count, num_features), prefix tokens first where the model has them."""
 
+    def extra_repr(self) -> str:
+        """One line above the layers: name, size, what goes in and what comes out."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        height, width = self.image_size
+        return (
+            f"{self.preset}: {count:,} parameters, images {self.in_channels}×{height}×{width}, "
+            f"{self.num_features} features, {self.num_classes} classes"
+        )
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (batch, num_classes) of float images (batch, in_channels, height, width)."""
         logits: Tensor = self.head(self.features(images))

@@ -2,7 +2,8 @@
 
 from isoflop.study.narrator import Narrator
 from isoflop.study.plan import Plan, plan_study
+from isoflop.study.result import StudyResult, open_study
 from isoflop.study.run import run_study
 from isoflop.study.store import Store
 
-__all__ = ["Narrator", "Plan", "Store", "plan_study", "run_study"]
+__all__ = ["Narrator", "Plan", "Store", "StudyResult", "open_study", "plan_study", "run_study"]

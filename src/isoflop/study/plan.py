@@ -40,6 +40,13 @@ class Plan:
     funds: Funds | None = None
     arena: Arena | None = None
 
+    def __repr__(self) -> str:
+        runs, families = sum(rung.runs for rung in self.rungs), ", ".join(self.sizes)
+        return (
+            f"Plan({families}: about {runs} runs on {len(self.rungs)} rungs, {self.ladder_seconds:.0f} core-seconds, "
+            f"and {self.final_seconds:.0f} to train the answer)"
+        )
+
     @property
     def ladder_seconds(self) -> float:
         """Core-seconds of the ladder: all of its rungs, or as much as the limit allows."""

@@ -56,6 +56,9 @@ class Store:
         self.directory = directory
         self.target = target  # what runs are judged by, if not by their held-out loss
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.directory)!r}, {len(self.rows())} runs)"
+
     def claim(self, config: StudyConfig) -> None:
         """Makes the directory that of `config`, or checks that it is; StudyError when it is another study's."""
         path = self.directory / "study.json"

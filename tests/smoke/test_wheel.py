@@ -1,0 +1,17 @@
+"""What is released works where nothing of ours was before."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.smoke import wheel
+
+
+@pytest.mark.long
+def test_the_wheel_installs_into_an_empty_environment_and_works(tmp_path: Path) -> None:
+    built = wheel.build(tmp_path)
+    assert wheel.version() in built.name
+    assert wheel.megabytes(built) < 3
+    python = wheel.environment(tmp_path / "empty")
+    wheel.install(python, built)
+    wheel.use(python, tmp_path)

@@ -1,0 +1,109 @@
+"""The wheel as a stranger gets it: built, installed into an empty environment, used; `make smoke` prints its sizes."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EXTRAS = ("figures", "dense")
+STUDY = """\
+batch_size = 8
+tensorboard = false
+[study]
+name = "smoke"
+budgets = [1e8, 2e8, 4e8]
+target_budget = 8e8
+[data]
+source = "fractals?classes=10"
+heldout = 64
+[families.vit]
+sizes = 2
+learning_rates = [1e-2]
+[laws]
+bootstrap = 20
+"""
+COMMANDS = (
+    "isoflop --version",
+    "isoflop doctor --json",
+    "isoflop models vit_s16",
+    "isoflop config keys run",
+    "isoflop study run smoke.toml",
+    "isoflop study answer studies/smoke",
+    "isoflop fit studies/smoke/results.csv --x train_flops --y heldout_loss",
+)
+
+
+def build(folder: Path) -> Path:
+    """The wheel that `python -m build` makes of this project, by way of its source distribution."""
+    tools = environment(folder / "tools")
+    _run([tools, "-m", "pip", "install", "--quiet", "build"])
+    _run([tools, "-m", "build", "--outdir", folder, ROOT])
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def environment(folder: Path) -> Path:
+    """The Python of a new, empty environment."""
+    _run([sys.executable, "-m", "venv", folder])
+    return folder / "bin" / "python"
+
+
+def install(python: Path, wheel: Path, *extras: str) -> None:
+    """Installs the wheel with the versions that the project is tested with."""
+    wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
+    _run([python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wanted])
+
+
+def use(python: Path, folder: Path) -> None:
+    """Runs a small study and the verbs around it; raises CalledProcessError where one fails."""
+    (folder / "smoke.toml").write_text(STUDY, encoding="utf-8")
+    for command in COMMANDS:
+        program, *arguments = command.split()
+        _run([python.with_name(program), *arguments], folder)
+    assert (folder / "studies/smoke/report.html").stat().st_size > 1_000_000  # with Plotly inside
+
+
+def megabytes(path: Path) -> float:
+    """On disk, in 10^6 bytes."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def packages(python: Path) -> Path:
+    """The folder into which an environment's packages are installed."""
+    (folder,) = python.parents[1].glob("lib/python*/site-packages")
+    return folder
+
+
+def version() -> str:
+    """As pyproject.toml has it."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+
+
+def _run(command: list[object], folder: Path | None = None) -> None:
+    subprocess.run([str(word) for word in command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Prints the table of docs/release.md."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel = build(folder)
+        print(f"| {re.sub('-py3-none-any', '', wheel.name)} | {megabytes(wheel):.2f} MB |")
+        python = environment(folder / "empty")
+        install(python, wheel)
+        use(python, folder)
+        own = megabytes(packages(python) / "isoflop")
+        print(f"| installed, isoflop alone | {own:.1f} MB |")
+        print(f"| with what it needs | {megabytes(packages(python)):,.0f} MB |")
+        for extra in EXTRAS:
+            before = megabytes(packages(python))
+            install(python, wheel, extra)
+            print(f"| extra `{extra}` | + {megabytes(packages(python)) - before:,.0f} MB |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What stands in a notebook when its last line is one of our objects."""
+
+from pathlib import Path
+
+import pytest
+
+import isoflop
+from isoflop.config import RunConfig, parse
+from isoflop.errors import StudyError
+from isoflop.laws import fit_size_data, fit_table
+from isoflop.study import open_study
+
+KEPT = Path(__file__).resolve().parents[2] / "docs" / "results" / "demo" / "results-seed0.csv"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that has runs and no answer yet."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.json").write_text('{"study": "0", "name": "kept", "config": {}}')
+    (folder / "results.csv").write_bytes(KEPT.read_bytes())
+    return folder
+
+
+def test_a_study_says_what_it_found_and_shows_its_figures(folder: Path) -> None:
+    study = open_study(folder)
+    finished = sum(row["status"] == "done" for row in study.rows)
+    assert f"No answer yet: {finished} of {len(study.rows)} runs have finished." in repr(study)
+    assert "profiles" in study.figures
+    assert all(figure.panels for figure in study.figures.values())
+    page = study._repr_html_()
+    assert page.startswith("<iframe ")
+    assert 'sandbox="allow-scripts"' in page
+    assert page.count("<iframe") == 1  # the page inside is text of an attribute
+    assert "data-figure=&quot;profiles&quot;" in page
+
+
+def test_the_folder_of_an_answer_is_named_or_refused(folder: Path, tmp_path: Path) -> None:
+    study = open_study(folder)
+    final = next(row for row in study.rows if row["role"] == "final")
+    assert study.run_directory(final["family"]) == folder / "runs" / final["run_id"]
+    with pytest.raises(StudyError, match="no answer of gmlp was trained"):
+        study.run_directory("gmlp")
+    with pytest.raises(StudyError, match="not a study"):
+        open_study(tmp_path)
+
+
+def test_reprs_fit_on_a_line_or_two() -> None:
+    n = [1e5, 3e5, 1e6] * 4
+    d = [c / k for c, k in zip([1e9] * 3 + [1e10] * 3 + [1e11] * 3 + [1e12] * 3, n, strict=True)]
+    law = fit_size_data(n, d, [0.5 + 80 * a**-0.4 + 300 * b**-0.5 for a, b in zip(n, d, strict=True)])
+    assert repr(law).startswith("SizeDataLaw(")
+    assert f"alpha={law.alpha:.4g}" in repr(law)
+    assert len(repr(law)) < 1000
+    table = fit_table({"c": ["1", "2", "4", "8", "16"], "y": ["9", "7", "6", "5.5", "5.2"]}, x=["c"], y="y", budget=32)
+    assert len(repr(table)) < 3000
+    assert "value=" in repr(table.groups[0].prediction)
+    config = parse({"steps": 3, "model": {"name": "vit_s16"}, "optim": {"learning_rate": 0.5}}, RunConfig)
+    assert repr(config) == "RunConfig(model.name='vit_s16', steps=3, optim.learning_rate=0.5)"
+    model = isoflop.create_model("vit_w8d1p8", num_classes=10, image_size=32)
+    assert f"vit_w8d1p8: {sum(p.numel() for p in model.parameters()):,} parameters, images 3×32×32" in repr(model)
