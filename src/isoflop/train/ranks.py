@@ -15,8 +15,10 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from isoflop.errors import ConfigError, IsoflopError
+from isoflop.train.meeting import is_shared_between_attempts, own_store
 
 T = TypeVar("T")
 
@@ -94,13 +96,22 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     is_ours = not dist.is_initialized()
     if is_ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
         yield Ranks(device, dist.get_rank(), world, local_world, dist.new_group(backend="gloo"))
     finally:
         if is_ours:
             dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    """Starts the group of all ranks, as torchrun's environment says."""
+    if not is_shared_between_attempts():
+        dist.init_process_group(backend)
+        return
+    store, rank, world = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=own_store(store, rank, world), rank=rank, world_size=world)
 
 
 def check_parts(batch_size: int, ranks: Ranks) -> None:
