@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "transfer": {"train", "objectives", "data", "models", "config"},
     "study": {"transfer", "train", "objectives", "data", "models", "config", "laws", "report"},
     "report": {"laws", "models", "data", "config"},
-    "cli": {"report", "study", "transfer", "train", "objectives", "data", "models", "config", "laws"},
+    "share": {"transfer", "train", "objectives", "data", "models", "config"},
+    "cli": {"share", "report", "study", "transfer", "train", "objectives", "data", "models", "config", "laws"},
 }
 
 

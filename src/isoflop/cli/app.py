@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, data, doctor, fit, inspect, models, report, study, training, transfer
+from isoflop.cli import config, data, doctor, fit, inspect, models, report, share, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
 from isoflop.errors import IsoflopError
 
@@ -25,6 +25,8 @@ app.command("fit", epilog=fit.EXAMPLES)(fit.fit)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("report", epilog=report.REPORT_EXAMPLES)(report.report)
 app.command("watch", epilog=report.WATCH_EXAMPLES)(report.watch)
+app.command("export", epilog=share.EXPORT_EXAMPLES)(share.export)
+app.command("import", epilog=share.IMPORT_EXAMPLES)(share.import_)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(study.app)
 app.add_typer(data.app)

@@ -18,7 +18,7 @@ class MapPool(nn.Module):
     (batch, tokens, width) -> (batch, width). There is no residual around the attention: the probe carries no content.
     """
 
-    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: str = "gelu") -> None:
         super().__init__()
         if width % heads:
             raise ModelError(f"attention pooling of width {width} cannot be split into {heads} heads")
@@ -28,7 +28,7 @@ class MapPool(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.norm = LayerNorm(width)
-        self.mlp = ChannelMLP(width, mlp_width)
+        self.mlp = ChannelMLP(width, mlp_width, activation)
         bound = math.sqrt(6 / (1 + width))  # xavier over the (1, width) probe
         nn.init.uniform_(self.probe, -bound, bound)
 

@@ -56,7 +56,7 @@ class MetaFormer(Backbone):
         )
         self.norm = NORMS[config.last_norm or config.norm](self.num_features, config.last_norm_eps or config.norm_eps)
         if config.pool == "map":
-            self.pool = MapPool(self.num_features, config.heads[-1], config.mlp_widths[-1])
+            self.pool = MapPool(self.num_features, config.heads[-1], config.mlp_widths[-1], config.activation)
         make_head = MLPHead if config.mlp_head else nn.Linear
         self.head = make_head(self.num_features, num_classes)
         if config.distilled:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from isoflop.errors import ModelError
-from isoflop.models.interop import load_weights
+from isoflop.models.interop import load_weights, to_layout
+from isoflop.models.interop.layouts import in_files
 from isoflop.objectives.masked import Masked
 
 # Their names, of which transformers 5 shows others than its files have, to ours. Query, key and value become one.
@@ -54,3 +55,27 @@ def load_huggingface_mae(objective: Masked, state: Mapping[str, Tensor]) -> None
         objective.decoder.load_state_dict(decoder)
     except RuntimeError as error:
         raise ModelError(f"these weights are not of this decoder: {' '.join(str(error).split())}") from error
+
+
+def mae_state(objective: Masked, names: Iterable[str]) -> dict[str, Tensor]:
+    """The weights of `objective`, a plain ViT's, under those `names` of a ViTMAEForPreTraining of its shape."""
+    encoder = to_layout(objective.backbone, "huggingface")
+    decoder = dict(objective.decoder.state_dict())
+    positions = decoder["positions"]
+    out: dict[str, Tensor] = {}
+    for name in names:
+        if not name.startswith("decoder."):
+            out[name] = encoder[in_files(name, "huggingface")]
+            continue
+        ours = name.removeprefix("decoder.")
+        for pattern, replacement in DECODER:
+            ours = re.sub(pattern, replacement, ours)
+        part = re.search(r"\.(query|key|value)\.", ours)
+        if ours == "decoder_pos_embed":
+            out[name] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+        elif part:
+            whole = decoder[ours.replace(part[1], "qkv")]
+            out[name] = whole.chunk(3)[("query", "key", "value").index(part[1])]
+        else:
+            out[name] = decoder[ours]
+    return out

@@ -15,6 +15,7 @@ from isoflop.data import Source
 from isoflop.data.order import ALGORITHM
 from isoflop.errors import CheckpointError
 from isoflop.train.checkpoints import write_json_atomically
+from isoflop.train.data_facts import write_facts
 
 
 def claim(config: RunConfig, directory: Path, source: Source) -> None:
@@ -45,6 +46,7 @@ def claim(config: RunConfig, directory: Path, source: Source) -> None:
     try:
         write_json_atomically(directory / "config.json", config.model_dump(mode="json"))
         write_json_atomically(directory / "env.json", environment())
+        write_facts(directory, source)
         write_json_atomically(path, identity)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot write here: {error.strerror}") from error

@@ -3,7 +3,8 @@
 runs/vit-1a2b3c            the folder of a finished run
 weights.safetensors        a run's weights; with `model`, any weights of that model under isoflop's or timm's names
 timm:vit_small_patch16_224 timm's weights, from its cache or the hub
-some/folder                Hugging Face: config.json with a `model_type`, and model.safetensors
+some/folder                Hugging Face or timm: config.json with a `model_type` or an `architecture`, and
+                           model.safetensors; or what `isoflop import` and `isoflop export --to safetensors` wrote
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights
+from isoflop.models.saved import KEY, Moments, read_description
 from isoflop.train import build_model
+from isoflop.train.data_facts import Shape, read_facts
 from isoflop.train.start import load_trunk
 from isoflop.transfer.huggingface import huggingface_model
-
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Pretrained:
     """A backbone, and what is needed to build and feed it again.
 
     `preset` and `options` are what `create_model` was called with; `moments` the mean and standard deviation of its
-    images, where they belong to the weights and not to the data.
+    images, where they belong to the weights and not to the data. `class_names` are those of its logits, where they
+    are known, and `origin` tells where the weights come from, for people.
     """
 
     model: Backbone
@@ -46,6 +48,8 @@ class Pretrained:
     preset: str
     options: dict[str, Any] = field(default_factory=dict)
     moments: Moments | None = None
+    class_names: tuple[str, ...] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -73,8 +77,14 @@ def open_backbone(
     text, path = str(checkpoint), Path(checkpoint).expanduser()
     if text.startswith("timm:"):
         return _from_timm(text, image_size, random_weights)
-    if path.is_dir() and "model_type" in _config_of(path):
-        return _from_hugging_face(path, image_size, random_weights)
+    if path.is_dir():
+        config_file = _config_of(path)
+        if isinstance(config_file.get(KEY), dict):
+            return _from_saved(path, config_file, image_size, random_weights)
+        if "model_type" in config_file:
+            return _from_hugging_face(path, image_size, random_weights)
+        if "architecture" in config_file:
+            return _from_timm_folder(path, config_file, image_size, random_weights)
     if path.suffix == ".safetensors":
         beside = path.with_name("config.json")
         if model is None and path.name == "model.safetensors" and beside.is_file():
@@ -96,7 +106,7 @@ def load_backbone(
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
         config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
-        source = open_split(config.data, "train")
+        source: Shape = read_facts(run_directory) or open_split(config.data, "train")
         sized = config.model_copy(
             update={"data": config.data.model_copy(update={"image_size": image_size or config.data.image_size})}
         )
@@ -106,6 +116,49 @@ def load_backbone(
     except (OSError, ValueError, SafetensorError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
     return model, config
+
+
+def _from_saved(path: Path, config: dict[str, Any], image_size: int | None, random_weights: bool) -> Pretrained:
+    """A folder that isoflop wrote, in its own layout or in timm's or Hugging Face's."""
+    found = read_description(config, path)
+    assert found is not None
+    backbone = found.build(image_size)
+    if not random_weights:
+        state = _weights(path / "model.safetensors")
+        try:
+            if "model_type" in config or ("architecture" in config and not found.preset.startswith("timm:")):
+                layout = "huggingface" if "model_type" in config else "timm"
+                has_head = any(name in state for name in _HEADS)
+                load_weights(backbone, state, layout, head=has_head)
+            else:
+                prefix = "model." if "architecture" in config else ""
+                load_trunk(backbone, {prefix + n: t for n, t in state.items()}, path, with_head=True)
+        except ModelError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    return Pretrained(
+        backbone, path.name, found.preset, found.options, found.moments, found.class_names, dict(found.origin)
+    )
+
+
+def _from_timm_folder(path: Path, config: dict[str, Any], image_size: int | None, random_weights: bool) -> Pretrained:
+    """A folder that `timm.create_model("local-dir:…")` loads."""
+    known, args = config.get("pretrained_cfg", {}), dict(config.get("model_args") or {})
+    channels, *sides = known.get("input_size", (3, 224, 224))
+    args = {name: value for name, value in args.items() if name not in ("img_size", "in_chans", "num_classes")}
+    name = f"timm:{config['architecture']}"
+    backbone = create_model(
+        name,
+        num_classes=config.get("num_classes") or known.get("num_classes") or 1,
+        image_size=image_size or tuple(sides),
+        in_channels=channels,
+        seed=0,
+        **args,
+    )
+    if not random_weights:
+        state = {f"model.{name}": tensor for name, tensor in _weights(path / "model.safetensors").items()}
+        load_trunk(backbone, state, path, with_head=True)
+    moments = (tuple(known["mean"]), tuple(known["std"])) if "mean" in known else None
+    return Pretrained(backbone, path.name, name, args, moments, tuple(config.get("label_names") or ()))
 
 
 def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretrained:
@@ -143,11 +196,11 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
     preset, options, in_channels = huggingface_model(config, str(path))
     state = {} if random_weights else _weights(path / "model.safetensors")
     state = {name: tensor for name, tensor in state.items() if not _is_of_a_task(name)}
-    head = next((tensor for name, tensor in state.items() if name.endswith("classifier.weight")), None)
+    head = next((tensor for name, tensor in state.items() if name.endswith(CLASSIFIERS)), None)
     backbone = create_model(
         preset,
         num_classes=1000 if head is None else len(head),
-        image_size=image_size or config.get("image_size", 224),
+        image_size=image_size or _square(config.get("image_size", 224)),
         in_channels=in_channels,
         seed=0,
         **options,
@@ -162,7 +215,8 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
         seen = json.loads((path / "preprocessor_config.json").read_text())
         if "image_mean" in seen:
             moments = (tuple(seen["image_mean"]), tuple(seen["image_std"]))
-    return Pretrained(backbone, path.name, preset, options, moments)
+    origin = {} if head is not None else {"classifier": None}
+    return Pretrained(backbone, path.name, preset, options, moments, origin=origin)
 
 
 def _from_file(path: Path, image_size: int | None, random_weights: bool, preset: str | None) -> Pretrained:
@@ -210,7 +264,12 @@ def _size_of(state: dict[str, Tensor], preset: str, path: Path) -> int:
     raise CheckpointError(f"{path} does not say for which image size it was trained: give --image-size")
 
 
-_HEADS = ("head.weight", "head.fc.weight", "fc.weight", "classifier.weight")
+CLASSIFIERS = ("classifier.weight", "classifier.1.weight")
+_HEADS = (*CLASSIFIERS, "head.weight", "head.fc.weight", "fc.weight")
+
+
+def _square(size: Any) -> Any:
+    return tuple(size) if isinstance(size, list) else size
 
 
 def _config_of(path: Path) -> dict[str, Any]:

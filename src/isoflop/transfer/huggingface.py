@@ -17,8 +17,9 @@ def huggingface_model(config: dict[str, Any], where: str) -> tuple[str, Options,
     kind = config.get("model_type")
     if kind not in _KINDS:
         raise CheckpointError(f"{where}: no counterpart of Hugging Face's {kind!r}; there is {', '.join(_KINDS)}")
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(f"{where}: a {kind} with {config['hidden_act']!r} has no counterpart; gelu has")
+    usual = "relu" if kind == "bit" else "gelu"
+    if config.get("hidden_act", usual) != usual:
+        raise CheckpointError(f"{where}: a {kind} with {config['hidden_act']!r} has no counterpart; {usual} has")
     try:
         preset, options = _KINDS[kind](config)
     except KeyError as error:
@@ -56,7 +57,13 @@ def _poolformer(config: dict[str, Any]) -> tuple[str, Options]:
         "depths": tuple(config["depths"]),
         "widths": widths,
         "mlp_widths": tuple(int(width * config["mlp_ratio"]) for width in widths),
+        "mixers": ("pooling",) * len(widths),
+        "heads": (1,) * len(widths),
         "pool_size": config["pool_size"],
+        "stem_kernel": config["patch_sizes"][0],
+        "stem_stride": config["strides"][0],
+        "stem_padding": config["padding"][0],
+        "layer_scale": config["layer_scale_init_value"] if config["use_layer_scale"] else None,
     }
 
 
@@ -72,4 +79,29 @@ def _pvt(config: dict[str, Any]) -> tuple[str, Options]:
     }
 
 
-_KINDS = {"vit": _vit, "vit_mae": _mae, "deit": _deit, "poolformer": _poolformer, "pvt": _pvt}
+def _pvt_v2(config: dict[str, Any]) -> tuple[str, Options]:
+    if config.get("linear_attention"):
+        raise CheckpointError("a pvt_v2 with linear attention has no counterpart")
+    _, options = _pvt({**config, "sequence_reduction_ratios": config["sr_ratios"]})
+    return "pvt_v2_b0", options
+
+
+def _bit(config: dict[str, Any]) -> tuple[str, Options]:
+    if config.get("layer_type") != "preactivation" or config.get("global_padding") is not None:
+        raise CheckpointError("a bit that is not of the paper's architecture has no counterpart")
+    return "bit_r50x1", {
+        "depths": tuple(config["depths"]),
+        "factor": config["width_factor"],
+        "weight_eps": 1e-8,
+    }
+
+
+_KINDS = {
+    "vit": _vit,
+    "vit_mae": _mae,
+    "deit": _deit,
+    "poolformer": _poolformer,
+    "pvt": _pvt,
+    "pvt_v2": _pvt_v2,
+    "bit": _bit,
+}

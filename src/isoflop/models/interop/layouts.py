@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
+from isoflop.models.interop.flax import FLAX
 from isoflop.models.interop.huggingface_names import HUGGINGFACE, file_name
 from isoflop.models.interop.rules import Rules, translate
-from isoflop.models.interop.timm_names import TIMM
+from isoflop.models.interop.timm_names import TIMM, VIT
 from isoflop.models.metaformer import MetaFormer
 
-LAYOUTS: dict[str, dict[str, Rules]] = {"timm": TIMM, "huggingface": HUGGINGFACE}
+LAYOUTS: dict[str, dict[str, Rules]] = {"timm": TIMM, "huggingface": HUGGINGFACE, "flax": FLAX}
 # The position table and the prefix tokens of the last stage: they are sums of two of theirs, so no rule fits.
-PREFIXES = {"timm": ("cls_token", "dist_token"), "huggingface": ("cls_token", "distillation_token")}
+PREFIXES = {
+    "timm": ("cls_token", "dist_token"),
+    "huggingface": ("cls_token", "distillation_token"),
+    "flax": ("cls",),
+}
+TABLES = {"timm": "pos_embed", "flax": "pos_embedding"}
 
 
 def names_in(model: Backbone, layout: str) -> dict[str, tuple[str, ...]]:
@@ -21,11 +27,14 @@ def names_in(model: Backbone, layout: str) -> dict[str, tuple[str, ...]]:
     if model.family not in LAYOUTS[layout]:
         known = ", ".join(LAYOUTS[layout])
         raise ModelError(f"{layout} has no weights of the family {model.family!r}; it has {known}")
-    return {
+    names = {
         name: translate(name, LAYOUTS[layout][model.family])
         for name in model.state_dict()
         if not name.startswith("positions.") and name != "prefix"
     }
+    if layout == "timm" and LAYOUTS[layout][model.family] is VIT and _norm_is_last(model):
+        names |= {name: (f"fc_{name}",) for name in names if name.startswith("norm.")}
+    return names
 
 
 def token_names(model: Backbone, layout: str) -> list[tuple[int, str, tuple[str, ...]]]:
@@ -33,8 +42,8 @@ def token_names(model: Backbone, layout: str) -> list[tuple[int, str, tuple[str,
     if not isinstance(model, MetaFormer) or model.config.positions == "none":
         return []
     prefixes = PREFIXES[layout][: model.config.prefix_tokens]
-    if layout == "timm":
-        return [(0, "pos_embed", prefixes)]
+    if layout in TABLES:
+        return [(0, TABLES[layout], prefixes)]
     if model.family != "pvt":
         return [(0, "embeddings.position_embeddings", tuple(f"embeddings.{name}" for name in prefixes))]
     root, last = "encoder.patch_embeddings", len(model.stages) - 1
@@ -42,6 +51,11 @@ def token_names(model: Backbone, layout: str) -> list[tuple[int, str, tuple[str,
         (k, f"{root}.{k}.position_embeddings", tuple(f"{root}.{k}.{name}" for name in prefixes if k == last))
         for k in range(last + 1)
     ]
+
+
+def _norm_is_last(model: Backbone) -> bool:
+    """Whether the last norm comes after the mean: timm then calls it `fc_norm`."""
+    return isinstance(model, MetaFormer) and model.config.pool_first
 
 
 def in_files(name: str, layout: str) -> str:

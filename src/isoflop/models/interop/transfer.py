@@ -10,6 +10,7 @@ from torch import Tensor
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
+from isoflop.models.interop.flax import from_flax
 from isoflop.models.interop.layouts import in_files, names_in, token_names
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.positions import resize
@@ -18,13 +19,14 @@ from isoflop.models.positions import resize
 def load_weights(
     model: Backbone, state: Mapping[str, Tensor], layout: str, *, head: bool = True, resize_mode: str = "bicubic"
 ) -> None:
-    """Copy weights of timm's or Hugging Face's model of the same architecture into `model`.
+    """Copy weights of timm's, Hugging Face's or big_vision's model of the same architecture into `model`.
 
-    `layout` is "timm" or "huggingface". Position tables of another image size are resized ("bicubic" or "bilinear").
+    `layout` is "timm", "huggingface" or "flax" (the arrays of a `.npz` archive). Position tables of another image size
+    are resized ("bicubic" or "bilinear").
     With `head=False` the classifier keeps its own weights. Raises ModelError with the lists of missing, unexpected
     and mis-shaped tensors when the weights are of another architecture; `model` is then unchanged.
     """
-    theirs = {in_files(name, layout): tensor for name, tensor in state.items()}
+    theirs = from_flax(state) if layout == "flax" else {in_files(name, layout): t for name, t in state.items()}
     ours = dict(model.state_dict())
     names = names_in(model, layout)
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "mis-shaped": []}
@@ -44,7 +46,7 @@ def load_weights(
         absent = [part for part in (table, *prefixes) if part not in theirs]
         problems["missing"] += absent
         if not absent:
-            _read_tokens(model, stage, theirs[table], [theirs[part] for part in prefixes], loaded, resize_mode)
+            _read_tokens(model, stage, theirs[table], [theirs[p] for p in prefixes], loaded, layout, resize_mode)
     problems["unexpected"] = [name for name in theirs if name not in used]
     if any(problems.values()):
         text = "; ".join(f"{len(found)} {kind}: {_shortened(found)}" for kind, found in problems.items() if found)
@@ -57,6 +59,8 @@ def to_layout(model: Backbone, layout: str) -> dict[str, Tensor]:
 
     Linear maps stay matrices: where the other side stores a 1x1 convolution, use `shaped_like`.
     """
+    if layout == "flax":
+        raise ModelError("weights are written in the layouts timm and huggingface")
     state = model.state_dict()
     out: dict[str, Tensor] = {}
     for name, parts in names_in(model, layout).items():
@@ -84,12 +88,22 @@ def shaped_like(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> di
 
 
 def _read_tokens(
-    model: Backbone, stage: int, table: Tensor, prefixes: list[Tensor], loaded: dict[str, Tensor], mode: str
+    model: Backbone,
+    stage: int,
+    table: Tensor,
+    prefixes: list[Tensor],
+    loaded: dict[str, Tensor],
+    layout: str,
+    mode: str,
 ) -> None:
     assert isinstance(model, MetaFormer)
     count = len(prefixes)
     if count:
-        loaded["prefix"] = torch.cat(prefixes, dim=1) + table[:, :count]
+        loaded["prefix"] = torch.cat(prefixes, dim=1)
+        if layout == "flax" and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
+            count = 0  # big_vision's class token has no position
+        else:
+            loaded["prefix"] = loaded["prefix"] + table[:, :count]
     cells, side = table[:, count:], math.isqrt(table.shape[1] - count)
     new = model.grids[stage]
     if cells.shape[1] != new[0] * new[1]:

@@ -1,0 +1,145 @@
+"""Public weights as a folder of isoflop's, usable wherever a checkpoint is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isoflop.errors import CheckpointError, ModelError
+from isoflop.models import Backbone, create_model
+from isoflop.models.interop import Recognised, load_weights, read_weights, recognise
+from isoflop.models.saved import describe_model, save_model
+from isoflop.share.folders import whole_folder
+from isoflop.transfer import Pretrained, open_backbone
+
+PICKLES = (".pth", ".pt", ".bin", ".tar", ".pkl")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A folder that was written; `left_out` are tensors that do not belong to a backbone (a decoder)."""
+
+    folder: Path
+    model: str
+    release: str
+    parameters: int
+    left_out: tuple[str, ...]
+
+
+def import_weights(source: str, output: Path, *, model: str | None = None, image_size: int | None = None) -> Imported:
+    """Writes the weights of `source` into the new folder `output`, under isoflop's names.
+
+    Args:
+        source: `timm:NAME`, a folder of timm's or Hugging Face's, or a file: `.npz` of big_vision or AugReg; `.pth` of
+            MAE, PoolFormer, ConvFormer, CAFormer or timm's names; `.safetensors`.
+        model: the preset whose weights they are, where names and shapes do not tell.
+        image_size: pixels, in the place of the size that they were trained for; positions are resized.
+
+    Raises CheckpointError or ModelError, with what is missing, unexpected and mis-shaped; `output` is then not there.
+    """
+    with whole_folder(output) as folder:
+        path = Path(source).expanduser()
+        left_out: list[str] = []
+        if path.is_file():
+            found, release, left_out = _from_file(path, model, image_size)
+        else:
+            found, release = open_backbone(source, image_size=image_size), _origin(source, path)
+            if model is not None:
+                found = _as_preset(found, model)
+        origin = {**found.origin, "source": path.name if path.exists() else source, "release": release}
+        if path.is_file():
+            origin["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        description = describe_model(
+            found.model, found.options, moments=found.moments, class_names=found.class_names, origin=origin
+        )
+        save_model(folder, found.model.state_dict(), description)
+        open_backbone(folder)
+    count = sum(parameter.numel() for parameter in found.model.parameters())
+    return Imported(output, found.preset, release, count, tuple(left_out))
+
+
+def _from_file(path: Path, preset: str | None, image_size: int | None) -> tuple[Pretrained, str, list[str]]:
+    state = read_weights(path)
+    found = recognise(state)
+    if preset is not None:
+        return _named(path, state, found, preset, image_size), f"weights of {preset}", found.left_out if found else []
+    if found is None:
+        if path.suffix == ".safetensors":
+            return open_backbone(path, image_size=image_size), "safetensors", []
+        raise CheckpointError(
+            f"{path}: names and shapes do not tell which model this is (the first is `{next(iter(state))}`): name the "
+            "preset with --model"
+        )
+    backbone = create_model(
+        found.preset,
+        num_classes=found.classes or 1,
+        image_size=image_size or found.image_size or 224,
+        in_channels=found.channels,
+        seed=0,
+        **found.options,
+    )
+    _load(backbone, found.state, found.layout, found.classes is not None, path)
+    origin: dict[str, Any] = {} if found.classes is not None else {"classifier": None}
+    name, options = found.preset, found.options
+    return Pretrained(backbone, path.stem, name, options, found.moments, origin=origin), found.release, found.left_out
+
+
+def _named(
+    path: Path, state: dict[str, Tensor], found: Recognised | None, preset: str, image_size: int | None
+) -> Pretrained:
+    """The weights of `state` in the model that the user says they are of, in whatever layout."""
+    layout, named = ("timm", state) if found is None else (found.layout, found.state)
+    bias = next((t for name, t in named.items() if name in HEADS and t.ndim == 1), None)
+    stem = next((t for name, t in named.items() if t.ndim == 4 and name.split(".")[0] in ("patch_embed", "stem")), None)
+    channels = found.channels if found else 3 if stem is None else int(stem.shape[1])
+    size = image_size or (found.image_size if found and found.image_size else 224)
+    backbone = create_model(
+        preset, num_classes=1 if bias is None else len(bias), image_size=size, in_channels=channels, seed=0
+    )
+    if preset.startswith("timm:"):
+        try:
+            backbone.load_state_dict({f"model.{name}": tensor for name, tensor in named.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
+    else:
+        _load(backbone, named, layout, bias is not None, path)
+    origin: dict[str, Any] = {} if bias is not None else {"classifier": None}
+    return Pretrained(backbone, path.stem, preset, {}, found.moments if found else None, origin=origin)
+
+
+HEADS = ("head.bias", "head/bias", "head.fc.bias", "head.fc.fc2.bias", "fc.bias")
+
+
+def _as_preset(found: Pretrained, preset: str) -> Pretrained:
+    """timm's model as the same one of ours."""
+    model = found.model
+    if not found.preset.startswith("timm:"):
+        raise CheckpointError(f"these are weights of {found.preset}: --model is for those that do not say it")
+    ours = create_model(
+        preset, num_classes=model.num_classes, image_size=model.image_size, in_channels=model.in_channels, seed=0
+    )
+    state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    _load(ours, state, "timm", True, found.name)
+    return Pretrained(ours, found.name, preset, {}, found.moments, found.class_names, found.origin)
+
+
+def _load(backbone: Backbone, state: dict[str, Tensor], layout: str, has_head: bool, where: Path | str) -> None:
+    try:
+        load_weights(backbone, state, layout, head=has_head)
+    except ModelError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if not has_head:
+        for name, parameter in backbone.named_parameters():
+            if name.startswith("head"):
+                torch.nn.init.zeros_(parameter)
+
+
+def _origin(source: str, path: Path) -> str:
+    if source.startswith("timm:"):
+        return "timm"
+    return "folder" if path.is_dir() else source

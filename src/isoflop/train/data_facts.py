@@ -1,0 +1,71 @@
+"""What a run knows of its data: `data.json`, so that its weights can be used where the data are not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from isoflop.data import Source
+from isoflop.train.checkpoints import write_json_atomically
+
+FILE = "data.json"
+
+
+class Shape(Protocol):
+    """What of the data decides a backbone's shape."""
+
+    @property
+    def num_classes(self) -> int:
+        """0 where the images are unlabelled."""
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Of the training images: their classes, and mean and deviation of pixels in 0 … 1, by which they were normalised.
+
+    `images` is their number, or None where they never repeat.
+    """
+
+    uri: str
+    num_classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    images: int | None
+    fingerprint: str
+
+
+def facts_of(source: Source) -> DataFacts:
+    """What there is to know of `source`."""
+    return DataFacts(
+        uri=source.uri,
+        num_classes=source.num_classes,
+        channels=source.channels,
+        mean=tuple(map(float, source.mean)),
+        std=tuple(map(float, source.std)),
+        class_names=tuple(source.class_names),
+        images=source.unique_images,
+        fingerprint=source.fingerprint,
+    )
+
+
+def write_facts(directory: Path, source: Source) -> None:
+    """Writes `data.json`; OSError when the storage refuses."""
+    write_json_atomically(directory / FILE, asdict(facts_of(source)))
+
+
+def read_facts(directory: Path) -> DataFacts | None:
+    """What `data.json` says; None where there is none."""
+    path = directory / FILE
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    lists = {name: tuple(found[name]) for name in ("mean", "std", "class_names")}
+    return DataFacts(**{**found, **lists})
