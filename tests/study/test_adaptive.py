@@ -143,7 +143,7 @@ def test_the_belief_recovers_planted_learning_rates_and_covers_the_truth() -> No
         rng = np.random.default_rng(seed)
         trials = [question.trial("late", m, c, r) for m in SIZES for c in BUDGETS[:4] for r in RATES]
         losses = [planted(trial) * math.exp(0.02 * rng.standard_normal()) for trial in trials]
-        belief = fit_belief(trials, losses, levels, (0.03, -0.2))
+        belief = fit_belief(trials, losses, levels, (0.03, -0.2, 0.2))
         assert belief is not None
         assert belief.noise == pytest.approx(0.02, rel=0.35)
         assert belief.best_rate(2e5, 5e4) == pytest.approx(0.015, rel=0.3)
@@ -160,7 +160,7 @@ def test_a_run_is_worth_more_the_more_it_tells_about_the_decision() -> None:
     levels = (*BUDGETS, TARGET)
     beliefs = {}
     for family, own in trials.items():
-        belief = fit_belief(own, [planted(t, 0.02) for t in own], levels, (0.02, -0.2))
+        belief = fit_belief(own, [planted(t, 0.02) for t in own], levels, (0.02, -0.2, 0.2))
         assert belief is not None
         beliefs[family] = belief
     answers = {f: [question.trial(f, m, TARGET, 0.015) for m in SIZES] for f in PLANTED}

@@ -6,6 +6,7 @@ import pytest
 
 from isoflop.config import StudyConfig, parse
 from isoflop.errors import StudyError
+from isoflop.study.learning_rates import rate_grid, usual_exponent
 from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import extensions, first_rung, ladder_sizes, next_rung
 
@@ -104,3 +105,21 @@ def test_more_sizes_than_the_ladder_has_are_refused() -> None:
 def test_a_data_set_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(StudyError, match="fewer than one batch"):
         Catalogue(study_config(data={"source": "fractals?classes=20&images=50", "heldout": 64}))
+
+
+def test_with_rates_that_carry_over_widths_two_sizes_search_and_the_others_take_theirs_over() -> None:
+    config = study_config(optim={"mup": 8})
+    catalogue = Catalogue(config)
+    runs = first_rung(config, catalogue, ladder_sizes(config, catalogue))
+    tried = {model: [run.config.optim.learning_rate for run in runs if run.model == model] for model in SIZES}
+    assert [len(rates) for rates in tried.values()] == [3, 3, 1]
+    assert all(run.config.optim.mup == 8 for run in runs)
+    losses = {run.run_id: 2.0 + abs(run.config.optim.learning_rate - 0.005) for run in runs}
+    second = next_rung(1, config, catalogue, ladder_sizes(config, catalogue), runs, losses)
+    assert [run.config.optim.learning_rate for run in second] == [0.005] * 3
+    third = next_rung(2, config, catalogue, ladder_sizes(config, catalogue), second, {r.run_id: 2.0 for r in second})
+    assert [run.config.optim.learning_rate for run in third] == [0.005] * 3
+    free = study_config(optim={"mup": 8}, families={"vit": {"sizes": SIZES}})
+    grids = {rate_grid(free, catalogue, "vit", model) for model in SIZES}
+    assert len(grids) == 1
+    assert usual_exponent(free, "vit") == 0.0

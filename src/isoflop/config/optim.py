@@ -1,10 +1,20 @@
 """The optimizer of a run, and what is done to gradients and weights around it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from isoflop.config.fields import BelowOne, Maybe, NonNegative, Positive, Table, Text
+from isoflop.config.fields import (
+    BelowOne,
+    Count,
+    Maybe,
+    NonNegative,
+    Positive,
+    Table,
+    Text,
+    later_option,
+    problem,
+)
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 OptimizerName = Literal["adamw", "sgd", "adafactor", "lamb", "lars", "muon"]
@@ -48,12 +58,22 @@ class OptimizerConfig(Table):
     layer_decay: Maybe[Annotated[float, Field(gt=0, le=1)]] = None
     """Each layer learns at this share of the rate of the layer after it (arXiv 2106.08254); the head at the full
     rate."""
+    mup: Maybe[Count] = later_option(None)
+    """μP (arXiv 2203.03466): the width of the first stage at which rates and starts are those written. At other widths,
+    matrices over the width learn and start at a scale at which one learning rate serves all; for AdamW and MetaFormers.
+    """
     average: Maybe[BelowOne] = None
     """Decay of a running average of the weights, which is what is evaluated and exported; 0.9999 is usual."""
     label_smoothing: BelowOne = 0.0
     """Share of the target's probability that is spread over all classes."""
     groups: dict[str, GroupConfig] = Field(default_factory=dict)
     """Rules for parameters by name. Each parameter must then be named by one of them."""
+
+    @model_validator(mode="after")
+    def _has_mup(self) -> Self:
+        if self.mup and self.name != "adamw":
+            raise problem("mup", f"is defined for AdamW, not for {self.name}; take `name` = adamw, or `mup` = none")
+        return self
 
 
 class OptimConfig(OptimizerConfig):

@@ -192,6 +192,12 @@ class RunConfig(SharedConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mup_fits(self) -> Self:
+        if self.optim.mup and not isinstance(self.objective, SupervisedConfig):
+            raise problem("optim.mup", f"is defined for supervised training, not for {self.objective.name}")
+        return self
+
     @property
     def images(self) -> int:
         """Images seen by the end of the run, repeats counted."""

@@ -64,7 +64,7 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     decision = Decision(beliefs, {f: answers(arena, f, belief, results) for f, belief in beliefs.items()})
     outlook = decision.outlook()
     if not rungs[1] and (second := second_rung(arena, beliefs, results)):
-        return Stage(tuple(second), outlook, spent=spent, limits=limits(arena, beliefs, results, second))
+        return Stage(tuple(second), outlook, spent=spent)
     dropped = tuple(family for family in arena.contenders if outlook.p_best(family) < NEGLIGIBLE)
     leader = outlook.standings[0]
     lacking = _for_the_law(arena, leader, beliefs, results)
@@ -93,7 +93,7 @@ def opening(arena: Arena) -> list[Trial]:
         for family, contender in arena.contenders.items()
         for model in contender.start
         if arena.trains(family, model, lowest)
-        for rate in contender.rates[model]
+        for rate in contender.first.get(model, contender.rates[model])
     ]
 
 
@@ -137,7 +137,7 @@ def believe(arena: Arena, results: Sequence[Result]) -> dict[str, Belief]:
             [result.trial for result in own],
             [result.loss for result in own],
             (*arena.budgets, arena.target),
-            (math.exp(usual), contender.exponent),
+            (math.exp(usual), contender.exponent, contender.doubt),
             [result.deviation for result in own],
         )
         if belief is not None:

@@ -45,7 +45,8 @@ class Contender:
         bounds: the lowest and highest rate that may be tried.
         price: preset → cost of training on an image. each: preset → what a run costs beside that.
         shared: share of a run's steps that longer runs can start from: 1 - cooldown, 0 for a schedule without a trunk.
-        exponent: of FLOPs an image in the learning rate, as far as anybody knows beforehand.
+        first: preset → the rates it tries on the first rung, where they are not all of `rates`.
+        exponent: of FLOPs an image in the learning rate, as far as anybody knows beforehand, give or take `doubt`.
     """
 
     sizes: dict[str, float]
@@ -57,6 +58,8 @@ class Contender:
     shared: float = 0.8
     bounds: tuple[float, float] = (0.0, math.inf)
     exponent: float = -0.2
+    doubt: float = 0.2
+    first: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def fit_belief(
     trials: Sequence[Trial],
     losses: Sequence[float],
     levels: tuple[float, ...],
-    usual_rate: tuple[float, float],
+    usual_rate: tuple[float, float, float],
     deviations: Sequence[float] | None = None,
 ) -> Belief | None:
     """The belief that finished trials of one family and their losses give; None without a finite loss.
@@ -84,7 +84,8 @@ def fit_belief(
     Args:
         trials, losses: the runs; a loss that is not finite (a run that diverged) is left out.
         levels: every budget that a trial may have, ascending, the target last.
-        usual_rate: learning rate to expect at the geometric mean size, and the exponent of n to expect in it.
+        usual_rate: learning rate to expect at the geometric mean size, the exponent of n to expect in it, and how far
+            that may be off.
         deviations: of the log losses of runs that were stopped, whose end is expected only; 0 stands for the noise.
     """
     unsure = deviations or [0.0] * len(trials)
@@ -119,7 +120,7 @@ def fit_belief(
     return Belief(theta, covariance, noise, levels, centre, len(done))
 
 
-def _opinions(lowest: float, levels: tuple[float, ...], usual_rate: tuple[float, float]) -> tuple[Array, Array]:
+def _opinions(lowest: float, levels: tuple[float, ...], usual_rate: tuple[float, float, float]) -> tuple[Array, Array]:
     """Mean and standard deviation of every parameter before anything but the scale of the loss is known."""
     steps = DRIFT * np.sqrt(np.diff(np.log(levels)))
     shared = [
@@ -129,7 +130,7 @@ def _opinions(lowest: float, levels: tuple[float, ...], usual_rate: tuple[float,
         (math.log(0.4), 0.5),  # α
         (math.log(0.4), 0.5),  # β
         (math.log(usual_rate[0]), 1.0),
-        (usual_rate[1], 0.2),
+        (usual_rate[1], usual_rate[2]),
         (-0.1, 0.1),  # longer runs want lower rates
         (math.log(0.06), 0.7),  # a factor of 2 costs about 1.5 %
     ]

@@ -18,19 +18,42 @@ USUAL_RATE = {
 }
 
 
+SEARCHED = 2  # sizes that try all rates where the others take theirs over
+Rates = tuple[float, ...]
+
+
 def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str) -> tuple[float, ...]:
     """The learning rates to try first for `model`: the configured ones, or three a factor of 2 apart."""
     own = config.families[family]
     if own.learning_rates:
         return own.learning_rates
+    if transfers(config, family):
+        model = catalogue.presets(family)[0]
     rate, exponent = USUAL_RATE[_optimizer(config, family)]
     centre = float(f"{rate * (catalogue.flops_per_image(family, model) / 1e6) ** exponent:.1g}")
     return (centre / 2, centre, centre * 2)
 
 
+def first_rates(config: StudyConfig, catalogue: Catalogue, family: str, names: tuple[str, ...]) -> dict[str, Rates]:
+    """What each of the sizes `names`, small to large, tries on the first rung: its grid, or where rates carry over
+    widths (μP) and `SEARCHED` smaller sizes try it, the middle of it."""
+    grids = {name: rate_grid(config, catalogue, family, name) for name in names}
+    if not transfers(config, family):
+        return grids
+    return {
+        name: grid if number < SEARCHED else (grid[len(grid) // 2],)
+        for number, (name, grid) in enumerate(grids.items())
+    }
+
+
+def transfers(config: StudyConfig, family: str) -> bool:
+    """Whether one learning rate is to serve all widths of `family` (μP)."""
+    return config.families[family].optim.mup is not None
+
+
 def usual_exponent(config: StudyConfig, family: str) -> float:
     """The exponent of FLOPs an image in the learning rate that is usual for the optimizer of `family`."""
-    return USUAL_RATE[_optimizer(config, family)][1]
+    return 0.0 if transfers(config, family) else USUAL_RATE[_optimizer(config, family)][1]
 
 
 def _optimizer(config: StudyConfig, family: str) -> str:

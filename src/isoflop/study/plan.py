@@ -11,11 +11,14 @@ from isoflop.errors import StudyError
 from isoflop.study.adaptive import opening
 from isoflop.study.arena import Arena, Contender, Ledger
 from isoflop.study.funds import TARGET_DISTANCE, Funds, choose_budgets, funds_of
-from isoflop.study.learning_rates import rate_grid, usual_exponent
+from isoflop.study.learning_rates import first_rates, rate_grid, transfers, usual_exponent
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.pricing import RungForecast, forecast, measure_seconds_per_image
 from isoflop.study.rungs import MIN_STEPS, first_rung, ladder_sizes
 from isoflop.train.schedules import TRUNK_SCHEDULES
+
+CARRIED_DOUBT = 0.03
+"""How far the size's exponent in the best rate may be from 0 where rates carry over widths: depth and patches count."""
 
 Sizes = dict[str, tuple[str, ...]]
 Seconds = dict[tuple[str, str], float]  # (family, preset) → seconds of training on an image
@@ -155,6 +158,8 @@ def arena_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Fun
             each={name: funds.price_of_evaluation(family, n) for name, n in may.items()},
             shared=1.0 - schedule.cooldown if schedule.name in TRUNK_SCHEDULES else 0.0,
             exponent=usual_exponent(config, family),
+            doubt=CARRIED_DOUBT if transfers(config, family) else Contender.doubt,
+            first=first_rates(config, catalogue, family, start),
         )
     study = config.study
     return Arena(

@@ -10,7 +10,7 @@ import torch
 
 from isoflop.config import StudyConfig
 from isoflop.data import batches
-from isoflop.study.learning_rates import rate_grid
+from isoflop.study.learning_rates import first_rates, transfers
 from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import MIN_STEPS
 from isoflop.train import build_objective
@@ -77,13 +77,14 @@ def forecast(
     for rung, budget in enumerate(catalogue.budgets):
         runs, flops, core_seconds = 0, 0.0, 0.0
         for family, names in sizes.items():
+            first = first_rates(config, catalogue, family, names)
             for model in names:
                 steps = catalogue.steps(family, model, budget)
                 if steps < MIN_STEPS:
                     continue
                 below = catalogue.steps(family, model, catalogue.budgets[rung - 1]) if rung else 0
-                grid = len(rate_grid(config, catalogue, family, model))
-                count = grid if below < MIN_STEPS else 2 if rung == 1 else 1
+                several = 1 if transfers(config, family) else 2
+                count = len(first[model]) if below < MIN_STEPS else several if rung == 1 else 1
                 schedule = catalogue.run(family, model, budget, 1e-3).config.schedule
                 shared = trunk_steps(schedule, below) if below >= MIN_STEPS else 0
                 images = (count * steps - count * shared) * config.batch_size

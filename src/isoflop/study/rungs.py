@@ -16,7 +16,7 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.models import family_ladder
-from isoflop.study.learning_rates import rate_grid
+from isoflop.study.learning_rates import first_rates, rate_grid, transfers
 from isoflop.study.planned import Catalogue, PlannedRun
 
 MIN_STEPS = 20  # a shorter run has hardly left its warm-up
@@ -84,9 +84,9 @@ def first_rung(config: StudyConfig, catalogue: Catalogue, sizes: Mapping[str, tu
     return [
         catalogue.run(family, model, budget, rate)
         for family, names in sizes.items()
-        for model in names
+        for model, rates in first_rates(config, catalogue, family, names).items()
         if catalogue.steps(family, model, budget) >= MIN_STEPS
-        for rate in rate_grid(config, catalogue, family, model)
+        for rate in rates
     ]
 
 
@@ -117,7 +117,9 @@ def next_rung(
     budget = catalogue.budgets[rung]
     runs: list[PlannedRun] = []
     for family, names in sizes.items():
-        best_rates = rates_by_law([run for run in below if run.family == family], losses)
+        own = [run for run in below if run.family == family]
+        carried = common_rate(own, losses) if transfers(config, family) else None
+        best_rates = dict.fromkeys(names, carried) if carried else rates_by_law(own, losses)
         for model in names:
             if catalogue.steps(family, model, budget) < MIN_STEPS:
                 continue
@@ -125,7 +127,7 @@ def next_rung(
             if rate is None:  # new on this rung, or nothing below has survived: search here
                 rates = rate_grid(config, catalogue, family, model)
             else:
-                rates = (rate / RATE_RATIO, rate) if rung == 1 else (rate,)
+                rates = (rate / RATE_RATIO, rate) if rung == 1 and not carried else (rate,)
             runs += [catalogue.run(family, model, budget, rate) for rate in rates]
     return runs
 
@@ -145,6 +147,18 @@ def rates_by_law(runs: list[PlannedRun], losses: Losses) -> dict[str, float]:
         return abs(math.log(run.config.optim.learning_rate / float(law.predict(run.flops_per_image))))
 
     return {model: min(group, key=distance).config.optim.learning_rate for (_, model), group in by_size(tried).items()}
+
+
+def common_rate(runs: list[PlannedRun], losses: Losses) -> float | None:
+    """The one learning rate for all sizes of a family (μP): the one tried that is nearest to the law's, over the sizes
+    that tried several; None where nothing has survived."""
+    groups = by_size([run for run in runs if math.isfinite(losses.get(run.run_id, math.inf))]).values()
+    tried = [run for group in groups if len(group) > 1 or len(groups) == 1 for run in group]
+    best = rates_by_law(tried, losses)
+    if not best:
+        return None
+    middle = sum(map(math.log, best.values())) / len(best)
+    return min((run.config.optim.learning_rate for run in tried), key=lambda rate: abs(math.log(rate) - middle))
 
 
 def by_size(runs: list[PlannedRun]) -> dict[tuple[str, str], list[PlannedRun]]:

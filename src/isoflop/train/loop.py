@@ -18,6 +18,7 @@ from isoflop.config import DetectConfig, MaskedConfig, RunConfig, SegmentConfig
 from isoflop.data import Source, open_split
 from isoflop.errors import CheckpointError, DataError
 from isoflop.models import Backbone, create_model
+from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
 from isoflop.train.attempt import Attempt, RunResult
@@ -42,6 +43,8 @@ def build_model(config: RunConfig, source: Source) -> Backbone:
         seed=config.seed,
         **config.model.overrides,
     )
+    if config.optim.mup:
+        scale_start(model, config.optim.mup)
     if config.start:
         replace_head(model, config.start)
     return model

@@ -12,6 +12,7 @@ from torch import nn
 from isoflop.config import GroupConfig, OptimizerConfig
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
+from isoflop.models.mup import width_scales
 from isoflop.train.shards import is_sharded
 
 HEADS = ("head", "head_distilled")  # where the classifier is, in a backbone
@@ -70,6 +71,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     spared = {plain_name(name) for name in spare()}
     rules = rules_by_name([plain_name(name) for name, _ in model.named_parameters()], config.groups)
     scales = _depth_scales(model, config.layer_decay)
+    widths = width_scales(cast(Backbone, getattr(model, "backbone", model)), config.mup) if config.mup else {}
     groups: dict[tuple[object, ...], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         rule = rules[name]
@@ -77,9 +79,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         decay = config.weight_decay if rule.weight_decay is None else rule.weight_decay
         if rule.weight_decay is None and config.head_weight_decay is not None and is_head(name):
             decay = config.head_weight_decay
+        width = widths[name].fan_in if name in widths else 1.0
         kind = {
-            "weight_decay": 0.0 if is_vector or name in spared else decay,
-            "lr_scale": rule.learning_rate_scale * scales.get(name, 1.0),
+            # Decay is taken off times the rate: what it takes off in a step is to be the same at every width.
+            "weight_decay": 0.0 if is_vector or name in spared else decay * width,
+            "lr_scale": rule.learning_rate_scale * scales.get(name, 1.0) / width,
             "is_vector": is_vector,
             "is_hidden_matrix": parameter.ndim == 2 and not is_head(name) and name not in spared,
         }
