@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from isoflop.config.run import RunConfig
+from isoflop.data import batches, open_split
 from isoflop.data.loader import rank_part
 from isoflop.errors import ConfigError
 from isoflop.models.drop import Dropout, drop_path, rows_of_batch
 from isoflop.train import read_journal, train
 from isoflop.train.layout import blocks, built, make_independent_of_layout
 from isoflop.train.step import parts_per_step
-from tests.promises.chaos import run_config, train_whole
+from tests.data.pictures import encoded, picture
+from tests.promises.chaos import join, run_config, start_ranks, train_whole
 
 VIT = {"model": {"name": "vit_w12d2p8", "drop_path": 0.2}}
 NFNET = {  # scalars that cannot be divided, whole-unit clipping, dropout, channels-last weights
@@ -208,3 +210,23 @@ def test_float8_layers_learn_alike() -> None:
         use_float8(objective, torch.device("cpu"), emulate=True)
     assert not torch.equal(*gradients)
     torch.testing.assert_close(*gradients, rtol=0.2, atol=0.02)
+
+
+def test_damaged_images_are_counted_over_all_ranks_and_stop_all(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    good = {k: encoded(picture(k, 8, 8), "BMP") for k in range(1100)}  # of which one may be damaged
+    for k, content in good.items():
+        (folder / f"class{k % 2}").mkdir(parents=True, exist_ok=True)
+        (folder / f"class{k % 2}" / f"{k:04d}.bmp").write_bytes(content if k % 100 else b"gone")
+    data = {"source": f"folder:{folder}?decode=each", "image_size": 8, "heldout": 8}
+    config = run_config(model={"name": "vit_w12d2p8"}, data=data, steps=45, batch_size=24)
+    source = open_split(config.data, "train")
+    met = []
+    for rank in range(2):
+        plan = {"seed": 0, "batch_size": 24, "start_step": 0, "stop_step": 45, "rank": rank, "world": 2}
+        met.append(next(batch.damages[0].name for batch in batches(source, **plan) if batch.damages))
+    for path in folder.glob("class*/*00.bmp"):
+        if str(path) not in met:
+            path.write_bytes(good[int(path.stem)])
+    ranks = start_ranks(config, tmp_path / "run", 2)
+    assert join(ranks) == [1, 1]  # each met but one

@@ -138,7 +138,8 @@ def batches(
     `transforms.AUGMENTATIONS`. With `workers` processes the batches are made ahead of time; they are the same for any
     number of workers, and with 0 they are made in this process, without overhead.
 
-    Damaged samples are replaced and put into `quarantine`, which raises DataError when they are too many. Whatever else
+    Damaged samples are replaced and put into `quarantine`, which raises DataError when they are too many. Of several
+    ranks, each meets but a part of them, and finds it in `Batch.damages`, for the caller to put together. Whatever else
     goes wrong in a worker is a DataError of one line here.
     """
     dataset = _Batches(source, seed=seed, batch_size=batch_size, augment=augment, rank=rank, world=world)
@@ -147,14 +148,14 @@ def batches(
     quarantine = Quarantine(len(source)) if quarantine is None else quarantine
     if isinstance(source, ArraySource | Mixture):
         quarantine.add(source.damages)  # found when the images were decoded
-    return _checked(made, quarantine)
+    return _checked(made, quarantine if world == 1 else None)
 
 
-def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine) -> Iterator[Batch]:
+def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine | None) -> Iterator[Batch]:
     for batch in made:
         if isinstance(batch, _Failure):
             raise DataError(batch.message)
-        if batch.damages:
+        if batch.damages and quarantine is not None:
             quarantine.add(batch.damages)
         yield batch
 

@@ -118,8 +118,12 @@ class Attempt:
             for batch in feed:
                 rate = config.optim.learning_rate * rate_factor(config.schedule, progress.step, config.steps)
                 save_due = time.perf_counter() - saved_at >= config.checkpoint.every_seconds
-                outcome = step(batch, rate, votes=(self.stop(), save_due and self.ranks.is_first))
-                stopping, save_now = outcome.votes
+                votes = self.stop(), save_due and self.ranks.is_first, bool(batch.damages)
+                outcome = step(batch, rate, votes=votes)
+                stopping, save_now, is_damaged = outcome.votes
+                if is_damaged and not self.ranks.is_alone:
+                    for damages in self.ranks.gather(batch.damages):
+                        self.quarantine.add(damages)
                 progress.samples = chain_samples(progress.samples, *self._consumed(batch))
                 progress.step += 1
                 now = time.perf_counter()
@@ -248,9 +252,8 @@ class Attempt:
     def _save(self) -> None:
         """Begins a checkpoint: of the last snapshot where there are any, since that is what a resumed run can go back
         to, else of the present."""
-        if self.quarantine.found:
-            name = "quarantine.jsonl" if self.ranks.is_first else f"quarantine-{self.ranks.rank}.jsonl"
-            self.quarantine.save(self.directory / name)
+        if self.quarantine.found and self.ranks.is_first:
+            self.quarantine.save(self.directory / "quarantine.jsonl")
         tensors, state = pack(self.objective, self.step.optimizer), self.progress.to_dict()
         if self.rewind.snapshot and self.progress.step < self.config.steps:
             tensors, state = self.rewind.snapshot
