@@ -53,7 +53,7 @@ def test_an_image_without_objects_has_none_and_stays(tmp_path: Path) -> None:
 def test_boxes_are_cut_at_the_border_and_left_out_beyond_it(tmp_path: Path) -> None:
     boxes = [[-3, 2, 8, 8], [30, 10, 99, 99], [50, 2, 5, 5], [3, 3, 0, 9]]
     folder = write(tmp_path, [annotation(id=k, bbox=box) for k, box in enumerate(boxes)])
-    with pytest.warns(UserWarning, match="2 boxes without area in their image are left out"):
+    with pytest.warns(UserWarning, match="boxes left out, of which no area is in their image: 2"):
         records = CocoRecords(folder, "train")
     assert records.truth(0).boxes.tolist() == [[0, 2, 5, 10], [30, 10, 40, 24]]
 

@@ -187,6 +187,27 @@ def test_a_checkpoint_is_judged_with_one_command(
     assert "step" not in capsys.readouterr().err  # what is done is not done again
 
 
+def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scenes(tmp_path / "data", images=6, val_images=2, size=64, classes=3)
+    found = json.loads((tmp_path / "data" / "train.json").read_text())
+    found["annotations"][0]["bbox"] = [500, 500, 9, 9]
+    (tmp_path / "data" / "train.json").write_text(json.dumps(found))
+    told = [
+        "timm:resnet10t",
+        "-p",
+        "detect",
+        "-d",
+        f"coco:{tmp_path / 'data'}",
+        "-o",
+        str(tmp_path / "out"),
+        "--random",
+    ]
+    short = ["seeds=[0]", "run.steps=1", "run.batch_size=1", "run.objective.width=16", "run.schedule.warmup=0"]
+    assert command(*told, "--image-size", "64", "heldout=1", *short) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert lines == [f"warning: {tmp_path}/data/train.json: boxes left out, of which no area is in their image: 1"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ def transfer_dense(
     if data:
         given.append(f"dataset={json.dumps(data)}")
     config = load(None, given, DenseTransferConfig).config
+    tell_once = cache(_tell)  # data are opened for training and for judging
+    warnings.showwarning = lambda message, *_rest, **_more: tell_once(f"warning: {message}")
     from isoflop.cli.tables import print_table
     from isoflop.train.checkpoints import write_json_atomically
     from isoflop.transfer import open_backbone

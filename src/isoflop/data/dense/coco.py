@@ -77,7 +77,7 @@ class CocoRecords:
             number = numbers[category]
             by_image[image].append({**annotation, "box": (left, top, left + width, top + height), "class": number})
         if left_out:
-            warnings.warn(f"{self._file}: {left_out} boxes without area in their image are left out", stacklevel=3)
+            warnings.warn(f"{self._file}: boxes left out, of which no area is in their image: {left_out}", stacklevel=3)
         return by_image
 
     def __len__(self) -> int:
