@@ -1,10 +1,13 @@
 """Masked autoencoding against what it saves: the same step with mask tokens in the encoder, the supervised step, and
-Hugging Face's ViTMAE.
+Hugging Face's ViTMAE. Beside the seconds stands what the multiply-adds alone would permit.
 
-    python benchmarks/mae.py [--model vit_l16] [--batch-size 4] [--steps 3]
+    python benchmarks/mae.py [--model mae_l16] [--batch-size 4] [--steps 3]
+    python benchmarks/mae.py --share 4 --batch-size 8     # a quarter of the blocks, for a machine with other users
 
-Each contender has a process of its own, for its peak of memory: one step to warm up, then the median of the others. A
-step is forward, backward and one update by the same fused AdamW, in float32, on random images of 224 px.
+Each contender has a process of its own, for its peak of memory: one step to warm up, then the median of the others,
+in seconds of the wall and of the processor. A step is forward, backward and one update by the same fused AdamW, in
+float32, on random images of 224 px. With a share of the blocks (of encoder and decoder alike, so that what the
+multiply-adds permit stays about the same) all contenders fit into memory and take turns, a step each.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.config import MaskedConfig
-from isoflop.models import cost, create_model
+from isoflop.models import create_model
 from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
 from isoflop.models.presets import PRESETS
-from isoflop.objectives import Masked, Supervised, objective_cost
+from isoflop.objectives import Masked, Supervised, Uniforms
 from isoflop.train.step import sample_uniforms
 
 CONTENDERS = ("masked", "mask tokens inside", "supervised", "Hugging Face ViTMAE")
-CPU = torch.device("cpu")
+DECODER_DEPTH = 8
 
 
 class MaskTokensInside(nn.Module):
@@ -48,71 +51,98 @@ class MaskTokensInside(nn.Module):
         x = x.scatter(1, hidden, self.token.expand_as(hidden))
         tokens = encoder.normalised(encoder.pyramid(x)[-1])
         prefix = encoder.config.prefix_tokens
-        places = torch.cat([torch.arange(prefix).expand(len(x), -1), order + prefix], dim=1)
+        places = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), order + prefix], dim=1)
         tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
         return objective.decoder(tokens[:, : prefix + objective.visible], order, objective.visible)
 
 
-def contender(name: str, model: str, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The module and the loss of one step."""
-    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(batch, dtype=torch.int64)
-    noise = sample_uniforms(0, 0, np.arange(batch), CPU)
+def contender(
+    name: str, model: str, images: Tensor, noise: Uniforms, share: int
+) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The module, of one block in `share`, and the loss of one step."""
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    config = PRESETS[model][1]
+    assert isinstance(config, MetaFormerConfig)
+    depth = config.depths[0] // share
     if name == "Hugging Face ViTMAE":
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-        config = PRESETS[model][1]
-        assert isinstance(config, MetaFormerConfig)
         peer = ViTMAEForPreTraining(
             ViTMAEConfig(
                 hidden_size=config.widths[0],
-                num_hidden_layers=config.depths[0],
+                num_hidden_layers=depth,
                 num_attention_heads=config.heads[0],
                 intermediate_size=config.mlp_widths[0],
                 patch_size=config.stem_stride,
+                decoder_num_hidden_layers=DECODER_DEPTH // share,
                 norm_pix_loss=True,
             )
         ).train()
         return peer, lambda: peer(images).loss
     if name == "supervised":
-        supervised = Supervised(create_model(model, seed=0)).train()
+        supervised = Supervised(create_model(model, seed=0, depths=(depth,))).train()
         return supervised, lambda: supervised(images, labels, noise)
-    masked = Masked(create_model(model, seed=0)).train()
+    masked = Masked(create_model(model, seed=0, depths=(depth,)), decoder_depth=DECODER_DEPTH // share).train()
     if name == "masked":
         return masked, lambda: masked(images, labels, noise)
     inside = MaskTokensInside(masked).train()
-
-    def loss() -> Tensor:
-        order = masked.order(noise)
-        return (inside(images, order) - 1).square().mean()
-
-    return inside, loss
+    return inside, lambda: (inside(images, masked.order(noise)) - 1).square().mean()
 
 
-def measure(name: str, model: str, batch: int, steps: int) -> dict[str, float]:
-    """Seconds of a step, the peak of memory in bytes, and seconds of choosing patches."""
+def serve(name: str, model: str, batch: int, share: int) -> None:
+    """A step of `name` for every line on the standard input; what it took, as JSON, on the standard output."""
     torch.manual_seed(0)
-    module, loss = contender(name, model, batch)
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    noise = sample_uniforms(0, 0, np.arange(batch), images.device)
+    module, loss = contender(name, model, images, noise, share)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    seconds = []
-    for _ in range(steps + 1):
-        began = time.perf_counter()
+    for step, _ in enumerate(sys.stdin):
+        wall, cpu = time.perf_counter(), time.process_time()
         loss().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - began)
-    found = {
-        "seconds": float(np.median(seconds[1:])),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        told = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if isinstance(module, Masked):
+            cpu = time.process_time()
+            module.order(sample_uniforms(0, step, np.arange(batch), images.device))
+            told["choosing"] = time.process_time() - cpu
+        print(json.dumps(told), flush=True)
+
+
+def measure(names: tuple[str, ...], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Medians of what steps of each contender took; they take turns."""
+    command = [sys.executable, __file__, "--model", args.model, "--batch-size", str(args.batch_size)]
+    command += ["--share", str(args.share), "--only"]
+    workers = {
+        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in names
     }
-    if isinstance(module, Masked):
-        times = []
-        for step in range(20):
-            began = time.perf_counter()
-            module.order(sample_uniforms(0, step, np.arange(batch), CPU))
-            times.append(time.perf_counter() - began)
-        found["choosing"] = float(np.median(times))
-    return found
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(1 + args.steps):
+        for name, worker in workers.items():
+            assert worker.stdin
+            assert worker.stdout
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            steps[name].append(json.loads(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.communicate()
+    return {
+        name: {key: float(np.median([step[key] for step in told[1:]])) for key in told[0]}
+        for name, told in steps.items()
+    }
+
+
+def multiply_adds(name: str, args: argparse.Namespace) -> int:
+    """Of a forward pass of one image in training."""
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad():
+        images = torch.empty(1, 3, 224, 224)
+        _, loss = contender(name, args.model, images, lambda stream, count: torch.empty(1, count), args.share)
+        with counter:
+            loss()
+    return counter.get_total_flops() // 2
 
 
 def main() -> None:
@@ -120,26 +150,27 @@ def main() -> None:
     parser.add_argument("--model", default="mae_l16")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--only", choices=CONTENDERS)
+    parser.add_argument("--share", type=int, default=1, choices=(1, 2, 4, 8), help="one block in so many")
+    parser.add_argument("--only", choices=CONTENDERS, help="answer lines on the standard input with steps of this one")
     args = parser.parse_args()
     if args.only:
-        print(json.dumps(measure(args.only, args.model, args.batch_size, args.steps)))
+        serve(args.only, args.model, args.batch_size, args.share)
         return
     found: dict[str, dict[str, float]] = {}
-    for name in CONTENDERS:
-        command = [sys.executable, __file__, "--model", args.model, "--batch-size", str(args.batch_size)]
-        command += ["--steps", str(args.steps), "--only", name]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[name] = json.loads(result.stdout.splitlines()[-1])
-        print(f"{name:22s} {found[name]['seconds']:8.2f} s a step   {found[name]['peak'] / 2**30:6.2f} GiB", flush=True)
-    masked = found["masked"]
-    counted = objective_cost(MaskedConfig(name="masked"), args.model).macs
-    print(f"{args.model}, batch {args.batch_size}, {torch.get_num_threads()} threads")
-    for name in CONTENDERS[1:]:
-        print(f"  {found[name]['seconds'] / masked['seconds']:.2f} x the speed of: {name}")
-    print(f"  supervised / masked in multiply-adds: {cost(args.model).macs / counted:.2f}")
-    print(f"  memory / Hugging Face's: {masked['peak'] / found['Hugging Face ViTMAE']['peak']:.3f}")
-    print(f"  choosing visible patches: {masked['choosing'] / masked['seconds']:.2%} of a step")
+    for group in [CONTENDERS] if args.share > 1 else [(name,) for name in CONTENDERS]:
+        found |= measure(group, args)
+    masked, counted = found["masked"], multiply_adds("masked", args)
+    print(f"{args.model}, one block in {args.share}, batch {args.batch_size}, {torch.get_num_threads()} threads\n")
+    print("| step | seconds | of the processor | peak, GiB | masked is faster by | the processor says | FLOPs permit |")
+    print("|---|---|---|---|---|---|---|")
+    for name, told in found.items():
+        print(
+            f"| {name} | {told['wall']:.2f} | {told['cpu']:.2f} | {told['peak'] / 2**30:.2f} | "
+            f"{told['wall'] / masked['wall']:.2f} x | {told['cpu'] / masked['cpu']:.2f} x | "
+            f"{multiply_adds(name, args) / counted:.2f} x |"
+        )
+    print(f"\nmemory / Hugging Face's: {masked['peak'] / found['Hugging Face ViTMAE']['peak']:.3f}")
+    print(f"choosing visible patches: {masked['choosing'] / masked['cpu']:.3%} of a step")
 
 
 if __name__ == "__main__":
