@@ -34,6 +34,7 @@ from isoflop.train.record import OnRow, Record, train_row
 from isoflop.train.rewind import Rewind
 from isoflop.train.saver import Saver
 from isoflop.train.schedules import rate_factor, trunk_steps
+from isoflop.train.stacked import Seat
 from isoflop.train.state import Progress, pack, unpack
 from isoflop.train.step import Step
 from isoflop.train.weights import publish_weights
@@ -71,6 +72,7 @@ class Attempt:
         on_row: OnRow | None,
         stop: Callable[[], bool],
         limit: Limit | None = None,
+        seat: Seat | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -82,7 +84,8 @@ class Attempt:
         self.ranks = ranks
         self.stop = stop
         self.limit = limit
-        self.step = Step(objective, source, config, ranks)
+        self.share = seat.share if seat else 1.0
+        self.step = Step(objective, source, config, ranks, seat)
         self.saver = Saver(directory, config.checkpoint, ranks)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
@@ -93,7 +96,7 @@ class Attempt:
             directory,
             flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),
             device=ranks.device,
-            devices=ranks.world,
+            devices=ranks.world * self.share,
             began=time.perf_counter(),
         )
 
@@ -127,7 +130,7 @@ class Attempt:
                 progress.samples = chain_samples(progress.samples, *self._consumed(batch))
                 progress.step += 1
                 now = time.perf_counter()
-                progress.seconds = seconds_before + now - began
+                progress.seconds = seconds_before + (now - began) * self.share
                 self.watchdog.beat()
                 self.saver.check()
 

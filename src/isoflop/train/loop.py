@@ -8,7 +8,7 @@ last whole checkpoint and ends with the bits that an undisturbed run would have 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
 from isoflop.train.attempt import Attempt, RunResult
+from isoflop.train.data_facts import Shape
 from isoflop.train.device import choose_device
 from isoflop.train.halfway import Limit
 from isoflop.train.layout import build_and_arrange
@@ -30,10 +31,11 @@ from isoflop.train.optim import freeze
 from isoflop.train.ranks import check_parts, joined
 from isoflop.train.record import OnRow
 from isoflop.train.run_directory import claim, read_status
+from isoflop.train.stacked import Seat
 from isoflop.train.start import replace_head, start_from
 
 
-def build_model(config: RunConfig, source: Source) -> Backbone:
+def build_model(config: RunConfig, source: Shape) -> Backbone:
     """The untrained backbone of `config` for the classes and channels of `source`; the seed decides its weights."""
     model = create_model(
         config.model.name,
@@ -59,6 +61,7 @@ def train(
     data: tuple[Source, Source] | None = None,
     stop: Callable[[], bool] = lambda: False,
     limit: Limit | None = None,
+    seat: Seat | None = None,
 ) -> RunResult:
     """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
 
@@ -73,6 +76,7 @@ def train(
         data: what to train on and what to hold out, in the place of what `config.data` names (a part of it, say).
         stop: asked at every step; once it says yes on any rank, all save a checkpoint and end as "preempted".
         limit: what the run is stopped by halfway, if at all. Trained again without one, it goes on.
+        seat: its place among runs of other threads that are trained together with it.
 
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
@@ -83,7 +87,8 @@ def train(
     source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
-        objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
+        with seat.building() if seat else nullcontext():
+            objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
         finished = ranks.first_does(lambda: _claim(config, directory, source, held, limit))
         if finished:
             return finished
@@ -98,6 +103,7 @@ def train(
             on_row=on_row,
             stop=stop,
             limit=limit,
+            seat=seat,
         )
         held.callback(attempt.close)
         try:

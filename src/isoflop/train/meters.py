@@ -38,7 +38,7 @@ class Meters:
     """Measures one attempt, on rank 0 for all devices; `began` is when it began, by `time.perf_counter`."""
 
     def __init__(
-        self, directory: Path, *, flops_per_image: float, device: torch.device, devices: int, began: float
+        self, directory: Path, *, flops_per_image: float, device: torch.device, devices: float, began: float
     ) -> None:
         self.flops_per_image = flops_per_image
         self.device = device

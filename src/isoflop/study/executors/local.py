@@ -10,16 +10,16 @@ import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from isoflop.study.executors.task import Event, Task, after_death
+from isoflop.study.executors.task import Event, Task, after_death, loads
 
 
 @dataclass
 class _Worker:
     process: subprocess.Popen[str]
-    task: Task | None = None
+    load: list[Task] = field(default_factory=list)  # what it has not ended yet
 
 
 class LocalPool:
@@ -43,15 +43,15 @@ class LocalPool:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """See `Executor.run`."""
-        waiting = deque(tasks)
+        waiting = deque(loads(tasks))
         deaths: Counter[str] = Counter()
-        while len(self._alive) < min(self.workers, len(tasks)):
+        while len(self._alive) < min(self.workers, len(waiting)):
             self._alive.append(self._start())
         with selectors.DefaultSelector() as selector:
             for worker in self._alive:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
                 self._give(worker, waiting)
-            while any(worker.task for worker in self._alive):
+            while any(worker.load for worker in self._alive):
                 for key, _ in selector.select():
                     worker = key.data
                     line = worker.process.stdout.readline()
@@ -73,29 +73,32 @@ class LocalPool:
         pipe = subprocess.PIPE
         return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
 
-    def _give(self, worker: _Worker, waiting: deque[Task]) -> None:
-        worker.task = waiting.popleft() if waiting else None
-        if worker.task is None:
+    def _give(self, worker: _Worker, waiting: deque[list[Task]]) -> None:
+        worker.load = list(waiting.popleft()) if waiting else []
+        if not worker.load:
             return
         assert worker.process.stdin
         try:
-            worker.process.stdin.write(json.dumps(worker.task.to_json()) + "\n")
+            worker.process.stdin.write(json.dumps([task.to_json() for task in worker.load]) + "\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
             return  # it has just died; its closed output says so next
 
-    def _heard(self, worker: _Worker, message: dict[str, Any], waiting: deque[Task]) -> Event:
-        event = Event.from_message(message, worker.task.run.run_id if worker.task else "")
+    def _heard(self, worker: _Worker, message: dict[str, Any], waiting: deque[list[Task]]) -> Event:
+        event = Event.from_message(message, worker.load[0].run.run_id if worker.load else "")
         if event.kind == "ended":
-            self._give(worker, waiting)
+            worker.load = [task for task in worker.load if task.run.run_id != event.run_id]
+            if not worker.load:
+                self._give(worker, waiting)
         return event
 
-    def _died(self, worker: _Worker, waiting: deque[Task], deaths: Counter[str]) -> Iterator[Event]:
+    def _died(self, worker: _Worker, waiting: deque[list[Task]], deaths: Counter[str]) -> Iterator[Event]:
         code = worker.process.wait()
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if worker.task is None:
-            return
-        event = after_death(worker.task, deaths, cause)
-        if event.kind == "died":
-            waiting.appendleft(worker.task)
-        yield event
+        again = []
+        for task in worker.load:
+            event = after_death(task, deaths, cause)
+            again += [task] if event.kind == "died" else []
+            yield event
+        if again:
+            waiting.appendleft(again)

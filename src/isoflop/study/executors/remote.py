@@ -11,15 +11,15 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.errors import StudyError
 from isoflop.study.executors.mail import Mailbox, Sender
-from isoflop.study.executors.task import Event, Task, after_death
-from isoflop.study.executors.training import train_task, warnings_sent
+from isoflop.study.executors.task import Event, Task, after_death, loads
+from isoflop.study.executors.training import train_load, warnings_sent
 
 PATIENCE = 120.0  # seconds in which a worker whose node is lost is sure to let go of its run's folder
 SLOW_MAIL = 30.0  # seconds that a shared file system may take to show what another machine has written
@@ -43,32 +43,28 @@ class Job(Protocol):
 Submit = Callable[[str, Path], Job]  # takes the arguments of `serve`
 
 
-def serve(tasks: str, mail: Path) -> None:
-    """What a job does: trains `tasks` (JSON), one after another, and writes what happens to `mail`."""
+def serve(bundle: str, mail: Path) -> None:
+    """What a job does: trains the loads of `bundle` (JSON), one after another, and writes what happens to `mail`."""
     send = Sender(mail)
     with warnings_sent(send):
-        for task in json.loads(tasks):
-            train_task(task, send, patience=PATIENCE)
+        for load in json.loads(bundle):
+            train_load(load, send, patience=PATIENCE)
 
 
 @dataclass
 class _Flight:
     """A bundle on its way."""
 
-    left: list[Task]
+    left: list[list[Task]]  # loads, less the runs that have ended
     job: Job
     mailbox: Mailbox
-    at: Task | None = None
-    began: float = field(default_factory=time.monotonic)
 
     def news(self) -> Iterator[Event]:
         for message in self.mailbox.news():
-            event = Event.from_message(message, self.at.run.run_id if self.at else "")
-            if event.kind == "started":
-                self.at = next((task for task in self.left if task.run.run_id == event.run_id), None)
+            event = Event.from_message(message, self.left[0][0].run.run_id if self.left else "")
             if event.kind == "ended":
-                self.left = [task for task in self.left if task.run.run_id != event.run_id]
-                self.at = None
+                loads = [[task for task in load if task.run.run_id != event.run_id] for load in self.left]
+                self.left = [load for load in loads if load]
             yield event
 
 
@@ -85,7 +81,7 @@ def train_remotely(
     Jobs that still live when the iterator is closed are cancelled.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = deque(bundles(tasks, workers, bundle_seconds))
+    waiting = deque(bundles(loads(tasks), workers, bundle_seconds))
     flights: list[_Flight] = []
     deaths: Counter[str] = Counter()
     try:
@@ -104,22 +100,21 @@ def train_remotely(
                 flight.mailbox.path.unlink(missing_ok=True)
                 if not flight.left:
                     continue
-                at = flight.at or flight.left[0]
-                event = after_death(at, deaths, fate or "gone without a word")
-                yield event
-                left = [task for task in flight.left if task is not at]
-                again = [at, *left] if event.kind == "died" else left
-                if again:
-                    waiting.appendleft(again)
+                at, *later = flight.left  # loads are trained in their order, so it was at the first
+                events = [after_death(task, deaths, fate or "gone without a word") for task in at]
+                yield from events
+                again = [task for task, event in zip(at, events, strict=True) if event.kind == "died"]
+                if again or later:
+                    waiting.appendleft([again, *later] if again else later)
     finally:
         for flight in flights:
             flight.job.cancel()
             flight.mailbox.path.unlink(missing_ok=True)
 
 
-def _launch(bundle: list[Task], submit: Submit, folder: Path) -> _Flight:
+def _launch(bundle: list[list[Task]], submit: Submit, folder: Path) -> _Flight:
     mail = folder.absolute() / f"{uuid.uuid4().hex[:12]}.jsonl"
-    job = submit(json.dumps([task.to_json() for task in bundle]), mail)
+    job = submit(json.dumps([[task.to_json() for task in load] for load in bundle]), mail)
     return _Flight(bundle, job, Mailbox(mail))
 
 
@@ -130,17 +125,18 @@ def _late_news(flight: _Flight) -> Iterator[Event]:
         yield from flight.news()
 
 
-def bundles(tasks: Sequence[Task], workers: int, seconds: float) -> list[list[Task]]:
-    """`tasks` in their order, as many together as make up `seconds` of work, but so that no worker is without any."""
-    goal = min(seconds, sum(task.seconds for task in tasks) / max(workers, 1) / 2)
-    made: list[list[Task]] = []
+def bundles(loads: Sequence[list[Task]], workers: int, seconds: float) -> list[list[list[Task]]]:
+    """`loads` in their order, as many together as make up `seconds` of work, but so that no worker is without any."""
+    work = [sum(task.seconds for task in load) for load in loads]
+    goal = min(seconds, sum(work) / max(workers, 1) / 2)
+    made: list[list[list[Task]]] = []
     filled = goal
-    for task in tasks:
+    for load, own in zip(loads, work, strict=True):
         if filled >= goal:
             made.append([])
             filled = 0.0
-        made[-1].append(task)
-        filled += task.seconds
+        made[-1].append(load)
+        filled += own
     return made
 
 

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isoflop.train.stacked import Seat
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
 
 
-def train_task(task: Message, send: Send, *, patience: float = 0.0) -> None:
-    """Trains the run of `task` (`Task.to_json`), or goes on with it; `send` gets what happens, an "ended" at last.
+def train_load(tasks: Sequence[Message], send: Send, *, patience: float = 0.0) -> None:
+    """Trains the runs of `tasks` (`Task.to_json`), one alone or those of a pack together, or goes on with them; `send`
+    gets what happens, an "ended" for each.
 
-    `patience` is for how many seconds a worker that is thought dead may still hold the run's folder. Only the failure
-    of `send` itself (BrokenPipeError) is raised.
+    `patience` is for how many seconds a worker that is thought dead may still hold a run's folder. Only the failure of
+    `send` itself (BrokenPipeError) is raised.
     """
+    if len(tasks) == 1 and not tasks[0]["pack"]:
+        _train(tasks[0], send, patience)
+        return
+    from isoflop.train.stacked import Stack
+
+    stack = Stack(tasks[0]["pack"]["size"], [task["pack"]["place"] for task in tasks])
+    speaking = threading.Lock()
+
+    def one_at_a_time(message: Message) -> None:
+        with speaking:
+            send(message)
+
+    def train_seated(task: Message) -> None:
+        with stack.seat(task["pack"]["place"]) as seat:
+            _train(task, one_at_a_time, patience, seat)
+
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        for future in [pool.submit(train_seated, task) for task in tasks]:
+            future.result()
+
+
+def _train(task: Message, send: Send, patience: float, seat: Seat | None = None) -> None:
     send({"event": "started", "run": task["run"]})
-    send({"event": "ended", "run": task["run"], **_outcome(task, send, patience)})
+    send({"event": "ended", "run": task["run"], **_outcome(task, send, patience, seat)})
 
 
-def _outcome(task: Message, send: Send, patience: float) -> dict[str, str]:
+def _outcome(task: Message, send: Send, patience: float, seat: Seat | None) -> dict[str, str]:
     from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
@@ -37,7 +65,7 @@ def _outcome(task: Message, send: Send, patience: float) -> dict[str, str]:
         limit = Limit(**task["limit"]) if task["limit"] else None
         config, directory = parse(task["config"], RunConfig), Path(task["directory"])
         _wait_until_free(directory, patience)
-        result = train(config, directory, trunk=trunk, on_row=on_row, limit=limit)
+        result = train(config, directory, trunk=trunk, on_row=on_row, limit=limit, seat=seat)
         if task["target"] and result.state == "done":
             from isoflop.study.target import measure_target
 

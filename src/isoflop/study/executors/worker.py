@@ -1,4 +1,4 @@
-"""A worker process of this machine: reads tasks as JSON lines, one after another, and answers in JSON lines.
+"""A worker process of this machine: reads loads of tasks as JSON lines, one after another, and answers in JSON lines.
 
 Started as `python -m isoflop.study.executors.worker`. Every run is idempotent and resumes by itself, so a worker can be
 killed at any moment and its run given to another. A worker whose parent is gone ends at its next message.
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from isoflop.study.executors.training import Message, train_task, warnings_sent
+from isoflop.study.executors.training import Message, train_load, warnings_sent
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     with warnings_sent(send):
         for line in sys.stdin:
             try:
-                train_task(json.loads(line), send)
+                train_load(json.loads(line), send)
             except BrokenPipeError:
                 os._exit(1)
 
