@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, data, doctor, fit, inspect, models, report, share, study, training, transfer
+from isoflop.cli import config, data, doctor, fit, inspect, models, predict, report, share, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
 from isoflop.errors import IsoflopError
 
@@ -21,6 +21,7 @@ app = group(
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("train", epilog=training.EXAMPLES)(training.train)
 app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("fit", epilog=fit.EXAMPLES)(fit.fit)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("report", epilog=report.REPORT_EXAMPLES)(report.report)

@@ -3,5 +3,15 @@
 from isoflop.transfer.backbones import Pretrained, load_backbone, open_backbone
 from isoflop.transfer.evaluate import transfer
 from isoflop.transfer.few_shot import few_shot_accuracy, ridge
+from isoflop.transfer.predict import Guess, predict
 
-__all__ = ["Pretrained", "few_shot_accuracy", "load_backbone", "open_backbone", "ridge", "transfer"]
+__all__ = [
+    "Guess",
+    "Pretrained",
+    "few_shot_accuracy",
+    "load_backbone",
+    "open_backbone",
+    "predict",
+    "ridge",
+    "transfer",
+]
