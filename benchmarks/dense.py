@@ -72,7 +72,7 @@ TASKS: dict[str, tuple[str, str, str, int, int, dict[str, Any]]] = {  # protocol
 SCHEDULE: dict[str, Any] = {
     "batch_size": 4,
     "threads": 1,
-    "optim": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05, "clip": 1.0},
+    "optim": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05, "clip": 1.0, "layer_decay": 0.7},
     "schedule": {"name": "constant", "warmup": 10, "cooldown": 0.8},
 }
 
