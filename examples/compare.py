@@ -70,7 +70,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 def figure(found: dict[str, NDArray[np.float64]], flops: float) -> Figure:
     """A bar for each model with its interval."""
-    models = sorted(found, key=lambda model: found[model].mean())
+    models = sorted(found, key=lambda model: -found[model].mean())  # the best on top
     means, spreads = zip(*(interval(found[model]) for model in models), strict=True)
     bars = Series(
         "bar",

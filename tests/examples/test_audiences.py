@@ -91,6 +91,7 @@ def test_the_cluster_study_asks_slurm_for_gpus_and_can_be_planned_here() -> None
         "batch_size=8",
         "data.source=digits",
         "data.image_size=32",
+        *(f"families.{family}.sizes=2" for family in ("vit", "poolformer", "nfnet")),
     ]
     plan = plan_study(load_study(EXAMPLES / "cluster.toml", [*changes, "data.augment=none", "data.workers=0"]).config)
     assert set(plan.sizes) == {"vit", "poolformer", "nfnet"}
