@@ -1,5 +1,6 @@
 """The report in a real browser: it draws, it is quiet, it asks the network for nothing."""
 
+import copy
 import re
 import time
 from collections.abc import Iterator
@@ -109,6 +110,25 @@ def test_the_figures_follow_the_readers_theme_and_paper_is_light(visit: Visit) -
     visit.until(f"{color} === isoflopPage.page.themes.light.page")
     assert visit.page.pdf()[:4] == b"%PDF"
     assert visit.noise == []
+
+
+def test_paper_has_the_heads_of_tables_on_every_page_and_all_warnings(
+    chromium: Any, planted: Any, tmp_path: Path
+) -> None:
+    """Chromium repeats the head of a table on the next page, but not the buttons in it."""
+    answer = copy.deepcopy(planted.answer)
+    answer["families"]["vit"]["warnings"] = [f"warning {k}" for k in range(9)]
+    made = Visit(chromium, write_report(planted.rows, answer, {}, tmp_path / "report.html"))
+    head, folded = "document.querySelector('#runs-table th')", "document.querySelector('details.warnings').open"
+    made.page.emulate_media(media="print")
+    assert made.page.evaluate(f"getComputedStyle({head}.querySelector('button')).display") == "none"
+    assert made.page.evaluate(f"getComputedStyle({head}, '::after').content") == '"run"'
+    assert not made.page.evaluate(folded)
+    made.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert made.page.evaluate(folded)
+    made.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not made.page.evaluate(folded)
+    made.page.close()
 
 
 def test_hostile_text_executes_nothing_and_requests_nothing(chromium: Any, hostile: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import csv
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,19 @@ def test_what_is_written_holds_no_markup_and_no_formula(tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused(frontier: Figure, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="docx"):
         write_figures([frontier], tmp_path, ("docx",))
+
+
+def test_legends_of_long_names_and_ticks_of_narrow_panels_fit(tmp_path: Path) -> None:
+    """What stood over the edge, and over each other, on paper 482 points wide."""
+    names = [f"a backbone of the ladder with a long name, number {k}" for k in range(6)]
+    series = tuple(Series("points", [1.6e9, 8e10], [1.0, 2.0], name=name) for name in names)
+    panel = Panel(Axis("training compute (FLOPs)", "log"), Axis("y", "log"), series)
+    (path,) = write_figures([Figure("wide", "", "", "", (panel, panel, panel))], tmp_path, ("svg",))
+    drawn = ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")
+    places = [(str(e.text), float(e.get("x", "nan"))) for e in drawn]
+    ticks = sorted(x for text, x in places if "10" in text)
+    assert len(ticks) == 9
+    assert min(right - left for left, right in pairwise(ticks)) > 28  # a label is 22 wide
+    legend = [x for text, x in places if text in names]
+    assert len(legend) == 6
+    assert max(legend) + 4.3 * len(names[0]) < 482

@@ -22,6 +22,10 @@ _MARKERS = {
     "circle-open": "o", "diamond-open": "D",
 }  # fmt: skip
 _DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 3)), "dot": (0, (1.2, 2))}
+_TICKS = (8, 5, 3)
+"""Ticks that fit under a panel of one, two and three columns."""
+_LEGEND = 104
+"""Characters of a row of the legend, each entry's marker taken as six."""
 _POINTS_A_PIXEL = 0.62
 """A screen figure is 1056 px wide; on paper it takes 17 cm."""
 _STYLE: Any = {
@@ -74,7 +78,7 @@ def _draw(figure: Figure, paths: Sequence[Path]) -> None:
             _panel(ax, panel, figure, entries)
         # Only now do shared axes know what all panels hold.
         for ax, panel in zip(axes, figure.panels, strict=False):
-            _axes(ax, panel, figure.share_y)
+            _axes(ax, panel, figure.share_y, columns)
         for ax in axes[len(figure.panels) :]:
             ax.set_visible(False)
         if figure.legend and entries:
@@ -82,7 +86,7 @@ def _draw(figure: Figure, paths: Sequence[Path]) -> None:
                 list(entries.values()),
                 list(entries),
                 loc="outside upper left",
-                ncols=min(len(entries), 8),
+                ncols=max(1, min(len(entries), 8, _LEGEND // (6 + max(map(len, entries))))),
                 title=figure.legend_title or None,
                 alignment="left",
                 handletextpad=0.4,
@@ -112,23 +116,25 @@ def _panel(ax: Any, panel: Panel, figure: Figure, entries: dict[str, Any]) -> No
         ax.set_title(panel.title, loc="left", fontweight="bold", fontsize=8, color=LIGHT["ink"])
 
 
-def _axes(ax: Any, panel: Panel, share_y: bool) -> None:
+def _axes(ax: Any, panel: Panel, share_y: bool, columns: int) -> None:
     for axis, which in ((panel.x, "x"), (panel.y, "y")):
         getattr(ax, f"set_{which}label")(axis.title)
         if axis.scale == "log":
-            _log_axis(ax, which)
+            _log_axis(ax, which, _TICKS[columns - 1] if which == "x" else 8)
         elif axis.limits is not None:
             getattr(ax, f"set_{which}lim")(*axis.limits)
+            if axis.limits[0] < 0 < axis.limits[1]:
+                (ax.axvline if which == "x" else ax.axhline)(0.0, color=LIGHT["muted"], lw=0.6, zorder=1)
         elif axis.scale == "linear" and max(map(abs, getattr(ax, f"get_{which}lim")())) >= 1e5:
             getattr(ax, f"{which}axis").set_major_formatter(lambda value, _: quantity(value))
     if share_y and ax.get_subplotspec().colspan.start:
         ax.set_ylabel("")
 
 
-def _log_axis(ax: Any, which: str) -> None:
+def _log_axis(ax: Any, which: str, most: int) -> None:
     axis = getattr(ax, f"{which}axis")
     low, high = getattr(ax, f"get_{which}lim")()
-    ticks, texts = log_ticks(low, high, 5 if which == "x" else 8)
+    ticks, texts = log_ticks(low, high, most)
     axis.set_ticks(ticks, texts)
     axis.set_ticks([], minor=True)
     getattr(ax, f"set_{which}lim")(low, high)
@@ -181,6 +187,7 @@ def _bar(ax: Any, series: Series, panel: Panel, bars: Sequence[Series], stacked:
         where = (heights, place) if lying else (place, heights)
         ax.errorbar(*where, **{"xerr" if lying else "yerr": error}, fmt="none", ecolor=LIGHT["ink"], capsize=2, lw=0.8)
     (ax.set_yticks if lying else ax.set_xticks)(range(len(names)), names)
+    (ax.set_ylim if lying else ax.set_xlim)(-0.5, len(names) - 0.5)
     ax.grid(visible=False, axis="y" if lying else "x")
     return handle
 

@@ -77,7 +77,7 @@ def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Map
         draw.families_compared(rows, answer),
         draw.cost(rows, answer),
     ]
-    return [*shown, draw.transfer_bars(answer)]
+    return [*shown, draw.transfer_bars(answer, rows)]
 
 
 def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures: Sequence[Picture] = ()) -> str:

@@ -95,7 +95,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
     ]
-    heads += ["measured", "P(best)", "limit E"]
+    heads += ["measured", "P(best)", f"irreducible {metric_of(answer).short}"]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, and what that should give."
     )

@@ -115,11 +115,12 @@ def _axis(panel: Panel, which: str, domain: list[float], anchor: str, most: int)
         shown |= {
             "type": "category",
             "showgrid": False,
+            "range": [-0.5, len(axis.categories) - 0.5],
             "categoryorder": "array",
             "categoryarray": [label(c) for c in axis.categories],
         }
     if axis.limits is not None:
-        shown["range"] = list(axis.limits)
+        shown |= {"range": list(axis.limits), "zeroline": axis.limits[0] < 0 < axis.limits[1]}
     return shown
 
 
@@ -173,7 +174,8 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             "type": "bar",
             "orientation": "h" if lying else "v",
             "textposition": "none",
-            "marker": {"color": [f"@{c}" for c in series.colors] or color, "opacity": series.opacity},
+            # The legend shows the opacity of a colour, not that of a trace.
+            "marker": {"color": [f"@{c}" for c in series.colors] or f"{color}/{series.opacity}"},
         }
     elif series.kind == "line":
         line = {"color": color, "width": series.width, "dash": _DASHES[series.dash]}
@@ -190,7 +192,7 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             "symmetric": False,
             "array": numbers([float(u) - float(v) for u, v in zip(series.upper, middle, strict=True)]),
             "arrayminus": numbers([float(v) - float(w) for v, w in zip(middle, series.lower, strict=True)]),
-            "color": color,
+            "color": "@ink" if series.kind == "bar" else color,
             "thickness": 1.6,
             "width": 5,
         }

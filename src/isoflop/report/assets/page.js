@@ -34,7 +34,7 @@
     }
     for (const [name, axis] of Object.entries(made)) {
       if (!/^[xy]axis/.test(name)) continue;
-      Object.assign(axis, { gridcolor: theme.grid, linecolor: theme.muted, tickcolor: theme.muted });
+      Object.assign(axis, { gridcolor: theme.grid, linecolor: theme.muted, tickcolor: theme.muted, zerolinecolor: theme.muted });
       axis.title = Object.assign(axis.title || {}, { font: { color: theme.ink, size: 13 } });
     }
     if (width) made.width = width;
@@ -156,6 +156,8 @@
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = head.textContent;
+      // Browsers do not print a button again on the next page; the style sheet prints this instead.
+      head.dataset.label = head.textContent;
       head.replaceChildren(button);
       button.addEventListener("click", () => {
         const down = head.getAttribute("aria-sort") === "ascending";
@@ -198,8 +200,14 @@
   document.querySelectorAll("table.sortable").forEach(sortable);
   dark.addEventListener("change", () => redraw());
   // Paper is light. The style sheet scales these 920 px to the width of A4 within its margins.
-  addEventListener("beforeprint", () => redraw(920));
-  addEventListener("afterprint", () => redraw());
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("details.warnings:not([open])").forEach((d) => { d.open = true; d.dataset.folded = ""; });
+    redraw(920);
+  });
+  addEventListener("afterprint", () => {
+    document.querySelectorAll("details[data-folded]").forEach((d) => { d.open = false; delete d.dataset.folded; });
+    redraw();
+  });
 
   window.isoflopPage = { page, redraw, sortable, alignHeads };
 })();

@@ -15,29 +15,34 @@ from isoflop.report.text import number, quantity
 from isoflop.report.theme import family_color
 
 
-def transfer_bars(answer: Answer) -> Figure:
-    """Accuracy on transfer tasks, one group of bars a task, one bar a set of weights, with the deviation over seeds."""
-    key, title = "transfer", "Transfer"
+def transfer_bars(answer: Answer, rows: Sequence[Row] = ()) -> Figure:
+    """Accuracy on transfer tasks, one group of bars a task, one bar a set of weights, with the deviation over seeds.
+
+    `rows` are the study's runs, whose order gives the families their colours.
+    """
+    key, title = "transfer", "Transfer: accuracy on another task"
     found = [r for r in (answer.get("transfer") or {}).get("rows") or () if table.finite(r.get("accuracy_mean"))]
     if not found:
         return Figure.missing(key, title, "Nothing was transferred.")
+    families = table.families(rows, answer)
     tasks = tuple(dict.fromkeys(_task(row) for row in found))
     weights = list(dict.fromkeys(str(row.get("name", "–")) for row in found))
     series = []
     for position, name in enumerate(weights):
         own = [row for row in found if str(row.get("name", "–")) == name]
         mean = [float(row["accuracy_mean"]) for row in own]
-        spread = [float(row["accuracy_std"]) if table.finite(row.get("accuracy_std")) else 0.0 for row in own]
+        spread = [float(row["accuracy_std"]) if table.finite(row.get("accuracy_std")) else None for row in own]
+        family = next((str(row["family"]) for row in own if row.get("family") in families), None)
         random = any(row.get("pretrained") is False for row in own) or "random" in name
         series.append(
             Series(
                 "bar",
                 [_task(row) for row in own],
                 mean,
-                lower=[m - s for m, s in zip(mean, spread, strict=True)],
-                upper=[m + s for m, s in zip(mean, spread, strict=True)],
+                **_spread(mean, spread),
                 name=name,
-                color="muted" if random else family_color(position),
+                color=family_color(families.index(family)) if family else "muted" if random else family_color(position),
+                opacity=0.4 if family and random else 1.0,
                 notes=[f"{name}, {_task(row)}: {number(row['accuracy_mean'])}" for row in own],
             )
         )
@@ -45,8 +50,8 @@ def transfer_bars(answer: Answer) -> Figure:
     return Figure(
         key=key,
         title=title,
-        caption="Accuracy on data that was never trained on; bars of error are the deviation over seeds. Grey: the same"
-        " model with random weights.",
+        caption="Accuracy on data that was never trained on; bars of error are the deviation over seeds. Fainter or"
+        " grey: the same model with random weights.",
         alt=f"Bars of accuracy: {shown}.",
         panels=(Panel(Axis("task", "category", tasks), Axis("accuracy", limits=(0.0, 1.0)), tuple(series)),),
         height=340,
@@ -100,13 +105,14 @@ def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: st
         )
     gain = [float(row[value]) - float(base[value]) for row in others]
     names = tuple(str(row["name"]) for row in others)
-    spread = [float(row[f"{value}_std"]) if table.finite(row.get(f"{value}_std")) else 0.0 for row in others]
+    spread = [float(row[f"{value}_std"]) if table.finite(row.get(f"{value}_std")) else None for row in others]
+    ends = [0.0, *(g + sign * (s or 0.0) for g, s in zip(gain, spread, strict=True) for sign in (-1, 1))]
+    room = 0.06 * max(max(ends) - min(ends), 1e-9)
     bars = Series(
         "bar",
         gain,
         names,
-        lower=[g - s for g, s in zip(gain, spread, strict=True)],
-        upper=[g + s for g, s in zip(gain, spread, strict=True)],
+        **_spread(gain, spread),
         colors=[str(row.get("color") or family_color(0)) for row in others],
         notes=[f"{n}: {number(row[value])} ({g:+.3f})" for n, row, g in zip(names, others, gain, strict=True)],
     )
@@ -114,13 +120,36 @@ def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: st
         key=key,
         title=title,
         caption=f"Each variant's {value} minus that of {baseline} ({number(base[value])}).",
-        alt="Bars: " + "; ".join(f"{n} {g:+.3f}" for n, g in zip(names, gain, strict=True)) + ".",
-        panels=(Panel(Axis(f"{value} minus that of {baseline}"), Axis("variant", "category", names[::-1]), (bars,)),),
+        alt=f"Bars of {value} minus that of {baseline}: "
+        + "; ".join(f"{n} {g:+.3f}" for n, g in zip(names, gain, strict=True))
+        + ".",
+        panels=(
+            Panel(
+                Axis(f"{value} minus that of {baseline}", limits=(min(ends) - room, max(ends) + room)),
+                Axis("variant", "category", (*names[::-1], baseline)),
+                (bars,),
+            ),
+        ),
         height=340 if len(others) <= 8 else 500,
         legend=False,
     )
 
 
+def _spread(middle: Sequence[float], spread: Sequence[float | None]) -> dict[str, Any]:
+    """The ends of the bars of error; none where nothing was repeated."""
+    if not any(spread):
+        return {}
+    both = [(m, s or 0.0) for m, s in zip(middle, spread, strict=True)]
+    return {"lower": [m - s for m, s in both], "upper": [m + s for m, s in both]}
+
+
+_PROTOCOLS = {
+    "ridge": "ridge regression", "knn": "nearest neighbours", "logistic": "logistic regression",
+    "probe": "linear probe", "finetune": "fine-tuning",
+}  # fmt: skip
+
+
 def _task(row: dict[str, Any]) -> str:
-    shots = f", {row['shots']} shots" if table.finite(row.get("shots")) else ""
-    return f"{row.get('dataset', '–')}: {row.get('protocol', '–')}{shots}"
+    protocol = str(row.get("protocol", "–"))
+    shots = f", {row['shots']:g} shots" if table.finite(row.get("shots")) and row["shots"] else ""
+    return f"{row.get('dataset', '–')}: {_PROTOCOLS.get(protocol, protocol)}{shots}"

@@ -12,7 +12,7 @@ from isoflop.report.rows import Answer, Row
 from isoflop.report.text import quantity
 from isoflop.report.theme import ramp_color
 
-KEY, TITLE = "learning-rates", "Learning-rate search"
+KEY, TITLE = "learning-rates", "Learning-rate search: what a wrong rate costs"
 X = Axis("learning rate", "log")
 CEILING = 60.0
 """Percent: what lies higher is a run that failed to learn, and would flatten all others."""
