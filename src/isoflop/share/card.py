@@ -134,18 +134,33 @@ def _compute(subject: Subject) -> Iterator[str]:
 
 
 def _study(subject: Subject) -> Iterator[str]:
-    """What the study that the run belongs to predicted of it, and what came out."""
+    """What the laws of the study that the run belongs to said of it before it was trained, and what came out."""
+    family, answer = _answer(subject)
+    if family is None:
+        return
+    found, final = answer["families"][family], answer.get("finals", {}).get(family, {})
+    low, high = found["interval"]
+    lines = [
+        f"- It is the answer of a study for {answer['target_flops']:.3g} training FLOPs, of the family `{family}`.",
+        f"- Before it was trained, the law predicted {found['predicted_loss']:.4g}, {100 * found['level']:.0f} % interval "
+        f"{low:.4g}–{high:.4g}; probability that its family is the best of the study: {found['p_best']:.2f}.",
+    ]
+    if final.get("measured_loss") is not None:
+        inside = "inside" if final["inside_interval"] else "outside of"
+        lines.append(f"- Measured: {final['measured_loss']:.4g}, {inside} the interval.")
+    if found.get("exponents"):
+        lines.append(f"- Exponents of the law: `{json.dumps(found['exponents'])}`.")
+    yield "## Law\n\n" + "\n".join(lines) + "\n"
+
+
+def _answer(subject: Subject) -> tuple[str | None, dict[str, Any]]:
+    """The family that the run is the answer of, and the answer of its study; None where it is none."""
     if subject.run is None or subject.run.resolve().parent.name != "runs":
-        return
-    answer = _json(subject.run.resolve().parent.parent / "answer.json")
-    found = next((row for row in answer.get("families", []) if row.get("run_id") == subject.run.resolve().name), None)
-    if found is None:
-        return
-    facts = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
-    yield (
-        "## Law\n\nThis is the answer of a study of runs at equal compute; before it was trained, the study's laws "
-        f"said of it:\n\n```json\n{json.dumps(facts, indent=1)}\n```\n"
-    )
+        return None, {}
+    run = subject.run.resolve()
+    answer = _json(run.parent.parent / "answer.json")
+    families = answer.get("families", {})
+    return next((name for name, found in families.items() if found["run_id"] == run.name), None), answer
 
 
 def _transfer(subject: Subject) -> Iterator[str]:
@@ -158,10 +173,8 @@ def _transfer(subject: Subject) -> Iterator[str]:
         found = _json(path)
         if Path(str(found.get("checkpoint", ""))).expanduser().resolve() == run:
             rows += found.get("rows", [])
-    if run.parent.name == "runs":
-        answer = _json(run.parent.parent / "answer.json")
-        own = {row.get("family") for row in answer.get("families", []) if row.get("run_id") == run.name}
-        rows += [row for row in answer.get("transfer", {}).get("rows", []) if row.get("family") in own]
+    family, answer = _answer(subject)
+    rows += [row for row in answer.get("transfer", {}).get("rows", []) if row.get("family") == family]
     if rows:
         yield f"## Transfer\n\n{markdown(rows)}"
 

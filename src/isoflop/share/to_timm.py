@@ -185,7 +185,7 @@ def _nfnet(model: NFNet) -> tuple[str, dict[str, Any]]:
         "bottle_ratio": config.bottleneck,
         "alpha": config.alpha,
         "act_layer": config.activation,
-        "std_conv_eps": config.weight_eps,
+        "std_conv_eps": max(config.weight_eps, 1e-12),  # PyTorch's BatchNorm, by which timm does it, takes no 0
     }
 
 

@@ -128,8 +128,8 @@ def _from_saved(path: Path, config: dict[str, Any], image_size: int | None, rand
         try:
             if "model_type" in config or ("architecture" in config and not found.preset.startswith("timm:")):
                 layout = "huggingface" if "model_type" in config else "timm"
-                has_head = any(name in state for name in _HEADS)
-                load_weights(backbone, state, layout, head=has_head)
+                state = {name: tensor for name, tensor in state.items() if not _is_of_a_task(name)}
+                load_weights(backbone, state, layout, head="classifier" not in found.origin)
             else:
                 prefix = "model." if "architecture" in config else ""
                 load_trunk(backbone, {prefix + n: t for n, t in state.items()}, path, with_head=True)
