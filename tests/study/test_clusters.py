@@ -31,7 +31,9 @@ def table(config: StudyConfig, executor: Executor | None = None) -> tuple[list[d
 
 def packed_study(folder: Path, **study: Any) -> StudyConfig:
     """A toy study whose sweeps are trained as one."""
-    families = {"vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.005, 0.01, 0.02]}}
+    families = {
+        "vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.004, 0.006, 0.01, 0.014, 0.02, 0.03]}
+    }
     return toy_study(folder, families=families, study=study)
 
 

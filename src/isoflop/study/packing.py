@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from isoflop.config import RunConfig, SupervisedConfig, canonical_json
 from isoflop.study.planned import PlannedRun
 
-STEP_FLOPS = {"vit": 1e8, "poolformer": 2.5e7, "nfnet": 1e8}
-"""The largest step, in training FLOPs, at which a stack of the family still gained 1.3× or more."""
-FEWEST, MOST = 3, 12
+STEP_FLOPS = {"vit": 5e7, "poolformer": 1e7, "nfnet": 1e8}
+"""The largest step, in training FLOPs, at which a stack of eight still gained 1.3× or more."""
+FEWEST, MOST = 6, 12
 
 
 @dataclass(frozen=True)

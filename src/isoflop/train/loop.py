@@ -8,7 +8,7 @@ last whole checkpoint and ends with the bits that an undisturbed run would have 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -87,8 +87,7 @@ def train(
     source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
-        with seat.building() if seat else nullcontext():
-            objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
+        objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
         finished = ranks.first_does(lambda: _claim(config, directory, source, held, limit))
         if finished:
             return finished

@@ -21,41 +21,37 @@ from isoflop.objectives import Objective
 
 
 class Stack:
-    """Where runs meet: `places` are those of the runs that come, of `size` that the stack has in all."""
+    """Where runs meet: `places` are those of the runs that come, of `size` that the stack has in all.
+
+    One thread works at a time, until it waits for the others at its next step: threads that wait for one another at
+    every operator would cost more than stacking saves, and nobody else draws from PyTorch's generator while a model is
+    built.
+    """
 
     def __init__(self, size: int, places: Collection[int]) -> None:
         self.size = size
         self.share = 1 / len(places)
         self._present = set(places)
-        self._built: set[int] = set()
-        self._building = threading.Lock()
-        self._meeting = threading.Condition()
+        self._turn = threading.Condition()
         self._handed_in: dict[int, tuple[Objective, Tensor, Tensor]] = {}
         self._losses: dict[int, Tensor | Exception] = {}
 
     @contextmanager
     def seat(self, place: int) -> Iterator[Seat]:
         """The seat of one run, for the thread that trains it, until it is left."""
-        try:
-            yield Seat(self, place)
-        finally:
-            with self._meeting:
+        with self._turn:
+            try:
+                yield Seat(self, place)
+            finally:
                 self._present.discard(place)
                 self._compute_if_complete()
-                self._meeting.notify_all()
 
-    def _build(self, place: int) -> None:
-        with self._meeting:
-            self._built.add(place)
-            self._meeting.notify_all()
-            self._meeting.wait_for(lambda: self._present <= self._built)
-
-    def _gradients(self, place: int, objective: Objective, images: Tensor, labels: Tensor) -> Tensor:
-        with self._meeting:
-            self._handed_in[place] = (objective, images, labels)
-            self._compute_if_complete()
-            self._meeting.wait_for(lambda: place in self._losses)
-            loss = self._losses.pop(place)
+    def gradients(self, place: int, objective: Objective, images: Tensor, labels: Tensor) -> Tensor:
+        """See `Seat.gradients`."""
+        self._handed_in[place] = (objective, images, labels)
+        self._compute_if_complete()
+        self._turn.wait_for(lambda: place in self._losses)
+        loss = self._losses.pop(place)
         if isinstance(loss, Exception):
             raise loss
         return loss
@@ -68,7 +64,7 @@ class Stack:
         except Exception as error:
             self._losses |= dict.fromkeys(self._handed_in, error)
         self._handed_in = {}
-        self._meeting.notify_all()
+        self._turn.notify_all()
 
 
 class Seat:
@@ -79,16 +75,9 @@ class Seat:
         self.share = stack.share
         """Of the time that passes, what this run accounts for."""
 
-    @contextmanager
-    def building(self) -> Iterator[None]:
-        """Within, no other run draws from PyTorch's global generator; left when all runs have been built."""
-        with self.stack._building:
-            yield
-        self.stack._build(self.place)
-
     def gradients(self, objective: Objective, images: Tensor, labels: Tensor) -> Tensor:
         """Puts the gradients of the mean loss into the parameters of `objective`; returns the loss."""
-        return self.stack._gradients(self.place, objective, images, labels)
+        return self.stack.gradients(self.place, objective, images, labels)
 
 
 def stacked_gradients(runs: Mapping[int, tuple[Objective, Tensor, Tensor]], size: int) -> dict[int, Tensor]:
@@ -115,8 +104,13 @@ def stacked_gradients(runs: Mapping[int, tuple[Objective, Tensor, Tensor]], size
     found = torch.autograd.grad(losses[: len(rows)].sum(), list(weights.values()), allow_unused=True)
     for name, gradient in zip(weights, found, strict=True):
         for k, own in enumerate(owners):
-            # In the memory layout of the parameter, with which fused updates walk side by side.
-            grad = torch.zeros_like(own[name])
-            own[name].grad = grad if gradient is None else grad.copy_(gradient[k])
+            own[name].grad = _laid_out(None if gradient is None else gradient[k], own[name])
     detached = losses.detach()
     return {place: detached[k] for k, place in enumerate(places)}
+
+
+def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """`gradient` in the memory layout of its parameter, with which fused updates walk side by side."""
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)

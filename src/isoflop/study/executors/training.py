@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,15 +30,10 @@ def train_load(tasks: Sequence[Message], send: Send, *, patience: float = 0.0) -
     from isoflop.train.stacked import Stack
 
     stack = Stack(tasks[0]["pack"]["size"], [task["pack"]["place"] for task in tasks])
-    speaking = threading.Lock()
-
-    def one_at_a_time(message: Message) -> None:
-        with speaking:
-            send(message)
 
     def train_seated(task: Message) -> None:
         with stack.seat(task["pack"]["place"]) as seat:
-            _train(task, one_at_a_time, patience, seat)
+            _train(task, send, patience, seat)
 
     with ThreadPoolExecutor(len(tasks)) as pool:
         for future in [pool.submit(train_seated, task) for task in tasks]:
