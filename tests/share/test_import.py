@@ -26,7 +26,7 @@ Arrays = dict[str, NDArray[np.float32]]
 WIDTH, HEADS, HIDDEN, DEPTH, PATCH, CELLS = 24, 3, 40, 2, 8, 4
 
 
-def flax_vit(kind: str, *, classes: int = 5, stacked: bool = False) -> Arrays:
+def flax_vit(kind: str, *, channels: int = 3, stacked: bool = False) -> Arrays:
     """Random arrays as big_vision ("gap", "map", "tok") and vit_jax ("augreg") name and shape them."""
     rng = np.random.default_rng(0)
 
@@ -51,13 +51,13 @@ def flax_vit(kind: str, *, classes: int = 5, stacked: bool = False) -> Arrays:
 
     old = kind == "augreg"
     attend, dense, second = (1, 3, 2) if old else (0, 0, 1)
-    found: Arrays = {"embedding/kernel": array(PATCH, PATCH, 3, WIDTH), "embedding/bias": array(WIDTH)}
+    found: Arrays = {"embedding/kernel": array(PATCH, PATCH, channels, WIDTH), "embedding/bias": array(WIDTH)}
     for block in range(DEPTH):
         place = f"Transformer/encoderblock_{block}"
         found |= norm(f"{place}/LayerNorm_0") | norm(f"{place}/LayerNorm_{second}")
         found |= attention(f"{place}/MultiHeadDotProductAttention_{attend}") | mlp(f"{place}/MlpBlock_{dense}")
     found |= norm("Transformer/encoder_norm")
-    found |= {"head/kernel": array(WIDTH, classes), "head/bias": array(classes)}
+    found |= {"head/kernel": array(WIDTH, 5), "head/bias": array(5)}
     if kind == "augreg":
         found |= {"cls": array(1, 1, WIDTH), "Transformer/posembed_input/pos_embedding": array(1, CELLS**2 + 1, WIDTH)}
     else:
@@ -242,22 +242,27 @@ def test_timms_folders_and_names_come_in_as_they_are_or_as_a_preset(tmp_path: Pa
         assert relative(open_backbone(tmp_path / "ours").model.eval()(images(32)), vit(images(32))) < 1e-5
 
 
-def test_what_comes_in_starts_a_run(tmp_path: Path) -> None:
-    np.savez(tmp_path / "vit.npz", **flax_vit("gap"))
-    import_weights(str(tmp_path / "vit.npz"), tmp_path / "weights")
-    options = open_backbone(tmp_path / "weights").options
-    config = run_config(
-        model={"name": "vit_b16", **options},
-        data={"source": "fractals?classes=5&images=50", "heldout": 16},
-        start={"weights": str(tmp_path / "weights")},
-        steps=2,
-        batch_size=8,
-        schedule={},
-        evaluation={},
-    )
-    # Fractals are grey: the stem of three colours is what does not fit, and is told.
+def test_what_comes_in_starts_a_run_that_it_fits(tmp_path: Path) -> None:
+    for channels in (1, 3):
+        np.savez(tmp_path / "vit.npz", **flax_vit("gap", channels=channels))
+        import_weights(str(tmp_path / "vit.npz"), tmp_path / f"weights-{channels}")
+
+    def begin(channels: int) -> str:
+        weights = tmp_path / f"weights-{channels}"
+        config = run_config(
+            model={"name": "vit_b16", **open_backbone(weights).options},
+            data={"source": "fractals?classes=5&images=50", "heldout": 16},  # grey
+            start={"weights": str(weights), "head": "keep"},
+            steps=1,
+            batch_size=8,
+            schedule={},
+            evaluation={},
+        )
+        return train(config, tmp_path / f"run-{channels}").state
+
+    assert begin(1) == "done"
     with pytest.raises(CheckpointError, match=r"mis-shaped \(stem\.conv\.weight\)"):
-        train(config, tmp_path / "run")
+        begin(3)
 
 
 class Evil:

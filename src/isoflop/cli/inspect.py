@@ -16,9 +16,12 @@ EXAMPLES = examples("isoflop inspect runs/vit-1a2b3c", "isoflop inspect runs/vit
 
 
 def inspect(
-    run: Annotated[Path, argument("Folder of a finished run.", "RUN")],
+    run: Annotated[Path, argument("Folder of a finished run, or with --data of weights.", "RUN")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="RUN/inspect when left out.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Other images than the run's own.")
     ] = None,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Held-out images to look at.")] = 64,
     as_json: Json = False,
@@ -27,17 +30,24 @@ def inspect(
     import numpy as np
     import torch
 
-    from isoflop.data import open_split
+    from isoflop.data import Subset, open_source, open_split
     from isoflop.report.inspection import inspect_model
     from isoflop.train.device import to_unit_range
-    from isoflop.transfer import load_backbone
+    from isoflop.transfer import load_backbone, open_backbone
 
-    model, config = load_backbone(existing(run))
-    heldout = open_split(config.data, "heldout")
+    config: RunConfig | None = None
+    if data is None:
+        model, config = load_backbone(existing(run))
+        heldout = open_split(config.data, "heldout")
+    else:
+        opened = open_backbone(existing(run))
+        model = opened.model
+        heldout = open_source(data, split="heldout", image_size=model.image_size[0], channels=model.in_channels)
+        heldout = Subset(heldout, moments=opened.moments) if opened.moments else heldout
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     folder = output or run / "inspect"
     found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)
-    if config.objective.name == "masked":
+    if config is not None and config.objective.name == "masked":
         with aside(as_json):
             _reconstructions(run, config, folder)
     if as_json:

@@ -142,8 +142,8 @@ def _study(subject: Subject) -> Iterator[str]:
     low, high = found["interval"]
     lines = [
         f"- It is the answer of a study for {answer['target_flops']:.3g} training FLOPs, of the family `{family}`.",
-        f"- Before it was trained, the law predicted {found['predicted_loss']:.4g}, {100 * found['level']:.0f} % interval "
-        f"{low:.4g}–{high:.4g}; probability that its family is the best of the study: {found['p_best']:.2f}.",
+        f"- Before it was trained, the law predicted {found['predicted_loss']:.4g}, {100 * found['level']:.0f} % "
+        f"interval {low:.4g}–{high:.4g}; probability that its family is the best of the study: {found['p_best']:.2f}.",
     ]
     if final.get("measured_loss") is not None:
         inside = "inside" if final["inside_interval"] else "outside of"
