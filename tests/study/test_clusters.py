@@ -51,7 +51,8 @@ def nodes() -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+    patient = {"health_check_failure_threshold": 50}  # on a busy machine a node that is slow is not yet dead
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": patient, **memory})
     yield Nodes(cluster, [cluster.add_node(num_cpus=1, **memory) for _ in range(2)])
     cluster.shutdown()
 
@@ -92,18 +93,18 @@ def test_a_study_gives_the_same_table_here_as_jobs_and_on_ray_though_a_node_is_k
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_resumes_on_another_node_from_its_checkpoint(tmp_path: Path, nodes: Nodes) -> None:
     config = toy_study(
-        tmp_path, study={"address": nodes.cluster.address, "workers": 2}, checkpoint={"every_seconds": 0.5}
+        tmp_path, study={"address": nodes.cluster.address, "workers": 2}, checkpoint={"every_seconds": 0.2}
     )
     store, catalogue = Store(tmp_path), Catalogue(config)
-    runs = [catalogue.run("vit", "vit_w8d2p8", 6e9, rate) for rate in (0.01, 0.02)]
+    runs = [catalogue.run("vit", "vit_w8d2p8", 2.4e9, rate) for rate in (0.01, 0.02)]
     executor = RayExecutor(config)
     resumed, died = [], []
     with executor:
         for event in executor.run([Task(run, store.run_directory(run.run_id), None) for run in runs]):
-            if event.kind == "progress" and not died and event.step > 100 and nodes.nodes:
+            if event.kind == "progress" and not died and event.step > 40 and nodes.nodes:
                 nodes.cluster.remove_node(nodes.nodes.pop(), allow_graceful=False)
             died += [event.run_id] if event.kind == "died" else []
     for run in runs:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from isoflop.study.executors.training import train_load, warnings_sent
 
 PATIENCE = 120.0  # seconds in which a worker whose node is lost is sure to let go of its run's folder
 SLOW_MAIL = 30.0  # seconds that a shared file system may take to show what another machine has written
+LONG_WAIT = 300.0  # seconds without a word after which a study says that it waits
 
 
 class Job(Protocol):
@@ -58,14 +59,20 @@ class _Flight:
     left: list[list[Task]]  # loads, less the runs that have ended
     job: Job
     mailbox: Mailbox
+    silent_since: float | None = field(default_factory=time.monotonic)  # None once it has said something
 
     def news(self) -> Iterator[Event]:
         for message in self.mailbox.news():
+            self.silent_since = None
             event = Event.from_message(message, self.left[0][0].run.run_id if self.left else "")
             if event.kind == "ended":
                 loads = [[task for task in load if task.run.run_id != event.run_id] for load in self.left]
                 self.left = [load for load in loads if load]
             yield event
+        if self.silent_since is not None and time.monotonic() - self.silent_since > LONG_WAIT:
+            self.silent_since = None
+            waited = f"no machine has taken it for {LONG_WAIT / 60:.0f} minutes; waiting for room on the cluster"
+            yield Event("warning", self.left[0][0].run.run_id, error=waited)
 
 
 def train_remotely(
