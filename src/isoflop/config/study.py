@@ -21,6 +21,7 @@ from isoflop.config.fields import (
     Scalar,
     Table,
     Text,
+    later_option,
     no_effect,
     problem,
 )
@@ -52,9 +53,9 @@ class StudyTable(Table):
     """Price of a device-hour."""
     sure: BelowOne = 0.95
     """Probability of the best family at which a study with a limit stops early."""
-    give_up: BelowOne = 0.01
+    give_up: BelowOne = later_option(0.0)
     """Probability of becoming the best of its family and rung below which a run of a study with a limit is stopped
-    halfway; 0 lets all go on."""
+    halfway, by its learning curve; 0 lets all go on (docs/planner.md says why)."""
     seed: Natural = 0
     """Seed of every run of the ladder; further copies of a run take the next ones."""
     finals: Count = 1
