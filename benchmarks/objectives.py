@@ -82,15 +82,15 @@ def digits(folder: Path, families: list[str], seeds: list[int]) -> None:
                        loss=result.heldout_loss, seconds=result.seconds)  # fmt: skip
 
 
-def cifar(folder: Path, families: list[str], seeds: list[int], data: str) -> None:
-    """Labels alone, and masking before labels, at equal training FLOPs (decoder included)."""
+def cifar(folder: Path, families: list[str], seeds: list[int], data: str, epochs: int) -> None:
+    """Labels alone for `epochs`, and masking before labels, at equal training FLOPs (decoder included)."""
     images = {"source": f"parquet:{data}", "heldout": 50_000 - CIFAR_IMAGES, "augment": "crop_flip"}
     for seed in seeds:
         for family in families:
             supervised = run_config(MODELS[family], 1, seed, data=images)
             masked = run_config(MODELS[family], 1, seed, data=images, objective=MASKED)
             cost, masked_cost = (train_flops_per_image(config, 10, 3) for config in (supervised, masked))
-            steps = round(CIFAR_EPOCHS * CIFAR_IMAGES / BATCH)
+            steps = round(epochs * CIFAR_IMAGES / BATCH)
             first = round(steps * PRETRAINING_SHARE * cost / masked_cost)
             rest = round(steps * (1 - PRETRAINING_SHARE))
             flops = steps * BATCH * cost
@@ -170,13 +170,14 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--data", help="CIFAR-10 as the Hugging Face hub stores it: a folder of Parquet files")
+    parser.add_argument("--epochs", type=int, default=CIFAR_EPOCHS, help="of the arm of CIFAR-10 that has labels alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "digits":
         digits(args.folder, args.families, args.seeds)
     elif args.what == "cifar":
-        cifar(args.folder, args.families, args.seeds, args.data)
+        cifar(args.folder, args.families, args.seeds, args.data, args.epochs)
     elif args.what == "law":
         law(args.folder)
     else:
