@@ -32,7 +32,10 @@ _HOME = {
     "create_model": "models",
     "open_study": "study",
 }
-_PACKAGES = ("config", "data", "errors", "laws", "models", "objectives", "report", "study", "train", "transfer")
+_PACKAGES = (
+    *("config", "data", "errors", "laws", "models", "objectives"),
+    *("report", "share", "study", "train", "transfer"),
+)
 
 __all__ = [*_HOME, "__version__", *_PACKAGES]
 
