@@ -7,7 +7,6 @@ torchrun tells differs from attempt to attempt on all hosts alike, so the ranks 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -28,22 +27,23 @@ def is_shared_between_attempts() -> bool:
 def own_store(store: Store, rank: int, world: int, patience: float = PATIENCE) -> Store:
     """`store` under a name that the `world` ranks of this attempt have agreed on, and that nobody has used before.
 
-    Each rank shows a token; rank 0 shows a name and the tokens that it has seen; who finds its token there takes the
-    name and says so. What is left of an earlier attempt has no such token. Raises IsoflopError when a rank does not
-    come.
+    Each rank shows a token; rank 0 answers it with a name; who finds its own token answered takes the name and says so.
+    What is left of an earlier attempt answers other tokens. Raises IsoflopError when a rank does not come.
     """
     agree = _offer if rank == 0 else _accept
     return PrefixStore(f"attempt-{agree(store, rank, world, time.monotonic() + patience)}", store)
 
 
 def _offer(store: Store, rank: int, world: int, deadline: float) -> str:
-    name, others, shown = uuid.uuid4().hex, range(1, world), None
+    name, seen = uuid.uuid4().hex, dict[int, str]()
+    missing = list(range(1, world))
     while True:
-        tokens = {other: _read(store, f"token-{other}") for other in others}
-        if tokens != shown:
-            store.set("offer", json.dumps({"name": name, "tokens": list(tokens.values())}))
-            shown = tokens
-        missing = [other for other in others if _read(store, f"taken-{other}") != name]
+        for other in missing:
+            token = _read(store, f"token-{other}")
+            if token != seen.get(other, ""):  # a later one, where the first was of an earlier attempt
+                store.set(f"offer-{other}", f"{token} {name}")
+                seen[other] = token
+        missing = [other for other in missing if _read(store, f"taken-{other}") != name]
         if not missing:
             return name
         _wait(deadline, f"process {missing[0]} of {world} did not come")
@@ -53,9 +53,8 @@ def _accept(store: Store, rank: int, world: int, deadline: float) -> str:
     token = uuid.uuid4().hex
     store.set(f"token-{rank}", token)
     while True:
-        offer = json.loads(_read(store, "offer") or "{}")
-        if token in offer.get("tokens", ()):
-            name: str = offer["name"]
+        seen, _, name = _read(store, f"offer-{rank}").partition(" ")
+        if seen == token:
             store.set(f"taken-{rank}", name)
             return name
         _wait(deadline, f"process 0 of {world} did not come")
