@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None, changes: dict[str, Any] | None 
         "data": config.data.model_dump(mode="json"),
         "optim": optim | {"learning_rate": 0.1 * answer["learning_rate"]},
         "schedule": {"name": "cosine", "warmup": steps // 20},
-        "start": {"weights": str(winner)},
+        "start": {"weights": str(winner), "head": "keep"},
         "tensorboard": False,
     }
     tuned = train(parse(tuning, RunConfig), given.output / "tuned")

@@ -68,16 +68,17 @@ def run(
     overrides += [f'study.address="{address}"'] if address else []
     config = load_study(file, overrides).config
     from isoflop.cli.narration import TerminalNarrator
-    from isoflop.study import run_study
+    from isoflop.study import open_study, run_study
 
     command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
     with aside(as_json):
         document = run_study(config, TerminalNarrator(), command=command)
     page = config.directory / "report.html"
+    weights = open_study(config.directory).run_directory()
     if as_json:
-        print_json({"directory": config.directory, "report": page, "answer": document})
+        print_json({"directory": config.directory, "report": page, "weights": weights, "answer": document})
         return
-    print(f"\nreport: {page}")
+    print(f"\nthe answer, trained: {weights}\nreport: {page}")
 
 
 @app.command(
