@@ -96,7 +96,8 @@ class Attempt:
             directory,
             flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),
             device=ranks.device,
-            devices=ranks.world * self.share,
+            devices=ranks.world,
+            share=self.share,
             began=time.perf_counter(),
         )
 

@@ -35,14 +35,23 @@ MEASURED = frozenset(
 
 
 class Meters:
-    """Measures one attempt, on rank 0 for all devices; `began` is when it began, by `time.perf_counter`."""
+    """Measures one attempt, on rank 0 for all devices, of which it has `share` where others train beside it; `began` is
+    when it began, by `time.perf_counter`."""
 
     def __init__(
-        self, directory: Path, *, flops_per_image: float, device: torch.device, devices: float, began: float
+        self,
+        directory: Path,
+        *,
+        flops_per_image: float,
+        device: torch.device,
+        devices: int,
+        began: float,
+        share: float = 1.0,
     ) -> None:
         self.flops_per_image = flops_per_image
         self.device = device
-        self.devices = devices
+        self.devices = devices * share
+        self.share = share
         self.peak, self.watts = matrix_rate(device)
         self.before = wall_of_attempts(directory)
         self.began = began
@@ -61,7 +70,7 @@ class Meters:
             "mfu": _short(rate * self.flops_per_image / (self.peak * self.devices)),
             "memory_bytes": peak_memory(self.device),
             "wall": round(wall, 3),
-            "goodput": _short(min(1.0, seconds / total)),
+            "goodput": _short(min(1.0, seconds / (total * self.share))),
             "device_hours": _short(hours),
             "energy_kwh": _short(hours * self.watts / 1000),
         }
