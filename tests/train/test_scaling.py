@@ -1,15 +1,18 @@
 """What a run takes on paper: the formulas, and counts that agree with what really runs."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from isoflop.config import RunConfig, parse
 from isoflop.errors import ConfigError
-from isoflop.models import create_model
+from isoflop.models import cost, create_model
 from isoflop.objectives import objective_cost
 from isoflop.train.accelerators import ACCELERATORS
 from isoflop.train.forecast import forecast, workload
@@ -82,6 +85,16 @@ def test_flops_and_parameters_are_those_of_the_objective(objective: str) -> None
     found = workload(run, 10)
     assert found.flops_per_image == counted.train_flops_per_image
     assert found.parameters == counted.parameters
+
+
+def test_a_teacher_in_a_folder_is_counted_as_it_runs(tmp_path: Path) -> None:
+    teacher = create_model("nfnet_w8d1", num_classes=10, image_size=32, seed=0)
+    state = {name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "nfnet_w8d1"}, "steps": 1}))
+    run = config(objective={"name": "distilled", "teacher": str(tmp_path), "through": "logits"})
+    alone = workload(config(), 10).flops_per_image
+    assert workload(run, 10).flops_per_image == alone + cost("nfnet_w8d1", num_classes=10, image_size=32).flops
 
 
 @pytest.mark.parametrize("name", ["vit_w64d4p8", "nfnet_w16d2", "poolformer_w16d4p4"])

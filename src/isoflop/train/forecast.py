@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop.config import DistilledConfig, RunConfig, SupervisedConfig
 from isoflop.errors import ConfigError
 from isoflop.models import cost, create_model
-from isoflop.objectives import Objective, make_objective
+from isoflop.objectives import Objective, make_objective, objective_cost
 from isoflop.train.accelerators import Accelerator
 from isoflop.train.layout import blocks
 from isoflop.train.optim import freeze
@@ -118,7 +118,10 @@ def forecast(
 
 
 def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload:
-    """Parameters, optimizer state, FLOPs and activations of `config`. A teacher is counted without its weights."""
+    """Parameters, optimizer state, FLOPs and activations of `config`. A teacher is counted without its weights.
+
+    Raises CheckpointError for a teacher in a folder that is not a finished run's.
+    """
     shape = {"num_classes": num_classes, "image_size": config.data.image_size, "in_channels": channels}
     with torch.device("meta"):
         backbone = create_model(config.model.name, **shape, **config.model.overrides)  # type: ignore[arg-type]
@@ -134,8 +137,12 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
     forward = counter.get_total_flops()
     passes = PASSES if config.optim.sam else 1
     teacher = 0
-    if isinstance(config.objective, DistilledConfig) and not Path(config.objective.teacher).is_dir():
-        teacher = cost(config.objective.teacher, **shape).flops
+    if isinstance(config.objective, DistilledConfig):
+        if Path(config.objective.teacher).expanduser().is_dir():
+            own = config.model.overrides
+            teacher = 2 * objective_cost(config.objective, config.model.name, **shape, **own).frozen_macs  # type: ignore[arg-type]
+        else:  # which may have no weights yet
+            teacher = cost(config.objective.teacher, **shape).flops
     return Workload(
         parameters=parameters,
         largest_block=max([*parts, parameters - sum(parts)]),
