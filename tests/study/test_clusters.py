@@ -46,13 +46,17 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes() -> Iterator[Nodes]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a busy machine
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 80 << 20}
     patient = {"health_check_failure_threshold": 50}  # on a busy machine a node that is slow is not yet dead
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": patient, **memory})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": patient, **memory},
+    )
     yield Nodes(cluster, [cluster.add_node(num_cpus=1, **memory) for _ in range(2)])
     cluster.shutdown()
 
