@@ -108,7 +108,7 @@ def _all_rows(directory: Path) -> list[dict[str, object]]:
 
 def test_a_stopped_rank_is_reported_with_its_stack(tmp_path: Path) -> None:
     config = config_of(400).model_copy(
-        update={"guards": config_of(400).guards.model_copy(update={"stuck_seconds": 2.0})}
+        update={"guards": config_of(400).guards.model_copy(update={"stuck_seconds": 8.0})}
     )
     ranks = start_ranks(config, tmp_path / "run", 2)
     wait_for(tmp_path / "run", 5)
