@@ -33,6 +33,7 @@ def test_a_study_says_what_it_found_and_shows_its_figures(folder: Path) -> None:
     assert 'sandbox="allow-scripts"' in page
     assert page.count("<iframe") == 1  # the page inside is text of an attribute
     assert "data-figure=&quot;profiles&quot;" in page
+    assert "data-figure=&quot;frontier&quot;" not in study.figures["profiles"]._repr_html_()
 
 
 def test_the_folder_of_an_answer_is_named_or_refused(folder: Path, tmp_path: Path) -> None:
@@ -55,6 +56,8 @@ def test_reprs_fit_on_a_line_or_two() -> None:
     table = fit_table({"c": ["1", "2", "4", "8", "16"], "y": ["9", "7", "6", "5.5", "5.2"]}, x=["c"], y="y", budget=32)
     assert len(repr(table)) < 3000
     assert "value=" in repr(table.groups[0].prediction)
+    assert table._repr_html_().startswith("<svg ")
+    assert "At 32:" in table._repr_html_()
     config = parse({"steps": 3, "model": {"name": "vit_s16"}, "optim": {"learning_rate": 0.5}}, RunConfig)
     assert repr(config) == "RunConfig(model.name='vit_s16', steps=3, optim.learning_rate=0.5)"
     model = isoflop.create_model("vit_w8d1p8", num_classes=10, image_size=32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,12 @@ class TableFit(Record):
     unit: str
     groups: tuple[GroupFit, ...]
     comparison: Comparison | None
+
+    def _repr_html_(self) -> str:
+        """The picture and the words, for a notebook."""
+        from isoflop.laws.present import markdown, picture, svg  # which present this class, and so import it
+
+        return f"{svg(picture(self))}<pre>{escape(markdown(self))}</pre>"
 
 
 def fit_table(

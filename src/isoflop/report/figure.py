@@ -89,6 +89,11 @@ class Figure:
     stacked: bool = False
     legend_title: str = ""
 
+    def _repr_html_(self) -> str:
+        from isoflop.report.inline import inline_page  # which draws figures, and so knows this module
+
+        return inline_page(self.title, "", [self])
+
     @staticmethod
     def missing(key: str, title: str, why: str) -> Figure:
         """The figure that has nothing to show, and says so."""

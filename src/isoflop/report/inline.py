@@ -14,7 +14,8 @@ _ROOM = 210  # pixels around a figure, for its title, legend and caption
 def inline_page(title: str, lead: str, figures: Sequence[Figure]) -> str:
     """HTML of a frame that shows a sentence and the figures; it needs no network and no extension."""
     slots = "".join(figure_slot(figure, position) for position, figure in enumerate(figures, 1))
-    page = document(title, f"<main><p>{escape(lead)}</p>{slots}</main>", figures)
+    words = f"<p>{escape(lead)}</p>" if lead else ""
+    page = document(title, f"<main>{words}{slots}</main>", figures)
     height = min(900, 60 + sum(figure.height + _ROOM for figure in figures))
     return (
         f'<iframe title="{escape(title)}" sandbox="allow-scripts" style="width:100%;height:{height}px;border:0" '
