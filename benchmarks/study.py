@@ -40,7 +40,7 @@ from isoflop.study.plan import Plan, arena_of
 from isoflop.study.planned import Catalogue
 from isoflop.study.pricing import RungForecast
 from isoflop.study.rungs import first_rung, ladder_sizes
-from isoflop.study.stages import SMALLEST_BATCH, stages
+from isoflop.study.stages import SMALLEST_BATCH, Ended, stages
 from isoflop.train.halfway import SHARE as HALF
 from isoflop.train.halfway import Limit
 
@@ -236,14 +236,14 @@ def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], No
 
 def fixed(grid: Grid, planner: int) -> Outcome:
     """The study without a budget: every size at every rung."""
-    spender, known = Spender(grid, planner), dict[str, float]()
+    spender, known = Spender(grid, planner), dict[str, Ended]()
     nothing = [RungForecast(budget, 0, 0.0, 0.0) for budget in grid.budgets]
     plan = Plan(grid.catalogue, grid.sizes, first_rung(grid.config, grid.catalogue, grid.sizes), nothing, {})
     for batch in stages(plan, lambda: known, 1):
         for run in batch.runs:
             trial = grid.arena.trial(run.family, run.model, run.budget, run.config.optim.learning_rate)
             inside = any(key[:4] == (trial.family, trial.model, trial.budget, trial.rate) for key in grid.losses)
-            known[run.run_id] = spender.run(trial) if inside else math.inf
+            known[run.run_id] = Ended(spender.run(trial) if inside else math.inf)
     return spender.outcome(spender.answer())
 
 
