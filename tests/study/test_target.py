@@ -58,6 +58,7 @@ def test_a_worker_measures_the_target_and_a_run_is_done_only_then(tmp_path: Path
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # a study beside other work
 def test_laws_are_fitted_to_the_error_on_the_target_task(tmp_path: Path) -> None:
     study = {"name": "t", "budgets": [1e8, 2e8, 4e8, 8e8], "target_budget": 1.6e9, "output": str(tmp_path / "t"),
              "workers": 1}  # fmt: skip
@@ -78,3 +79,7 @@ def test_laws_are_fitted_to_the_error_on_the_target_task(tmp_path: Path) -> None
     assert family["predicted_loss"] < 1.0  # an error, where held-out losses are above 2
     (final,) = document["finals"].values()
     assert final["measured_loss"] == next(row["target"] for row in rows if row["role"] == "final")
+    page = (config.directory / "report.html").read_text()
+    assert "expected 5-shot error on digits" in page
+    assert '"text":"5-shot error on digits (share of test images)"' in page  # an axis
+    assert '"text":"held-out loss"' not in page

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isoflop.cli.tables import duration, power, print_table
+from isoflop.report.metric import metric_of
 from isoflop.study import Narrator
 from isoflop.study.adaptive import Stage
 from isoflop.study.funds import Funds
@@ -177,7 +178,7 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     best = families[document["best"]]
     print(
         f"\nThe answer: train {best['model']} on {best['images']:,} images at learning rate "
-        f"{power(best['learning_rate'])}. Predicted held-out loss {best['predicted_loss']:.3f} "
+        f"{power(best['learning_rate'])}. Predicted {metric_of(document).name} {best['predicted_loss']:.3f} "
         f"({level:.0%} interval {_between(best['interval'])}); the best family with probability {best['p_best']:.2f}."
     )
     for name, reason in document.get("left_out", {}).items():

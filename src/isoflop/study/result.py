@@ -36,7 +36,7 @@ class StudyResult:
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """The figures of the report by their names (`frontier`, `profiles` …), those that have something to show."""
-        curves = self._store.curves([row["run_id"] for row in self.rows if row["status"] == "done"])
+        curves = self._store.curves(row["run_id"] for row in self.rows)
         return {figure.key: figure for figure in report_figures(self.rows, self.answer, curves) if figure.panels}
 
     def run_directory(self, family: str | None = None) -> Path:

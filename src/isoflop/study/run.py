@@ -198,7 +198,7 @@ class _Study:
         self.store.write("answer.json", document)
         rows = self._rows()
         self.store.write_rows(rows)
-        finished = [row["run_id"] for row in rows if row["status"] == "done"]
         shown = self.store.judged(rows)
         pictures = reconstruction_pictures(self.store, shown)
-        write_report(shown, document, self.store.curves(finished), self.store.directory / "report.html", pictures)
+        curves = self.store.curves(row["run_id"] for row in rows)
+        write_report(shown, document, curves, self.store.directory / "report.html", pictures)
