@@ -48,6 +48,7 @@ class Nodes:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a busy machine
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
