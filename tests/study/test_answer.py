@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from isoflop.models import family_ladder
 from isoflop.report.savings import savings
 from isoflop.study.answer import best_rates, spending
+from isoflop.study.planned import Catalogue
+from tests.study.test_rungs import study_config
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -42,3 +45,12 @@ def test_what_stopped_runs_did_not_train_is_told_beside_it() -> None:
     assert told[0].startswith("shared trunks saved 8×10⁸ FLOPs, 16")
     assert told[1].startswith("1 run stopped halfway as hopeless saved 2×10⁹ FLOPs, 40")
     assert savings([row()]).sentences() == []
+
+
+def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes() -> None:
+    """As in an ablation: `[families.no_mixer]` of a PoolFormer's sizes."""
+    sizes = ["poolformer_w4d1p8", "poolformer_w6d1p8"]
+    families = {"no_mixer": {"sizes": sizes, "model": {"pool_size": 1}}, "bit": {"sizes": ["bit_r50x1"]}}
+    catalogue = Catalogue(study_config(families=families))
+    assert set(catalogue.presets("no_mixer")) == set(family_ladder("poolformer"))
+    assert catalogue.presets("bit") == ("bit_r50x1",)

@@ -75,3 +75,8 @@ def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
     if image_size % 8:
         raise ModelError(f"ladder models need an image size that is a multiple of 8, not {image_size}")
     return tuple(LADDERS[family])
+
+
+def ladder_of(preset: str) -> tuple[str, ...]:
+    """The ladder that `preset` is a rung of, ascending in FLOPs per image; () for a preset of none."""
+    return next((tuple(ladder) for ladder in LADDERS.values() if preset in ladder), ())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
-from isoflop.errors import StudyError
-from isoflop.models import Cost, family_ladder
+from isoflop.errors import ModelError, StudyError
+from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.objectives import objective_cost
 from isoflop.train.optim.sharpness import PASSES
 from isoflop.train.schedules import TRUNK_SCHEDULES
@@ -73,9 +73,19 @@ class Catalogue:
         return other
 
     def presets(self, family: str) -> tuple[str, ...]:
-        """The family's ladder and the sizes named for it, small to large."""
-        named = self.config.families[family].sizes
-        names = {*family_ladder(family), *(named if isinstance(named, tuple) else ())}
+        """The family's ladder and the sizes named for it, small to large.
+
+        A variant under a name of its own has the ladder that its sizes are from, if there is one.
+        """
+        sizes = self.config.families[family].sizes
+        named = sizes if isinstance(sizes, tuple) else ()
+        try:
+            ladder = family_ladder(family)
+        except ModelError:
+            if not named:
+                raise
+            ladder = next(filter(None, map(ladder_of, named)), ())
+        names = {*ladder, *named}
         return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
 
     def cost(self, family: str, model: str) -> Cost:
