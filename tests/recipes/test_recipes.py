@@ -105,7 +105,7 @@ def test_a_dry_run_prints_what_a_run_takes(capsys: pytest.CaptureFixture[str], t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--accelerator", "h1000"], "unknown accelerator `h1000`; there is b200, h200"),
+        (["--accelerator", "h1000"], "unknown accelerator `h1000` - did you mean `h100`?"),
         (["--devices", "2000"], "2000 devices are more than the 1024 images of a step"),
         (["data.num_classes=none"], "set `data.num_classes` to count a run without its data"),
     ],
