@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isoflop.errors import ConfigError
@@ -67,7 +67,6 @@ def _write(folder: Path, subject: Subject, format: str, licence: str | None) -> 
     if format == "onnx":
         return write_onnx(folder, subject)
     save_model(folder, subject.model.state_dict(), subject.description)
-    again = open_backbone(folder).model.eval()
+    again = replace(subject, model=open_backbone(folder).model.eval())
     images = subject.images(IMAGES)
-    theirs = again(images) if subject.classifies else again.features(images)
-    return check(difference(theirs.detach(), subject.outputs(images)), "isoflop")
+    return check(difference(again.outputs(images), subject.outputs(images)), "isoflop")
