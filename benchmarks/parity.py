@@ -34,6 +34,7 @@ MODELS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("fnet_s16", 32, {"depths": (2,)}),
     ("poolformer_w8d2p8", 32, {}),
     ("poolformer_s12", 64, {}),
+    ("poolformer_s24", 64, {"pool_first": True, "last_norm": "layer", "last_norm_eps": 1e-6}),
     ("poolformerv2_s12", 64, {}),
     ("identityformer_s12", 64, {}),
     ("randformer_s12", 64, {}),
