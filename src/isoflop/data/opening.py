@@ -52,6 +52,7 @@ _WINDOW = 16  # remote shards at hand at a time
 
 Options = dict[str, Any]
 
+
 def _published(kind: str) -> Callable[[str, Part, Options], Records]:
     def opened(path: str, part: Part, _: Options) -> Records:
         records: Records = PUBLISHED[kind](_local(path), part)
