@@ -13,6 +13,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from timm.models import metaformer
 
 from isoflop.cli import main
 from isoflop.errors import CheckpointError, ModelError
@@ -192,7 +193,7 @@ def test_poolformers_release_gives_the_maps_that_timm_makes_of_it(tmp_path: Path
     peer = shaken(timm.create_model("poolformer_s12", num_classes=5))
     official = as_poolformer_release(peer.state_dict())
     assert {"network.1.proj.weight", "network.0.0.layer_scale_1", "norm.weight", "head.bias"} <= set(official)
-    reread = timm.models.metaformer.checkpoint_filter_fn(official, peer)
+    reread = metaformer.checkpoint_filter_fn(official, peer)
     assert set(reread) == set(peer.state_dict())  # these are the names that timm knows the release by
     torch.save(official, tmp_path / "poolformer_s12.pth.tar")
     import_weights(str(tmp_path / "poolformer_s12.pth.tar"), tmp_path / "out")
@@ -206,16 +207,60 @@ def test_poolformers_release_gives_the_maps_that_timm_makes_of_it(tmp_path: Path
         assert relative(model(x), peer.head.fc(normed.mean(dim=(2, 3)))) < 1e-5
 
 
-def test_the_baselines_release_gives_timms_logits(tmp_path: Path) -> None:
-    peer = shaken(timm.create_model("caformer_s18", num_classes=5))
-    official = as_baseline_release(peer.state_dict())
-    assert set(timm.models.metaformer.checkpoint_filter_fn(official, peer)) == set(peer.state_dict())
-    torch.save(official, tmp_path / "caformer_s18.pth")
-    done = import_weights(str(tmp_path / "caformer_s18.pth"), tmp_path / "out")
-    assert (done.release, done.model) == ("MetaFormer baselines", "caformer_s18")
-    x = images(64)
+SMALL = {"depths": (1, 1, 2, 1), "dims": (32, 64, 96, 128), "num_classes": 5}
+MIXERS: dict[str, dict[str, Any]] = {
+    "convformer": {"token_mixers": metaformer.SepConv, "norm_layers": metaformer.LayerNorm2dNoBias},
+    "caformer": {
+        "token_mixers": [metaformer.SepConv] * 2 + [metaformer.Attention] * 2,
+        "norm_layers": [metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2,
+    },
+}
+SMALL_NFNET = {"depths": (1, 1, 2, 1), "channels": (32, 64, 96, 128), "stem_chs": 64, "num_features": 256}
+
+
+def agree(file: Path, peer: Any, size: int, told: tuple[str, str]) -> None:
+    """The file is recognised as what is told, and gives the logits of `peer`."""
+    done = import_weights(str(file), file.parent / "out")
+    assert (done.model, done.release) == told
+    x = images(size)
     with torch.inference_mode():
-        assert relative(open_backbone(tmp_path / "out", image_size=64).model.eval()(x), peer(x)) < 1e-5
+        assert relative(open_backbone(file.parent / "out", image_size=size).model.eval()(x), peer(x)) < 1e-5
+
+
+@pytest.mark.parametrize("family", MIXERS)
+def test_convformers_and_caformers_give_timms_logits_from_the_release_and_from_timms_own_files(
+    family: str, tmp_path: Path
+) -> None:
+    peer = shaken(metaformer.MetaFormer(**SMALL, **MIXERS[family]))
+    official = as_baseline_release(peer.state_dict())
+    assert set(metaformer.checkpoint_filter_fn(official, peer)) == set(peer.state_dict())
+    torch.save(official, tmp_path / "official.pth")
+    agree(tmp_path / "official.pth", peer, 64, (f"{family}_s18", "MetaFormer baselines"))
+    (tmp_path / "timm").mkdir()
+    save_file(peer.state_dict(), tmp_path / "timm" / "model.safetensors")
+    agree(tmp_path / "timm" / "model.safetensors", peer, 64, (f"{family}_s18", "timm's names of a MetaFormer"))
+
+
+def test_a_file_of_timms_nfnet_gives_its_logits_whatever_its_size(tmp_path: Path) -> None:
+    peer = shaken(timm.create_model("dm_nfnet_f0", num_classes=5, group_size=16, **SMALL_NFNET))
+    torch.save({"state_dict": peer.state_dict()}, tmp_path / "nfnet.pth")
+    agree(tmp_path / "nfnet.pth", peer, 64, ("nfnet_f0", "timm's names of an NFNet"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("convformer_s18", ("convformer_s18", "timm's names of a MetaFormer")),
+        ("caformer_s18", ("caformer_s18", "timm's names of a MetaFormer")),
+        ("dm_nfnet_f0", ("nfnet_f0", "timm's names of an NFNet")),
+        ("dm_nfnet_f1", ("nfnet_f1", "timm's names of an NFNet")),
+    ],
+)
+def test_files_of_timms_full_sizes_give_its_logits(name: str, told: tuple[str, str], tmp_path: Path) -> None:
+    peer = shaken(timm.create_model(name))
+    torch.save(peer.state_dict(), tmp_path / f"{name}.pth")
+    agree(tmp_path / f"{name}.pth", peer, 64, told)
 
 
 def test_timms_folders_and_names_come_in_as_they_are_or_as_a_preset(tmp_path: Path) -> None:

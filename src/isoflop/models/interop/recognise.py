@@ -19,6 +19,7 @@ from isoflop.models.presets import PRESETS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # pixels from -1 to 1
+SEPARABLE = "stages.0.blocks.0.token_mixer.pwconv1.weight"  # of ConvFormer and CAFormer, as timm calls it
 Named = Mapping[str, Tensor]
 
 
@@ -52,14 +53,19 @@ Reader = Callable[[Named], Recognised | None]
 def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     """What `state` holds; None where its names and shapes leave no answer, or more than one.
 
-    Known are ViTs of big_vision and AugReg, MAE, PoolFormer, ConvFormer and CAFormer, and timm's ViTs and NFNets.
+    Known are ViTs of big_vision and AugReg, MAE, PoolFormer, ConvFormer and CAFormer, and timm's ViTs, ConvFormers,
+    CAFormers and NFNets.
     """
     rules: tuple[tuple[Test, Reader], ...] = (
         (lambda names: any(name.endswith("embedding/kernel") for name in names), _flax),
         (is_poolformer, _poolformer),
-        (is_baseline, _baseline),
+        (is_baseline, lambda state: _baseline(from_baseline(state), "MetaFormer baselines")),
+        (lambda names: SEPARABLE in names, lambda state: _baseline(state, "timm's names of a MetaFormer")),
         (lambda names: "blocks.0.attn.qkv.weight" in names and "patch_embed.proj.weight" in names, _plain_vit),
-        (lambda names: "stem.conv1.gain" in names and "final_conv.weight" in names, _nfnet),
+        (
+            lambda names: {"stem.conv4.gain", "final_conv.weight", "stages.0.0.attn_last.fc1.weight"} <= set(names),
+            _nfnet,
+        ),
     )
     return next((read(state) for applies, read in rules if applies(state)), None)
 
@@ -145,19 +151,18 @@ def _poolformer(state: Mapping[str, Tensor]) -> Recognised | None:
     )
 
 
-def _baseline(state: Mapping[str, Tensor]) -> Recognised | None:
-    named = from_baseline(state)
+def _baseline(named: Mapping[str, Tensor], release: str) -> Recognised | None:
     options, last = _stages(named), _count(named, r"stages\.(\d+)\.") - 1
-    if "stages.0.blocks.0.token_mixer.pwconv1.weight" not in named:
+    if SEPARABLE not in named:
         return None  # pooling and identity have no parameters to tell them apart
     family = "caformer" if f"stages.{last}.blocks.0.token_mixer.qkv.weight" in named else "convformer"
     heads = {"heads": tuple(width // 32 for width in options["widths"])}
     return Recognised(
-        release="MetaFormer baselines",
+        release=release,
         preset=f"{family}_s18",
         options={**options, **heads, "mlp_head": "head.fc.fc1.weight" in named},
         layout="timm",
-        state=named,
+        state=dict(named),
         classes=_classes(named, "head.fc.fc2.bias") or _classes(named, "head.fc.bias"),
         channels=named["stem.conv.weight"].shape[1],
         image_size=None,
@@ -169,20 +174,36 @@ def _nfnet(state: Mapping[str, Tensor]) -> Recognised | None:
     stages = _count(state, r"stages\.(\d+)\.")
     depths = tuple(_count(state, rf"stages\.{k}\.(\d+)\.") for k in range(stages))
     widths = tuple(len(state[f"stages.{k}.0.conv3.gain"]) for k in range(stages))
-    for name, (_, config) in PRESETS.items():
-        if isinstance(config, NFNetConfig) and (config.depths, config.widths) == (depths, widths):
-            return Recognised(
-                release="timm's names of an NFNet",
-                preset=name,
-                options={"weight_eps": 1e-5},
-                layout="timm",
-                state=dict(state),
-                classes=_classes(state, "head.fc.bias"),
-                channels=state["stem.conv1.weight"].shape[1],
-                image_size=None,
-                moments=IMAGENET,
-            )
-    return None
+    same = (
+        name
+        for name, (_, config) in PRESETS.items()
+        if isinstance(config, NFNetConfig) and (config.depths, config.widths) == (depths, widths)
+    )
+    preset = next(same, None)
+    return Recognised(
+        release="timm's names of an NFNet",
+        preset=preset or "nfnet_f0",
+        options={"weight_eps": 1e-5} | ({} if preset else _nfnet_options(state, depths, widths)),
+        layout="timm",
+        state=dict(state),
+        classes=_classes(state, "head.fc.bias"),
+        channels=state["stem.conv1.weight"].shape[1],
+        image_size=None,
+        moments=IMAGENET,
+    )
+
+
+def _nfnet_options(state: Named, depths: tuple[int, ...], widths: tuple[int, ...]) -> dict[str, Any]:
+    middles = [state[f"stages.{k}.0.conv2.weight"].shape for k in range(len(widths))]
+    return {
+        "depths": depths,
+        "widths": widths,
+        "stem_widths": tuple(len(state[f"stem.conv{k}.weight"]) for k in range(1, 5)),
+        "final_width": len(state["final_conv.weight"]),
+        "group_width": min(shape[1] for shape in middles),  # a stage that does not divide has a single, wider group
+        "bottleneck": middles[0][0] / widths[0],
+        "squeeze": len(state["stages.0.0.attn_last.fc1.weight"]) / widths[0],
+    }
 
 
 def _vit_options(width: int, depth: int, heads: int, patch: int, mlp: int) -> dict[str, Any]:
