@@ -1,9 +1,12 @@
 """Whether a line that somebody is told to type would be understood."""
 
+import json
+from itertools import pairwise
+
 import pytest
 
 from isoflop.cli import main
-from isoflop.config import load_any
+from isoflop.config import TransferConfig, load, load_any
 
 
 def check_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +22,6 @@ def check_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert all(option in help_text for option in options)
     if file < len(plain) and plain[file].endswith(".toml"):
         load_any(plain[file], [word for word in plain[file + 1 :] if "=" in word])
+    protocols = [value for option, value in pairwise(arguments) if option in ("-p", "--protocol")]
+    if plain[:1] == ["transfer"] and not {"detect", "segment"} & set(protocols):
+        load(None, [f"protocols={json.dumps(protocols)}", *(w for w in plain if "=" in w)], TransferConfig)

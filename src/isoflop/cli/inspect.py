@@ -12,18 +12,25 @@ from isoflop.cli.paths import existing
 if TYPE_CHECKING:
     from isoflop.config import RunConfig
 
-EXAMPLES = examples("isoflop inspect runs/vit-1a2b3c", "isoflop inspect runs/vit-1a2b3c --images 16 --output pictures")
+EXAMPLES = examples(
+    "isoflop inspect runs/vit-1a2b3c --images 16 --output pictures",
+    "isoflop inspect timm:vit_tiny_patch16_224 --data folder:my_images",
+)
 
 
 def inspect(
-    run: Annotated[Path, argument("Folder of a finished run, or with --data of weights.", "RUN")],
+    checkpoint: Annotated[
+        str, argument("Folder of a finished run; with --data, all that `isoflop transfer` takes.", "CHECKPOINT")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="RUN/inspect when left out.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="CHECKPOINT/inspect, or inspect/NAME, when left out."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Other images than the run's own.")
     ] = None,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Held-out images to look at.")] = 64,
+    random: Annotated[bool, typer.Option("--random", help="Random weights: what was there before training.")] = False,
     as_json: Json = False,
 ) -> None:
     """Positions, attention, first filters, feature maps, reconstructions of a masked run: pictures and numbers."""
@@ -31,25 +38,30 @@ def inspect(
     import torch
 
     from isoflop.data import Subset, open_source, open_split
+    from isoflop.errors import CheckpointError
     from isoflop.report.inspection import inspect_model
     from isoflop.train.device import to_unit_range
     from isoflop.transfer import load_backbone, open_backbone
 
+    path, is_named = Path(checkpoint).expanduser(), checkpoint.startswith("timm:")
     config: RunConfig | None = None
     if data is None:
-        model, config = load_backbone(existing(run))
+        if is_named or not (existing(path) / "config.json").is_file():
+            raise CheckpointError(f"{checkpoint}: not a finished run; say with --data what it is to look at")
+        model, config = load_backbone(path, random_weights=random)
         heldout = open_split(config.data, "heldout")
     else:
-        opened = open_backbone(existing(run))
+        opened = open_backbone(checkpoint if is_named else existing(path), random_weights=random)
         model = opened.model
         heldout = open_source(data, split="heldout", image_size=model.image_size[0], channels=model.in_channels)
         heldout = Subset(heldout, moments=opened.moments) if opened.moments else heldout
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
-    folder = output or run / "inspect"
+    kind = "inspect-random" if random else "inspect"
+    folder = output or (path / kind if path.is_dir() else Path(kind) / Path(checkpoint.replace(":", "-")).name)
     found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)
-    if config is not None and config.objective.name == "masked":
+    if config is not None and config.objective.name == "masked" and not random:
         with aside(as_json):
-            _reconstructions(run, config, folder)
+            _reconstructions(path, config, folder)
     if as_json:
         print_json({"model": model.preset, "directory": folder, **found})
         return

@@ -14,7 +14,7 @@ from isoflop.cli.output import Json, print_json
 from isoflop.cli.paths import existing
 
 EXAMPLES = examples(
-    "isoflop transfer runs/vit-1a2b3c --data folder:my_images -p few-shot shots=5",
+    "isoflop transfer runs/vit-1a2b3c --data folder:my_images -p ridge shots=5",
     "isoflop transfer timm:vit_small_patch16_224 --data digits --beside-random --json",
 )
 
