@@ -66,8 +66,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 RATES = {"nfnet": 2e-3, "poolformer": 2e-3, "vit": 1e-3}  # of pretraining
 TASKS: dict[str, tuple[str, str, str, int, int, dict[str, Any]]] = {  # protocol, source, head, px, steps, what else
     "camvid": ("segment", "ade20k:{}?classes=11&ignore=11", "semantic_fpn", 128, 120, {}),
-    "bccd": ("detect", "coco:{}", "retinanet", 128, 400, {"anchor": 2}),
-    "nuclei": ("detect", "coco:{}?masks=1", "mask_rcnn", 160, 300, {"anchor": 2, "proposals": 100, "samples": 64}),
+    "bccd": ("detect", "coco:{}", "retinanet", 128, 300, {"anchor": 2}),
+    "nuclei": ("detect", "coco:{}?masks=1", "mask_rcnn", 160, 120, {"anchor": 2, "proposals": 100, "samples": 64}),
 }
 SCHEDULE: dict[str, Any] = {
     "batch_size": 4,
