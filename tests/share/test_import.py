@@ -354,7 +354,7 @@ def test_what_cannot_be_mapped_is_listed_and_nothing_is_written(
         "other.pth": "do not tell which model this is .*--model",
         "torn.pth": "not readable as weights",
         "torn.npz": "not an archive of arrays",
-        "missing.pth": "not a finished run",
+        "othr.pth": r"no such file or folder - did you mean `.*/other\.pth`",
     }
     for name, told in cases.items():
         with pytest.raises(SystemExit) as caught:

@@ -143,7 +143,7 @@ def test_what_is_no_finished_run_is_told_in_one_line_and_exits_2(
     train(run_config(steps=50), tmp_path / "half", stop=lambda: True)
     (tmp_path / "empty").mkdir()
     cases = {
-        ("missing", "timm"): "not a finished run",
+        ("missing", "timm"): "missing: no such file or folder",
         ("empty", "timm"): "neither a run nor a folder of weights",
         ("half", "timm"): "the run is not finished (preempted, step 1 of 50)",
         (str(run), "tflite"): "`--to` is one of timm, huggingface, onnx, safetensors, not 'tflite'",

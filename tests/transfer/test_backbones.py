@@ -108,7 +108,7 @@ def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')
     with pytest.raises(CheckpointError, match="no counterpart of Hugging Face's 'swin'"):
         open_backbone(tmp_path)
-    with pytest.raises(CheckpointError, match="not a finished run"):
+    with pytest.raises(CheckpointError, match="missing: no such file or folder"):
         open_backbone(tmp_path / "missing")
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="name the preset with --model"):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from isoflop.config import RunConfig, parse
+from isoflop.config.nearest import nearest_path
 from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
@@ -101,6 +102,8 @@ def load_backbone(
 
     Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
     """
+    if not run_directory.exists():
+        raise CheckpointError(f"{run_directory}: no such file or folder{nearest_path(run_directory)}")
     weights = run_directory / "model.safetensors"
     if not weights.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
