@@ -75,6 +75,14 @@ def test_other_weights_of_a_teacher_under_the_same_name_make_another_run(tmp_pat
     assert len({*missing, *before, *after}) == 6
 
 
+def test_other_weights_to_start_from_under_the_same_name_make_another_run(tmp_path: Path) -> None:
+    file, found = tmp_path / "model.safetensors", []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        found += [config_hash(parse(BASE | {"start": {"weights": str(w)}}, RunConfig)) for w in (tmp_path, file)]
+    assert len(set(found)) == 4
+
+
 def test_the_order_of_keys_does_not_matter() -> None:
     assert canonical_json(parse(BASE, RunConfig)) == canonical_json(
         parse(dict(reversed(list(BASE.items()))), RunConfig)

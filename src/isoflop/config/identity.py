@@ -22,7 +22,7 @@ def config_hash(config: Table) -> str:
 
     Left out are the cadence and number of checkpoints, evaluation batch size, output folder, workers, and device and
     CPU threads: these last two change rounding, and yet a run that was planned on one machine is the same on another.
-    A teacher counts by its weights: a run that learns from others under the same name is another run.
+    A teacher and what a run starts from count by their weights: with others under the same name, it is another run.
     """
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
 

@@ -34,7 +34,7 @@ def start_from(model: Backbone, start: StartConfig) -> None:
     A new classifier starts at zero. Position tables of another image size are resized (bicubic). Raises CheckpointError
     when the file cannot be read, or is of another architecture, with what is missing, unexpected and mis-shaped.
     """
-    path = Path(start.weights)
+    path = Path(start.weights).expanduser()
     try:
         found = load_file(path / "model.safetensors" if path.is_dir() else path)
     except (OSError, SafetensorError) as error:
