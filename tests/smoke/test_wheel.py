@@ -1,5 +1,6 @@
 """What is released works where nothing of ours was before."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,5 @@ def test_the_wheel_installs_into_an_empty_environment_and_works(tmp_path: Path) 
     python = wheel.environment(tmp_path / "empty")
     wheel.install(python, built)
     wheel.use(python, tmp_path)
+    told = subprocess.run([python.with_name("isoflop"), "doctor"], check=True, capture_output=True, text=True).stdout
+    assert "missing torchmetrics, faster-coco-eval: pip install 'isoflop[dense]'" in told

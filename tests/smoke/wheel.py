@@ -1,6 +1,5 @@
 """The wheel as a stranger gets it: built, installed into an empty environment, used; `make smoke` prints its sizes."""
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -8,7 +7,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("figures", "dense")
+EXTRAS = ("dense", "figures", "export", "cluster")
+PYTORCH = ("torch", "torchgen", "functorch", "triton", "nvidia")  # folders in site-packages
 STUDY = """\
 batch_size = 8
 tensorboard = false
@@ -87,22 +87,29 @@ def _run(command: list[object], folder: Path | None = None) -> None:
     subprocess.run([str(word) for word in command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
+def _row(what: str, size: float, digits: int = 0, sign: str = "") -> None:
+    print(f"| {what} | {sign}{size:,.{digits}f} |", flush=True)
+
+
 def main() -> None:
     """Prints the table of docs/release.md."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel = build(folder)
-        print(f"| {re.sub('-py3-none-any', '', wheel.name)} | {megabytes(wheel):.2f} MB |")
+        _row("wheel", megabytes(wheel), 2)
+        _row("source distribution", megabytes(next(folder.glob("*.tar.gz"))), 2)
         python = environment(folder / "empty")
+        before = megabytes(packages(python))  # pip
         install(python, wheel)
         use(python, folder)
-        own = megabytes(packages(python) / "isoflop")
-        print(f"| installed, isoflop alone | {own:.1f} MB |")
-        print(f"| with what it needs | {megabytes(packages(python)):,.0f} MB |")
+        place = packages(python)
+        _row("installed, isoflop alone (with its bytecode)", megabytes(place / "isoflop"), 1)
+        _row("installed with what it needs", megabytes(place) - before)
+        _row("… of which PyTorch, its CUDA libraries and Triton", sum(megabytes(place / name) for name in PYTORCH))
         for extra in EXTRAS:
-            before = megabytes(packages(python))
+            before = megabytes(place)
             install(python, wheel, extra)
-            print(f"| extra `{extra}` | + {megabytes(packages(python)) - before:,.0f} MB |")
+            _row(f"extra `{extra}`", megabytes(place) - before, sign="+ ")
 
 
 if __name__ == "__main__":
