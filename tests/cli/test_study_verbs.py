@@ -84,6 +84,12 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     assert not Path("studies").exists()
 
 
+def test_an_address_without_ray_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = isoflop(capsys, "study", "run", "tiny.toml", "--address", "head:6379")
+    message = "--address is of a Ray cluster, not for executor local: add --executor ray"
+    assert (status, err) == (2, f"error: {message}\n")
+
+
 def test_the_plan_of_a_limited_study_says_what_is_set_aside(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = isoflop(capsys, "study", "plan", "tiny.toml", "study.budgets=none", "study.budget=8e9")
     assert status == 0

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from isoflop.config import StudyConfig, parse
-from isoflop.errors import StudyError
+from isoflop.errors import ModelError, StudyError
 from isoflop.study.learning_rates import rate_grid, usual_exponent
 from isoflop.study.planned import Catalogue
+from isoflop.study.pricing import forecast
 from isoflop.study.rungs import extensions, first_rung, ladder_sizes, next_rung
 
 SIZES = ["vit_w8d2p8", "vit_w12d2p8", "vit_w16d2p8"]
@@ -100,6 +101,40 @@ def test_more_sizes_than_the_ladder_has_are_refused() -> None:
     config = study_config(families={"vit": {"sizes": 99}})
     with pytest.raises(StudyError, match=r"families.vit.sizes = 99, but its ladder has"):
         ladder_sizes(config, Catalogue(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("vit", ["vit_w8d2p8", "nfnet_w16d2"], "families.vit.sizes: nfnet_w16d2 is of another family than vit"),
+        (
+            "mine",
+            ["vit_w8d2p8", "nfnet_w16d2"],
+            "nfnet_w16d2 is of another family than vit_w8d2p8",
+        ),
+    ],
+)
+def test_sizes_of_two_families_are_not_one(name: str, sizes: list[str], message: str) -> None:
+    config = study_config(families={name: {"sizes": sizes}})
+    with pytest.raises(StudyError, match=message):
+        ladder_sizes(config, Catalogue(config))
+
+
+def test_a_misspelt_family_gets_a_suggestion() -> None:
+    config = study_config(families={"poolfromer": {}})
+    with pytest.raises(ModelError, match=r"did you mean `poolformer`\?"):
+        ladder_sizes(config, Catalogue(config))
+
+
+def test_evaluations_are_priced_by_the_images_that_are_held_out_and_not_by_those_asked_for() -> None:
+    def minutes(heldout: int) -> float:
+        config = study_config(data={"source": "digits", "heldout": heldout}, families={"vit": {"sizes": SIZES}})
+        catalogue = Catalogue(config)
+        seconds = {("vit", name): 1e-4 for name in SIZES}
+        return sum(rung.core_seconds for rung in forecast(config, catalogue, {"vit": tuple(SIZES)}, seconds))
+
+    assert minutes(1_000_000) == pytest.approx(minutes(287))  # a fifth of the 1,438 training images
+    assert minutes(287) > minutes(100)
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused() -> None:

@@ -12,6 +12,7 @@ from isoflop.cli.groups import argument, examples, group
 from isoflop.cli.output import Json, aside, print_json
 from isoflop.cli.paths import existing
 from isoflop.cli.tables import power, print_table
+from isoflop.errors import ConfigError
 
 app = group("study", "Measure a ladder of small runs at equal compute, and train the answer.")
 
@@ -27,12 +28,11 @@ def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None
     from isoflop.config import load_study
 
     config = load_study(file, overrides or []).config
-    import os
-
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import plan_study
+    from isoflop.train.machine import usable_cores
 
-    workers = config.study.workers or os.cpu_count() or 1
+    workers = config.study.workers or usable_cores()
     planned = plan_study(config)
     if as_json:
         print_json({"workers": workers, **planned.to_dict()})
@@ -67,6 +67,10 @@ def run(
     overrides += [f"study.executor={executor}"] if executor else []
     overrides += [f'study.address="{address}"'] if address else []
     config = load_study(file, overrides).config
+    if address and config.study.executor != "ray":
+        raise ConfigError(
+            f"--address is of a Ray cluster, not for executor {config.study.executor}: add --executor ray"
+        )
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import open_study, run_study
 

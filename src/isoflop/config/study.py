@@ -176,6 +176,13 @@ class StudyConfig(SharedConfig):
                 families[name] = {**family, **{key: _over(raw.get(key), family.get(key, {})) for key in cls.inherited}}
         return {**raw, "families": families}
 
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.study.finals > len(self.families):
+            raise problem("study.finals", f"= {self.study.finals}, but there are {len(self.families)} families to "
+                          "answer: each has one answer")  # fmt: skip
+        return self
+
     @property
     def directory(self) -> Path:
         """Where the study lives."""

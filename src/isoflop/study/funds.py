@@ -68,15 +68,14 @@ def funds_of(config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[s
         assert study.price_per_hour is not None
         unit, total, scale = "money", study.money, study.price_per_hour / 3600
     per_flop = {key: 1.0 if scale is None else seconds[key] / flops[key] * scale for key in seconds}
-    finals = min(study.finals, len(config.families))
-    reserved = finals * study.target_budget * max(per_flop.values())
+    reserved = study.finals * study.target_budget * max(per_flop.values())
     if reserved >= total:
         raise StudyError(
             f"study.{_key(unit)} = {total:g} leaves nothing to measure: training the answer alone "
-            f"({finals} × {study.target_budget:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
+            f"({study.finals} × {study.target_budget:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
             f"raise it or lower target_budget"
         )
-    return Funds(unit, total, reserved, flops, per_flop, config.data.heldout)
+    return Funds(unit, total, reserved, flops, per_flop, catalogue.heldout)
 
 
 def _key(unit: str) -> str:

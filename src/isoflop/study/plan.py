@@ -131,8 +131,7 @@ def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds)
     """The rungs that what is left after the answers can pay for."""
     study = config.study
     if study.budget is not None:
-        finals = min(study.finals, len(config.families))
-        return choose_budgets(config, catalogue, study.budget - finals * study.target_budget)
+        return choose_budgets(config, catalogue, study.budget - study.finals * study.target_budget)
     near = study.target_budget / TARGET_DISTANCE
     provisional = catalogue.on((near / 20, near))
     _measure(provisional, ladder_sizes(config, provisional), seconds)

@@ -64,6 +64,7 @@ class Catalogue:
                 f"{config.batch_size}; "
                 "lower batch_size or give it more images"
             )
+        self.heldout = len(open_split(config.data, "heldout"))  # of few stored images a fifth at most
         self._costs: dict[tuple[str, str], Cost] = {}
 
     def on(self, budgets: tuple[float, ...]) -> Catalogue:

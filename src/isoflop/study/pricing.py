@@ -90,12 +90,7 @@ def forecast(
                 images = (count * steps - count * shared) * config.batch_size
                 runs += count
                 flops += images * catalogue.flops_per_image(family, model)
-                core_seconds += images * seconds[family, model] + count * _evaluation_seconds(
-                    config, seconds[family, model]
-                )
+                evaluated = count * catalogue.heldout / 3  # forward only
+                core_seconds += (images + evaluated) * seconds[family, model]
         rungs.append(RungForecast(budget, runs, flops, core_seconds))
     return rungs
-
-
-def _evaluation_seconds(config: StudyConfig, seconds_per_image: float) -> float:
-    return config.data.heldout * seconds_per_image / 3  # forward only

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
-from isoflop.models import family_ladder
+from isoflop.models import family_ladder, ladder_of
+from isoflop.models.ladder import LADDERS
 from isoflop.study.learning_rates import first_rates, rate_grid, transfers
 from isoflop.study.planned import Catalogue, PlannedRun
 
@@ -40,6 +41,7 @@ def ladder_sizes(config: StudyConfig, catalogue: Catalogue) -> dict[str, tuple[s
                 raise StudyError(f"families.{family}.sizes = {options.sizes}, but its ladder has {len(ladder)} presets")
             chosen[family] = _around_the_optimum(family, ladder, options.sizes, config, catalogue)
         else:
+            _refuse_mixtures(family, options.sizes)
             chosen[family] = tuple(sorted(options.sizes, key=lambda name: catalogue.flops_per_image(family, name)))
         _refuse_too_large(family, chosen[family], config, catalogue)
     return chosen
@@ -59,6 +61,16 @@ def _around_the_optimum(
     middle = distance.index(min(distance))
     first = max(0, min(middle - count // 2, len(ladder) - count))
     return ladder[first : first + count]
+
+
+def _refuse_mixtures(family: str, names: tuple[str, ...]) -> None:
+    """One law is fitted to all sizes of a family, and its answer may be any preset of the ladder that they are from."""
+    ladders = {ladder_of(name): name for name in names if ladder_of(name)}
+    if family in LADDERS:
+        ladders = {family_ladder(family): family, **ladders}
+    if len(ladders) > 1:
+        one, other, *_ = ladders.values()
+        raise StudyError(f"families.{family}.sizes: {other} is of another family than {one}: give it its own table")
 
 
 def _refuse_too_large(family: str, sizes: tuple[str, ...], config: StudyConfig, catalogue: Catalogue) -> None:
