@@ -229,3 +229,9 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
     assert run_study(config, again)["families"] == document["families"]
     assert again.trained == []
     assert again.stages == listener.stages
+
+
+def test_there_are_as_many_workers_as_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 4})  # of a container, or under taskset
+    assert LocalPool().workers == 3
+    assert LocalPool(5).workers == 5

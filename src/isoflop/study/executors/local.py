@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isoflop.study.executors.task import Event, Task, after_death, loads
+from isoflop.train.machine import usable_cores
 
 
 @dataclass
@@ -25,11 +26,11 @@ class _Worker:
 class LocalPool:
     """Processes of one CPU thread each, kept from run to run and from call to call: importing torch takes seconds.
 
-    `workers` is how many there are at most; one per core by default.
+    `workers` is how many there are at most; by default one per core that this process may use.
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or usable_cores()
         self._alive: list[_Worker] = []
 
     def __enter__(self) -> LocalPool:
