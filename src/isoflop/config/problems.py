@@ -46,7 +46,7 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
                 path = (*location, *context["key"].split("."))
                 yield path, f"`{dotted(path)}` {context['message']}"
             case "extra_forbidden":
-                yield path, f"unknown key `{dotted(path)}`{_suggestion(root, path)}"
+                yield path, _unknown(root, path, raw)
             case "union_tag_not_found":
                 path = (*location, "name")
                 yield path, f"`{dotted(path)}` is missing (one of {_names(root, location)})"
@@ -57,6 +57,8 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
                 yield path, f'`{dotted(path)}` = "{tag}" must be one of {_names(root, location)}{near}'
             case "missing" if isinstance(location[-1], str):
                 yield location, f"`{dotted(location)}` is missing{_missing(root, location, value)}"
+            case "too_short" if isinstance(value, list) and len(value) >= details["ctx"]["min_length"]:
+                continue  # one of its entries is refused, and told
             case _:
                 expectations.setdefault(path, []).append(_expected(root, path, value, details))
     for path, expected in expectations.items():
@@ -105,6 +107,12 @@ def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) 
     if kind in _EXPECTED:
         return _EXPECTED[kind].format(**context)
     return details["msg"]
+
+
+def _unknown(root: type[Table], path: Path, raw: Mapping[str, Any]) -> str:
+    if path[-1] in _fields(_annotation(root, path[:-1])):  # of several tables that may stand there, another's
+        return f"`{dotted(path)}` is not a key of {literal(reach(raw, (*path[:-1], 'name'))[1])}"
+    return f"unknown key `{dotted(path)}`{_suggestion(root, path)}"
 
 
 def _suggestion(root: type[Table], path: Path) -> str:

@@ -13,6 +13,7 @@ from isoflop.config.fields import (
     NonNegative,
     Positive,
     Scalar,
+    Seed,
     Table,
     Text,
     no_effect,
@@ -23,6 +24,14 @@ from isoflop.config.optim import OptimConfig
 from isoflop.config.scale import GuardsConfig, ParallelConfig
 from isoflop.config.start import StartConfig
 
+# What create_model is told by others, and by whom.
+NOT_OF_THE_MODEL = {
+    "num_classes": "comes from the data (`data.num_classes` is what they must have)",
+    "in_channels": "comes from the data",
+    "image_size": "is `data.image_size`",
+    "seed": "is that of the run",
+}
+
 
 class ModelConfig(Table):
     """Which backbone: a preset's name; any other key of the table replaces a value of that preset (`depth = 6`)."""
@@ -32,6 +41,13 @@ class ModelConfig(Table):
 
     name: Text
     """Preset, one of those that `isoflop models` lists."""
+
+    @model_validator(mode="after")
+    def _is_of_the_model(self) -> Self:
+        for key in self.__pydantic_extra__:
+            if key in NOT_OF_THE_MODEL:
+                raise problem(key, f"cannot be set: it {NOT_OF_THE_MODEL[key]}")
+        return self
 
     @property
     def overrides(self) -> dict[str, Scalar | tuple[Scalar, ...]]:
@@ -76,7 +92,7 @@ class DataConfig(Table):
     """Images that count as an epoch, for a run whose length is given in `epochs`."""
     num_classes: Maybe[Count] = no_effect(None)
     """Classes that the source must have; with it, a run can be costed where its data are not at hand."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Decides the generated images, the held-out ones, the order and the augmentation."""
     workers: Natural = no_effect(0)
     """Processes that prepare batches, which are the same for any number; with 0 the training process does it."""
@@ -169,9 +185,9 @@ class RunConfig(SharedConfig):
     """In the place of `steps`: the times that `data.epoch_images` images are seen."""
     warmup_epochs: Maybe[NonNegative] = no_effect(None)
     """In the place of `schedule.warmup`, counted as `epochs`."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Decides the initial weights and everything random in training."""
-    threads: Maybe[Count] = no_effect(None)
+    threads: Maybe[Annotated[Count, Field(le=1024)]] = no_effect(None)
     """CPU threads; PyTorch decides when left out. Not part of a run's identity, though rounding differs."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
