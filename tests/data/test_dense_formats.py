@@ -19,6 +19,10 @@ from isoflop.errors import DataError
 SIZE = (24, 40)
 
 
+def image(**changes: Any) -> dict[str, Any]:
+    return {"id": 7, "file_name": "7.png", "height": SIZE[0], "width": SIZE[1]} | changes
+
+
 def annotation(**changes: Any) -> dict[str, Any]:
     box = [4.0, 4.0, 10.0, 8.0]
     polygon = [[4, 4, 14, 4, 14, 12, 4, 12]]
@@ -29,7 +33,7 @@ def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) ->
     (folder / "images").mkdir(exist_ok=True)
     for number in (7, 9):
         Image.new("RGB", SIZE[::-1]).save(folder / "images" / f"{number}.png")
-    images = [{"id": n, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for n in (7, 9)]
+    images = [image(id=n, file_name=f"{n}.png") for n in (7, 9)]
     categories = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "ant"}]
     found = {"images": images, "annotations": annotations, "categories": categories} | changes
     (folder / "train.json").write_text(json.dumps(found))
@@ -83,9 +87,17 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
         ({"images": []}, "its list of `images` is empty"),
         ({"categories": None}, "not in COCO's format: no list of `categories`"),
         ({"images": [{"id": 7}]}, "image 7 lacks an id, a file name or a size"),
+        ({"images": [[7]]}, "`images` has an entry that is no table"),
+        ({"images": [image(width="40")]}, "image 7 lacks an id, a file name or a size in whole pixels"),
+        ({"images": [image(), image()]}, "two images have the id 7"),
+        ({"categories": [{"id": 3}]}, "category 3 lacks a whole number as its id, or a name"),
+        ({"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]}, "two categories have the name a"),
         ({"annotations": [annotation(image_id=8)]}, "annotation 1 is of image 8, which is not among the images"),
         ({"annotations": [annotation(category_id=1)]}, "annotation 1 is of category 1, which is not among"),
         ({"annotations": [annotation(bbox=[1, 2, 3])]}, "annotation 1 has no box of four numbers"),
+        ({"annotations": [annotation(bbox=["1", 2, 3, None])]}, "annotation 1 has no box of four numbers"),
+        ({"annotations": [annotation(iscrowd="no")]}, "annotation 1 has `iscrowd` no; it is 0 or 1"),
+        ({"annotations": [annotation(area="large")]}, "annotation 1 has an `area` that is no number"),
         ({"annotations": [annotation(segmentation=[])]}, "annotation 1 has no mask; use this data without `masks=1`"),
     ],
 )
@@ -103,6 +115,9 @@ def test_annotations_that_cannot_be_are_refused_in_one_line(
     ("segmentation", "message"),
     [
         ({"size": [3, 5], "counts": "abc"}, "a mask of 5×3 pixels, but its image has 40×24"),
+        ({"size": None, "counts": "abc"}, "a mask of None pixels, but its image has 40×24"),
+        ({"size": [24, 40], "counts": [10, 10**9]}, "a damaged mask"),
+        ([["a"] * 6], "a damaged mask"),
         ([[1, 2, 3, 4]], "neither run lengths nor polygons of three points"),
     ],
 )

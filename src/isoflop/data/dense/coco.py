@@ -10,16 +10,15 @@ wholly outside (they are left out, with one warning).
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
+from isoflop.data.dense.coco_file import Entry, read_coco_file
 from isoflop.data.dense.objects import Objects, Task
 from isoflop.data.dense.pictures import file_fingerprint, read_picture
 from isoflop.data.dense.run_lengths import mask_of
@@ -40,32 +39,28 @@ class CocoRecords:
         self.uri = f"coco:{folder}"
         self.has_masks = masks
         self._file, self._images = _find(folder, part)
-        found = _load(self._file)
+        found = read_coco_file(self._file)
         categories = sorted(found["categories"], key=lambda category: category["id"])
         self.category_ids = tuple(int(category["id"]) for category in categories)
         self.class_names = tuple(str(category["name"]) for category in categories)
-        self.entries: list[dict[str, Any]] = found["images"]
+        self.entries: list[Entry] = found["images"]
         self.fingerprint = file_fingerprint(self._file, str(masks))
         numbers = {category: number for number, category in enumerate(self.category_ids)}
-        self._by_image = self._checked(found["annotations"], numbers)
+        self._by_image = self._placed(found["annotations"], numbers)
 
-    def _checked(self, annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[int, list[dict[str, Any]]]:
+    def _placed(self, annotations: list[Entry], numbers: dict[int, int]) -> dict[int | str, list[Entry]]:
+        """The annotations of each image, by its id, with `box` cut at its border and the number of its `class`."""
         sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in self.entries}
-        by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        by_image: dict[int | str, list[Entry]] = defaultdict(list)
         left_out = 0
         for annotation in annotations:
-            where = f"{self._file}: annotation {annotation.get('id')}"
-            image, category = annotation.get("image_id"), annotation.get("category_id")
-            if not isinstance(image, int) or image not in sizes:
-                raise DataError(f"{where} is of image {image}, which is not among the images")
-            if not isinstance(category, int) or category not in numbers:
-                raise DataError(f"{where} is of category {category}, which is not among the categories")
-            box = annotation.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not np.isfinite(box).all():
-                raise DataError(f"{where} has no box of four numbers")
             if self.has_masks and not annotation.get("segmentation"):
-                raise DataError(f"{where} has no mask; use this data without `masks=1`, or add the masks")
-            left, top, width, height = map(float, box)
+                raise DataError(
+                    f"{self._file}: annotation {annotation.get('id')} has no mask; use this data without `masks=1`, or "
+                    "add the masks"
+                )
+            image = annotation["image_id"]
+            left, top, width, height = map(float, annotation["bbox"])
             width, height = (
                 min(left + width, sizes[image][0]) - max(left, 0),
                 min(top + height, sizes[image][1]) - max(top, 0),
@@ -74,7 +69,7 @@ class CocoRecords:
                 left_out += 1
                 continue
             left, top = max(left, 0.0), max(top, 0.0)
-            number = numbers[category]
+            number = numbers[annotation["category_id"]]
             by_image[image].append({**annotation, "box": (left, top, left + width, top + height), "class": number})
         if left_out:
             warnings.warn(f"{self._file}: boxes left out, of which no area is in their image: {left_out}", stacklevel=3)
@@ -109,7 +104,8 @@ class CocoRecords:
             masks = np.zeros((len(found), *size), dtype=bool)
             for k, annotation in enumerate(found):
                 masks[k] = mask_of(annotation["segmentation"], size, f"{self._file}: annotation {annotation.get('id')}")
-        areas = [a.get("area", (a["box"][2] - a["box"][0]) * (a["box"][3] - a["box"][1])) for a in found]
+        whole = [(a["box"][2] - a["box"][0]) * (a["box"][3] - a["box"][1]) for a in found]
+        areas = [box if a.get("area") is None else a["area"] for a, box in zip(found, whole, strict=True)]
         return Objects(
             boxes,
             np.array([a["class"] for a in found], np.int64),
@@ -130,19 +126,3 @@ def _find(folder: Path, part: Part) -> tuple[Path, Path]:
             return folder / f"{name}.json", folder / "images"
     wanted = "train.json" if part == "train" else "test.json or val.json"
     raise DataError(f"{folder}: neither annotations/instances_{part if part == 'train' else 'val'}*.json nor {wanted}")
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not readable as annotations: {' '.join(str(error).split())}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(found, dict) or not isinstance(found.get(key), list):
-            raise DataError(f"{file}: not in COCO's format: no list of `{key}`")
-        if not found[key]:
-            raise DataError(f"{file}: its list of `{key}` is empty")
-    for entry in found["images"]:
-        if not {"id", "file_name", "width", "height"} <= entry.keys():
-            raise DataError(f"{file}: image {entry.get('id')} lacks an id, a file name or a size")
-    return dict(found)

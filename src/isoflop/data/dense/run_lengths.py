@@ -17,8 +17,9 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> NDArray[np.
     """The mask (height, width) of one object; DataError beginning with `where` if it is damaged or of another size."""
     api = _api()
     if isinstance(segmentation, dict):
-        if tuple(segmentation.get("size", ())) != size:
-            told = "×".join(map(str, reversed(segmentation.get("size", ()))))
+        sides = segmentation.get("size")
+        if not isinstance(sides, list) or tuple(sides) != size:
+            told = "×".join(map(str, reversed(sides))) if isinstance(sides, list) else sides
             raise DataError(f"{where} has a mask of {told} pixels, but its image has {size[1]}×{size[0]}")
     elif not isinstance(segmentation, list) or any(not isinstance(p, list) or len(p) < 6 for p in segmentation):
         raise DataError(f"{where} has a mask that is neither run lengths nor polygons of three points or more")
