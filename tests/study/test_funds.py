@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from isoflop.config import StudyConfig
-from isoflop.errors import StudyError
+from isoflop.errors import DataError, StudyError
 from isoflop.study.adaptive import next_stage
 from isoflop.study.arena import Ledger
 from isoflop.study.funds import TARGET_DISTANCE, choose_budgets
@@ -109,6 +109,21 @@ def test_a_family_whose_smallest_size_no_chosen_rung_can_train_is_named() -> Non
     )
     with pytest.raises(StudyError, match="is too small for nfnet_w64d2, the smallest nfnet"):
         plan_study(config, known=SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"transfer": {"dataset": "folder:absent"}}, "folder:absent: no such folder"),
+        ({"target": {"metric": "fewshot500"}}, "class 0 has 147 training images, fewer than 500 shots"),
+        ({"transfer": {"dataset": "vtab:here"}}, "unknown data source `vtab:here`"),
+    ],
+)
+def test_a_task_that_cannot_judge_the_answers_is_told_before_anything_is_trained(
+    tables: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        plan_study(study_config(**tables), known=SECONDS)
 
 
 def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -160,6 +160,18 @@ def _all(source: Any) -> tuple[torch.Tensor, Any, torch.device]:
     return source.read(np.arange(len(source)))[0], source, torch.device("cpu")
 
 
+def test_damaged_files_of_what_was_done_are_made_again(run: Path, cache: Path, tmp_path: Path) -> None:
+    values = config(protocols=("ridge",), seeds=(0,))
+    whole = transfer(open_backbone(run), values, folder=tmp_path)
+    (unit,) = tmp_path.rglob("units/*.json")
+    for damaged in (b"", b'{"right": ', b"[]", b"\xff\xfe"):
+        unit.write_bytes(damaged)
+        for file in (cache / "features").glob("*.npy"):
+            file.write_bytes(file.read_bytes()[:100])
+        again = transfer(open_backbone(run), values, folder=tmp_path)
+        assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in whole]
+
+
 def test_features_are_kept_in_memory_where_nothing_can_be_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOFLOP_CACHE", "/proc/nowhere")
     (row,) = transfer(open_backbone(run), config(protocols=("ridge",)))

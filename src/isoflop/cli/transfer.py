@@ -12,6 +12,7 @@ from isoflop.cli.config import Overrides
 from isoflop.cli.groups import argument, examples
 from isoflop.cli.output import Json, print_json
 from isoflop.cli.paths import existing
+from isoflop.errors import ConfigError
 
 EXAMPLES = examples(
     "isoflop transfer runs/vit-1a2b3c --data folder:my_images -p ridge shots=5",
@@ -65,6 +66,9 @@ def transfer(
     if data:
         given.append(f"dataset={json.dumps(data)}")
     config = load(None, given, TransferConfig).config
+    idle = {"run", "last_blocks", "learning_rates"} & config.model_fields_set
+    if idle and not any(name.startswith("finetune") for name in config.protocols):
+        raise ConfigError(f"`{min(idle)}` is for fine-tuning: name such a protocol, too, with --protocol")
     from isoflop.transfer import open_backbone
     from isoflop.transfer import transfer as evaluate
     from isoflop.transfer.report import write_result

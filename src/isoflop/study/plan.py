@@ -15,7 +15,9 @@ from isoflop.study.learning_rates import first_rates, rate_grid, transfers, usua
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.pricing import RungForecast, forecast, measure_seconds_per_image
 from isoflop.study.rungs import MIN_STEPS, first_rung, ladder_sizes
+from isoflop.train import build_model
 from isoflop.train.schedules import TRUNK_SCHEDULES
+from isoflop.transfer import Pretrained, check_transfer
 
 CARRIED_DOUBT = 0.03
 """How far the size's exponent in the best rate may be from 0 where rates carry over widths: depth and patches count."""
@@ -105,6 +107,8 @@ def plan_study(
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
     `known` seconds an image, measured before, are not measured again: the same prices give the same plan.
+
+    Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
     catalogue = catalogue or Catalogue(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
@@ -114,12 +118,22 @@ def plan_study(
     _measure(catalogue, sizes, seconds)
     rungs = forecast(config, catalogue, sizes, seconds)
     first = first_rung(config, catalogue, sizes)
+    _check_transfer(first[0], catalogue)
     if not config.study.limited:
         return Plan(catalogue, sizes, first, rungs, seconds)
     funds = funds_of(config, catalogue, seconds)
     arena = arena_of(config, catalogue, sizes, funds)
     _check_opening(arena, funds)
     return Plan(catalogue, sizes, first, rungs, seconds, funds, arena)
+
+
+def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:
+    """Raises DataError where the answers, or the runs, could not be judged on the task that the study names."""
+    config = catalogue.config
+    backbone = Pretrained(build_model(run.config, catalogue.source), run.model, run.model)
+    for protocol in (config.target.protocol(config.transfer), config.transfer):
+        if protocol is not None:
+            check_transfer(backbone, protocol)
 
 
 def _measure(catalogue: Catalogue, sizes: Sizes, seconds: Seconds) -> None:

@@ -1,13 +1,14 @@
 """What a backbone is worth on other tasks."""
 
 from isoflop.transfer.backbones import Pretrained, load_backbone, open_backbone
-from isoflop.transfer.evaluate import transfer
+from isoflop.transfer.evaluate import check_transfer, transfer
 from isoflop.transfer.few_shot import few_shot_accuracy, ridge
 from isoflop.transfer.predict import Guess, predict
 
 __all__ = [
     "Guess",
     "Pretrained",
+    "check_transfer",
     "few_shot_accuracy",
     "load_backbone",
     "open_backbone",

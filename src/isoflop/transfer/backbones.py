@@ -76,6 +76,8 @@ def open_backbone(
     Raises CheckpointError for what is none of these, cannot be read or fetched, or is of another architecture.
     """
     text, path = str(checkpoint), Path(checkpoint).expanduser()
+    if model is not None and path.suffix != ".safetensors":
+        raise CheckpointError(f"{text} says itself which model it is: --model {model} is for a file of weights")
     if text.startswith("timm:"):
         return _from_timm(text, image_size, random_weights)
     if path.is_dir():

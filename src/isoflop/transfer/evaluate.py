@@ -11,7 +11,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -90,8 +90,7 @@ def judge(
 ) -> list[Row]:
     """`transfer` on a task that is open already."""
     units = units_of(config)
-    for unit in units:  # too few images are told before anything is computed
-        draw_shots(task.labels, task.train.num_classes, unit.shots, unit.seed)
+    _check_shots(task, units)  # before anything is computed
     with tempfile.TemporaryDirectory(prefix="isoflop-transfer-") as temporary:
         place = Path(temporary) if folder is None else _claimed(folder, pretrained, config, task)
         judging = _Judge(pretrained, task, config, place, tell)
@@ -103,6 +102,21 @@ def judge(
         )
         for protocol, shots in groups
     ]
+
+
+def check_transfer(pretrained: Pretrained, config: TransferConfig) -> None:
+    """Returns if `config` could be tried on `pretrained`: a task that can judge, with enough images a class.
+
+    Raises what `transfer` would, so that a study need not train for hours to be told. Nothing is computed.
+    """
+    trained = config.model_copy(update={"protocols": tuple(p for p in config.protocols if p != "head")})
+    if trained.protocols:
+        _check_shots(open_task(config.dataset, pretrained), units_of(trained))
+
+
+def _check_shots(task: Task, units: Sequence[Unit]) -> None:
+    for unit in units:
+        draw_shots(task.labels, task.train.num_classes, unit.shots, unit.seed)
 
 
 def units_of(config: TransferConfig) -> list[Unit]:
@@ -126,9 +140,8 @@ class _Judge:
     def outcome(self, unit: Unit, number: int, count: int) -> dict[str, Any]:
         """The JSON of a unit: from its file, or made and written there."""
         path = self.folder / "units" / f"{unit.protocol}-{unit.shots}-{unit.seed}.json"
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text())
-            return found
+        if kept := _kept(path):
+            return kept
         began = time.perf_counter()
         scores, more = self._scores(unit)
         calibrated = unit.protocol in CALIBRATED or unit.protocol.startswith("finetune")
@@ -231,6 +244,15 @@ def _row(name: str, task: Task, protocol: str, shots: int, outcomes: list[dict[s
         "seconds": round(sum(outcome["seconds"] for outcome in outcomes), 3),
         **first,
     }
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """The outcome in a unit's file; None where there is none, or it is damaged and must be made again."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"right", "top1", "seconds"} <= set(found) else None
 
 
 def _is(unit: Unit, protocol: str, shots: int) -> bool:

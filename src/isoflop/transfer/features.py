@@ -43,8 +43,8 @@ def features_of(
     """
     path = cache_path(pretrained, source)
     shape = (len(source), pretrained.model.num_features)
-    if path.exists():
-        return _mapped(path)
+    if (kept := _kept(path, shape)) is not None:
+        return kept
     partial, state = path.with_suffix(".part.npy"), path.with_suffix(".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +137,15 @@ def _done(state: Path, partial: Path, shape: tuple[int, int]) -> int:
     except (OSError, ValueError, KeyError):
         return 0
     return done if found == shape else 0
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The features in the cache; None where there are none, or their file is damaged and must be made again."""
+    try:
+        found = _mapped(path)
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == shape and found.dtype == torch.float32 else None
 
 
 def _mapped(path: Path) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from isoflop.config import TransferConfig
 from isoflop.data import Subset, derive_key
-from isoflop.errors import DataError
+from isoflop.errors import ConfigError, DataError
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.evaluate import Tell, judge
 from isoflop.transfer.task import Task, open_task
@@ -78,6 +78,8 @@ def vtab(
     fine-tuning chooses among learning rates, it does so on 200 of them and trains on all. DataError when no task is
     there, or one has another number of classes.
     """
+    if "head" in config.protocols:
+        raise ConfigError("protocol `head` tries a classifier on its own classes, which are none of VTAB's tasks'")
     rows: list[dict[str, Any]] = []
     all_images = config if config.shots is not None else config.model_copy(update={"shots": (0,)})
     for spec, uri in sources(config.dataset):
