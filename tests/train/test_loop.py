@@ -54,6 +54,21 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.txt"]
 
 
+def test_a_damaged_file_of_a_run_is_told_in_one_line(tmp_path: Path) -> None:
+    train(run_config(steps=10), tmp_path / "run")
+    for name in ("status.json", "identity.json"):
+        for content in ("{", "[]", '{"state": "done"}', '{"state": "done", "step": 10}'):
+            (tmp_path / "run" / name).write_text(content)
+            with pytest.raises(CheckpointError, match=rf"run/{name}: not readable: .+"):
+                train(run_config(steps=10), tmp_path / "run")
+
+
+def test_one_image_is_no_batch_for_batch_normalisation(tmp_path: Path) -> None:
+    config = run_config(model={"name": "timm:resnet10t"}, batch_size=1, steps=10)
+    with pytest.raises(ConfigError, match="`batch_size` of 2 or more"):
+        train(config, tmp_path / "run")
+
+
 def test_changed_data_are_noticed_at_resume(tmp_path: Path) -> None:
     config = run_config(steps=20)
     train(config, tmp_path / "run")

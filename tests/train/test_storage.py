@@ -100,14 +100,34 @@ def test_a_copy_on_far_storage_is_enough_to_go_on(tmp_path: Path) -> None:
     far = f"file://{tmp_path}/far"
     config = run_config(steps=60, checkpoint={"every_seconds": 0.1, "folder": far})
     train(config, tmp_path / "calm")
-    assert saved_steps(tmp_path / "far")[0] == 60
+    (copies,) = (tmp_path / "far").iterdir()
+    assert saved_steps(copies)[0] == 60
     run = tmp_path / "calm"
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(run, tmp_path / "moved")
     (tmp_path / "moved/status.json").unlink()
-    (tmp_path / "far" / f"step-{60:012d}" / "manifest.json").unlink()  # a copy that was cut short does not count
+    (copies / f"step-{60:012d}" / "manifest.json").unlink()  # a copy that was cut short does not count
     train(config, tmp_path / "moved")
     check_same(config, run, tmp_path / "moved")
+
+
+@pytest.mark.parametrize("place", ["", "file://"])
+def test_runs_that_share_a_folder_for_checkpoints_do_not_take_each_other_s(tmp_path: Path, place: str) -> None:
+    weights = []
+    for seed in (0, 1):
+        config = run_config(seed=seed, steps=10, checkpoint={"folder": f"{place}{tmp_path}/shared"})
+        train(config, tmp_path / f"run{seed}")
+        weights.append((tmp_path / f"run{seed}/model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
+def test_a_folder_for_checkpoints_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    from isoflop.errors import ConfigError
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"checkpoint.folder = .*/file: cannot write"):
+        train(run_config(steps=10, checkpoint={"folder": str(tmp_path / "file")}), tmp_path / "run")
 
 
 def test_an_address_that_nothing_can_reach_is_refused(tmp_path: Path) -> None:

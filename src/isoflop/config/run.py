@@ -135,7 +135,8 @@ class CheckpointConfig(Table):
     keep_best: bool = no_effect(False)
     """Keep the checkpoint with the lowest held-out loss, too; one is then saved at every new minimum."""
     folder: Maybe[Text] = no_effect(None)
-    """Where checkpoints go, when not into the run's folder: a folder, or an address that fsspec knows (`s3://…`)."""
+    """Where checkpoints go, when not into the run's folder: a folder, or an address that fsspec knows (`s3://…`). Each
+    run has a folder of its own in there, named by its identity."""
 
 
 class SharedConfig(Table):

@@ -32,6 +32,7 @@ from isoflop.train.ranks import Ranks
 from isoflop.train.reconstructions import save_reconstructions
 from isoflop.train.record import OnRow, Record, train_row
 from isoflop.train.rewind import Rewind
+from isoflop.train.run_directory import name_of
 from isoflop.train.saver import Saver
 from isoflop.train.schedules import rate_factor, trunk_steps
 from isoflop.train.stacked import Seat
@@ -86,7 +87,7 @@ class Attempt:
         self.limit = limit
         self.share = seat.share if seat else 1.0
         self.step = Step(objective, source, config, ranks, seat)
-        self.saver = Saver(directory, config.checkpoint, ranks)
+        self.saver = Saver(directory, config.checkpoint, ranks, name_of(config, source))
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
         self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=not ranks.is_alone)

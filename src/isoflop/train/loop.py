@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from isoflop.config import DetectConfig, MaskedConfig, RunConfig, SegmentConfig
 from isoflop.data import Source, open_split
-from isoflop.errors import CheckpointError, DataError
+from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.models import Backbone, create_model
 from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
@@ -107,6 +107,12 @@ def train(
         held.callback(attempt.close)
         try:
             return attempt.train()
+        except ValueError as error:  # of BatchNorm, which alone knows how large its maps are
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"BatchNorm has one value of a channel to average: `batch_size` of 2 or more ({error})"
+            ) from error
         except BrokenPipeError:  # whoever listens to `on_row` is gone
             raise
         except (OSError, SafetensorError) as error:
@@ -122,7 +128,10 @@ def _claim(
     finished = read_status(directory)
     if finished.get("state") not in ("done", "diverged", "stopped" if limit else "done"):
         return None
-    return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
+    try:
+        return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
+    except KeyError as error:
+        raise CheckpointError(f"{directory / 'status.json'}: not readable: it lacks {error}") from error
 
 
 def build_objective(config: RunConfig, source: Source) -> Objective:

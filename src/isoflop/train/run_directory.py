@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -18,16 +19,26 @@ from isoflop.train.checkpoints import write_json_atomically
 from isoflop.train.data_facts import write_facts
 
 
+def identity_of(config: RunConfig, source: Source) -> dict[str, Any]:
+    """What must not change between the attempts at a run: configuration, number of samples, content and order."""
+    return {"run": config_hash(config), "samples": len(source), "data": source.fingerprint, "order": ALGORITHM}
+
+
+def name_of(config: RunConfig, source: Source) -> str:
+    """12 hexadecimal digits that are of this run on these data alone: its folder where runs share one."""
+    return hashlib.sha256(json.dumps(identity_of(config, source), sort_keys=True).encode()).hexdigest()[:12]
+
+
 def claim(config: RunConfig, directory: Path, source: Source) -> None:
     """Makes `directory` that of `config` on `source`; CheckpointError when it is another's already.
 
     What must not change between attempts is written once: the configuration, the number of samples and the
     fingerprint of the data. A changed dataset would give the same positions other samples.
     """
-    identity = {"run": config_hash(config), "samples": len(source), "data": source.fingerprint, "order": ALGORITHM}
+    identity = identity_of(config, source)
     path = directory / "identity.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = _read_object(path, "run", "samples", "data")
         if found["run"] != identity["run"]:
             raise CheckpointError(
                 f"{directory}: belongs to another run ({found['run']}, this one is {identity['run']}); "
@@ -77,11 +88,21 @@ def write_status(directory: Path, status: dict[str, Any]) -> None:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """What `status.json` says, or {} before the run began. NaN travels as null."""
+    """What `status.json` says, or {} before the run began; CheckpointError where it is damaged. NaN travels as null."""
     try:
-        status: dict[str, Any] = json.loads((directory / "status.json").read_text())
+        return _read_object(directory / "status.json", "state", "step")
     except FileNotFoundError:
         return {}
+
+
+def _read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file of ours, with `keys`; CheckpointError where it is none, FileNotFoundError as usual."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'status.json'}: not readable: {error}") from error
-    return status
+        raise CheckpointError(f"{path}: not readable: {error}") from error
+    if not (isinstance(found, dict) and all(key in found for key in keys)):
+        raise CheckpointError(f"{path}: not readable: not the object that was written")
+    return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from isoflop.config import CheckpointConfig
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, ConfigError
 from isoflop.train.checkpoints import (
     checkpoint_path,
     commit,
@@ -38,18 +38,23 @@ from isoflop.train.state import unpack
 
 
 class Saver:
-    """Saves and restores the checkpoints of the run in `directory`.
+    """Saves and restores the checkpoints of the run in `directory`, or in the folder `name` of `config.folder`.
 
-    `failure` says in one line why the last save failed, and is empty after one that succeeded.
+    `failure` says in one line why the last save failed, and is empty after one that succeeded. Raises ConfigError for a
+    `config.folder` that cannot be reached, or written.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, ranks: Ranks) -> None:
-        is_remote = bool(config.folder and "://" in config.folder)
-        self.folder = Path(config.folder) if config.folder and not is_remote else directory / "checkpoints"
+    def __init__(self, directory: Path, config: CheckpointConfig, ranks: Ranks, name: str) -> None:
+        self.folder = directory / "checkpoints"
         self.failure = ""
         self._config = config
         self._ranks = ranks
-        self._remote = Remote(config.folder) if config.folder and is_remote and ranks.is_first else None
+        self._remote: Remote | None = None
+        if config.folder and "://" in config.folder:
+            ranks.first_does(lambda: self._reach(f"{config.folder}/{name}"))
+        elif config.folder:
+            self.folder = Path(config.folder).expanduser() / name
+            ranks.first_does(self._make_folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._group: Any = None
@@ -58,6 +63,15 @@ class Saver:
 
             self._group = dist.new_group(backend="gloo")
             self._writer = int(ranks.from_first(os.getpid()))
+
+    def _reach(self, address: str) -> None:
+        self._remote = Remote(address)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"checkpoint.folder = {self._config.folder}: cannot write: {error.strerror}") from error
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any], best: int | None = None) -> None:
         """Starts to write `tensors` and `state` as they are now; waits for the save before, if it is still on."""
