@@ -18,6 +18,7 @@ from isoflop.config import (
     load_study,
     parse,
 )
+from isoflop.config.run import SharedConfig
 from isoflop.errors import ConfigError
 
 RUN = """\
@@ -228,13 +229,47 @@ def test_a_family_takes_the_shared_optimizer_and_replaces_only_what_it_sets(run_
 
 
 def test_a_run_of_a_study_has_everything_that_the_study_says(run_file: Path) -> None:
-    study = load("study.toml", ["schedule.warmup=7", "families.nfnet.model.depth=2"], StudyConfig).config
+    more = [
+        "guards.skip_nonfinite=3",
+        "parallel.recompute=1",
+        "evaluation.every=9",
+        "checkpoint.keep=5",
+        "precision=bfloat16",
+    ]
+    study = load("study.toml", ["schedule.warmup=7", "families.nfnet.model.depth=2", *more], StudyConfig).config
     run = study.run_config("nfnet", model="nfnet_w8", steps=100, learning_rate=0.3)
     assert run.model.name == "nfnet_w8"
     assert run.model.overrides == {"depth": 2}
     assert run.optim == OptimConfig(name="sgd", agc=0.01, weight_decay=0.5, learning_rate=0.3)
     assert run.schedule == ScheduleConfig(warmup=7)
     assert (run.batch_size, run.steps, run.images) == (32, 100, 3200)
+    assert all(getattr(run, name) == getattr(study, name) for name in SharedConfig.model_fields if name != "schedule")
+    assert run.guards.skip_nonfinite == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["families.vit.model.num_classes=3"],
+            "`families.vit.model.num_classes` cannot be set: it comes from the data",
+        ),
+        (["families.vit.model.name=vit_b16"], "`families.vit.model.name` cannot be set: it is one of `sizes`"),
+        (["study.seed=1e30"], "`study.seed` = 1e+30 must be less than"),
+        (["families.vit.learning_rates=[-1]"], "`families.vit.learning_rates[0]` = -1 must be greater than 0"),
+    ],
+)
+def test_what_no_run_of_a_study_could_be_is_one_line(run_file: Path, overrides: list[str], message: str) -> None:
+    (line,) = told(STUDY, *overrides, kind=StudyConfig)
+    assert message in line
+
+
+def test_a_run_that_the_study_s_tables_leave_no_room_for_is_told(run_file: Path) -> None:
+    study = load("study.toml", ["schedule.cooldown=1.0", "schedule.warmup=7"], StudyConfig).config
+    with pytest.raises(
+        ConfigError, match=r"`families.nfnet`: a run of nfnet_w8 cannot be: `schedule.warmup` = 7 does not"
+    ):
+        study.run_config("nfnet", model="nfnet_w8", steps=100, learning_rate=0.3)
 
 
 def test_a_problem_in_a_shared_table_is_told_once(run_file: Path) -> None:

@@ -9,16 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from isoflop.config.fields import (
     BelowOne,
     Count,
     FilePath,
     Maybe,
-    Natural,
     Positive,
     Scalar,
+    Seed,
     Table,
     Text,
     later_option,
@@ -26,8 +26,10 @@ from isoflop.config.fields import (
     problem,
 )
 from isoflop.config.optim import OptimConfig, OptimizerConfig
-from isoflop.config.run import ModelConfig, RunConfig, ScheduleConfig, SharedConfig
+from isoflop.config.problems import sentences
+from isoflop.config.run import NOT_OF_THE_MODEL, ModelConfig, RunConfig, ScheduleConfig, SharedConfig
 from isoflop.config.transfer import TargetConfig, TransferConfig
+from isoflop.errors import ConfigError
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
@@ -56,7 +58,7 @@ class StudyTable(Table):
     give_up: BelowOne = later_option(0.0)
     """Probability of becoming the best of its family and rung below which a run of a study with a limit is stopped
     halfway, by its learning curve; 0 lets all go on (docs/planner.md says why)."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of every run of the ladder; further copies of a run take the next ones."""
     finals: Count = 1
     """Families, best first, whose answer is trained with the target budget."""
@@ -118,6 +120,9 @@ class FamilyConfig(Table):
         _check_ascending("learning_rates", self.learning_rates or ())
         if isinstance(self.sizes, tuple) and len(set(self.sizes)) < len(self.sizes):
             raise problem("sizes", "names a preset twice")
+        for key, reason in ({"name": "is one of `sizes`"} | NOT_OF_THE_MODEL).items():
+            if key in self.model:
+                raise problem(f"model.{key}", f"cannot be set: it {reason}")
         return self
 
 
@@ -200,28 +205,23 @@ class StudyConfig(SharedConfig):
     ) -> RunConfig:
         """One run of the study: the shared tables, the family's, and what the planner chose.
 
-        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it.
+        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it. Raises ConfigError
+        where such a run cannot be.
         """
         own = self.families[family]
-        return RunConfig(
-            model=ModelConfig.model_validate({**own.model, "name": model}),
-            steps=steps,
-            batch_size=self.batch_size,
-            seed=self.study.seed if seed is None else seed,
-            device=self.device,
-            precision=self.precision,
-            threads=1,
-            data=self.data,
-            objective=self.objective,
-            optim=OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
-            schedule=own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
-            log_every=self.log_every,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
-            mlflow=self.mlflow,
-            evaluation=self.evaluation,
-            checkpoint=self.checkpoint,
-        )
+        values = {name: getattr(self, name) for name in SharedConfig.model_fields} | {
+            "model": ModelConfig.model_validate({**own.model, "name": model}),
+            "steps": steps,
+            "seed": self.study.seed if seed is None else seed,
+            "threads": 1,
+            "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
+            "schedule": own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
+        }
+        try:
+            return RunConfig.model_validate(values)
+        except ValidationError as error:
+            _, told = next(sentences(error, RunConfig, values))
+            raise ConfigError(f"`families.{family}`: a run of {model} cannot be: {told}") from error
 
 
 def _over(shared: Any, own: Any) -> Any:

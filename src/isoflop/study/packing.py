@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isoflop.config import RunConfig, SupervisedConfig, canonical_json
+from isoflop.config.scale import ParallelConfig
 from isoflop.study.planned import PlannedRun
 
 STEP_FLOPS = {"vit": 5e7, "poolformer": 1e7, "nfnet": 1e8}
@@ -58,7 +59,7 @@ def gains(run: PlannedRun) -> bool:
         and config.precision == "float32"
         and not config.model.overrides
         and config.start is None
-        and config.parallel.device_batch_size is None
+        and config.parallel == ParallelConfig()
     )
 
 
