@@ -13,15 +13,19 @@ from sklearn.metrics import jaccard_score
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from isoflop.cli import main
+from isoflop.config import DenseTransferConfig, parse
 from isoflop.data import open_source
 from isoflop.data.dense import CocoRecords, DenseSource, Objects
 from isoflop.data.dense.run_lengths import run_lengths
 from isoflop.data.dense.writing import write_scenes
+from isoflop.errors import ModelError
+from isoflop.models import create_model
+from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.dense.average_precision import average_precision
 from isoflop.transfer.dense.detections import Detections, in_own_pixels, pasted
-from isoflop.transfer.dense.judge import mean_interval
+from isoflop.transfer.dense.judge import judge_dense, mean_interval
 from isoflop.transfer.dense.pixels import class_maps, confusion, intersection_over_union, slide
-from tests.dense.small import FPN, objective
+from tests.dense.small import BACKBONES, FPN, backbone, objective
 
 
 def guesses(truth: Objects, size: tuple[int, int], rng: np.random.Generator) -> Detections:
@@ -185,6 +189,30 @@ def test_a_checkpoint_is_judged_with_one_command(
     assert rows[0]["seeds"] == 2
     assert command("timm:resnet10t", "--protocol", protocol, *told, *short) == 0
     assert "step" not in capsys.readouterr().err  # what is done is not done again
+
+
+def short(source: str) -> DenseTransferConfig:
+    run = {"steps": 1, "batch_size": 2, "schedule": {"warmup": 0}, "objective": {"width": 16}}
+    return parse({"protocol": "segment", "dataset": source, "seeds": [0], "run": run}, DenseTransferConfig)
+
+
+def test_pictures_are_normalised_as_the_backbone_is_used_to(tmp_path: Path) -> None:
+    moments = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    theirs = Pretrained(backbone("timm:resnet10t"), "theirs", "timm:resnet10t", moments=moments)
+    source = "scenes?classes=3&images=16&task=segment"
+    judge_dense(theirs, short(source), folder=tmp_path)
+    (data,) = tmp_path.glob("segment-*/data.json")
+    facts = json.loads(data.read_text())
+    assert (facts["mean"], facts["std"]) == ([0.5] * 3, [0.25] * 3)
+    test = open_source(source, split="test", image_size=64)
+    assert isinstance(test, DenseSource)
+    assert (test.normalised_by(moments).some(4).mean, len(test.some(4).normalised_by(moments))) == (moments[0], 4)
+
+
+def test_a_backbone_for_grey_images_is_refused_in_one_line(tmp_path: Path) -> None:
+    grey = create_model("vit_s16", num_classes=3, image_size=64, in_channels=1, seed=0, **BACKBONES["vit_s16"])
+    with pytest.raises(ModelError, match="grey takes images of 1 channels; pictures to detect and to segment in have"):
+        judge_dense(Pretrained(grey, "grey", "vit_s16", BACKBONES["vit_s16"]), short("scenes"), folder=tmp_path)
 
 
 def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,11 @@ import pytest
 
 from isoflop.config import RunConfig, load_run
 from isoflop.data.dense.writing import write_scenes
+from isoflop.errors import CheckpointError
 from isoflop.train import train
 from isoflop.train.accelerators import ACCELERATORS
 from isoflop.train.forecast import forecast
+from isoflop.transfer import predict
 from isoflop.transfer.dense.judge import evaluate_run
 
 RECIPES = sorted(
@@ -80,3 +82,5 @@ def test_a_finished_run_is_judged_and_shown(tmp_path: Path) -> None:
     told = evaluate_run(config, tmp_path / "run")
     assert {"box_ap", "mask_ap", "box_ap50", "box_ap_small"} <= set(told)
     assert (tmp_path / "run" / "pictures.png").stat().st_size > 1000
+    with pytest.raises(CheckpointError, match="was trained to detect, it has no classifier: fine-tune it first"):
+        next(predict(str(tmp_path / "run"), [tmp_path / "data" / "images" / "val"]))

@@ -21,6 +21,7 @@ from isoflop.train.device import choose_device, to_device
 from isoflop.transfer.backbones import Pretrained, open_backbone
 
 BATCH = 64
+_WITHOUT_CLASSIFIER = {"masked": "by masking", "detect": "to detect", "segment": "to segment"}
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ def _classifier(checkpoint: str, model: str | None) -> tuple[Pretrained, bool]:
             (facts.mean, facts.std),
             facts.class_names,
         )
-    if objective.get("name") == "masked":
-        raise CheckpointError(
-            f"{checkpoint} was trained by masking, it has no classifier: fine-tune it first ([start])"
-        )
+    if how := _WITHOUT_CLASSIFIER.get(objective.get("name", "")):
+        raise CheckpointError(f"{checkpoint} was trained {how}, it has no classifier: fine-tune it first ([start])")
     return pretrained, objective.get("loss") == "sigmoid"
 
 

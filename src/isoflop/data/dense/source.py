@@ -14,17 +14,25 @@ from isoflop.data.orders import GlobalOrder, Order
 from isoflop.data.source import SplitIndices
 from isoflop.errors import DataError
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for all stored images
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Moments = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as for all stored images
 
 
 class DenseSource:
     """One split of `records`, or `most` of it, evenly spaced, on square canvases of `image_size` pixels.
 
+    `moments` are the mean and standard deviation by which a backbone's images are normalised, if not ImageNet's.
     Labels are uint8: packed objects (see `packing`), or maps (n, image_size, image_size) with 255 where nothing counts.
     """
 
     def __init__(
-        self, records: DenseRecords, subset: SplitIndices | None, *, image_size: int, most: int | None = None
+        self,
+        records: DenseRecords,
+        subset: SplitIndices | None,
+        *,
+        image_size: int,
+        most: int | None = None,
+        moments: Moments = IMAGENET,
     ) -> None:
         self._total = len(records) if subset is None else len(subset)
         self._length = self._total if most is None else min(most, self._total)
@@ -33,8 +41,7 @@ class DenseSource:
         self.num_classes = len(records.class_names)
         self.has_several_labels = False
         self.channels, self.image_size = 3, image_size
-        self.mean: tuple[float, ...] = _MEAN
-        self.std: tuple[float, ...] = _STD
+        self.mean, self.std = moments
         self.fingerprint = records.fingerprint
         self.unique_images: int | None = len(self)
         self.order: Order = GlobalOrder(len(self))
@@ -44,7 +51,13 @@ class DenseSource:
 
     def some(self, most: int) -> DenseSource:
         """At most `most` of the samples, evenly spaced."""
-        return DenseSource(self.records, self._subset, image_size=self.image_size, most=min(most, len(self)))
+        moments, most = (self.mean, self.std), min(most, len(self))
+        return DenseSource(self.records, self._subset, image_size=self.image_size, most=most, moments=moments)
+
+    def normalised_by(self, moments: Moments) -> DenseSource:
+        """The same samples for a backbone whose images are normalised by `moments`."""
+        most = self._length if self._length < self._total else None
+        return DenseSource(self.records, self._subset, image_size=self.image_size, most=most, moments=moments)
 
     def record(self, index: int) -> int:
         """The number among the records of this split's sample `index`."""

@@ -15,9 +15,10 @@ import numpy as np
 from scipy.stats import t as student
 
 from isoflop.config import DenseTransferConfig, RunConfig, canonical_json, config_hash, parse
-from isoflop.data import Split, open_source
+from isoflop.data import Source, Split, open_source, open_split
 from isoflop.data.dense import DenseSource, Objects
-from isoflop.errors import CheckpointError, DataError
+from isoflop.errors import CheckpointError, DataError, ModelError
+from isoflop.models.saved import Moments
 from isoflop.objectives.dense.detector import Detector
 from isoflop.objectives.dense.segmenter import Segmenter
 from isoflop.train import train
@@ -34,6 +35,7 @@ from isoflop.transfer.recipes import merged
 
 Row = dict[str, Any]
 LEVEL = 0.95
+_LEARNT_FROM: tuple[Split, Split] = ("train", "heldout")
 _MEASURES = {"detect": ("box_ap", "mask_ap"), "segment": ("miou",)}
 
 _SHORT: dict[str, Any] = {
@@ -61,12 +63,18 @@ def judge_dense(
     `folder` keeps the runs and what came of them. `tell` is called with lines of progress. Raises DataError, ModelError
     and ConfigError for what cannot be.
     """
+    if pretrained.model.in_channels != 3:
+        raise ModelError(
+            f"{pretrained.name} takes images of {pretrained.model.in_channels} channels; pictures to detect and to "
+            "segment in have 3"
+        )
     outcomes = []
     weights = save_weights(pretrained, folder)
     for seed in config.seeds:
         run = run_config(pretrained, config, weights, seed)
         directory = folder / f"{config.protocol}-{config_hash(run)[:12]}"
-        outcomes.append(_outcome(run, directory, f"{name or pretrained.name}, seed {seed}", tell))
+        who = f"{name or pretrained.name}, seed {seed}"
+        outcomes.append(_outcome(run, directory, pretrained.moments, who, tell))
     rows = []
     for measure in _MEASURES[config.protocol]:
         values = [outcome[measure] for outcome in outcomes if outcome.get(measure) is not None]
@@ -112,25 +120,39 @@ def run_config(pretrained: Pretrained, config: DenseTransferConfig, weights: Pat
     return parse(merged(merged(own, _SHORT), config.run), RunConfig, config.protocol)
 
 
-def _outcome(run: RunConfig, directory: Path, who: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def _outcome(
+    run: RunConfig, directory: Path, moments: Moments | None, who: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
     path = directory / "judged.json"
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
     tell(f"{who}: {run.steps} steps")
+    learnt, heldout = (_normalised(open_split(run.data, split), moments) for split in _LEARNT_FROM)
     result = train(
-        run, directory, on_row=lambda row: tell(f"{who}: step {row['step']} of {run.steps}, loss {row['loss']:.4f}")
+        run,
+        directory,
+        data=(learnt, heldout),
+        on_row=lambda row: tell(f"{who}: step {row['step']} of {run.steps}, loss {row['loss']:.4f}"),
     )
     if result.state != "done":
         raise CheckpointError(f"{directory}: {result.error}")
-    told = {**evaluate_run(run, directory), "steps": run.steps, "seconds": result.seconds, "run": canonical_json(run)}
+    told = {
+        **evaluate_run(run, directory, moments),
+        "steps": run.steps,
+        "seconds": result.seconds,
+        "run": canonical_json(run),
+    }
     write_json_atomically(path, told)
     return told
 
 
-def evaluate_run(run: RunConfig, directory: Path) -> dict[str, Any]:
-    """Everything that is measured of a finished run on the test part of its data; leaves `pictures.png` there."""
-    source, test = open_parts(run)
+def evaluate_run(run: RunConfig, directory: Path, moments: Moments | None = None) -> dict[str, Any]:
+    """Everything that is measured of a finished run on the test part of its data; leaves `pictures.png` there.
+
+    `moments` are those by which its images were normalised, if not ImageNet's.
+    """
+    source, test = open_parts(run, moments)
     objective = load_objective(directory, source)
     device = choose_device(run.device)
     to_device(objective, device)
@@ -150,7 +172,11 @@ def evaluate_run(run: RunConfig, directory: Path) -> dict[str, Any]:
     return intersection_over_union(counts, test.class_names)
 
 
-def open_parts(run: RunConfig) -> tuple[DenseSource, DenseSource]:
+def _normalised(source: Source, moments: Moments | None) -> Source:
+    return source.normalised_by(moments) if moments and isinstance(source, DenseSource) else source
+
+
+def open_parts(run: RunConfig, moments: Moments | None = None) -> tuple[DenseSource, DenseSource]:
     """The training and the test part of a run's data. DataError where they do not have the same classes."""
     data = run.data
     parts = []
@@ -165,7 +191,7 @@ def open_parts(run: RunConfig) -> tuple[DenseSource, DenseSource]:
         )
         if not isinstance(source, DenseSource):
             raise DataError(f"{data.source}: detection and segmentation need coco:, ade20k: or scenes")
-        parts.append(source)
+        parts.append(source.normalised_by(moments) if moments else source)
     train_part, test_part = parts
     if train_part.class_names != test_part.class_names:
         raise DataError(f"{data.source}: the training and the test part have other classes")
