@@ -168,6 +168,12 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys:
     told = as_json(capsys, "study", "run", "tiny.toml")
     assert (told["report"], told["answer"]["best"]) == ("studies/tiny/report.html", best)
     assert as_json(capsys, "study", "answer", "tiny.toml")["best"] == best
+    for damaged in ("{}", '{"best": "vit", "families": {"vit": 3}}'):
+        Path("studies/other/answer.json").write_text(damaged)
+        status, _, err = isoflop(capsys, "study", "answer", "studies/other")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "answer.json: damaged; `isoflop study run` writes it again" in err
+    shutil.copy("studies/tiny/answer.json", "studies/other")
     assert {run["status"] for run in as_json(capsys, "study", "status", "studies/tiny")["runs"]} == {"done"}
     assert as_json(capsys, "report", "studies/tiny")["report"] == "studies/tiny/report.html"
     assert as_json(capsys, "report", "studies/tiny", "studies/other")["comparison"] == "comparison.html"

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,38 @@ def test_there_are_as_many_workers_as_cores_that_may_be_used(monkeypatch: pytest
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 4})  # of a container, or under taskset
     assert LocalPool().workers == 3
     assert LocalPool(5).workers == 5
+
+
+def test_a_table_that_was_edited_by_hand_is_told_in_one_line(
+    finished: tuple[StudyConfig, dict[str, Any], Listener], tmp_path: Path
+) -> None:
+    config, _, _ = finished
+    whole = (config.directory / "results.csv").read_text()
+    for damaged, why in (
+        ("", "no column `run_id`"),
+        (whole.replace(",role,", ",rôle,"), "no column `role`"),
+        (whole.rstrip("\n")[:-30], "cells of 24"),
+        (whole + "a,b\n", "has 2 cells of 24"),
+        (whole.replace(",ladder,", ",ladder,many", 1), "`flops_per_image` is 'many"),
+    ):
+        (tmp_path / "results.csv").write_text(damaged)
+        with pytest.raises(StudyError, match=re.escape(why)) as caught:
+            Store(tmp_path).rows()
+        assert "\n" not in str(caught.value)
+    (tmp_path / "results.csv").write_bytes(whole.encode() + b"\xff\xfe")
+    with pytest.raises(StudyError, match="writes it again"):
+        Store(tmp_path).rows()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("study.json", "[]"), ("study.json", "{}"), ("prices.json", '{"prices": [3]}'), ("prices.json", "null")],
+)
+def test_files_of_a_study_that_are_not_what_it_wrote_are_told(name: str, text: str, tmp_path: Path) -> None:
+    config = toy_study(tmp_path)
+    store = Store(tmp_path)
+    store.claim(config)
+    (tmp_path / name).write_text(text)
+    read = store.prices if name == "prices.json" else partial(store.claim, config)
+    with pytest.raises(StudyError, match=f"{name}: damaged"):
+        read()

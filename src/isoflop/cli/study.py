@@ -12,7 +12,7 @@ from isoflop.cli.groups import argument, examples, group
 from isoflop.cli.output import Json, aside, print_json
 from isoflop.cli.paths import existing
 from isoflop.cli.tables import power, print_table
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, StudyError
 
 app = group("study", "Measure a ladder of small runs at equal compute, and train the answer.")
 
@@ -128,9 +128,13 @@ def answer(place: Place, overrides: Overrides = None, as_json: Json = False) -> 
     if as_json:
         print_json(document)
         return
-    tell_answer(document)
-    tell_grades(document)
-    tell_transfer(document.get("transfer", {}).get("rows", []))
+    try:
+        tell_answer(document)
+        tell_grades(document)
+        tell_transfer(document.get("transfer", {}).get("rows", []))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        damaged = f"{directory / 'answer.json'}: damaged; `isoflop study run` writes it again from the runs"
+        raise StudyError(damaged) from error
 
 
 def _directory(place: Path, overrides: list[str] | None) -> Path:

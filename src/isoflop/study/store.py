@@ -7,7 +7,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ COLUMNS = (
     "parameters",
     "error",
 )
+LATER = {"trunk_steps", "stopped_at", "halfway_loss", "expected_loss", "target"}  # columns that old tables lack
 Row = dict[str, Any]
 
 
@@ -112,7 +113,11 @@ class Store:
         path = self.directory / "prices.json"
         if not path.exists():
             return {}
-        return {(row["family"], row["model"]): row["seconds_per_image"] for row in self._read("prices.json")["prices"]}
+        try:
+            rows = self._read("prices.json")["prices"]
+            return {(row["family"], row["model"]): float(row["seconds_per_image"]) for row in rows}
+        except (KeyError, TypeError, ValueError) as error:
+            raise StudyError(f"{path}: damaged; delete it, and prices are measured again") from error
 
     def write_prices(self, seconds: Mapping[tuple[str, str], float]) -> None:
         """Keeps what the plan was made with: with other prices a study that was stopped might go another way."""
@@ -124,6 +129,8 @@ class Store:
             value: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise StudyError(f"{self.directory / name}: not readable: {error}") from error
+        if not isinstance(value, dict) or (name == "study.json" and not {"study", "name"} <= set(value)):
+            raise StudyError(f"{self.directory / name}: damaged; it is not what `isoflop study run` has written")
         return value
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
@@ -179,12 +186,18 @@ class Store:
             raise StudyError(f"{self.directory / 'results.csv'}: cannot write: {error.strerror}") from error
 
     def rows(self) -> list[Row]:
-        """The results table as written last; numbers as numbers, empty cells as None."""
+        """The results table as written last; numbers as numbers, empty cells as None.
+
+        Raises StudyError where it is not as it was written: cut off, edited, or without a column.
+        """
         path = self.directory / "results.csv"
         if not path.exists():
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: _cell(name, text) for name, text in line.items()} for line in csv.DictReader(file)]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                return [_row(line, names) for names, line in _lines(csv.reader(file))]
+        except (OSError, ValueError, csv.Error) as error:
+            raise StudyError(f"{path}: {error}; `isoflop study run` writes it again from the runs") from error
 
     def judged(self, rows: Iterable[Row]) -> list[Row]:
         """`rows` for the report, whose losses are then what the runs were judged by."""
@@ -211,12 +224,30 @@ TEXT = {"run_id", "family", "model", "status", "role", "error"}
 WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "stopped_at", "parameters"}
 
 
+def _lines(table: Iterable[list[str]]) -> Iterator[tuple[list[str], list[str]]]:
+    """The names of the columns with each line below them; ValueError names a column or a line that is not whole."""
+    names, *lines = list(table) or [[]]
+    if missing := [name for name in COLUMNS if name not in names and name not in LATER]:
+        raise ValueError(f"damaged: no column `{missing[0]}`")
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(names):
+            raise ValueError(f"damaged: line {number} has {len(line)} cells of {len(names)}")
+        yield names, line
+
+
+def _row(line: Sequence[str], names: Sequence[str]) -> Row:
+    return {name: _cell(name, text) for name, text in zip(names, line, strict=True)}
+
+
 def _cell(name: str, text: str) -> Any:
     if name in TEXT:
         return text
     if not text:
         return None
-    return int(text) if name in WHOLE else float(text)
+    try:
+        return int(text) if name in WHOLE else float(text)
+    except ValueError:
+        raise ValueError(f"damaged: `{name}` is {text!r}, which is no number") from None
 
 
 def shared_steps(directory: Path) -> int:
