@@ -30,6 +30,7 @@ from isoflop.train.device import to_device
 from isoflop.train.price import train_flops_per_image
 from isoflop.transfer import open_backbone
 from isoflop.transfer.dense import judge_dense
+from isoflop.transfer.dense.judge import mean_interval
 
 PRETRAINED_AT = 32  # px
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -146,21 +147,26 @@ def judged(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line for each task, measure and family, random beside pretrained."""
-    lines = ["| data | measure | backbone | random | pretrained | seeds |", "|---|---|---|---|---|---|"]
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    """Markdown: one line for each task, measure and family: random, pretrained, and what seeds gain on average, all with
+    the half of their interval over the seeds."""
+    lines = ["| data | measure | backbone | random | pretrained | gain | seeds |", "|---|---|---|---|---|---|---|"]
+    cells: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
         family, kind = row["name"].split(", ")
-        shown = f"{100 * row['mean']:.1f}"
-        if row["interval"]:
-            shown += f" ± {100 * (row['interval'][1] - row['mean']):.1f}"
-        cell = cells.setdefault((row["task"], row["measure"], family), {})
-        cell[kind], cell["seeds"] = shown, str(row["seeds"])
-    for (task, measure, family), cell in cells.items():
-        lines.append(
-            f"| {task} | {measure} | {family} | {cell.get('random')} | {cell.get('pretrained')} | {cell['seeds']} |"
-        )
+        cells.setdefault((row["task"], row["measure"], family), {})[kind] = row["values"]
+    for told, cell in cells.items():
+        random, pretrained = cell.get("random", []), cell.get("pretrained", [])
+        gains = [b - a for a, b in zip(random, pretrained, strict=False)]
+        shown = " | ".join([*told, _percent(random), _percent(pretrained), _percent(gains)])
+        lines.append(f"| {shown} | {len(gains)} |")
     return "\n".join(lines) + "\n"
+
+
+def _percent(values: list[float]) -> str:
+    if not values:
+        return "–"
+    interval, mean = mean_interval(values), statistics.fmean(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * (interval[1] - mean):.1f}" if interval else "")
 
 
 def speed(arguments: argparse.Namespace) -> None:
