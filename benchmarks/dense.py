@@ -147,8 +147,8 @@ def judged(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line for each task, measure and family: random, pretrained, and what seeds gain on average, all with
-    the half of their interval over the seeds."""
+    """Markdown, one line for each task, measure and family: random, pretrained, and what a seed gains on average, each
+    with half of its interval over the seeds."""
     lines = ["| data | measure | backbone | random | pretrained | gain | seeds |", "|---|---|---|---|---|---|---|"]
     cells: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
