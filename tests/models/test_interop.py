@@ -169,7 +169,9 @@ def test_full_depth_keeps_the_agreement(ours: str, theirs: str, size: int, optio
         print(f"{ours}: {error:.1e}")
         if error >= 1e-5:  # many layers round many times: then it must be rounding and nothing else
             assert error < 5e-5
-            assert relative_error(model.double()(x.double()), peer.double()(x.double())) < 1e-12
+            expected = peer.double()(x.double())
+            del peer  # of BiT R152x4 two copies in float64 would take 15 GB
+            assert relative_error(model.double()(x.double()), expected) < 1e-12
 
 
 def huggingface(kind: str) -> tuple[nn.Module, str, dict[str, Any]]:
