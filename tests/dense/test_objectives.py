@@ -47,12 +47,12 @@ def learn(config: DetectConfig | SegmentConfig, steps: int) -> tuple[object, Ten
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return model.eval(), images, labels, losses
 
 
 def test_two_scenes_are_learnt_by_heart_by_retinanet() -> None:
-    model, images, labels, losses = learn(DETECT, 80)
+    model, images, labels, losses = learn(DETECT, 40)
     assert losses[-1] < 0.4 * losses[0]
     for found, truth in zip(model.find(images), unpack_objects(labels, SIZE), strict=True):  # type: ignore[attr-defined]
         overlap = _overlap(truth["boxes"], found["boxes"])
