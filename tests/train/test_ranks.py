@@ -135,8 +135,21 @@ def test_every_family_has_blocks() -> None:
         "poolformer_w8d2p8": 2,
         "nfnet_w8d2": 2,
         "timm:vit_tiny_patch16_224": 12,
+        "timm:resnet18": 8,
+        "timm:regnety_002": 13,
+        "timm:convnext_atto": 12,
     }.items():
-        assert len(list(blocks(create_model(name, num_classes=3, image_size=32)))) >= count, name
+        with torch.device("meta"):
+            model = create_model(name, num_classes=3, image_size=32)
+        assert len(list(blocks(model))) >= count, name
+
+
+@pytest.mark.parametrize("option", ["recompute", "compile"])
+def test_what_works_block_by_block_is_refused_where_there_are_none(tmp_path: Path, option: str) -> None:
+    config = run_config(model={"name": "timm:vgg11"}, parallel={option: True if option == "compile" else 1})
+    with pytest.raises(ConfigError, match=rf"`parallel.{option}` works block by block, and timm:vgg11 has none"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_memory_that_nobody_initialised_is_found() -> None:

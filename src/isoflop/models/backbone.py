@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+CLASSIFIER = ("head", "head_distilled")  # where it is in models of ours
+
 
 class Backbone(nn.Module, ABC):
     """An image classifier whose inside can be reached by name.
@@ -60,6 +62,10 @@ class Backbone(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that every recipe spares from weight decay, besides vectors (norms, biases)."""
         return set()
+
+    def classifier(self) -> tuple[str, ...]:
+        """Names of the modules that make logits of features: what other rules of training are for."""
+        return CLASSIFIER
 
     @abstractmethod
     def layer_ids(self) -> dict[str, int]:

@@ -59,6 +59,10 @@ class TimmBackbone(Backbone):
         )
         return list(maps)
 
+    def classifier(self) -> tuple[str, ...]:
+        own = getattr(self.model, "pretrained_cfg", {}).get("classifier") or ()
+        return tuple(f"model.{name}" for name in ((own,) if isinstance(own, str) else own))
+
     def no_weight_decay(self) -> set[str]:
         spared = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
         return {f"model.{name}" for name in spared if name in dict(self.model.named_parameters())}

@@ -6,6 +6,7 @@ weights are sharded, each process holds its shards and one block at a time, from
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,13 +29,16 @@ from isoflop.train.shards import is_sharded
 AnyObjective = TypeVar("AnyObjective", bound=Objective)
 
 
+ROW = re.compile(r"(^|\.)(blocks|stages\.\w+|layer\d)$")  # what rows of blocks are called; `layer1` in timm's ResNets
+REGNET_STAGE = re.compile(r"(^|\.)model\.s\d$")  # timm's: a module that holds its blocks by itself
+
+
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The repeated parts of a network, in order: what is sharded, recomputed and compiled one by one."""
     for name, parent in module.named_modules():
-        path = name.split(".")
-        is_row = path[-1] == "blocks" or path[-2:-1] == ["stages"]
-        if is_row and isinstance(parent, nn.Sequential | nn.ModuleList):
-            yield from parent
+        is_row = ROW.search(name) and isinstance(parent, nn.Sequential | nn.ModuleList)
+        if is_row or REGNET_STAGE.search(name):
+            yield from parent.children()
 
 
 def build_and_arrange(build: Callable[[], AnyObjective], config: RunConfig, ranks: Ranks) -> AnyObjective:
@@ -62,7 +66,13 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
         make_independent_of_layout(objective)
     if config.precision == "float8":
         use_float8(objective, ranks.device)
-    for number, block in enumerate(blocks(objective)):
+    parts = list(blocks(objective))
+    if not parts and (parallel.recompute or parallel.compile):
+        what = "recompute" if parallel.recompute else "compile"
+        raise ConfigError(
+            f"`parallel.{what}` works block by block, and {objective.backbone.preset} has none that are known"
+        )
+    for number, block in enumerate(parts):
         if parallel.recompute and number % parallel.recompute == 0:
             forward: Callable[..., Any] = block.forward
             block.forward = partial(checkpoint, forward, use_reentrant=False)

@@ -15,8 +15,6 @@ from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone
 from isoflop.models.positions import resize
 
-HEADS = ("head", "head_distilled")
-
 
 def replace_head(model: Backbone, start: StartConfig) -> None:
     """Gives `model` the classifier that `start` asks for: the one of the masked autoencoders' linear probe has
@@ -45,11 +43,9 @@ def start_from(model: Backbone, start: StartConfig) -> None:
 def load_trunk(model: Backbone, found: dict[str, Tensor], where: Path | str, *, with_head: bool) -> None:
     """Puts the weights `found` into `model`, without the classifier's unless `with_head`; see `start_from`."""
     ours = model.state_dict()
-    head = () if with_head else head_names(model)
+    head = () if with_head else model.classifier()
     wanted = {name: tensor for name, tensor in ours.items() if not _below(name, head)}
-    given = {name: fitted(model, name, tensor) for name, tensor in found.items() if not _below(name, (*head, *HEADS))}
-    if with_head:
-        given |= {name: tensor for name, tensor in found.items() if _below(name, HEADS)}
+    given = {name: fitted(model, name, tensor) for name, tensor in found.items() if not _below(name, head)}
     problems = {
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
@@ -64,15 +60,6 @@ def load_trunk(model: Backbone, found: dict[str, Tensor], where: Path | str, *, 
             for name, parameter in model.named_parameters():
                 if _below(name, head):
                     parameter.zero_()
-
-
-def head_names(model: Backbone) -> tuple[str, ...]:
-    """The modules of the classifier; timm's models keep it under a name of their own."""
-    inside = getattr(model, "model", None)
-    own = getattr(inside, "pretrained_cfg", {}).get("classifier") if inside is not None else None
-    if not own:
-        return HEADS
-    return tuple(f"model.{name}" for name in ((own,) if isinstance(own, str) else own))
 
 
 def fitted(model: Backbone, name: str, tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from isoflop.errors import ConfigError
 from isoflop.models import create_model
 from isoflop.objectives import Supervised
-from isoflop.train.optim import freeze, parameter_groups
+from isoflop.train.optim import AdaptiveGradientClipping, freeze, parameter_groups
 from tests.train.optim.networks import optim, optimizer_of, small_vit, train_some
 
 
@@ -39,6 +39,17 @@ def test_the_classifier_may_decay_apart() -> None:
     assert groups["head.weight"]["weight_decay"] == 3.0
     assert groups["head.bias"]["weight_decay"] == 0.0
     assert groups["stages.0.0.mlp.fc1.weight"]["weight_decay"] == 0.03
+
+
+@pytest.mark.parametrize(("name", "head"), [("resnet10t", "model.fc"), ("vit_tiny_patch16_224", "model.head")])
+def test_the_classifier_of_a_model_of_timm_is_known(name: str, head: str) -> None:
+    model = Supervised(create_model(f"timm:{name}", num_classes=10, image_size=32, seed=0))
+    groups = treatment(model, weight_decay=0.03, head_weight_decay=3.0)
+    assert {key for key, group in groups.items() if group["weight_decay"] == 3.0} == {f"{head}.weight"}
+    assert not groups[f"{head}.weight"]["is_hidden_matrix"]
+    clipped = {id(p) for p in AdaptiveGradientClipping(model, 0.01).parameters}
+    spared = {key for key, p in model.backbone.named_parameters() if id(p) not in clipped}
+    assert spared == {f"{head}.weight", f"{head}.bias"}
 
 
 def test_layer_decay_is_that_of_beit() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from isoflop.train.optim.groups import is_head, plain_name
+from isoflop.train.optim.groups import of_classifier, plain_name
 from isoflop.train.shards import local, unit_norms
 
 
@@ -17,7 +17,7 @@ class AdaptiveGradientClipping:
     """
 
     def __init__(self, model: nn.Module, clipping: float, eps: float = 1e-3) -> None:
-        named = model.named_parameters()
+        named, is_head = model.named_parameters(), of_classifier(model)
         self.parameters = [p for name, p in named if p.requires_grad and not is_head(plain_name(name))]
         self.clipping = clipping
         self.eps = eps

@@ -12,10 +12,10 @@ from torch import nn
 from isoflop.config import GroupConfig, OptimizerConfig
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
+from isoflop.models.backbone import CLASSIFIER
 from isoflop.models.mup import width_scales
 from isoflop.train.shards import is_sharded
 
-HEADS = ("head", "head_distilled")  # where the classifier is, in a backbone
 WRAPPERS = re.compile(r"^backbone\.|_orig_mod\.|_checkpoint_wrapped_module\.|^module\.")
 EVERYTHING = GroupConfig(parameters=("*",))
 
@@ -25,9 +25,11 @@ def plain_name(name: str) -> str:
     return WRAPPERS.sub("", name)
 
 
-def is_head(name: str) -> bool:
-    """Whether a parameter of that plain name belongs to the classifier."""
-    return name.partition(".")[0] in HEADS
+def of_classifier(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a parameter of that plain name belongs to the classifier of `model`, a backbone or what has one."""
+    backbone = getattr(model, "backbone", model)
+    modules = backbone.classifier() if isinstance(backbone, Backbone) else CLASSIFIER
+    return lambda name: name.startswith(tuple(f"{module}." for module in modules))
 
 
 def freeze(model: nn.Module, config: OptimizerConfig) -> None:
@@ -71,6 +73,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     spared = {plain_name(name) for name in spare()}
     rules = rules_by_name([plain_name(name) for name, _ in model.named_parameters()], config.groups)
     scales = _depth_scales(model, config.layer_decay)
+    is_head = of_classifier(model)
     widths = width_scales(cast(Backbone, getattr(model, "backbone", model)), config.mup) if config.mup else {}
     groups: dict[tuple[object, ...], dict[str, Any]] = {}
     for name, parameter in parameters.items():
