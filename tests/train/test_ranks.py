@@ -152,8 +152,8 @@ def test_what_works_block_by_block_is_refused_where_there_are_none(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_batch_statistics_are_not_taken_in_twice(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="would take the batch statistics of timm:resnet10t in twice"):
+def test_batch_statistics_are_not_taken_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="would take the batch statistics of timm:resnet10t twice"):
         train(run_config(model={"name": "timm:resnet10t"}, parallel={"recompute": 1}), tmp_path / "run")
 
 
