@@ -61,6 +61,17 @@ def test_help_goes_to_stdout(capsys: pytest.CaptureFixture[str], arguments: list
     assert out.startswith("Usage: isoflop")
 
 
+@pytest.mark.parametrize("arguments", [[], ["study"], ["data"], ["config"]])
+def test_no_line_about_a_verb_is_cut_short(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    verbs = isoflop(capsys, *arguments, "--help")[1].partition("Commands:")[2]
+    assert verbs
+    assert "..." not in verbs
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     from importlib.metadata import version
 

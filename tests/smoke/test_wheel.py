@@ -17,4 +17,4 @@ def test_the_wheel_installs_into_an_empty_environment_and_works(tmp_path: Path) 
     wheel.install(python, built)
     wheel.use(python, tmp_path)
     told = subprocess.run([python.with_name("isoflop"), "doctor"], check=True, capture_output=True, text=True).stdout
-    assert "missing torchmetrics, faster-coco-eval: pip install 'isoflop[dense]'" in told
+    assert "missing faster-coco-eval, torchmetrics: pip install 'isoflop[dense]'" in told

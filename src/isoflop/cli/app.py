@@ -18,17 +18,33 @@ app = group(
     "Which vision backbone, how large, for how long: measured by small runs at equal compute.",
     completion=True,
 )
-app.command("models", epilog=models.EXAMPLES)(models.models)
-app.command("train", epilog=training.EXAMPLES)(training.train)
-app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
+app.command("models", short_help="List what can be trained; tell what one model takes.", epilog=models.EXAMPLES)(
+    models.models
+)
+app.command("train", short_help="Train one run, or go on with it where it was interrupted.", epilog=training.EXAMPLES)(
+    training.train
+)
+app.command("transfer", short_help="Judge a backbone by few-shot, probe or fine-tuning.", epilog=transfer.EXAMPLES)(
+    transfer.transfer
+)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("fit", epilog=fit.EXAMPLES)(fit.fit)
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("report", epilog=report.REPORT_EXAMPLES)(report.report)
-app.command("watch", epilog=report.WATCH_EXAMPLES)(report.watch)
-app.command("export", epilog=share.EXPORT_EXAMPLES)(share.export)
-app.command("import", epilog=share.IMPORT_EXAMPLES)(share.import_)
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(
+    "inspect", short_help="Look into a backbone: attention, positions, filters, features.", epilog=inspect.EXAMPLES
+)(inspect.inspect)
+app.command(
+    "report", short_help="Write a study's page again; compare studies; show a table.", epilog=report.REPORT_EXAMPLES
+)(report.report)
+app.command(
+    "watch", short_help="Show a study or a run that still goes on, in a browser.", epilog=report.WATCH_EXAMPLES
+)(report.watch)
+app.command("export", short_help="Write trained weights as another library reads them.", epilog=share.EXPORT_EXAMPLES)(
+    share.export
+)
+app.command("import", short_help="Bring public weights in.", epilog=share.IMPORT_EXAMPLES)(share.import_)
+app.command("doctor", short_help="Tell what this machine can do, and what is missing.", epilog=doctor.EXAMPLES)(
+    doctor.doctor
+)
 app.add_typer(study.app)
 app.add_typer(data.app)
 app.add_typer(config.app)

@@ -18,6 +18,7 @@ Overrides = Annotated[
 
 @app.command(
     "show",
+    short_help="Print every value of a configuration, and its origin.",
     epilog=examples(
         "isoflop config show examples/demo.toml",
         "isoflop config show examples/demo.toml optim.weight_decay=0.01",
@@ -47,7 +48,11 @@ class Kind(StrEnum):
     study = "study"
 
 
-@app.command("keys", epilog=examples("isoflop config keys run", "isoflop config keys study --json"))
+@app.command(
+    "keys",
+    short_help="Print every key: what is allowed, default, meaning.",
+    epilog=examples("isoflop config keys run", "isoflop config keys study --json"),
+)
 def keys(kind: Annotated[Kind, argument("Whose keys.", "run|study")], as_json: Json = False) -> None:
     """Print every key that a run or a study may have: what is allowed, the default, the meaning."""
     from isoflop.config import RunConfig, StudyConfig, reference

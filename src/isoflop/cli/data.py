@@ -94,7 +94,11 @@ def convert(
         print("\n".join(finding_lines("left out", done.left_out)))
 
 
-@app.command("make-scenes", epilog=examples("isoflop data make-scenes my_scenes --images 200 --val-images 50"))
+@app.command(
+    "make-scenes",
+    short_help="Generate pictures with objects, boxes and masks.",
+    epilog=examples("isoflop data make-scenes my_scenes --images 200 --val-images 50"),
+)
 def make_scenes(
     destination: Annotated[Path, argument("New folder.", "DIR")],
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to train on.")] = 1000,

@@ -11,6 +11,7 @@ from isoflop.cli.tables import print_table
 
 EXAMPLES = examples("isoflop doctor", "isoflop doctor --compile --json")
 EXTRAS = {
+    "cluster": "studies on a Ray cluster or by SLURM",
     "dense": "average precision of detection and segmentation",
     "figures": "figures as SVG, PDF and PNG",
     "export": "ONNX and Hugging Face",

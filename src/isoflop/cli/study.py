@@ -14,7 +14,7 @@ from isoflop.cli.paths import existing
 from isoflop.cli.tables import power, print_table
 from isoflop.errors import ConfigError, StudyError
 
-app = group("study", "Measure a ladder of small runs at equal compute, and train the answer.")
+app = group("study", "Measure small runs at equal compute, and train the answer.")
 
 Place = Annotated[Path, argument("Configuration file of the study, or its folder.", "STUDY.toml|DIR")]
 
