@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from isoflop.config import RunConfig
 from isoflop.train import loop, read_journal, train
@@ -60,6 +62,37 @@ def test_steps_that_are_not_finite_change_no_weight_and_are_counted(tmp_path: Pa
     assert 0 < last["nonfinite"] < 20
     assert all(math.isfinite(row["loss"]) for row in read_journal(tmp_path / "run"))
     check_samples(config, tmp_path / "run")  # such samples count as fed
+
+
+@pytest.mark.parametrize("what", ["activations", "gradient"])
+def test_neither_weights_nor_statistics_of_batches_take_in_what_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """One step goes wrong in the stem: from the forward pass on, or in the gradient alone, with a finite loss."""
+    build, calls = loop.build_objective, []
+
+    def at_the_fifth(value: torch.Tensor) -> torch.Tensor:
+        calls.append(value)
+        return value * (math.nan if len(calls) == 5 else 1.0)
+
+    def hooked(*a: Any) -> Any:
+        objective = build(*a)
+        stem = objective.backbone.model.conv1[0]
+        if what == "activations":
+            stem.register_forward_hook(lambda m, i, out: at_the_fifth(out) if m.training else out)
+        else:
+            stem.weight.register_hook(at_the_fifth)
+        return objective
+
+    monkeypatch.setattr(loop, "build_objective", hooked)
+    model, guards = {"name": "timm:resnet10t"}, {"skip_nonfinite": 1}
+    config = run_config(model=model, steps=10, batch_size=8, log_every=1, guards=guards)
+    result = train(config, tmp_path / "run")
+    assert len(calls) == 10
+    assert result.state == "done"
+    assert math.isfinite(result.heldout_loss)
+    assert read_journal(tmp_path / "run")[-1]["nonfinite"] == 1
+    assert all(bool(t.isfinite().all()) for t in load_file(tmp_path / "run/model.safetensors").values())
 
 
 def test_without_leave_the_first_such_step_ends_the_run_with_evidence(tmp_path: Path, poison: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from isoflop.config import RunConfig
 from isoflop.data import Batch, Source, derive_key, mix, soft_targets, uniforms
@@ -33,7 +34,7 @@ class Outcome(NamedTuple):
     gradient_norm: float
     """of the whole gradient, before it was clipped"""
     updated: bool
-    """False when loss or gradient were not finite: the weights are then as before"""
+    """False when loss or gradient were not finite: weights and statistics of batches are then as before"""
     votes: tuple[bool, ...] = ()
     """for each question, whether any rank voted yes"""
 
@@ -55,6 +56,8 @@ class Step:
         self.clip_units = AdaptiveGradientClipping(objective, config.optim.agc) if config.optim.agc else None
         self.average = WeightAverage(self.optimizer, config.optim.average) if config.optim.average else None
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        norms = (module for module in objective.modules() if isinstance(module, _BatchNorm))
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.parts = parts_per_step(config.batch_size, config.parallel.device_batch_size, ranks.world)
 
     def __call__(self, batch: Batch, rate: float, votes: Sequence[bool] = ()) -> Outcome:
@@ -63,6 +66,7 @@ class Step:
         `votes` are questions on which all ranks must agree: they travel with the loss.
         """
         set_rate(self.optimizer, rate)
+        statistics = [buffer.clone() for buffer in self.statistics]
         loss = self._gradients(batch)
         if self.config.optim.sam:
             with uphill(self.parameters, self.config.optim.sam):
@@ -84,6 +88,9 @@ class Step:
             self.optimizer.step()
             if self.average:
                 self.average.update(batch.step)
+        else:  # what is not finite has been averaged in
+            for buffer, before in zip(self.statistics, statistics, strict=True):
+                buffer.copy_(before)
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(told[0], gradient, updated, tuple(vote > 0 for vote in told[1:]))
 
