@@ -70,6 +70,15 @@ def test_sparse_curves_that_nothing_was_tuned_on_are_extrapolated_as_well():
     assert np.mean(inside) >= 0.85
 
 
+def test_the_beginning_of_a_curve_is_told_by_those_who_have_seen_it():
+    """Most votes belong to forms that were fitted to the end of the curve; drawn further back, they miss it by 10 %."""
+    x = 100.0 * 1.6 ** np.arange(9)
+    y = (2.2 + 1.5 * (x / 100) ** -0.3) * np.exp(np.random.default_rng(0).normal(0, 0.004, 9))
+    law = fit_curve(x, y)
+    assert np.abs(np.log(law.predict(x) / y)).max() < 0.03
+    assert np.isfinite(law.predict(x[0] / 10))
+
+
 def test_a_planted_power_law_outvotes_the_damped_opinion():
     x = np.geomspace(1e6, 1e9, 40)
     law = fit_curve(x, 30 * x**-0.25)

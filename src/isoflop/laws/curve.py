@@ -74,7 +74,7 @@ class CurveLaw(Record):
     warnings: tuple[str, ...] = ()
 
     def predict(self, x: ArrayLike) -> Array:
-        """The mixture's y at x: the weighted geometric mean of its members."""
+        """The mixture's y at x: the weighted geometric mean of its members, of those whose window reaches back to x."""
         with np.errstate(over="ignore"):
             return np.asarray(np.exp(self._moments(x)[0]))
 
@@ -88,7 +88,12 @@ class CurveLaw(Record):
         t = np.log(np.asarray(x, dtype=np.float64)) - np.log(self.scale)
         flat = t.reshape(-1)
         with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
-            mean = sum(m.weight * FORMS[m.form].evaluate(np.array([m.theta]), flat)[0][0] for m in self.members)
+            said = np.array([FORMS[m.form].evaluate(np.array([m.theta]), flat)[0][0] for m in self.members])
+        # A form that was fitted to the end of the curve knows nothing of its beginning.
+        since = np.log([m.since for m in self.members]) - np.log(self.scale)
+        heard = since[:, None] <= np.maximum(flat, since.min()) + 1e-9
+        votes = np.where(heard, [[m.weight] for m in self.members], 0.0)
+        mean = (np.where(heard, said, 0.0) * votes).sum(axis=0) / votes.sum(axis=0)
         beyond = np.maximum(flat, 0.0)
         deviation = np.sqrt(self.noise**2 + (self.drift * beyond) ** 2)
         return np.asarray(mean).reshape(t.shape), deviation.reshape(t.shape)
