@@ -14,6 +14,7 @@ from isoflop.cli import main
 from isoflop.data import open_source
 from isoflop.data.dense import CocoRecords, MapRecords
 from isoflop.data.dense.run_lengths import mask_of, run_lengths
+from isoflop.data.dense.writing import write_scenes
 from isoflop.errors import DataError
 
 SIZE = (24, 40)
@@ -185,3 +186,12 @@ def test_real_data_are_read_whole(real_data: Path) -> None:
     streets = MapRecords(real_data / "camvid", "test", classes=11, ignore=11)
     assert len(streets) == 101
     assert set(np.unique(streets.truth(0))) <= {*range(11), 255}
+
+
+@pytest.mark.parametrize("name", ["file", "full"])
+def test_scenes_do_not_go_where_something_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    for file in (tmp_path / "file", tmp_path / "full" / "mine"):
+        file.write_text("mine")
+    with pytest.raises(DataError, match="is there already; scenes go into a new folder"):
+        write_scenes(tmp_path / name, images=1, val_images=1, size=32, classes=2)

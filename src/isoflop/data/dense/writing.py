@@ -36,8 +36,8 @@ def write_scenes(
 
     Raises DataError if the folder has something in it or cannot be written, and for what cannot be drawn.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder}: not empty; scenes go into a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is there already; scenes go into a new folder")
     counts = {"train": images, "val": val_images}
     done = 0
     try:
