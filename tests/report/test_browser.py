@@ -131,6 +131,19 @@ def test_paper_has_the_heads_of_tables_on_every_page_and_all_warnings(
     made.page.close()
 
 
+def test_a_page_of_paper_holds_three_figures(chromium: Any, planted: Any, tmp_path: Path) -> None:
+    """A figure is never cut, so that one that does not fit leaves the foot of a page blank."""
+    made = Visit(chromium, write_report(planted.rows, planted.answer, planted.curves, tmp_path / "report.html"))
+    made.page.set_viewport_size({"width": 688, "height": 1016})  # A4 within its margins, in CSS pixels
+    made.page.emulate_media(media="print")
+    made.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    names = ("agreement", "efficiency", "learning-rates")
+    place = "document.getElementById('{}').getBoundingClientRect().{}"
+    top, bottom = place.format(names[0], "top"), place.format(names[-1], "bottom")
+    assert made.page.evaluate(f"{bottom} - {top}") < 1016
+    made.page.close()
+
+
 def test_hostile_text_executes_nothing_and_requests_nothing(chromium: Any, hostile: Any, tmp_path: Path) -> None:
     made = Visit(chromium, write_report(hostile.rows, hostile.answer, hostile.curves, tmp_path / "report.html"))
     made.page.eval_on_selector_all("details", "all => all.forEach((d) => { d.open = true; })")

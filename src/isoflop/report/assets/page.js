@@ -37,7 +37,8 @@
       Object.assign(axis, { gridcolor: theme.grid, linecolor: theme.muted, tickcolor: theme.muted, zerolinecolor: theme.muted });
       axis.title = Object.assign(axis.title || {}, { font: { color: theme.ink, size: 13 } });
     }
-    if (width) made.width = width;
+    // On paper, figures are flatter, so that a page holds three of most of them and has no blank foot.
+    if (width) Object.assign(made, { width, height: Math.round(0.82 * made.height) });
     else made.autosize = true;
     // What the reader has zoomed or hidden stays so when the figure is drawn again.
     made.uirevision = "kept";
