@@ -17,6 +17,7 @@ from isoflop.config import DistilledConfig, parse
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.objectives import Distilled, load_teacher, make_objective
+from isoflop.objectives.teacher import teacher_moments
 
 SIZE: dict[str, Any] = {"image_size": 32, "num_classes": 5}
 TOKEN: dict[str, Any] = {"depths": (1,), "widths": (24,), "mlp_widths": (48,), "heads": (2,), "drop_path": 0.0}
@@ -139,6 +140,30 @@ def test_a_teacher_is_a_run_or_a_preset_with_weights_or_timms(tmp_path: Path) ->
         assert torch.allclose(load_teacher(timms, learner).eval()(images), network.eval()(images), atol=1e-6)
 
 
+def test_a_teacher_sees_images_as_they_were_normalised_when_it_learnt(tmp_path: Path) -> None:
+    run, learner, pixels = tmp_path / "run", create_model("vit_w8d1p8", seed=0, **SIZE), torch.rand(6, 3, 32, 32)
+    run.mkdir()
+    save(teacher().state_dict(), run / "model.safetensors")
+    (run / "config.json").write_text(json.dumps({"model": {"name": "nfnet_w8d1"}, "steps": 1}))
+    ours, theirs = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), ((0.1, 0.6, 0.5), (0.3, 0.2, 0.5))
+    (run / "data.json").write_text(json.dumps({"mean": theirs[0], "std": theirs[1]}))
+
+    def normalised(moments: Any) -> Tensor:
+        mean, std = (torch.tensor(m).view(1, 3, 1, 1) for m in moments)
+        return (pixels - mean) / std
+
+    seen: list[Tensor] = []
+    for moments in (ours, theirs):
+        objective = make_objective(configured(teacher=str(run)), learner, moments=moments)
+        assert isinstance(objective, Distilled)
+        objective.teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        objective(normalised(moments), batch()[1], nothing)
+        assert not [name for name in objective.state_dict() if not name.startswith("backbone.")]
+    torch.testing.assert_close(seen[0], normalised(theirs))
+    assert torch.equal(seen[1], normalised(theirs)), "nothing is done where nothing differs"
+    assert teacher_moments(configured(teacher="timm:resnet18")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def test_what_cannot_teach_or_be_taught_is_told(tmp_path: Path) -> None:
     learner = create_model("vit_w8d1p8", seed=0, **SIZE)
     with pytest.raises(ModelError, match=r"vit_w8d1p8 has no distillation token: use `objective.through` = logits"):
@@ -147,8 +172,14 @@ def test_what_cannot_teach_or_be_taught_is_told(tmp_path: Path) -> None:
         Distilled(learner, create_model("nfnet_w8d1", image_size=32, num_classes=7), through="logits")
     with pytest.raises(ConfigError, match=r"not the folder of a finished run, and a preset needs"):
         load_teacher(configured(teacher="nfnet_w8d1"), learner)
-    with pytest.raises(ModelError, match="did you mean `nfnet_f"):
+    with pytest.raises(ConfigError, match=r"`objective.teacher` = nfnet_fo: there is .* did you mean `nfnet_f"):
         load_teacher(configured(teacher="nfnet_fo", teacher_weights="x.safetensors"), learner)
+    with pytest.raises(ConfigError, match="timm:resnet18: knows 1000 classes, the images are of 5"):
+        load_teacher(configured(teacher="timm:resnet18"), learner)
+    with pytest.raises(ConfigError, match=r"`objective.teacher` = timm:resnt18: timm has no"):
+        load_teacher(configured(teacher="timm:resnt18"), learner)
+    with pytest.raises(ConfigError, match=r"`objective.teacher_weights` is for a preset"):
+        load_teacher(configured(teacher=str(tmp_path), teacher_weights="x.safetensors"), learner)
     with pytest.raises(CheckpointError, match=r"not a finished run \(no model.safetensors\)"):
         load_teacher(configured(teacher=str(tmp_path)), learner)
     save(learner.state_dict(), tmp_path / "weights.safetensors")

@@ -24,7 +24,7 @@ from isoflop.objectives.distilled import Distilled
 from isoflop.objectives.masked import Masked
 from isoflop.objectives.objective import Objective
 from isoflop.objectives.supervised import Supervised
-from isoflop.objectives.teacher import load_teacher, open_teacher
+from isoflop.objectives.teacher import Moments, load_teacher, open_teacher, teacher_moments
 
 
 def make_objective(
@@ -34,8 +34,10 @@ def make_objective(
     seed: int = 0,
     label_smoothing: float = 0.0,
     has_several_labels: bool = False,
+    moments: Moments | None = None,
 ) -> Objective:
-    """What `backbone` learns by `config`; `seed` decides the weights of what is put on it.
+    """What `backbone` learns by `config`; `seed` decides the weights of what is put on it, and `moments` are mean and
+    standard deviation by which its images are normalised, from which a teacher's may differ.
 
     Raises ModelError, ConfigError or CheckpointError for what cannot be; see each objective.
     """
@@ -73,9 +75,16 @@ def make_objective(
         case DistilledConfig():
             if has_several_labels:
                 raise ModelError("distillation is for images of one class each, and these may have several")
+            theirs = teacher_moments(config)
+            scale = shift = None
+            if moments and theirs and moments != theirs and len(moments[0]) == len(theirs[0]):
+                scale = [ours / other for ours, other in zip(moments[1], theirs[1], strict=True)]
+                shift = [(ours - a) / b for ours, a, b in zip(moments[0], *theirs, strict=True)]
             return Distilled(
                 backbone,
                 load_teacher(config, backbone),
+                scale=scale,
+                shift=shift,
                 kind=config.kind,
                 through=config.through,
                 share=config.share,

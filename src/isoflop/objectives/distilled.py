@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -25,7 +25,8 @@ class Distilled(Objective):
     probabilities at temperature τ (eq. 2). Through the "token", the class token learns the labels and the distillation
     token imitates, each with a head of its own; through the "logits", the same logits do both.
 
-    The teacher is not a part of the module: it has no say in checkpoints and optimizers, and never trains.
+    The teacher is not a part of the module: it has no say in checkpoints and optimizers, and never trains. It sees the
+    images times `scale` plus `shift`, per channel: as they were normalised when it learnt.
 
     Raises ModelError for a student without a distillation token, and a teacher with other classes, channels or images.
     """
@@ -40,6 +41,8 @@ class Distilled(Objective):
         share: float = 0.5,
         temperature: float = 3.0,
         label_smoothing: float = 0.0,
+        scale: Sequence[float] | None = None,
+        shift: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if through == "token" and not (isinstance(backbone, MetaFormer) and backbone.config.distilled):
@@ -54,10 +57,15 @@ class Distilled(Objective):
         self.backbone = backbone
         self.kind, self.through, self.share, self.temperature = kind, through, share, temperature
         self.label_smoothing = label_smoothing
+        for part, value in (("scale", scale), ("shift", shift)):
+            per_channel = None if value is None else torch.tensor(value).view(1, -1, 1, 1)
+            self.register_buffer(part, per_channel, persistent=False)
         # Past the registration of submodules.
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))
 
     teacher: Backbone
+    scale: Tensor | None
+    shift: Tensor | None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """The teacher follows the student from device to device."""
@@ -68,7 +76,8 @@ class Distilled(Objective):
     def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:
         """See `Objective.forward`; `labels` are class numbers, or shares of the classes (B, classes)."""
         with torch.no_grad():
-            answers = self.teacher(images).float()
+            seen = images if self.scale is None or self.shift is None else images * self.scale + self.shift
+            answers = self.teacher(seen).float()
         if self.through == "token" and isinstance(self.backbone, MetaFormer):
             logits, imitating = (part.float() for part in self.backbone.distilled_logits(images))
         else:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from isoflop.config import DistilledConfig, RunConfig, parse
-from isoflop.errors import CheckpointError, ConfigError
+from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_weights
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def load_teacher(config: DistilledConfig, student: Backbone) -> Backbone:
@@ -27,26 +30,58 @@ def open_teacher(
     """The trained model that `config.teacher` names, for a student of so many classes, such images and channels.
 
     It is the folder of a finished run; or a preset with `teacher_weights`; or `timm:NAME`, with timm's own weights
-    when no others are given. Raises ConfigError when there are no weights, CheckpointError when they cannot be read or
-    are of another model.
+    when no others are given. Raises ConfigError when there is no such model or there are no weights, CheckpointError
+    when they are of another model.
     """
     shape = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels, "seed": 0}
     folder = Path(config.teacher).expanduser()
-    if folder.is_dir():
-        name, overrides, weights = _run(folder)
-        return _filled(create_model(name, **{**shape, **overrides}), weights)  # type: ignore[arg-type]
-    if config.teacher_weights:
-        return _filled(create_model(config.teacher, **shape), Path(config.teacher_weights).expanduser())  # type: ignore[arg-type]
-    if config.teacher.startswith("timm:"):
-        try:
+    try:
+        if folder.is_dir():
+            if config.teacher_weights:
+                raise ConfigError("`objective.teacher_weights` is for a preset, and `objective.teacher` is a folder")
+            name, overrides, weights = _run(folder)
+            return _filled(create_model(name, **{**shape, **overrides}), weights)  # type: ignore[arg-type]
+        if config.teacher_weights:
+            return _filled(create_model(config.teacher, **shape), Path(config.teacher_weights).expanduser())  # type: ignore[arg-type]
+        if config.teacher.startswith("timm:"):
+            known = _published(config.teacher)["num_classes"]
+            if known != num_classes:  # timm would replace its classifier by a random one
+                raise ConfigError(
+                    f"`objective.teacher` = {config.teacher}: knows {known} classes, the images are of {num_classes}"
+                )
             return create_model(config.teacher, pretrained=True, **shape)  # type: ignore[arg-type]
-        except (OSError, RuntimeError) as error:
-            told = " ".join(str(error).split())
-            raise CheckpointError(f"`objective.teacher` = {config.teacher}: no weights of timm's: {told}") from error
+    except ModelError as error:  # not of the student, as it would be told
+        raise ConfigError(f"`objective.teacher` = {config.teacher}: {error}") from error
     raise ConfigError(
         f"`objective.teacher` = {config.teacher}: not the folder of a finished run, and a preset needs "
         "`objective.teacher_weights`"
     )
+
+
+def teacher_moments(config: DistilledConfig) -> Moments | None:
+    """Mean and standard deviation, per channel, by which the images of the teacher were normalised; None where nobody
+    says: weights in a file have them from whoever wrote it."""
+    facts = Path(config.teacher).expanduser() / "data.json"
+    try:
+        if facts.is_file():
+            found = json.loads(facts.read_text(encoding="utf-8"))
+        elif config.teacher.startswith("timm:") and not config.teacher_weights:
+            found = _published(config.teacher)
+        else:
+            return None
+        return tuple(found["mean"]), tuple(found["std"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{facts}: not readable: {error!r}") from error
+
+
+def _published(name: str) -> dict[str, Any]:
+    """What timm says of its own weights for `timm:NAME`."""
+    import timm  # a second to import
+
+    config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+    if config is None:
+        raise ConfigError(f"`objective.teacher` = {name}: timm has no weights of that name")
+    return vars(config)
 
 
 def _run(folder: Path) -> tuple[str, dict[str, object], Path]:

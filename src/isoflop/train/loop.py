@@ -157,6 +157,7 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         seed=config.seed,
         label_smoothing=config.optim.label_smoothing,
         has_several_labels=source.has_several_labels,
+        moments=(tuple(map(float, source.mean)), tuple(map(float, source.std))),
     )
     freeze(objective, config.optim)
     return objective
