@@ -227,6 +227,13 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("gmlp_ti16", {"mlp_widths": (5,)}, "splits its hidden width"),
     ("swin_mixer_t_d24", {"window": 5, "image_size": 224}, "windows of 5"),
     ("pvt_ti", {"image_size": 16}, "too"),
+    ("vit_b16", {"image_size": 10**9}, "`image_size` must be at most 65536"),
+    ("vit_b16", {"seed": 2**64}, "`seed` is a whole number"),
+    ("vit_b16", {"norm_eps": -1.0}, "`norm_eps` must be at least 0"),
+    ("vit_b16", {"layer_scale": float("nan")}, "`layer_scale` must be finite"),
+    ("nfnet_f0", {"widths": (1, 1, 1, 1)}, "too narrow"),
+    ("timm:resnet18", {"in_chans": 1}, "`in_chans` is what `in_channels` says"),
+    ("timm:resnet18", {"block_args": "none"}, "timm cannot build"),
 )
 
 

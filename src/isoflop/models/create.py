@@ -21,6 +21,8 @@ from isoflop.models.presets import PRESETS, Config
 
 # Integer options that may also be 0: all others count or measure something that has to be there.
 MAY_BE_ZERO = frozenset({"stem_padding", "down_padding", "prefix_tokens"})
+LARGEST_SIDE = 2**16  # pixels
+LARGEST_NUMBER = 1e30  # what float32 can hold, and a square of its root
 
 
 def create_model(
@@ -49,6 +51,10 @@ def create_model(
             raise ModelError(f"`{what}` is a whole number, not {value!r}")
         if value < 1:
             raise ModelError(f"`{what}` must be at least 1, not {value}")
+    if max(size) > LARGEST_SIDE:
+        raise ModelError(f"`image_size` must be at most {LARGEST_SIDE}, not {max(size)}")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise ModelError(f"`seed` is a whole number from 0 up to 2^63, not {seed!r}")
     if name.startswith("timm:"):
         # timm takes a second to import, which nobody should pay who does not ask for it.
         from isoflop.models.timm_adapter import TimmBackbone
@@ -110,6 +116,10 @@ def _check_value(place: str, key: str, value: Any) -> None:
     entries = value if isinstance(value, tuple) else (value,)
     if any(isinstance(entry, int) and not isinstance(entry, bool) and entry < least for entry in entries):
         raise ModelError(f"{place} must be at least {least}, not {value}")
+    if any(isinstance(entry, float) and not abs(entry) < LARGEST_NUMBER for entry in entries):
+        raise ModelError(f"{place} must be finite, not {value}")
+    if key.endswith("eps") and value is not None and value < 0:
+        raise ModelError(f"{place} must be at least 0, not {value}")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

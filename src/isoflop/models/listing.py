@@ -101,9 +101,12 @@ def images_per_second(name: str, *, batch_size: int = 32, seconds: float = 2.0, 
 
 
 def _activation_bytes(model: torch.nn.Module, in_channels: int, image_size: tuple[int, int]) -> int:
-    """What a second image adds: functions of the weights alone (standardised ones, say) are saved once a batch."""
-    one, two = (_saved_bytes(model, torch.empty(count, in_channels, *image_size, device="meta")) for count in (1, 2))
-    return two - one
+    """What one more image adds: functions of the weights alone (standardised ones, say) are saved once a batch.
+
+    To two images, since BatchNorm takes no batch of one.
+    """
+    two, three = (_saved_bytes(model, torch.empty(count, in_channels, *image_size, device="meta")) for count in (2, 3))
+    return three - two
 
 
 def _saved_bytes(model: torch.nn.Module, images: Tensor) -> int:

@@ -120,6 +120,8 @@ class NFNet(Backbone):
                 raise ModelError(f"{fields} need as many entries as one another, not {', '.join(map(str, counts))}")
         if config.activation not in ACTIVATION:
             raise ModelError(f"`activation` is one of {', '.join(ACTIVATION)}, not {config.activation!r}")
+        if min(config.widths) * min(config.bottleneck, config.squeeze) < 1:
+            raise ModelError(f"`widths` = {config.widths} are too narrow for `bottleneck` and `squeeze`")
         self.config = config
         self.num_classes, self.image_size, self.in_channels = num_classes, image_size, in_channels
         self.num_features = config.final_width

@@ -23,6 +23,9 @@ class TimmBackbone(Backbone):
         self, name: str, *, num_classes: int, image_size: tuple[int, int], in_channels: int, **options: Any
     ) -> None:
         super().__init__()
+        for theirs, ours in (("in_chans", "in_channels"), ("img_size", "image_size")):
+            if theirs in options:
+                raise ModelError(f"timm:{name}: `{theirs}` is what `{ours}` says, and not an option besides")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=1)
             raise ModelError(f"timm has no model {name!r}" + (f" - did you mean `timm:{near[0]}`?" if near else ""))
@@ -75,10 +78,15 @@ class TimmBackbone(Backbone):
 def _create(name: str, image_size: tuple[int, int], options: dict[str, Any]) -> Any:
     # Only models with positions or windows are built for a size; the others refuse to be told one.
     try:
-        return timm.create_model(name, img_size=image_size, **options)
-    except TypeError:
-        pass
-    try:
-        return timm.create_model(name, **options)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"timm cannot build {name} with these options: {error}") from error
+        try:
+            return timm.create_model(name, img_size=image_size, **options)
+        except TypeError:
+            return timm.create_model(name, **options)
+    except OSError as error:  # of the hub, where weights are asked for
+        raise ModelError(f"timm:{name}: no weights of timm's: {_line(error)}") from error
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"timm cannot build {name} with these options: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

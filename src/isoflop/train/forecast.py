@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.config import DistilledConfig, RunConfig, SupervisedConfig
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, ModelError
 from isoflop.models import cost, create_model
 from isoflop.objectives import Objective, make_objective, objective_cost
 from isoflop.train.accelerators import Accelerator
@@ -132,9 +133,9 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     counter = FlopCounterMode(display=False)
     with counter:
-        one = _saved(objective, 1)
-    kept, recomputed = activations(one, _saved(objective, 2), config.parallel.recompute)
-    forward = counter.get_total_flops()
+        two = _saved(objective, 2)  # not one, of which BatchNorm takes no statistics
+    kept, recomputed = activations(two, _saved(objective, 3), config.parallel.recompute)
+    forward = counter.get_total_flops() // 2
     passes = PASSES if config.optim.sam else 1
     teacher = 0
     if isinstance(config.objective, DistilledConfig):
@@ -142,7 +143,7 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
             own = config.model.overrides
             teacher = 2 * objective_cost(config.objective, config.model.name, **shape, **own).frozen_macs  # type: ignore[arg-type]
         else:  # which may have no weights yet
-            teacher = cost(config.objective.teacher, **shape).flops
+            teacher = _teacher_flops(config.objective.teacher, shape)
     return Workload(
         parameters=parameters,
         largest_block=max([*parts, parameters - sum(parts)]),
@@ -154,14 +155,22 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
     )
 
 
-def activations(one: Saved, two: Saved, recompute: int = 0) -> tuple[float, float]:
+def _teacher_flops(preset: str, shape: dict[str, Any]) -> int:
+    try:
+        return cost(preset, **shape).flops
+    except ModelError as error:  # not of the model that is trained, as it would be told
+        raise ConfigError(f"`objective.teacher` = {preset}: {error}") from error
+
+
+def activations(fewer: Saved, more: Saved, recompute: int = 0) -> tuple[float, float]:
     """Bytes that an image keeps for the backward pass in bfloat16, and the share of blocks that run forward twice.
 
-    Half of what two images keep more than one in float32: what depends on weights alone is kept once. With `recompute`
-    k, every k-th block keeps its input only, and the largest of these is whole once at a time.
+    Half of what a batch keeps more, in float32, than one of an image less: what depends on weights alone is kept
+    once. With `recompute` k, every k-th block keeps its input only, and the largest of these is whole once at a time.
     """
-    each = [((b.inside - a.inside) / 2, (b.input - a.input) / 2) for a, b in zip(one.blocks, two.blocks, strict=True)]
-    total = (two.total - one.total) / 2
+    pairs = zip(fewer.blocks, more.blocks, strict=True)
+    each = [((b.inside - a.inside) / 2, (b.input - a.input) / 2) for a, b in pairs]
+    total = (more.total - fewer.total) / 2
     if not recompute or not each:
         return total, 0.0
     chosen = each[::recompute]
