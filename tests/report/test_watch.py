@@ -74,6 +74,22 @@ def test_a_folder_is_read_as_it_is(folder: Path) -> None:
     assert not live.refresh(), "nothing has changed"
 
 
+@pytest.mark.parametrize(
+    "limit", [{"budget": 1e14}, {"device_hours": 1e14}, {"money": 2e14, "price_per_hour": 2.0}], ids=str
+)
+def test_the_time_left_of_a_study_with_a_limit_is_that_to_the_limit(folder: Path, limit: dict[str, float]) -> None:
+    """Its rungs are chosen as it goes: what is planned says nothing of what is still to come."""
+    config = {"study": {"budgets": None, "target_budget": 6e12, "finals": 1, **limit}}
+    write_json(folder / "study.json", {"name": "live", "config": config})
+    live = Live(folder)
+    live.refresh()
+    told = live.progress()
+    assert told["at_most"]
+    total = 1e14 if "budget" in limit else 1e14 * 3600 * told["flops"] / told["seconds"]
+    assert told["share"] == pytest.approx(told["flops"] / total, rel=1e-6)
+    assert told["seconds_left"] * 2 == pytest.approx(told["seconds"] * (1 / told["share"] - 1), rel=1e-6)
+
+
 def test_the_answer_so_far_is_the_law_of_the_finished_runs(planted: Any) -> None:
     rows = [row for row in planted.rows if row["role"] == "ladder"]
     answer = interim_answer(rows, planted.answer["target_flops"])

@@ -58,7 +58,8 @@ def _progress(progress: dict[str, Any]) -> str:
     parts = [f"{percent:.0f} % of the compute", counts or "no runs yet"]
     parts.append(f"spent {quantity(progress['flops'])} FLOPs in {duration(progress['seconds'])} of device time")
     if progress["seconds_left"] is not None:
-        parts.append(f"about {duration(progress['seconds_left'])} left")
+        most = "at most " if progress.get("at_most") else ""
+        parts.append(f"{most}about {duration(progress['seconds_left'])} left")
     elif progress["over"]:
         parts.append("finished")
     bar = f'<progress max="100" value="{percent:.1f}" aria-label="share of the compute"></progress>'

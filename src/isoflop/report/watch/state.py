@@ -62,20 +62,23 @@ class Live:
         return {run: tail.curve() for run, tail in self.tails.items()}
 
     def progress(self) -> dict[str, Any]:
-        """Counts by status, cost so far, the share of the whole plan that is done, and the seconds that are left."""
+        """Counts by status, cost so far, the share of the whole plan that is done, and the seconds that are left; a
+        study with a limit may end before it, so that both are what is done and left at most (`at_most`)."""
         counts = Counter(str(row["status"]) for row in self.rows)
         done = sum(_flops(row) * _share(row) for row in self.rows)
         seconds = sum(row["seconds"] for row in self.rows if table.finite(row.get("seconds")))
         left = sum(_flops(row) * (1 - _share(row)) for row in self.rows if row["status"] not in OVER)
-        left += self._still_to_plan()
         workers = max(counts["running"], 1)
         pace = done / seconds if seconds else 0.0
+        limit = self._limit(pace)
+        left += self._still_to_plan(limit)
         return {
             "counts": dict(counts),
             "flops": done,
             "seconds": seconds,
             "share": done / (done + left) if done + left else 0.0,
             "seconds_left": left / pace / workers if pace and left else None,
+            "at_most": limit is not None,
             "over": bool(self.rows) and not left,
         }
 
@@ -92,10 +95,23 @@ class Live:
         study = config.get("study") if isinstance(config, dict) else None
         return study if isinstance(study, dict) else {}
 
-    def _still_to_plan(self) -> float:
-        """FLOPs of the rungs that are not planned yet: as many runs as in the last one. Zero once answered."""
+    def _limit(self, pace: float) -> float | None:
+        """FLOPs that the study may take in all; hours and money at `pace` FLOPs a second. None without a limit."""
+        config = self._config()
+        budget, hours, money, price = (config.get(k) for k in ("budget", "device_hours", "money", "price_per_hour"))
+        if table.finite(budget):
+            return float(budget)
+        if table.finite(money) and table.finite(price) and price > 0:
+            hours = money / price
+        return float(hours) * 3600 * pace if table.finite(hours) and pace else None
+
+    def _still_to_plan(self, limit: float | None) -> float:
+        """FLOPs of what is not planned yet: what is left of the `limit`, or as many runs on each of the rungs to come
+        as on the last one. Zero once answered."""
         if not self.rows or (self.directory / "answer.json").exists():
             return 0.0
+        if limit is not None:
+            return max(0.0, limit - sum(map(_flops, self.rows)))
         planned = table.rungs(self.rows)
         budgets = [b for b in self._config().get("budgets") or () if table.finite(b) and b > 1.01 * planned[-1]]
         last = sum(table.rung(row) == planned[-1] for row in self.rows)
