@@ -1,5 +1,6 @@
 """Sources: what a URI opens, and that held-out samples are never trained on."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,33 @@ def test_the_fingerprint_follows_the_content(image_folder: Path) -> None:
     assert open_source(f"folder:{image_folder}", split="train", image_size=16).fingerprint != before
 
 
-def test_cifar10_parquet_gives_the_images_that_pillow_gives(real_data: Path) -> None:
-    import io
+@pytest.mark.parametrize("read", [2048, 4])
+def test_uncompressed_images_of_other_data_under_the_same_names_are_not_taken_for_them(
+    read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and sizes agree, as those of exported data often do; decoded images and features are kept by fingerprint.
+    Of a large folder, the contents of some files are read."""
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("isoflop.data.records._IMAGES_READ", read)
+    count, found = 10, []
+    for name, colour in (("one", 10), ("other", 200)):
+        picture = io.BytesIO()
+        Image.new("RGB", (2, 2), (colour, 0, 0)).save(picture, format="BMP")
+        for label in "ab":
+            (tmp_path / name / label).mkdir(parents=True)
+            for k in range(count):
+                (tmp_path / name / label / f"{k:04}.bmp").write_bytes(picture.getvalue())
+        lines = [f"a/{k:04}.bmp,{k % 2}" for k in range(count)]
+        (tmp_path / name / "list.csv").write_text("\n".join(["path,label", *lines]))
+        for uri in (f"folder:{tmp_path / name}", f"table:{tmp_path / name / 'list.csv'}"):
+            found.append(open_source(uri, split="train", image_size=2, heldout=1))
+    folder, table, other_folder, other_table = found
+    assert folder.fingerprint != other_folder.fingerprint
+    assert table.fingerprint != other_table.fingerprint
+    assert int(other_folder.read(np.arange(1))[0].max()) == 200
 
+
+def test_cifar10_parquet_gives_the_images_that_pillow_gives(real_data: Path) -> None:
     import pyarrow.parquet as pq
 
     source = open_source(f"parquet:{real_data / 'cifar10'}", split="test", image_size=32)

@@ -3,7 +3,6 @@
 A folder with images and no subfolders is unlabelled data.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
-from isoflop.data.records import TEST_NAMES, Labels, Part, no_labels
+from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels
 from isoflop.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
@@ -41,14 +40,7 @@ class FolderRecords:
         self.class_names = tuple(classes)
         self._root = str(root)
         self._names = np.asarray([os.fsencode(name) for name in names])  # one block: no Python list for workers to copy
-        digest = hashlib.blake2b(digest_size=16)
-        for name in names:
-            try:
-                size = os.stat(root / name).st_size
-            except OSError:  # a link that leads nowhere: found damaged when it is read
-                size = -1
-            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = fingerprint_images(names, root)
 
     def __len__(self) -> int:
         return len(self.labels)

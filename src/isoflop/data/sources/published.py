@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from PIL import Image
 
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
-from isoflop.data.records import Labels, Part, check_labels
+from isoflop.data.records import Labels, Part, check_labels, fingerprint_images
 from isoflop.errors import DataError
 
 IMAGENET_CLASSES = 1000
@@ -51,9 +52,9 @@ class ListedRecords:
             check_labels(labels.astype(np.int64), len(class_names), uri)
         self.uri, self.labels, self.class_names = uri, labels, class_names
         self._files, self._border = files, border
-        sizes = [file.stat().st_size for file in files]
-        names = "\0".join(str(file.name) for file in files)
-        self.fingerprint = f"{derive_key(uri.partition(':')[0], names, repr(sizes), labels.tobytes().hex()):016x}"
+        folder = Path(os.path.commonpath([file.parent for file in files]))
+        content = fingerprint_images([str(file.relative_to(folder)) for file in files], folder)
+        self.fingerprint = f"{derive_key(uri.partition(':')[0], content, labels.tobytes().hex()):016x}"
 
     def __len__(self) -> int:
         return len(self._files)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
-from isoflop.data.records import TEST_NAMES, Labels, Part, no_labels
+from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels
 from isoflop.errors import DataError
 
 _SEPARATOR = "|"
@@ -38,11 +38,7 @@ class TableRecords:
         self._folder = str(path.parent)
         self._names = np.asarray([os.fsencode(rows[k]["path"] or "") for k in chosen])
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16)
-        for k in range(len(chosen)):
-            try:
-                digest.update(os.stat(self.name(k)).st_size.to_bytes(8, "little"))
-            except OSError:
-                digest.update(b"missing")
+        digest.update(fingerprint_images([os.fsdecode(name) for name in self._names], path.parent).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
