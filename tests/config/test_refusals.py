@@ -19,6 +19,14 @@ from isoflop.errors import ConfigError
         (["seed=1e30"], "`seed` = 1e+30 must be less than 9.22337e+18"),
         (["threads=100000"], "`threads` = 100000 must be at most 1024"),
         (["objective.name=masked", "objective.loss=sigmoid"], '`objective.loss` is not a key of "masked"'),
+        (
+            ["objective=masked", "optim.label_smoothing=0.1"],
+            "`optim.label_smoothing` is of a classifier, which masked does not train",
+        ),
+        (
+            ["objective=masked", "optim.head_weight_decay=3"],
+            "`optim.head_weight_decay` is of a classifier, which masked does not train",
+        ),
         (["schedule.drops=[2]"], "`schedule.drops[0]` = 2 must be at most 1"),
         (['optim.groups.a.parameters=[""]'], '`optim.groups.a.parameters[0]` = "" must be some text, not empty'),
     ],

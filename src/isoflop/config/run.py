@@ -19,7 +19,7 @@ from isoflop.config.fields import (
     no_effect,
     problem,
 )
-from isoflop.config.objective import ObjectiveConfig, SupervisedConfig
+from isoflop.config.objective import DistilledConfig, ObjectiveConfig, SupervisedConfig
 from isoflop.config.optim import OptimConfig
 from isoflop.config.scale import GuardsConfig, ParallelConfig
 from isoflop.config.start import StartConfig
@@ -213,6 +213,14 @@ class RunConfig(SharedConfig):
     def _mup_fits(self) -> Self:
         if self.optim.mup and not isinstance(self.objective, SupervisedConfig):
             raise problem("optim.mup", f"is defined for supervised training, not for {self.objective.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _classifier_is_trained(self) -> Self:
+        if not isinstance(self.objective, SupervisedConfig | DistilledConfig):
+            for key in ("label_smoothing", "head_weight_decay"):
+                if getattr(self.optim, key):
+                    raise problem(f"optim.{key}", f"is of a classifier, which {self.objective.name} does not train")
         return self
 
     @property

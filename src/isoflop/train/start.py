@@ -52,7 +52,7 @@ def load_trunk(model: Backbone, found: dict[str, Tensor], where: Path | str, *, 
         "mis-shaped": [n for n, tensor in given.items() if n in wanted and tensor.shape != wanted[n].shape],
     }
     if any(problems.values()):
-        told = "; ".join(f"{len(names)} {kind} ({names[0]})" for kind, names in problems.items() if names)
+        told = "; ".join(f"{len(names)} {kind} ({_shortened(names)})" for kind, names in problems.items() if names)
         raise CheckpointError(f"{where}: weights of another architecture than {model.preset}: {told}")
     model.load_state_dict({**ours, **given})
     if not with_head:
@@ -83,6 +83,10 @@ def fitted(model: Backbone, name: str, tensor: Tensor) -> Tensor:
         return tensor
     cells = resize(tensor[:, prefix:], (side, side), (rows, columns))
     return torch.cat([tensor[:, :prefix], cells], dim=1)
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _below(name: str, modules: tuple[str, ...]) -> bool:
