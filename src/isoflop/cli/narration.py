@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isoflop.cli.tables import duration, power, print_table
+from isoflop.config import TransferConfig
 from isoflop.report.metric import metric_of
 from isoflop.study import Narrator
 from isoflop.study.adaptive import Stage
@@ -27,6 +28,7 @@ class TerminalNarrator(Narrator):
         self.workers = 1
         self.start: tuple[float, float] | None = None  # moment and core-seconds done when progress was first told
         self.told = 0.0
+        self.number = 0  # of the last rung
 
     def planned(self, plan: Plan, workers: int) -> None:
         self.workers = workers
@@ -113,6 +115,9 @@ class TerminalNarrator(Narrator):
         low, high = power(min(budgets)), power(max(budgets))
         span = low if low == high else f"{low} to {high}"
         what = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        if number == self.number:
+            what += " at wider learning rates"
+        self.number = number
         self.say(
             f"rung {number} of {count}, {span} FLOPs: {what}" if count else f"stage {number}, {span} FLOPs: {what}"
         )
@@ -145,6 +150,9 @@ class TerminalNarrator(Narrator):
     def graded(self, document: dict[str, Any]) -> None:
         self.say("")
         tell_grades(document)
+
+    def judged(self, name: str, task: TransferConfig) -> None:
+        self.say(f"{name} on {task.dataset}: {', '.join(task.protocols)}")
 
     def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
         self.say("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.config import TransferConfig
 from isoflop.study.adaptive import Stage
 from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
@@ -36,6 +37,9 @@ class Narrator:
 
     def graded(self, document: dict[str, Any]) -> None:
         """The answers are trained: predicted against measured."""
+
+    def judged(self, name: str, task: TransferConfig) -> None:
+        """The backbone `name` is about to be tried on the transfer task."""
 
     def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
         """The trained answers on the transfer task."""

@@ -174,6 +174,7 @@ class _Study:
             for random_weights in (False, True):
                 backbone = open_backbone(directory, random_weights=random_weights)
                 name = f"{run.model}, random weights" if random_weights else run.model
+                self.narrator.judged(name, self.config.transfer)
                 results += [
                     {**row, "family": run.family, "pretrained": not random_weights}
                     for row in transfer(backbone, self.config.transfer, name, folder=self.store.directory / "transfer")
