@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 from isoflop.errors import DataError
-from isoflop.transfer.few_shot import few_shot_accuracy, ridge
+from isoflop.transfer.few_shot import few_shot_accuracy, ridge, ridge_scores
 from isoflop.transfer.task import draw_shots
 
 
@@ -26,6 +27,18 @@ def test_ridge_agrees_with_scikit_learn(n: int, width: int, l2: float) -> None:
     theirs = Ridge(alpha=l2, fit_intercept=False, solver="cholesky").fit(with_bias.astype(np.float64), targets)
     ours = ridge(features, labels, 4, l2=l2).numpy()
     np.testing.assert_allclose(ours, theirs.coef_.T, rtol=1e-6, atol=1e-9)
+
+
+def test_features_are_whitened_as_the_few_are() -> None:
+    """Mean and deviation of the training features, for the test features as well: scikit-learn's scaler and Ridge."""
+    (few, labels), test = problem(40, 16), 3 * problem(60, 16)[0] + 1
+    scaler = StandardScaler().fit(few.numpy().astype(np.float64))
+    x, later = (
+        np.concatenate([scaler.transform(part.numpy().astype(np.float64)), np.full((len(part), 1), 100.0)], axis=1)
+        for part in (few, test)
+    )
+    theirs = Ridge(alpha=1024.0, fit_intercept=False, solver="cholesky").fit(x, 2.0 * np.eye(4)[labels.numpy()] - 1.0)
+    np.testing.assert_allclose(ridge_scores(few, labels, test, 4).numpy(), theirs.predict(later), rtol=1e-3, atol=1e-5)
 
 
 def test_separable_classes_are_told_apart() -> None:

@@ -70,6 +70,18 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert 0.87 <= hits / 300 <= 0.99
 
 
+def test_three_seeds_that_differ_are_more_than_their_images() -> None:
+    """With many test images the draws of training images are all there is; docs/transfer.md says how often it holds."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(300):
+        hardness = np.sort(generator.random(4000))
+        accuracies = 0.7 + 0.03 * generator.standard_normal(3)
+        low, high = accuracy_interval(hardness < accuracies[:, None], draws=400, seed=trial)
+        hits += low <= 0.7 <= high
+    assert 0.85 <= hits / 300 <= 0.9
+
+
 def test_one_seed_gives_the_binomial_interval() -> None:
     right = np.arange(1000)[None] < 800
     low, high = accuracy_interval(right)

@@ -5,7 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
+from isoflop.config import OptimConfig
+from isoflop.transfer import probe
 from isoflop.transfer.few_shot import neighbour_scores
 from isoflop.transfer.probe import logistic_scores, probe_scores
 
@@ -47,6 +50,19 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
         (votes / votes.sum(dim=1, keepdim=True)).numpy(), theirs.predict_proba(test.numpy()), atol=1e-4
     )
     assert neighbour_scores(x[:3], y[:3], test, 4).shape == (80, 4)  # fewer than twenty neighbours all vote
+
+
+def test_the_batch_norm_of_the_probe_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, ...]] = []
+    real = probe.build_optimizer
+
+    def build(model: nn.Module, options: OptimConfig) -> torch.optim.Optimizer:
+        trained.append(tuple(name for name, _ in model.named_parameters()))
+        return real(model, options)
+
+    monkeypatch.setattr(probe, "build_optimizer", build)
+    probe_scores(*clouds(40), clouds(8)[0], 4, epochs=1)
+    assert trained == [("1.weight", "1.bias")]
 
 
 def test_the_probe_learns_and_does_not_care_for_the_scale_of_features() -> None:

@@ -1,6 +1,7 @@
 """Transfer of a trained run: every protocol, kept and resumed; and what cannot judge anything."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def test_every_published_fine_tuning_runs_through_the_one_loop(run: Path, tmp_pa
     assert "stages.0.0.norm1.weight" in configs[0]["optim"]["groups"]["frozen"]["parameters"]
 
 
+def test_of_several_learning_rates_the_one_that_is_best_on_held_out_images_is_taken(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = PUBLISHED["vit"]
+    monkeypatch.setitem(PUBLISHED, "vit", lambda *of: replace(published(*of), held_out=0.3))
+    small = {"steps": 40, "batch_size": 64, "schedule": {"warmup": 1}}
+    values = config(protocols=("finetune_vit",), shots=(50,), seeds=(0,), run=small, learning_rates=(1e-9, 0.1, 1e-8))
+    (row,) = transfer(open_backbone(run), values, folder=tmp_path)
+    assert row["learning_rate"] == 0.1
+    assert row["accuracy_mean"] > 0.15
+
+
 def test_nfnets_are_fine_tuned_as_their_paper_says() -> None:
     """arXiv 2102.06171, A.5, of 15,000 steps of 2,048 images; the 50 epochs are those of arXiv 2310.16764."""
     recipe = PUBLISHED["nfnet"](1_281_167, create_model("nfnet_w4d1", num_classes=2, image_size=32))
@@ -154,6 +167,8 @@ def test_features_are_computed_once_and_go_on_where_they_were(
     assert [path.name for path in (cache / "features").iterdir()] == [features.cache_path(backbone, source).name]
     other = open_backbone(run, random_weights=True)
     assert features.cache_path(other, source) != features.cache_path(backbone, source)
+    others = [open_task(f"fractals?classes=4&images=1438&zipf={zipf}", backbone).train for zipf in (1.0, 1.5)]
+    assert features.cache_path(backbone, others[0]) != features.cache_path(backbone, others[1])
 
 
 def _all(source: Any) -> tuple[torch.Tensor, Any, torch.device]:
