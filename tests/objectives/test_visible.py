@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, create_model
+from isoflop.models.bit import BiT
+from isoflop.models.mixers import Attention
+from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 from isoflop.objectives import Masked
 from isoflop.objectives.masked import is_plain, patches, unpatched
 from isoflop.objectives.objective import Uniforms
-from isoflop.objectives.visible import only_visible
+from isoflop.objectives.visible import Sight, only_visible
 
 THIN = {"depths": (1, 1, 1, 1), "widths": (16, 16, 32, 32), "mlp_widths": (32, 32, 32, 32), "drop_path": 0.1}
 HEADS = {**THIN, "heads": (1, 1, 2, 2)}
@@ -85,6 +88,40 @@ def test_hidden_pixels_change_no_output_at_visible_positions(
     with torch.no_grad():
         torch.manual_seed(0)
         assert not torch.equal(objective.encode(visible, keep), before), "visible pixels do count"
+
+
+@pytest.mark.parametrize(("name", "size", "changes"), MODELS)
+def test_whatever_is_at_hidden_places_on_the_way_reaches_no_visible_one(
+    name: str, size: int | tuple[int, int], changes: dict[str, Any]
+) -> None:
+    """Every layer by itself: noise is put into the hidden places of what each of them puts out. Hidden pixels alone
+    would not tell, where they are gone after the first convolution and later ones see what it left in their places."""
+    objective = masked(name, size, changes).eval()
+    images, _, order = drawn(objective)
+    keep = order[:, : objective.visible]
+    sight, generator = Sight(keep, objective.grid), torch.Generator().manual_seed(7)
+
+    def disturb(module: nn.Module, inputs: Any, out: Any) -> Tensor | None:
+        if not isinstance(out, Tensor) or out.ndim != 4:
+            return None
+        channels_first = isinstance(module, nn.Conv2d) and not isinstance(
+            module, StandardisedConv | PlainStandardisedConv
+        )
+        rows, columns = out.shape[2:] if channels_first else out.shape[1:3]
+        if rows % objective.grid[0] or columns % objective.grid[1]:
+            return None
+        hidden = 1 - sight.at(rows, columns)
+        noise = 10 * torch.randn(out.shape, generator=generator)
+        return out + noise * (hidden.movedim(-1, 1) if channels_first else hidden)
+
+    with torch.no_grad():
+        before = objective.encode(images, keep)
+        for path, module in objective.backbone.named_modules():
+            inside_attention = isinstance(objective.backbone.get_submodule(path.rpartition(".")[0]), Attention)
+            cleaned_before_its_pooling = isinstance(objective.backbone, BiT) and path == "stem"
+            if path and not inside_attention and not cleaned_before_its_pooling:
+                module.register_forward_hook(disturb)
+        assert torch.equal(objective.encode(images, keep), before)
 
 
 @pytest.mark.parametrize(("name", "size", "changes"), MODELS)
