@@ -17,6 +17,7 @@ from typing import Any
 from isoflop.config import RunConfig, StudyConfig, TransferConfig, parse
 from isoflop.data import check
 from isoflop.data.records import TEST_NAMES
+from isoflop.errors import IsoflopError
 from isoflop.study import Narrator, open_study, run_study
 from isoflop.train import train
 from isoflop.transfer import open_backbone, transfer
@@ -54,7 +55,8 @@ class Talk(Narrator):
     """Tells the little that one wants to know meanwhile."""
 
     def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
-        print(f"\r{finished} of {total} runs", end="", flush=True)
+        share = done_seconds / total_seconds if total_seconds else 0
+        print(f"\r{share:4.0%}, {finished} of {total} runs", end="", flush=True)
 
     def line(self, text: str) -> None:
         print(f"\n{text}")
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None, changes: dict[str, Any] | None 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, help="a folder with a folder for each class")
     parser.add_argument("--hours", type=float, default=0.5, help="of one device, for the study")
-    parser.add_argument("--target", type=float, default=4e11, help="training FLOPs that the answer is for")
+    parser.add_argument("--target", type=float, default=1e11, help="training FLOPs that the answer is for")
     parser.add_argument("--output", type=Path, default=Path("studies/own_images"))
     given = parser.parse_args(arguments)
 
@@ -111,4 +113,7 @@ def judge(folder: Path, source: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IsoflopError as error:
+        raise SystemExit(f"error: {error}") from None
