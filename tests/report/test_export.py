@@ -56,6 +56,12 @@ def test_what_is_written_holds_no_markup_and_no_formula(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, planted: Any) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match=r"file/figures: cannot write here: Not a directory"):
+        write_figures(report_figures(planted.rows, planted.answer, planted.curves), tmp_path / "file" / "figures")
+
+
 def test_an_unknown_format_is_refused(frontier: Figure, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="docx"):
         write_figures([frontier], tmp_path, ("docx",))

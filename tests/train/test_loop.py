@@ -1,5 +1,6 @@
 """The training loop: it learns, it refuses what cannot be, and it records what went wrong."""
 
+import json
 import math
 import os
 import subprocess
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from isoflop.errors import CheckpointError, ConfigError
 from isoflop.train import read_journal, train
 from isoflop.train.checkpoints import saved_steps
+from isoflop.train.journal import restarts
 from isoflop.train.run_directory import read_status
 from tests.promises.chaos import run_config
 
@@ -61,6 +63,18 @@ def test_a_damaged_file_of_a_run_is_told_in_one_line(tmp_path: Path) -> None:
             (tmp_path / "run" / name).write_text(content)
             with pytest.raises(CheckpointError, match=rf"run/{name}: not readable: .+"):
                 train(run_config(steps=10), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b"\xff\x00\x9a", b"3\n", b"[]", b'{"kind": "train", "step": 2}', b'{"step": 1, "im']
+)
+def test_a_journal_is_read_up_to_what_is_no_row(tmp_path: Path, torn: bytes) -> None:
+    attempt = tmp_path / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    whole = {"kind": "train", "step": 1, "images": 8, "loss": 2.5}
+    (attempt / "metrics-0001.jsonl").write_bytes(json.dumps(whole).encode() + b"\n" + torn)
+    assert read_journal(tmp_path) == [whole]
+    assert restarts(tmp_path) == []
 
 
 def test_one_image_is_no_batch_for_batch_normalisation(tmp_path: Path) -> None:

@@ -41,20 +41,24 @@ _STYLE: Any = {
 def write_figures(figures: Sequence[Figure], folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write every figure that shows something to `folder` in each of `formats`; returns the files, in order.
 
-    The same figures give the same bytes. Raises StudyError without matplotlib or for an unknown format.
+    The same figures give the same bytes. Raises StudyError without matplotlib, for an unknown format, and where the
+    storage refuses.
     """
     unknown = sorted(set(formats) - set(FORMATS) - {"png"})
     if unknown:
         raise StudyError(f"figures cannot be written as {', '.join(unknown)}; choose from svg, pdf, png, csv")
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for figure in (figure for figure in figures if figure.panels):
-        paths = [folder / f"{figure.key}.{form}" for form in formats]
-        _draw(figure, [path for path in paths if path.suffix != ".csv"])
-        for path in paths:
-            if path.suffix == ".csv":
-                _write_csv(figure, path)
-        written += paths
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure in (figure for figure in figures if figure.panels):
+            paths = [folder / f"{figure.key}.{form}" for form in formats]
+            _draw(figure, [path for path in paths if path.suffix != ".csv"])
+            for path in paths:
+                if path.suffix == ".csv":
+                    _write_csv(figure, path)
+            written += paths
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot write here: {error.strerror}") from error
     return written
 
 

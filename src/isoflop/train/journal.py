@@ -98,12 +98,26 @@ def attempts(directory: Path) -> Iterator[list[Row]]:
     for attempt in sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)):
         rows: list[Row] = []
         for file in sorted(attempt.glob("metrics-*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                row = _row(line)
+                if row is None:
                     break  # torn by a kill: nothing after it was written
+                rows.append(row)
         yield rows
+
+
+def _row(line: str) -> Row | None:
+    """The row in a line of a journal; None for what is none: torn, or no words of ours."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or not isinstance(row.get("step"), int):
+        return None
+    whole = row["kind"] in GOES_BACK or (
+        isinstance(row.get("images"), int) and isinstance(row.get("loss"), float | int)
+    )
+    return row if whole else None
 
 
 def read_journal(directory: Path) -> list[Row]:
