@@ -14,8 +14,10 @@ from tests.train.optim.networks import fill_gradients, small_network
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0])
 def test_adaptive_clipping_agrees_with_timm(scale: float) -> None:
     ours, theirs = small_network(), small_network()
-    fill_gradients(ours, scale)
-    fill_gradients(theirs, scale)
+    for network in (ours, theirs):
+        fill_gradients(network, scale)
+        with torch.no_grad():
+            network.get_parameter("hidden.weight")[:20].mul_(1e-4)  # units so small that 1e-3 takes their place
     AdaptiveGradientClipping(ours, 0.01)()
     adaptive_clip_grad(theirs.parameters(), clip_factor=0.01, eps=1e-3, norm_type=2.0)
     for (name, mine), reference in zip(ours.named_parameters(), theirs.parameters(), strict=True):
