@@ -82,6 +82,9 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     assert [rung["budget"] for rung in planned["rungs"]] == [1e8, 2e8, 4e8, 8e8]
     assert {run["family"] for run in planned["first"]} == {"vit"}
     assert not Path("studies").exists()
+    assert (
+        as_json(capsys, "study", "plan", "tiny.toml", "study.executor=slurm")["workers"] == 16
+    )  # as docs/planner.md says
 
 
 def test_an_address_without_ray_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:

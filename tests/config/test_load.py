@@ -297,6 +297,7 @@ def test_a_problem_in_a_shared_table_is_told_once(run_file: Path) -> None:
         ("study.finals=9", "`study.finals` = 9, but there are 2 families to answer: each has one answer"),
         ("study.money=50", "`study.money` says nothing without `price_per_hour`: give both"),
         ("study.price_per_hour=2", "`study.price_per_hour` says nothing without `money`: give both"),
+        ("families.vit.learning_rates=[-1]", "`families.vit.learning_rates[0]` = -1 must be greater than 0"),
         ("families.vit.learning_rates=[0.1, 0.1]", "`families.vit.learning_rates` must ascend"),
         ('families.vit.sizes=["a", "a"]', "`families.vit.sizes` names a preset twice"),
         ("families.vit.sizes=x", '`families.vit.sizes` = "x" must be a list or a whole number'),

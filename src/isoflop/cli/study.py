@@ -30,9 +30,10 @@ def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None
     config = load_study(file, overrides or []).config
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import plan_study
+    from isoflop.study.executors.slurm import JOBS
     from isoflop.train.machine import usable_cores
 
-    workers = config.study.workers or usable_cores()
+    workers = config.study.workers or (JOBS if config.study.executor == "slurm" else usable_cores())
     planned = plan_study(config)
     if as_json:
         print_json({"workers": workers, **planned.to_dict()})

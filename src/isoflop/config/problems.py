@@ -35,7 +35,10 @@ _EXPECTED = {
 def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     """Where each problem is in `raw`, and what it is; what went wrong with one value is told in one sentence."""
     expectations: dict[Path, list[str]] = {}
-    for details in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for details in found:
+        if details["type"] == "too_short" and any(_is_below(other["loc"], details["loc"]) for other in found):
+            continue  # it is short of those items alone that are told by themselves
         location = _without_tags(root, tuple(details["loc"]))
         if root.inherits(location) and not exists(raw, location):
             continue  # told where it was written
@@ -65,6 +68,10 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
         name = f"`{dotted(path)}`" if path else "everything"
         value = _short(literal(reach(raw, path)[1]))
         yield path, f"{name} = {value} must be {_either(list(dict.fromkeys(expected)))}"
+
+
+def _is_below(path: Path, other: Path) -> bool:
+    return len(path) > len(other) and path[: len(other)] == other
 
 
 def _without_tags(root: type[Table], location: Path) -> Path:
