@@ -67,11 +67,13 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
     if config.precision == "float8":
         use_float8(objective, ranks.device)
     parts = list(blocks(objective))
-    if not parts and (parallel.recompute or parallel.compile):
-        what = "recompute" if parallel.recompute else "compile"
-        raise ConfigError(
-            f"`parallel.{what}` works block by block, and {objective.backbone.preset} has none that are known"
-        )
+    asked = {
+        "parallel.recompute": parallel.recompute,
+        "parallel.compile": parallel.compile,
+        "precision = float8": config.precision == "float8",
+    }
+    for option in (option for option, is_asked in asked.items() if is_asked and not parts):
+        raise ConfigError(f"`{option}` works block by block, and {objective.backbone.preset} has none that are known")
     if parallel.recompute and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules()):
         raise ConfigError(
             f"`parallel.recompute` would take the batch statistics of {objective.backbone.preset} in twice"
