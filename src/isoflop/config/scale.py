@@ -1,8 +1,12 @@
 """Training on many devices, and what is watched while it goes on."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from isoflop.config.fields import Count, Maybe, Natural, Positive, Table, no_effect
+from pydantic import model_validator
+
+from isoflop.config.fields import Count, Maybe, Natural, Positive, Table, no_effect, problem
+
+ENOUGH_LOSSES = 10  # that a spike is judged by
 
 
 class ParallelConfig(Table):
@@ -33,9 +37,15 @@ class GuardsConfig(Table):
     back to its last snapshot and passes over the samples since. A snapshot in memory is taken every `window` steps,
     and checkpoints are made of snapshots. Left out, there is no such guard."""
     window: Count = 100
-    """Steps between snapshots, and of the memory for losses."""
+    """Steps between snapshots, and of the memory for losses; 10 at least, where there is a guard against spikes."""
     rollbacks: Natural = 3
     """Spikes that are rolled back before the run ends as diverged."""
     stuck_seconds: Positive = no_effect(1800.0)
     """A process that makes no step for so long writes its stack to `stuck/`; one of several then ends itself, so that
     torchrun starts again."""
+
+    @model_validator(mode="after")
+    def _can_judge(self) -> Self:
+        if self.spike and self.window < ENOUGH_LOSSES:
+            raise problem("window", f"= {self.window} losses are too few to tell a spike by: {ENOUGH_LOSSES} or more")
+        return self

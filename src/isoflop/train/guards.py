@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-ENOUGH = 10  # losses that a judgement needs
+from isoflop.config.scale import ENOUGH_LOSSES
 
 
 def robust_z(loss: float, before: Sequence[float]) -> float:
@@ -21,7 +21,7 @@ def robust_z(loss: float, before: Sequence[float]) -> float:
     0 while there are too few to judge by. Both are blind to the outliers that they are to find: 1.4826 × the median
     absolute deviation is the standard deviation of a normal distribution.
     """
-    if len(before) < ENOUGH:
+    if len(before) < ENOUGH_LOSSES:
         return 0.0
     middle = statistics.median(before)
     spread = 1.4826 * statistics.median(abs(x - middle) for x in before)
