@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from isoflop.config import RunConfig
 from isoflop.data.sources.arrays import ArraySource
-from isoflop.errors import ConfigError, ModelError
+from isoflop.errors import CheckpointError, ConfigError, DataError, ModelError
 from isoflop.models import create_model
 from isoflop.train import train
 from isoflop.train.reconstructions import read_reconstructions
@@ -73,6 +74,14 @@ def test_distillation_from_a_run_learns_and_keeps_no_teacher(tmp_path: Path) -> 
     assert result.heldout_accuracy is not None
     assert not (tmp_path / "run" / "objective.safetensors").exists()
     assert load_file(tmp_path / "run" / "model.safetensors").keys() == create_model("vit_w8d1p8").state_dict().keys()
+    facts = tmp_path / "teacher" / "data.json"
+    other = json.loads(facts.read_text()) | {"class_names": ["bee", *json.loads(facts.read_text())["class_names"][1:]]}
+    facts.write_text(json.dumps(other))
+    with pytest.raises(DataError, match=r"teacher: learnt other classes \(bee\) than .* has \("):
+        train(config(objective=imitate), tmp_path / "other")
+    facts.write_text("[]")
+    with pytest.raises(CheckpointError, match=r"teacher/data.json: not readable"):
+        train(config(objective=imitate), tmp_path / "other")
 
 
 def test_images_without_labels_can_be_masked(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.data import Source
+from isoflop.errors import CheckpointError
 from isoflop.train.checkpoints import write_json_atomically
 
 FILE = "data.json"
@@ -62,10 +63,13 @@ def write_facts(directory: Path, source: Source) -> None:
 
 
 def read_facts(directory: Path) -> DataFacts | None:
-    """What `data.json` says; None where there is none."""
+    """What `data.json` says; None where there is none, CheckpointError where it is damaged."""
     path = directory / FILE
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    lists = {name: tuple(found[name]) for name in ("mean", "std", "class_names")}
-    return DataFacts(**{**found, **lists})
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        lists = {name: tuple(found[name]) for name in ("mean", "std", "class_names")}
+        return DataFacts(**{**found, **lists})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not readable: {error!r}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from isoflop.config import DetectConfig, MaskedConfig, RunConfig, SegmentConfig
+from isoflop.config import DetectConfig, DistilledConfig, MaskedConfig, RunConfig, SegmentConfig
 from isoflop.data import Source, open_split
 from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.models import Backbone, create_model
@@ -22,7 +22,7 @@ from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
 from isoflop.train.attempt import Attempt, RunResult
-from isoflop.train.data_facts import Shape
+from isoflop.train.data_facts import Shape, read_facts
 from isoflop.train.device import choose_device
 from isoflop.train.halfway import Limit
 from isoflop.train.layout import build_and_arrange
@@ -148,6 +148,8 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         raise DataError(
             f"{source.uri}: {source.num_classes} classes, but `data.num_classes` = {config.data.num_classes}"
         )
+    if isinstance(config.objective, DistilledConfig):
+        _check_classes(config.objective, source)
     backbone = build_model(config, source)
     if config.start:
         start_from(backbone, config.start)
@@ -161,3 +163,16 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
     )
     freeze(objective, config.optim)
     return objective
+
+
+def _check_classes(config: DistilledConfig, source: Source) -> None:
+    """Raises DataError where the teacher is a run that learnt other classes, or the same in another order."""
+    facts = read_facts(Path(config.teacher).expanduser())
+    if facts and facts.class_names and source.class_names and facts.class_names != tuple(source.class_names):
+        pairs = zip(facts.class_names, source.class_names, strict=False)
+        theirs, ours = next(
+            (pair for pair in pairs if pair[0] != pair[1]), (len(facts.class_names), source.num_classes)
+        )
+        raise DataError(
+            f"`objective.teacher` = {config.teacher}: learnt other classes ({theirs}) than {source.uri} has ({ours})"
+        )
