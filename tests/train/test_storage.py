@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from isoflop.config import RunConfig
+from isoflop.errors import CheckpointError, ConfigError
 from isoflop.train import latest_checkpoint, train
 from isoflop.train.checkpoints import retired, saved_steps
 from isoflop.train.journal import JournalWriter, read_journal
@@ -111,6 +112,27 @@ def test_a_copy_on_far_storage_is_enough_to_go_on(tmp_path: Path) -> None:
     check_same(config, run, tmp_path / "moved")
 
 
+def test_far_storage_that_fails_in_its_own_way_costs_a_warning_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class EndpointError(Exception):
+        """As the libraries of object stores have them: no OSError."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise EndpointError("could not connect")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", fail)
+    config = run_config(steps=10, checkpoint={"folder": "memory://far"})
+    with pytest.warns(UserWarning, match=r"memory://far/\w+: the storage failed: could not connect; training goes on"):
+        assert train(config, tmp_path / "run").state == "done"
+    assert saved_steps(tmp_path / "run/checkpoints")
+    monkeypatch.setattr(MemoryFileSystem, "glob", fail)
+    with pytest.raises(CheckpointError, match="the storage failed: could not connect"):
+        train(config, tmp_path / "other")
+
+
 @pytest.mark.parametrize("place", ["", "file://"])
 def test_runs_that_share_a_folder_for_checkpoints_do_not_take_each_other_s(tmp_path: Path, place: str) -> None:
     weights = []
@@ -123,16 +145,12 @@ def test_runs_that_share_a_folder_for_checkpoints_do_not_take_each_other_s(tmp_p
 
 
 def test_a_folder_for_checkpoints_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
-    from isoflop.errors import ConfigError
-
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"checkpoint.folder = .*/file: cannot write"):
         train(run_config(steps=10, checkpoint={"folder": str(tmp_path / "file")}), tmp_path / "run")
 
 
 def test_an_address_that_nothing_can_reach_is_refused(tmp_path: Path) -> None:
-    from isoflop.errors import ConfigError
-
     with pytest.raises(ConfigError, match=r"checkpoint.folder = nowhere://x"):
         train(run_config(checkpoint={"folder": "nowhere://x"}), tmp_path / "run")
 

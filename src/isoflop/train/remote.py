@@ -6,12 +6,14 @@ A copy counts once its `manifest.json` is there, which is written last.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
-from isoflop.errors import ConfigError
+from isoflop.errors import CheckpointError, ConfigError
 from isoflop.train.checkpoints import checkpoint_path, retired, saved_steps
 
 MANIFEST = "manifest.json"
@@ -26,6 +28,7 @@ class Remote:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"checkpoint.folder = {address}: {error}") from error
         self._files: Any = files
+        self._address = address
         self._files.use_listings_cache = False
 
     def steps(self) -> list[int]:
@@ -34,25 +37,39 @@ class Remote:
         return sorted((int(str(path).split("/")[-2][5:]) for path in found), reverse=True)
 
     def upload(self, path: Path, keep: int, every: int | None, best: int | None) -> None:
-        """Copies the checkpoint at `path` and removes what `retired` says."""
+        """Copies the checkpoint at `path` and removes what `retired` says. CheckpointError when the storage fails."""
         target = f"{self._root}/{path.name}"
-        self._files.makedirs(target, exist_ok=True)
-        for file in sorted(path.iterdir(), key=lambda file: file.name == MANIFEST):
-            self._files.put_file(str(file), f"{target}/{file.name}")
-        for step in retired(self.steps(), keep, every, best):
-            old = f"{self._root}/{checkpoint_path(Path(), step).name}"
-            self._files.rm(f"{old}/{MANIFEST}")  # first, so that it no longer counts
-            self._files.rm(old, recursive=True)
+        with self._told():
+            self._files.makedirs(target, exist_ok=True)
+            for file in sorted(path.iterdir(), key=lambda file: file.name == MANIFEST):
+                self._files.put_file(str(file), f"{target}/{file.name}")
+            for step in retired(self.steps(), keep, every, best):
+                old = f"{self._root}/{checkpoint_path(Path(), step).name}"
+                self._files.rm(f"{old}/{MANIFEST}")  # first, so that it no longer counts
+                self._files.rm(old, recursive=True)
 
     def download(self, folder: Path) -> None:
-        """Brings the newest copies that `folder` does not have, so that it holds at least as much."""
+        """Brings the newest copies that `folder` does not have, so that it holds at least as much. CheckpointError when
+        the storage fails."""
         here = saved_steps(folder)
-        for step in self.steps():
-            if step not in here:
-                target = checkpoint_path(folder, step)
-                partial = target.with_name(f".{target.name}.download")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                for file in self._files.ls(f"{self._root}/{target.name}", detail=False):
-                    self._files.get_file(file, str(partial / Path(file).name))
-                partial.rename(target)
+        with self._told():
+            for step in self.steps():
+                if step not in here:
+                    self._bring(checkpoint_path(folder, step))
+
+    def _bring(self, target: Path) -> None:
+        partial = target.with_name(f".{target.name}.download")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for file in self._files.ls(f"{self._root}/{target.name}", detail=False):
+            self._files.get_file(file, str(partial / Path(file).name))
+        partial.rename(target)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of the storage's own library, which are of any kind, as ours."""
+        try:
+            yield
+        except Exception as error:
+            told = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(f"checkpoint.folder = {self._address}: the storage failed: {told}") from error

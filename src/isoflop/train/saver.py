@@ -67,6 +67,10 @@ class Saver:
     def _reach(self, address: str) -> None:
         self._remote = Remote(address)
 
+    def _download(self) -> None:
+        if self._remote:
+            self._remote.download(self.folder)
+
     def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -125,8 +129,7 @@ class Saver:
 
         A damaged one is passed over, aloud.
         """
-        if self._remote:
-            self._remote.download(self.folder)
+        self._ranks.first_does(self._download)
         if self._ranks.is_alone:
             checkpoint = latest_checkpoint(self.folder)
             if checkpoint:
