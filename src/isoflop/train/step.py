@@ -66,11 +66,13 @@ class Step:
         `votes` are questions on which all ranks must agree: they travel with the loss.
         """
         set_rate(self.optimizer, rate)
-        statistics = [buffer.clone() for buffer in self.statistics]
+        before = self._copied_statistics()
         loss = self._gradients(batch)
         if self.config.optim.sam:
+            after = self._copied_statistics()
             with uphill(self.parameters, self.config.optim.sam):
                 self._gradients(batch)
+            self._put_back(after)  # those uphill are of weights that no image will see
         if self.ranks.is_alone:
             told = [loss.item(), *map(float, votes)]
         else:
@@ -89,10 +91,16 @@ class Step:
             if self.average:
                 self.average.update(batch.step)
         else:  # what is not finite has been averaged in
-            for buffer, before in zip(self.statistics, statistics, strict=True):
-                buffer.copy_(before)
+            self._put_back(before)
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(told[0], gradient, updated, tuple(vote > 0 for vote in told[1:]))
+
+    def _copied_statistics(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.statistics]
+
+    def _put_back(self, statistics: list[Tensor]) -> None:
+        for buffer, value in zip(self.statistics, statistics, strict=True):
+            buffer.copy_(value)
 
     def shown_weights(self) -> AbstractContextManager[None]:
         """Meanwhile, the weights are those to evaluate and export: their average, where there is one."""

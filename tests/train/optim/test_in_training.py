@@ -55,6 +55,17 @@ def test_the_exported_weights_are_the_average_where_there_is_one(tmp_path: Path)
     assert held[0] != held[1]
 
 
+def test_statistics_of_batches_are_those_of_the_weights_and_not_of_the_place_uphill(tmp_path: Path) -> None:
+    found = []
+    for radius in (None, 0.5):
+        run(tmp_path / str(radius), {"sam": radius}, model={"name": "timm:resnet10t"}, steps=1)
+        found.append(load_file(tmp_path / str(radius) / "model.safetensors"))
+    plain, uphill = found
+    statistics = [name for name in plain if "running_" in name or "num_batches" in name]
+    assert statistics
+    assert all(torch.equal(plain[name], uphill[name]) for name in statistics)
+
+
 def test_a_tiny_radius_of_sam_changes_next_to_nothing_and_a_large_one_does(tmp_path: Path) -> None:
     losses = {}
     for radius in (None, 1e-6, 0.5):
