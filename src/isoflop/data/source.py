@@ -89,9 +89,10 @@ class SplitIndices:
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation, in units of 0 … 1, of uint8 images (n, c, h, w); exact in any order."""
-    values = images.to(torch.int64).transpose(0, 1).flatten(1)
-    count = values.shape[1]
-    total, squares = values.sum(dim=1), (values * values).sum(dim=1)
+    # Counts of the 256 values take a thousandth of the memory of sums over int64 pixels.
+    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in images.unbind(1)])
+    values, count = torch.arange(256), images.numel() // images.shape[1]
+    total, squares = (counts * values).sum(dim=1), (counts * values * values).sum(dim=1)
     mean = [int(t) / count for t in total]
     variance = [max(int(s) / count - m * m, 1.0) for s, m in zip(squares, mean, strict=True)]
     return tuple(round(m / 255, 5) for m in mean), tuple(round(v**0.5 / 255, 5) for v in variance)

@@ -19,7 +19,7 @@ def digits(*, split: Split, image_size: int, heldout: int, seed: int, channels: 
     bunch = load_digits()
     small = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32))[:, None] * (255 / 16)
     large = F.interpolate(small, size=(image_size, image_size), mode="bilinear", align_corners=False)
-    images = large.round().clamp(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).contiguous().numpy()
+    images = large.round_().clamp_(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).contiguous().numpy()
     labels = np.asarray(bunch.target, dtype=np.int64)
     shuffled = permute(np.arange(len(labels)), len(labels), derive_key("digits test split"))
     test, train = np.sort(shuffled[: len(labels) // _TEST_SHARE]), np.sort(shuffled[len(labels) // _TEST_SHARE :])
