@@ -199,6 +199,14 @@ def test_a_model_is_opened_up_into_a_folder(name: str, skipped: set[str], images
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
+def test_weights_that_are_not_finite_are_told_in_one_line(images: torch.Tensor, tmp_path: Path) -> None:
+    model = create_model("vit_ti16", num_classes=2, image_size=64)
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("inf")
+    with pytest.raises(ModelError, match=r"1 of the model's weights are not finite numbers \(head.weight\)"):
+        inspect_model(model, images, tmp_path)
+
+
 def test_a_model_without_attention_says_so(images: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="no attention"):
         attention_weights(create_model("poolformer_s12", num_classes=2, image_size=64), images)

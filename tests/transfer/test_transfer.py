@@ -247,6 +247,16 @@ def test_weights_of_another_run_are_refused(tmp_path: Path) -> None:
         load_backbone(tmp_path / "a")
 
 
+@pytest.mark.parametrize("protocol", ["ridge", "knn", "head"])
+def test_weights_that_are_not_finite_are_not_judged_as_if_they_were(run: Path, protocol: str) -> None:
+    backbone = open_backbone(run)
+    with torch.no_grad():
+        next(backbone.model.parameters()).fill_(float("nan"))
+    dataset = "fractals?classes=20&images=200" if protocol == "head" else "digits"
+    with pytest.raises(CheckpointError, match="are not finite numbers, so it cannot be judged"):
+        transfer(backbone, config(protocols=(protocol,), dataset=dataset))
+
+
 def test_images_with_other_channels_than_the_backbone_are_refused() -> None:
     model = create_model("vit_w12d2p8", num_classes=10, image_size=32, in_channels=4, seed=0)
     with pytest.raises(DataError, match="4"):

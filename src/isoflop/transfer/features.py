@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from isoflop.data import Source
 from isoflop.data.cache import cache_directory
+from isoflop.errors import CheckpointError
 from isoflop.models import Backbone
 from isoflop.train.checkpoints import write_json_atomically
 from isoflop.train.device import choose_device, to_device, to_unit_range
@@ -39,7 +40,7 @@ def features_of(
     """Pooled features float32 (N, D) of all images of `source`, in evaluation mode, mapped from the cache.
 
     `on_progress` is called with the numbers of images done and to do. They are kept in memory where the cache cannot be
-    written.
+    written. Raises CheckpointError for features that are not finite.
     """
     path = cache_path(pretrained, source)
     shape = (len(source), pretrained.model.num_features)
@@ -98,6 +99,8 @@ def _filled(
     synced = time.monotonic()
     for images in _blocks(source, done, workers):
         features = extract(model, to_unit_range(images, source, device)).cpu().numpy()
+        if not np.isfinite(features).all():
+            raise CheckpointError(f"{pretrained.name}: its features are not finite numbers, so it cannot be judged")
         rows[done : done + len(features)] = features
         done += len(features)
         if on_progress:

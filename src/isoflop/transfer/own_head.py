@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from isoflop.data import labels_of
-from isoflop.errors import DataError
+from isoflop.errors import CheckpointError, DataError
 from isoflop.train.device import choose_device, to_device, to_unit_range
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.intervals import LEVEL, accuracy_interval
@@ -37,6 +37,8 @@ def own_head(pretrained: Pretrained, dataset: str, name: str | None = None) -> d
             for rows in np.array_split(np.arange(len(source), dtype=np.int64), -(-len(source) // BATCH))
         ]
     )
+    if not bool(scores.isfinite().all()):
+        raise CheckpointError(f"{pretrained.name}: its logits are not finite numbers, so it cannot be judged")
     right = is_right(scores, labels).numpy()
     found = summary(scores, labels, calibrated=True)
     return {

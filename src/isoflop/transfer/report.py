@@ -19,7 +19,9 @@ def write_result(folder: Path, checkpoint: str, config: TransferConfig, rows: Se
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "result.json", document)
-        (folder / "result.md").write_text(markdown(rows), encoding="utf-8")
+        partial = folder / ".result.md"
+        partial.write_text(markdown(rows), encoding="utf-8")
+        partial.replace(folder / "result.md")
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot write here: {error.strerror}") from error
     return folder / "result.json"

@@ -31,8 +31,11 @@ def inspect_model(model: Backbone, images: Tensor, folder: Path) -> dict[str, An
         folder: made if missing.
 
     A part that a model does not have (attention in a NFNet) is in `skipped` with the reason.
-    Raises StudyError when the storage refuses.
+    Raises ModelError for weights that are not finite, StudyError when the storage refuses.
     """
+    wrong = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if wrong:
+        raise ModelError(f"nothing to see: {len(wrong)} of the model's weights are not finite numbers ({wrong[0]})")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
