@@ -69,11 +69,11 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path, small_dis
 def test_rows_that_the_disk_refuses_are_written_later(small_disk: Path) -> None:
     writer = JournalWriter(small_disk, 0, "scratch")
     fill(small_disk / "filler")
-    rows = [{"kind": "train", "step": step, "text": "x" * 50} for step in range(1, 400)]
+    rows = [{"kind": "train", "step": step, "images": step, "loss": 1.0, "text": "x" * 50} for step in range(1, 400)]
     with pytest.warns(UserWarning, match="wait in memory"):
         list(map(writer.write, rows))
     (small_disk / "filler").unlink()
-    writer.write({"kind": "train", "step": 400})
+    writer.write({"kind": "train", "step": 400, "images": 400, "loss": 1.0})
     writer.close()
     assert [row["step"] for row in read_journal(small_disk)] == list(range(1, 401))
 
