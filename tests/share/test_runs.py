@@ -78,6 +78,17 @@ def test_the_card_tells_what_is_known_and_nothing_else(run: Path, tmp_path: Path
     assert "## Data" not in (silent / "README.md").read_text()
 
 
+def test_of_folders_of_this_machine_the_card_names_the_last_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())
+    facts["uri"] = "folder:/home/ann/secret/birds?split=train"
+    (tmp_path / "run" / "data.json").write_text(json.dumps(facts))
+    export(str(tmp_path / "run"), "safetensors", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`folder:…/birds?split=train`" in card
+    assert "secret" not in card
+
+
 def test_a_run_of_a_study_brings_what_the_law_said_of_it(run: Path, tmp_path: Path) -> None:
     home = tmp_path / "study" / "runs"
     home.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ session = onnxruntime.InferenceSession("FOLDER/model.onnx")
 isoflop transfer FOLDER --data SOURCE
 ```""",
 }
+# A path of this machine: its folders are nobody's business. Not the paths within URLs, nor relative ones.
+ABSOLUTE = re.compile(r"(?<![\w/.~-])(?:~|/[^\s/\"`?*:]+)/(?:[^\s/\"`?*]+/)*([^\s/\"`?*]+)")
 
 
 def model_card(subject: Subject, format: str, agreement: str, licence: str | None) -> str:
-    """Markdown with the front matter that model hubs read."""
+    """Markdown with the front matter that model hubs read; of local paths only the last name."""
     parts = [
         _front_matter(subject, format, licence),
         f"# {subject.name}\n",
@@ -53,7 +56,7 @@ def model_card(subject: Subject, format: str, agreement: str, licence: str | Non
         _limits(subject),
         _provenance(subject),
     ]
-    return "\n".join(part for part in parts if part)
+    return ABSOLUTE.sub(r"…/\1", "\n".join(part for part in parts if part))
 
 
 def _front_matter(subject: Subject, format: str, licence: str | None) -> str:
