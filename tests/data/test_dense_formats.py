@@ -164,6 +164,33 @@ def test_maps_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
         MapRecords(folder, "test", classes=6)
 
 
+@pytest.mark.parametrize(("names", "message"), [(b"\n", "0 classes; maps of bytes"), (b"a\xff\n", "not UTF-8 text")])
+def test_names_of_classes_that_cannot_be_are_refused(tmp_path: Path, names: bytes, message: str) -> None:
+    folder = maps(tmp_path, np.zeros(SIZE, np.uint8))
+    (folder / "classes.txt").write_bytes(names)
+    with pytest.raises(DataError, match=message):
+        MapRecords(folder, "train")
+
+
+def test_dense_data_are_known_by_their_pictures_too(tmp_path: Path) -> None:
+    def fingerprints() -> tuple[str, str]:
+        boxes = CocoRecords(tmp_path / "boxes", "train")
+        return boxes.fingerprint, MapRecords(tmp_path / "maps", "train", classes=1).fingerprint
+
+    (tmp_path / "boxes").mkdir()
+    write(tmp_path / "boxes", [annotation()])
+    maps(tmp_path / "maps", np.zeros(SIZE, np.uint8))
+    before = fingerprints()
+    assert fingerprints() == before
+    for path in (tmp_path / "boxes/images/9.png", tmp_path / "maps/images/training/a.png"):
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
+    after = fingerprints()
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+
+
 def test_scenes_are_the_same_from_files_and_from_the_generator(tmp_path: Path) -> None:
     told = ["--images", "2", "--val-images", "2", "--size", "64", "--classes", "3"]
     with pytest.raises(SystemExit) as caught:

@@ -22,7 +22,7 @@ from isoflop.data.dense.coco_file import Entry, read_coco_file
 from isoflop.data.dense.objects import Objects, Task
 from isoflop.data.dense.pictures import file_fingerprint, read_picture
 from isoflop.data.dense.run_lengths import mask_of
-from isoflop.data.records import Part
+from isoflop.data.records import Part, fingerprint_images
 from isoflop.errors import DataError
 
 
@@ -44,7 +44,8 @@ class CocoRecords:
         self.category_ids = tuple(int(category["id"]) for category in categories)
         self.class_names = tuple(str(category["name"]) for category in categories)
         self.entries: list[Entry] = found["images"]
-        self.fingerprint = file_fingerprint(self._file, str(masks))
+        content = fingerprint_images([str(entry["file_name"]) for entry in self.entries], self._images)
+        self.fingerprint = file_fingerprint(self._file, f"{masks} {content}")
         numbers = {category: number for number, category in enumerate(self.category_ids)}
         self._by_image = self._placed(found["annotations"], numbers)
 

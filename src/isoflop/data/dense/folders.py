@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isoflop.config.nearest import nearest_path
 from isoflop.data.dense.objects import IGNORED, Task
 from isoflop.data.dense.pictures import read_map, read_picture
-from isoflop.data.records import Part
+from isoflop.data.records import Part, fingerprint_images
 from isoflop.errors import DataError
 
 _PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "val", "validation")}
@@ -53,8 +53,9 @@ class MapRecords:
                 f"{self._map(missing[0])}: no map for {missing[0].name} ({len(missing)} of {len(self._pictures)} "
                 "pictures have none)"
             )
-        listing = [(path.name, self._map(path).stat().st_size) for path in self._pictures]
-        content = repr((listing, self.class_names, ignore, first))
+        shown = [f"images/{self._part}/{path.name}" for path in self._pictures]
+        maps = [f"annotations/{self._part}/{path.stem}.png" for path in self._pictures]
+        content = repr((fingerprint_images([*shown, *maps], folder), self.class_names, ignore, first))
         self.fingerprint = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
@@ -101,9 +102,14 @@ def _class_names(folder: Path, classes: int | None) -> tuple[str, ...]:
     listed = folder / "classes.txt"
     if classes is None and not listed.is_file():
         raise DataError(f"{folder}: how many classes there are is not known: give `classes=N`, or write classes.txt")
-    names = listed.read_text(encoding="utf-8").split("\n") if listed.is_file() else []
-    names = [name.strip() for name in names if name.strip()]
+    try:
+        lines = listed.read_text(encoding="utf-8").split("\n") if listed.is_file() else []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{listed}: not UTF-8 text ({error})") from error
+    names = [line.strip() for line in lines if line.strip()]
     if classes is None:
+        if not 1 <= len(names) <= IGNORED:
+            raise DataError(f"{listed}: {len(names)} classes; maps of bytes have 1 to {IGNORED}")
         return tuple(names)
     if not 1 <= classes <= IGNORED:
         raise DataError(f"{folder}: classes={classes}; maps of bytes have 1 to {IGNORED}")
