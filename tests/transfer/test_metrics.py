@@ -67,19 +67,20 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         accuracies = 0.7 + 0.03 * generator.standard_normal(5)
         low, high = accuracy_interval(hardness < accuracies[:, None], draws=300, seed=trial)
         hits += low <= 0.7 <= high
-    assert 0.87 <= hits / 300 <= 0.99
+    assert 0.92 <= hits / 300 <= 0.98
 
 
-def test_three_seeds_that_differ_are_more_than_their_images() -> None:
-    """With many test images the draws of training images are all there is; docs/transfer.md says how often it holds."""
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_few_seeds_that_differ_are_more_than_their_images(seeds: int) -> None:
+    """With many test images the draws of training images are all there is; a bootstrap alone would hold 77 and 87 %."""
     generator = np.random.default_rng(0)
     hits = 0
     for trial in range(300):
         hardness = np.sort(generator.random(4000))
-        accuracies = 0.7 + 0.03 * generator.standard_normal(3)
+        accuracies = 0.7 + 0.03 * generator.standard_normal(seeds)
         low, high = accuracy_interval(hardness < accuracies[:, None], draws=400, seed=trial)
         hits += low <= 0.7 <= high
-    assert 0.85 <= hits / 300 <= 0.9
+    assert 0.92 <= hits / 300 <= 0.98
 
 
 def test_one_seed_gives_the_binomial_interval() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -18,7 +19,8 @@ def accuracy_interval(
     interchangeable, so that only their numbers are drawn: the cost does not grow with the images.
 
     Few seeds say little of their spread: resampling K of them underestimates it by √((K - 1)/K), so that each draw's
-    distance from the mean over seeds is stretched by the inverse.
+    distance from the mean over seeds is stretched by the inverse, and, the spread being estimated, by how much wider
+    Student's t with K - 1 degrees of freedom is than the normal distribution.
     """
     seeds, images = right.shape
     patterns, counts = np.unique(right, axis=1, return_counts=True)
@@ -27,6 +29,7 @@ def accuracy_interval(
     who = generator.integers(seeds, size=(draws, seeds))
     over_images = drawn.mean(axis=1)
     over_seeds = np.take_along_axis(drawn, who, axis=1).mean(axis=1) - over_images
-    stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
-    low, high = np.quantile(over_images + stretch * over_seeds, [(1 - level) / 2, (1 + level) / 2])
+    tail = (1 + level) / 2
+    stretch = np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail) if seeds > 1 else 1.0
+    low, high = np.quantile(over_images + stretch * over_seeds, [1 - tail, tail])
     return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
