@@ -155,6 +155,31 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     assert "no_such_model" in ended[bad.run_id].error
 
 
+HASTY = """
+import json, os, sys
+for line in sys.stdin:
+    (task,) = json.loads(line)
+    step = {"event": "progress", "run": task["run"], "step": 1}
+    end = {"event": "ended", "run": task["run"], "state": "done"}
+    told = "".join(json.dumps(message) + "\\n" for message in (step, step, end, step)).encode()
+    os.write(1, told[:-9])  # the last line is cut in two
+    os.write(1, told[-9:])
+"""
+
+
+def test_everything_that_a_worker_says_at_once_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        "isoflop.study.executors.local.subprocess.Popen",
+        lambda command, **more: start([command[0], "-c", HASTY], **more),
+    )
+    catalogue = Catalogue(toy_study(tmp_path / "toy"))
+    tasks = [Task(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01 * k), tmp_path, None) for k in range(1, 9)]
+    with LocalPool(2) as pool:
+        ended = [event.run_id for event in pool.run(tasks) if event.kind == "ended"]
+    assert sorted(ended) == sorted(task.run.run_id for task in tasks)
+
+
 @pytest.fixture
 def mounted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A file system of its own with the options that the test names."""

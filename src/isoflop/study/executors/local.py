@@ -19,8 +19,20 @@ from isoflop.train.machine import usable_cores
 
 @dataclass
 class _Worker:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     load: list[Task] = field(default_factory=list)  # what it has not ended yet
+    cut: bytes = b""  # the beginning of a line whose end has not come
+
+    def lines(self) -> list[bytes] | None:
+        """What it has said since; None where it is dead. To be called when its output is ready.
+
+        Read without a buffer of Python's: no selector announces a line that waits in one, and a run's last step and its
+        end are told in one breath.
+        """
+        assert self.process.stdout
+        found = os.read(self.process.stdout.fileno(), 1 << 16)
+        *whole, self.cut = (self.cut + found).split(b"\n")
+        return whole if found else None
 
 
 class LocalPool:
@@ -55,9 +67,9 @@ class LocalPool:
             while any(worker.load for worker in self._alive):
                 for key, _ in selector.select():
                     worker = key.data
-                    line = worker.process.stdout.readline()
-                    if line.endswith("\n"):
-                        yield self._heard(worker, json.loads(line), waiting)
+                    if (lines := worker.lines()) is not None:
+                        for line in lines:
+                            yield self._heard(worker, json.loads(line), waiting)
                         continue
                     selector.unregister(worker.process.stdout)
                     self._alive.remove(worker)
@@ -72,7 +84,7 @@ class LocalPool:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "isoflop.study.executors.worker"]
         pipe = subprocess.PIPE
-        return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
+        return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment))
 
     def _give(self, worker: _Worker, waiting: deque[list[Task]]) -> None:
         worker.load = list(waiting.popleft()) if waiting else []
@@ -80,7 +92,7 @@ class LocalPool:
             return
         assert worker.process.stdin
         try:
-            worker.process.stdin.write(json.dumps([task.to_json() for task in worker.load]) + "\n")
+            worker.process.stdin.write(json.dumps([task.to_json() for task in worker.load]).encode() + b"\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
             return  # it has just died; its closed output says so next
