@@ -48,7 +48,7 @@ def test_a_trained_run_transfers_to_real_digits(run: Path) -> None:
     for row in rows:
         low, high = row["interval"]
         assert 0.0 <= low < row["accuracy_mean"] < high <= 1.0
-        assert row["accuracy_mean"] > 0.2  # ten classes: chance is 0.1
+        assert row["accuracy_mean"] > 0.15  # ten classes: chance is 0.1, and its deviation 0.016
         assert row["top5"] > row["accuracy_mean"]
         assert sum(map(sum, row["confusion"])) == row["test_images"] == 359
         assert len(row["per_class"]) == 10
