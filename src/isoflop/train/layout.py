@@ -75,9 +75,7 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
     for option in (option for option, is_asked in asked.items() if is_asked and not parts):
         raise ConfigError(f"`{option}` works block by block, and {objective.backbone.preset} has none that are known")
     if parallel.recompute and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules()):
-        raise ConfigError(
-            f"`parallel.recompute` would take the batch statistics of {objective.backbone.preset} twice"
-        )
+        raise ConfigError(f"`parallel.recompute` would take the batch statistics of {objective.backbone.preset} twice")
     for number, block in enumerate(parts):
         if parallel.recompute and number % parallel.recompute == 0:
             forward: Callable[..., Any] = block.forward

@@ -125,7 +125,8 @@ def _outcomes(rows: Sequence[Row], answer: Answer, metric: Metric) -> list[Serie
 def _caption(has_laws: bool, trained: bool) -> str:
     text = "Each small marker is a finished run; the large ones are the best of their budget."
     if has_laws:
-        text += " Lines are the frontier laws a(C + d)⁻ᵇ + c, bands the interval in which the best run should fall;"
+        text += " Lines are the frontier laws a(C + d)⁻ᵇ + c, bent beyond the ladder by what their backtests missed;"
+        text += " bands are the interval in which the best run should fall;"
         text += " open diamonds are the predictions at the target compute."
     if trained:
         text += " A star is a run that trained an answer; no law saw it."
