@@ -20,11 +20,12 @@ from isoflop.config import (
 )
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, Cost, cost, create_model
+from isoflop.models.saved import Moments
 from isoflop.objectives.distilled import Distilled
 from isoflop.objectives.masked import Masked
 from isoflop.objectives.objective import Objective
 from isoflop.objectives.supervised import Supervised
-from isoflop.objectives.teacher import Moments, load_teacher, open_teacher, teacher_moments
+from isoflop.objectives.teacher import load_teacher, open_teacher, teacher_moments
 
 
 def make_objective(

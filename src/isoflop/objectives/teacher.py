@@ -12,8 +12,7 @@ from isoflop.config import DistilledConfig, RunConfig, parse
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_weights
-
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
+from isoflop.models.saved import Moments
 
 
 def load_teacher(config: DistilledConfig, student: Backbone) -> Backbone:

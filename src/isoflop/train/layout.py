@@ -67,13 +67,14 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
     if config.precision == "float8":
         use_float8(objective, ranks.device)
     parts = list(blocks(objective))
-    asked = {
+    by_block = {
         "parallel.recompute": parallel.recompute,
         "parallel.compile": parallel.compile,
         "precision = float8": config.precision == "float8",
     }
-    for option in (option for option, is_asked in asked.items() if is_asked and not parts):
-        raise ConfigError(f"`{option}` works block by block, and {objective.backbone.preset} has none that are known")
+    asked = [option for option, is_asked in by_block.items() if is_asked]
+    if asked and not parts:
+        raise ConfigError(f"`{asked[0]}` works block by block, and {objective.backbone.preset} has none that are known")
     if parallel.recompute and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules()):
         raise ConfigError(f"`parallel.recompute` would take the batch statistics of {objective.backbone.preset} twice")
     for number, block in enumerate(parts):

@@ -12,9 +12,9 @@ from isoflop.data.dense.objects import DenseRecords, Objects
 from isoflop.data.dense.packing import pack_objects
 from isoflop.data.orders import GlobalOrder, Order
 from isoflop.data.source import SplitIndices
+from isoflop.data.subset import Moments
 from isoflop.errors import DataError
 
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Moments = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as for all stored images
 
 
