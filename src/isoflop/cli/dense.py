@@ -34,7 +34,7 @@ def transfer_dense(
     tell_once = cache(_tell)  # data are opened for training and for judging
     warnings.showwarning = lambda message, *_rest, **_more: tell_once(f"warning: {message}")
     from isoflop.cli.tables import print_table
-    from isoflop.train.checkpoints import write_json_atomically
+    from isoflop.runs.files import write_json
     from isoflop.transfer import open_backbone
     from isoflop.transfer.dense import judge_dense
 
@@ -47,7 +47,7 @@ def transfer_dense(
             name += ", random weights"
         rows += judge_dense(backbone, config, name, folder=folder, tell=_tell)
     document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": rows}
-    write_json_atomically(folder / f"{config.protocol}.json", document)
+    write_json(folder / f"{config.protocol}.json", document)
     if as_json:
         print_json({"result": folder / f"{config.protocol}.json", "rows": rows})
         return

@@ -13,10 +13,10 @@ from typing import Any
 
 from isoflop.config import StudyConfig, TransferConfig, config_hash
 from isoflop.errors import CheckpointError, StudyError
+from isoflop.runs.files import write_json
 from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
 from isoflop.train import read_journal
-from isoflop.train.checkpoints import write_json_atomically
 from isoflop.train.journal import attempts, restarts
 from isoflop.train.run_directory import read_status
 
@@ -96,7 +96,7 @@ class Store:
     def write(self, name: str, value: Any) -> None:
         """Replaces a JSON file of the study; StudyError when the storage refuses."""
         try:
-            write_json_atomically(self.directory / name, value)
+            write_json(self.directory / name, value)
         except OSError as error:
             raise StudyError(f"{self.directory / name}: cannot write: {error.strerror}") from error
 

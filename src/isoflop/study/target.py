@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import TransferConfig
-from isoflop.train.checkpoints import write_json_atomically
+from isoflop.runs.files import write_json
 
 FILE = "target.json"
 
@@ -22,7 +22,7 @@ def measure_target(directory: Path, protocol: TransferConfig) -> None:
     (row,) = transfer(open_backbone(directory), protocol, folder=directory / "transfer")
     error = max(1.0 - row["accuracy_mean"], 0.5 / row["test_images"])
     found = {"protocol": protocol.model_dump(mode="json"), "error": error, "row": row}
-    write_json_atomically(directory / FILE, found)
+    write_json(directory / FILE, found)
 
 
 def read_target(directory: Path, protocol: TransferConfig) -> dict[str, Any] | None:

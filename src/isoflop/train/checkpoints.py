@@ -6,7 +6,6 @@ written under a hidden name, synced to the disk, and renamed: a kill at any mome
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoflop.errors import CheckpointError
+from isoflop.runs.files import read_json, sha256_of, sync
 
 FORMAT = 2
 WHOLE = "tensors.safetensors"  # what one process wrote; several write `shard-*.safetensors` (train/sharded.py)
@@ -80,8 +80,8 @@ def partial_path(folder: Path, name: str, pid: int) -> Path:
 
 def sealed(path: Path) -> str:
     """The SHA-256 of the file at `path`, which has then reached the disk."""
-    digest = _sha256(path)
-    _sync(path)
+    digest = sha256_of(path)
+    sync(path)
     return digest
 
 
@@ -90,12 +90,12 @@ def commit(partial: Path, final: Path, state: dict[str, Any], hashes: dict[str, 
     _write_json(partial / "state.json", state)
     hashes = {**hashes, "state.json": sealed(partial / "state.json")}
     _write_json(partial / "manifest.json", {"format": FORMAT, "sha256": hashes})
-    _sync(partial / "manifest.json")
-    _sync(partial)
+    sync(partial / "manifest.json")
+    sync(partial)
     if final.exists():  # the same step of the same run: its bytes are the same, unless they were damaged
         shutil.rmtree(final)
     os.rename(partial, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def retired(steps: Iterable[int], keep: int, every: int | None = None, best: int | None = None) -> list[int]:
@@ -120,13 +120,13 @@ def verify(path: Path, part: tuple[int, int] = (0, 1)) -> None:
 
     With `part` = (k, n), only every n-th file from the k-th is read: several processes share the work.
     """
-    manifest = _read_json(path / "manifest.json")
+    manifest = read_json(path / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: written in format {manifest.get('format')}, this isoflop reads {FORMAT}")
     for name, expected in sorted(manifest["sha256"].items())[part[0] :: part[1]]:
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing")
-        if _sha256(path / name) != expected:
+        if sha256_of(path / name) != expected:
             raise CheckpointError(f"{path / name}: its SHA-256 differs from the manifest: truncated or altered")
 
 
@@ -149,7 +149,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def read_state(path: Path) -> dict[str, Any]:
     """What the checkpoint at `path` says beside its tensors."""
-    return _read_json(path / "state.json")
+    return read_json(path / "state.json")
 
 
 def latest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
@@ -164,44 +164,8 @@ def latest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | 
     return None
 
 
-def write_json_atomically(path: Path, value: Any) -> None:
-    """Replaces the JSON file `path` in one step: a reader sees the old text or the new, never half of it.
-
-    For one writer at a time; what a killed one left behind is written over.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        _write_json(partial, value)
-        _sync(partial)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable: {error}") from error
-    return value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from isoflop.data import Source
 from isoflop.errors import CheckpointError
-from isoflop.train.checkpoints import write_json_atomically
+from isoflop.runs.files import write_json
 
 FILE = "data.json"
 
@@ -59,7 +59,7 @@ def facts_of(source: Source) -> DataFacts:
 
 def write_facts(directory: Path, source: Source) -> None:
     """Writes `data.json`; OSError when the storage refuses."""
-    write_json_atomically(directory / FILE, asdict(facts_of(source)))
+    write_json(directory / FILE, asdict(facts_of(source)))
 
 
 def read_facts(directory: Path) -> DataFacts | None:

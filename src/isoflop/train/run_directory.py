@@ -15,7 +15,7 @@ from isoflop.config import RunConfig, config_hash
 from isoflop.data import Source
 from isoflop.data.order import ALGORITHM
 from isoflop.errors import CheckpointError
-from isoflop.train.checkpoints import write_json_atomically
+from isoflop.runs.files import write_json
 from isoflop.train.data_facts import write_facts
 
 
@@ -55,10 +55,10 @@ def claim(config: RunConfig, directory: Path, source: Source) -> None:
     if strangers:
         raise CheckpointError(f"{directory}: not empty and not a run (it holds {strangers[0]}); choose another folder")
     try:
-        write_json_atomically(directory / "config.json", config.model_dump(mode="json"))
-        write_json_atomically(directory / "env.json", environment())
+        write_json(directory / "config.json", config.model_dump(mode="json"))
+        write_json(directory / "env.json", environment())
         write_facts(directory, source)
-        write_json_atomically(path, identity)
+        write_json(path, identity)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot write here: {error.strerror}") from error
 
@@ -82,7 +82,7 @@ def environment() -> dict[str, Any]:
 def write_status(directory: Path, status: dict[str, Any]) -> None:
     """Replaces `status.json`; CheckpointError when the storage refuses."""
     try:
-        write_json_atomically(directory / "status.json", status)
+        write_json(directory / "status.json", status)
     except OSError as error:
         raise CheckpointError(f"{directory / 'status.json'}: cannot write: {error.strerror}") from error
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from isoflop.config import Protocol, TransferConfig, canonical_json
 from isoflop.data import labels_of
 from isoflop.errors import CheckpointError
-from isoflop.train.checkpoints import write_json_atomically
+from isoflop.runs.files import write_json
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.features import features_of
 from isoflop.transfer.few_shot import neighbour_scores, ridge_scores
@@ -154,7 +154,7 @@ class _Judge:
             **more,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(path, made)
+        write_json(path, made)
         self.tell(f"{number} of {count}: {unit}: accuracy {made['top1']:.4f}")
         return made
 

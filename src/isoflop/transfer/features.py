@@ -24,7 +24,7 @@ from isoflop.data import Source
 from isoflop.data.cache import cache_directory
 from isoflop.errors import CheckpointError
 from isoflop.models import Backbone
-from isoflop.train.checkpoints import write_json_atomically
+from isoflop.runs.files import write_json
 from isoflop.train.device import choose_device, to_device, to_unit_range
 from isoflop.transfer.backbones import Pretrained
 
@@ -57,7 +57,7 @@ def features_of(
 
     def sync(count: int) -> None:
         rows.flush()
-        write_json_atomically(state, {"done": count})
+        write_json(state, {"done": count})
 
     _filled(rows, pretrained, source, done, workers, on_progress, sync)
     rows.flush()

@@ -8,7 +8,7 @@ from typing import Any
 
 from isoflop.config import TransferConfig
 from isoflop.errors import CheckpointError
-from isoflop.train.checkpoints import write_json_atomically
+from isoflop.runs.files import write_json
 
 HEAD = "| backbone | data | protocol | shots | accuracy (%) | 95 % interval | seeds |\n|---|---|---|---|---|---|---|\n"
 
@@ -18,7 +18,7 @@ def write_result(folder: Path, checkpoint: str, config: TransferConfig, rows: Se
     document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": list(rows)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(folder / "result.json", document)
+        write_json(folder / "result.json", document)
         partial = folder / ".result.md"
         partial.write_text(markdown(rows), encoding="utf-8")
         partial.replace(folder / "result.md")

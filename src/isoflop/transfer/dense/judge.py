@@ -21,8 +21,8 @@ from isoflop.errors import CheckpointError, DataError, ModelError
 from isoflop.models.saved import Moments
 from isoflop.objectives.dense.detector import Detector
 from isoflop.objectives.dense.segmenter import Segmenter
+from isoflop.runs.files import write_json
 from isoflop.train import train
-from isoflop.train.checkpoints import write_json_atomically
 from isoflop.train.device import choose_device, to_device
 from isoflop.train.finished import load_objective
 from isoflop.transfer.backbones import Pretrained
@@ -143,7 +143,7 @@ def _outcome(
         "seconds": result.seconds,
         "run": canonical_json(run),
     }
-    write_json_atomically(path, told)
+    write_json(path, told)
     return told
 
 
