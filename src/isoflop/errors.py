@@ -27,3 +27,7 @@ class LawError(IsoflopError):
 
 class StudyError(IsoflopError):
     """A study that cannot be planned, run or answered."""
+
+
+class DataNotice(UserWarning):
+    """What of a data set is not used, or was guessed: one line, said once by whatever opens it."""

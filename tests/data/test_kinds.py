@@ -208,7 +208,7 @@ def test_a_folder_that_may_not_be_read_gets_one_clear_line(image_folder: Path, m
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(DataError, match=r"^folder:\S+: Permission denied \(\S+train\)$"):
+    with pytest.raises(DataError, match=r"^folder:\S+: Permission denied \(\S+images\)$"):
         open_source(f"folder:{image_folder}", split="train", image_size=16)
 
 

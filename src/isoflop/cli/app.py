@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str] | None) -> int:
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of our source
     try:
         status = app(args=arguments, prog_name="isoflop", standalone_mode=False)
         sys.stdout.flush()

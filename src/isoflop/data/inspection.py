@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
 from isoflop.data.opening import open_records
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage, why
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note, why
 from isoflop.data.records import Part, Records
 from isoflop.errors import DataError
 
@@ -47,6 +47,8 @@ class CheckReport:
     """what a run would use, but somebody should look at"""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     """an image, and the first one with the same bytes"""
+    notes: list[Note] = field(default_factory=list)
+    """what is not used, and what was guessed"""
 
     @property
     def is_usable(self) -> bool:
@@ -68,6 +70,7 @@ class CheckReport:
         duplicates = [Damage(-1, name, f"the same bytes as {first}") for name, first in self.duplicates]
         for title, found in (("broken", self.broken), ("suspicious", self.suspicious), ("duplicates", duplicates)):
             lines += finding_lines(title, found, most)
+        lines += [note.line(most) for note in self.notes]
         verdict = "usable" if self.is_usable else f"a run would stop: more than {ALLOWED_SHARE:.1%} is broken"
         return [*lines, f"verdict: {verdict}"]
 
@@ -201,6 +204,7 @@ def _summarise(uri: str, part: Part, records: Records, findings: list[_Finding],
         broken=left_out + [Damage(f.sample, records.name(f.sample), f.broken) for f in findings if f.broken],
         suspicious=[Damage(f.sample, records.name(f.sample), f.suspicious) for f in findings if f.suspicious],
         duplicates=duplicates,
+        notes=list(records.notes),
     )
 
 

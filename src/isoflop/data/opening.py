@@ -15,6 +15,7 @@ once, at the size of the model, or each time anew (by default: once up to 64 px 
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from math import lcm
@@ -30,7 +31,7 @@ from isoflop.data.cache import decoded_images
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
-from isoflop.data.quarantine import why
+from isoflop.data.quarantine import printable, why
 from isoflop.data.records import Part, Records
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, array_statistics
@@ -44,7 +45,7 @@ from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.data.sources.published import PUBLISHED
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.sources.table import TableRecords
-from isoflop.errors import DataError
+from isoflop.errors import DataError, DataNotice
 
 _LARGEST_DECODED_ONCE = 64  # px
 _MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and gigabytes
@@ -129,6 +130,7 @@ def open_source(
         make, _ = _GENERATED[kind]
         return make(split=split, image_size=image_size, heldout=heldout, seed=seed, channels=channels or 1, **options)
     records = open_records(uri, "test" if split == "test" else "train")
+    _tell(records, uri)
     subset = None if split == "test" else SplitIndices(len(records), split, heldout, seed)
     order = _order(records, subset, options)
     is_small = image_size <= _LARGEST_DECODED_ONCE and len(records) <= _MOST_DECODED_ONCE
@@ -185,6 +187,14 @@ def open_records(uri: str, part: Part) -> Records:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(f"{uri}: {why(error)}{place}") from error
+
+
+def _tell(records: Records, uri: str) -> None:
+    """One line on what was left out and guessed; said once a process."""
+    if records.notes:
+        said = "; ".join(note.line(3) for note in records.notes)
+        more = " (`isoflop data check` lists all)" if any(note.total > 3 for note in records.notes) else ""
+        warnings.warn(f"{printable(uri)}: {said}{more}", DataNotice, stacklevel=1)
 
 
 def parse_uri(uri: str) -> tuple[str, str, Options]:

@@ -21,10 +21,33 @@ class Damage(NamedTuple):
     @property
     def line(self) -> str:
         """Name and reason, on one line whatever the name is made of."""
-        name = "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in self.name
-        )
-        return f"{name}: {self.reason}"
+        return f"{printable(self.name)}: {self.reason}"
+
+
+class Note(NamedTuple):
+    """What a data set holds and is not used, or what was guessed about it. It harms no run, but is never silent.
+
+    `Records.notes` has them; `isoflop data check` prints each, a run prints all in one line.
+    """
+
+    what: str
+    """"hidden files", "the column `label` is taken for the class" """
+    names: tuple[str, ...] = ()
+    """of what was left out, at least the first; none for a guess"""
+    total: int = 0
+    """how many were left out"""
+
+    def line(self, most: int = 20) -> str:
+        """The note on one line, with at most `most` names."""
+        if not self.total:
+            return printable(self.what)
+        shown = [printable(name) for name in self.names[:most]] + ["…"] * (self.total > min(most, len(self.names)))
+        return f"{printable(self.what)} left out: {self.total:,}" + (f" ({', '.join(shown)})" if most else "")
+
+
+def printable(text: str) -> str:
+    """`text` with everything that is not a character of one line escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def why(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.data.quarantine import Note
 from isoflop.errors import DataError
 
 Part = Literal["train", "test"]
@@ -36,6 +37,8 @@ class Records(Protocol):
     fingerprint: str
     shard_sizes: NDArray[np.int64] | None
     """The numbers of records in consecutive shards, where whole shards are best read together; else None."""
+    notes: tuple[Note, ...]
+    """What was left out and what was guessed when the data were opened."""
 
     def __len__(self) -> int:
         """The number of records."""

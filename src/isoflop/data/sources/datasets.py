@@ -12,6 +12,7 @@ from PIL import Image
 from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
+from isoflop.data.quarantine import Note
 from isoflop.data.records import Labels, Part, number_names
 from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.errors import DataError
@@ -24,6 +25,7 @@ class DatasetRecords:
     """
 
     shard_sizes: NDArray[np.int64] | None = None
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, dataset: Any, *, uri: str, class_names: tuple[str, ...] = ()) -> None:
         self.uri = uri

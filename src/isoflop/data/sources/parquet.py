@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage
+from isoflop.data.quarantine import Note
 from isoflop.data.records import TEST_NAMES, Labels, Part, check_labels, fingerprint_files, no_labels, number_names
 from isoflop.errors import DataError
 
@@ -26,6 +27,7 @@ class ParquetRecords:
     """The encoded images and labels of the Parquet files of one part of a data set."""
 
     shard_sizes: NDArray[np.int64] | None = None
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, path: Path, part: Part) -> None:
         self.uri = f"parquet:{path}"

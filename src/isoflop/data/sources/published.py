@@ -27,6 +27,7 @@ from PIL import Image
 
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
+from isoflop.data.quarantine import Note
 from isoflop.data.records import Labels, Part, check_labels, fingerprint_images
 from isoflop.errors import DataError
 
@@ -39,6 +40,7 @@ class ListedRecords:
     """Image files with labels from a list."""
 
     shard_sizes: NDArray[np.int64] | None = None
+    notes: tuple[Note, ...] = ()
 
     def __init__(
         self, uri: str, files: list[Path], labels: Labels, class_names: tuple[str, ...], border: int = 0
@@ -73,6 +75,7 @@ class CifarRecords:
     """Rows of the binary version: one or two labels, then 3,072 bytes of red, green and blue planes of 32 × 32."""
 
     shard_sizes: NDArray[np.int64] | None = None
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, path: Path, part: Part) -> None:
         self.uri = f"cifar:{path}"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
 from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_files
 from isoflop.data.shard_cache import ShardCache, reaching
 from isoflop.data.tar_index import RECORD, index_tar, resolve_labels
@@ -40,6 +40,8 @@ _FORMAT = 1
 
 class ShardRecords:
     """The samples of a list of tar shards, one shard after the other."""
+
+    notes: tuple[Note, ...] = ()
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
+from isoflop.data.quarantine import Note
 from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels
 from isoflop.errors import DataError
 
@@ -23,6 +24,7 @@ class TableRecords:
     """Image files listed in a CSV."""
 
     shard_sizes: NDArray[np.int64] | None = None
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, path: Path, part: Part) -> None:
         self.uri = f"table:{path}"

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.errors import DataNotice
+
 if TYPE_CHECKING:
     from isoflop.train.stacked import Seat
 
@@ -89,7 +91,8 @@ def _wait_until_free(directory: Path, patience: float) -> None:
 
 @contextmanager
 def warnings_sent(send: Send) -> Iterator[None]:
-    """Meanwhile, warnings are messages."""
+    """Meanwhile, warnings are messages. What a data set leaves out, the study has said when it was planned."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNotice)
         warnings.showwarning = lambda message, *_rest, **_more: send({"event": "warning", "message": str(message)})
         yield
