@@ -1,4 +1,4 @@
-"""Whether a line that somebody is told to type would be understood."""
+"""Commands as somebody types them: what comes of one, and whether one would be understood."""
 
 import json
 from itertools import pairwise
@@ -7,6 +7,13 @@ import pytest
 
 from isoflop.cli import main
 from isoflop.config import TransferConfig, load, load_any
+
+
+def isoflop(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0), *capsys.readouterr()
 
 
 def check_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

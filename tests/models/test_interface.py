@@ -233,7 +233,11 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("vit_b16", {"layer_scale": float("nan")}, "`layer_scale` must be finite"),
     ("nfnet_f0", {"widths": (1, 1, 1, 1)}, "too narrow"),
     ("timm:resnet18", {"in_chans": 1}, "`in_chans` is what `in_channels` says"),
-    ("timm:resnet18", {"block_args": "none"}, "timm cannot build"),
+    ("timm:resnet18", {"patch_size": 3}, "timm cannot build"),
+    ("timm:resnet18", {"drop_rate": "high"}, "`drop_rate` is numbers, not 'high'"),
+    ("timm:resnet18", {"drop_rate": True}, "`drop_rate` is numbers, not True"),
+    ("timm:resnet18", {"block_args": "none"}, "takes no option `block_args`"),
+    ("timm:resnet18", {"pretrained": "https://example.com/w.pth"}, "`pretrained` is true or false"),
 )
 
 

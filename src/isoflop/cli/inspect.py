@@ -49,7 +49,7 @@ def inspect(
         if is_named or not (existing(path) / "config.json").is_file():
             raise CheckpointError(f"{checkpoint}: not a finished run; say with --data what it is to look at")
         model, config = load_backbone(path, random_weights=random)
-        heldout = open_split(config.data, "heldout")
+        heldout = open_split(config.data, "heldout", may_fetch=False)
     else:
         opened = open_backbone(checkpoint if is_named else existing(path), random_weights=random)
         model = opened.model
@@ -82,9 +82,9 @@ def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
     from isoflop.train.finished import load_objective
     from isoflop.train.reconstructions import read_reconstructions, reconstruct
 
-    objective = load_objective(run, open_split(config.data, "train"))
+    objective = load_objective(run, open_split(config.data, "train", may_fetch=False))
     assert isinstance(objective, Masked)
-    now = reconstruct(objective, open_split(config.data, "heldout"), torch.device("cpu"), Precision())
+    now = reconstruct(objective, open_split(config.data, "heldout", may_fetch=False), torch.device("cpu"), Precision())
     save_png(folder / "reconstructions.png", reconstruction_sheet(made(now)))
     history = [made(saved) for saved in read_reconstructions(run)]
     if history:

@@ -223,6 +223,11 @@ class RunConfig(SharedConfig):
                     raise problem(f"optim.{key}", f"is of a classifier, which {self.objective.name} does not train")
         return self
 
+    def as_trained(self) -> Self:
+        """The same run for who reads its weights: its model is built, and no other weights are fetched for it."""
+        kept = {name: value for name, value in self.model.overrides.items() if name != "pretrained"}
+        return self.model_copy(update={"model": ModelConfig.model_validate({"name": self.model.name, **kept})})
+
     @property
     def images(self) -> int:
         """Images seen by the end of the run, repeats counted."""

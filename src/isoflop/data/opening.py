@@ -90,12 +90,28 @@ _COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
 _MIXTURE = "mixture"
 
 
-def open_split(data: DataConfig, split: Split) -> Source:
-    """One split of the data of a run or a study. Raises DataError as `open_source`, and if there is nothing in it."""
+def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Source:
+    """One split of the data of a run or a study. Raises DataError as `open_source`, and if there is nothing in it.
+
+    Data that lie elsewhere are refused unless `may_fetch`: the configuration of a checkpoint may be a stranger's.
+    """
+    if not may_fetch and _is_remote(data.source):
+        raise DataError(
+            f"{data.source}: a checkpoint's configuration alone is no reason to fetch data: who trusts it names them "
+            "(`isoflop inspect --data`, say), or gives a run that has its data.json"
+        )
     source = open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
     if not len(source):
         raise DataError(f"{data.source}: too few images to keep some for evaluation; at least five are needed")
     return source
+
+
+def _is_remote(uri: str) -> bool:
+    """Whether opening `uri` may ask another machine for it."""
+    kind, path, _ = parse_uri(uri)
+    if kind == _MIXTURE:
+        return any(_is_remote(part) for part, _ in _mixture_parts(uri, path))
+    return kind in ("hf", "torchvision") or "://" in path
 
 
 def open_source(

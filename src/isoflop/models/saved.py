@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from isoflop.errors import CheckpointError
@@ -84,29 +84,49 @@ def read_description(config: dict[str, Any], where: Path | str) -> Description |
     if not isinstance(found, dict):
         return None
     try:
-        options = {name: _hashable(value) for name, value in found["model"].items()}
-        mean, std = found["mean"], found["std"]
-        height, width = found["image_size"]
-        return Description(
+        options = dict(found["model"])
+        return checked_description(
+            where,
             preset=options.pop("name"),
             options=options,
             num_classes=found["num_classes"],
-            image_size=(height, width),
+            image_size=found["image_size"],
             channels=found["channels"],
-            moments=(tuple(mean), tuple(std)) if mean else None,
-            class_names=tuple(found["class_names"]),
+            moments=(found["mean"], found["std"]) if found["mean"] else None,
+            class_names=found["class_names"],
             origin=found["origin"],
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its config.json does not describe a model: {error!r}") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file; CheckpointError where it cannot be read."""
+def checked_description(where: Path | str, **fields: Any) -> Description:
+    """The description of what a stranger's `config.json` at `where` says; CheckpointError for wrong types.
+
+    Its weights lie beside it: an option that says where to get others has no effect.
+    """
+    options = fields["options"] = architecture_of({name: _hashable(v) for name, v in fields.get("options", {}).items()})
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not readable as weights: {' '.join(str(error).split())}") from error
+        made: Description = TypeAdapter(Description).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{where}: its config.json does not describe a model: `{place}`: {first['msg']}"
+        ) from error
+    for name in ("num_classes", "image_size", "in_channels", "seed"):
+        if name in options:
+            raise CheckpointError(f"{where}: its config.json has `{name}` among the options of the model")
+    if made.moments and any(len(values) != made.channels for values in made.moments):
+        raise CheckpointError(
+            f"{where}: its config.json has a mean or deviation for other than {made.channels} channels"
+        )
+    return made
+
+
+def architecture_of(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` of a model whose weights lie beside its description: none of them says that others are to be had."""
+    return {name: value for name, value in options.items() if name != "pretrained"}
 
 
 def _hashable(value: Any) -> Any:

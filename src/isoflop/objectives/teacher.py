@@ -92,7 +92,7 @@ def _run(folder: Path) -> tuple[str, dict[str, object], Path]:
         config = parse(json.loads((folder / "config.json").read_text()), RunConfig, str(folder / "config.json"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not readable: {error}") from error
-    return config.model.name, dict(config.model.overrides), weights
+    return config.model.name, dict(config.as_trained().model.overrides), weights
 
 
 def _filled(model: Backbone, weights: Path) -> Backbone:

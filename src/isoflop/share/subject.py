@@ -77,7 +77,7 @@ def _of_run(run: Path) -> Subject:
         how_far = f"{status.get('state', 'not begun')}, step {status.get('step', 0)} of {status.get('steps', '?')}"
         raise CheckpointError(f"{run}: the run is not finished ({how_far}); `isoflop train` goes on with it")
     model, config = load_backbone(run)
-    data = read_facts(run) or facts_of(open_split(config.data, "train"))
+    data = read_facts(run) or facts_of(open_split(config.data, "train", may_fetch=False))
     classifies = config.objective.name in CLASSIFYING
     model = _with_plain_head(model).eval()
     description = describe_model(

@@ -126,7 +126,7 @@ def _write_mae(folder: Path, subject: Subject) -> float:
             "`--to timm` for its features"
         )
     assert isinstance(model, MetaFormer)
-    objective = load_objective(subject.run, open_split(subject.config.data, "train")).eval()
+    objective = load_objective(subject.run, open_split(subject.config.data, "train", may_fetch=False)).eval()
     assert isinstance(objective, Masked)
     decoder = subject.masked
     config = transformers.ViTMAEConfig(

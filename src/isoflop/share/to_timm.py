@@ -17,7 +17,7 @@ from isoflop.models.interop.timm_names import TIMM
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.nfnet import NFNet
 from isoflop.models.presets import PRESETS
-from isoflop.models.saved import KEY
+from isoflop.models.saved import KEY, architecture_of
 from isoflop.share.subject import Subject
 from isoflop.share.verify import IMAGES, check, difference
 
@@ -65,7 +65,7 @@ def write_timm(folder: Path, subject: Subject, licence: str | None) -> float:
     model, description = subject.model, subject.description
     name, args = timm_model(model)
     if model.family == "timm":
-        args = {key: value for key, value in description.options.items() if key != "pretrained"} | args
+        args = architecture_of(description.options) | args
     classes = description.num_classes if subject.classifies else 0
     try:
         peer: Any = timm.create_model(name, num_classes=classes, in_chans=description.channels, **args)

@@ -28,7 +28,7 @@ from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights
-from isoflop.models.saved import KEY, Moments, read_description
+from isoflop.models.saved import KEY, Moments, checked_description, read_description
 from isoflop.train import build_model
 from isoflop.train.data_facts import Shape, read_facts
 from isoflop.train.start import load_trunk
@@ -110,8 +110,8 @@ def load_backbone(
     if not weights.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
-        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig)
-        source: Shape = read_facts(run_directory) or open_split(config.data, "train")
+        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig).as_trained()
+        source: Shape = read_facts(run_directory) or open_split(config.data, "train", may_fetch=False)
         sized = config.model_copy(
             update={"data": config.data.model_copy(update={"image_size": image_size or config.data.image_size})}
         )
@@ -147,23 +147,26 @@ def _from_saved(path: Path, config: dict[str, Any], image_size: int | None, rand
 
 def _from_timm_folder(path: Path, config: dict[str, Any], image_size: int | None, random_weights: bool) -> Pretrained:
     """A folder that `timm.create_model("local-dir:…")` loads."""
-    known, args = config.get("pretrained_cfg", {}), dict(config.get("model_args") or {})
-    channels, *sides = known.get("input_size", (3, 224, 224))
-    args = {name: value for name, value in args.items() if name not in ("img_size", "in_chans", "num_classes")}
-    name = f"timm:{config['architecture']}"
-    backbone = create_model(
-        name,
-        num_classes=config.get("num_classes") or known.get("num_classes") or 1,
-        image_size=image_size or tuple(sides),
-        in_channels=channels,
-        seed=0,
-        **args,
-    )
+    try:
+        known, args = config.get("pretrained_cfg") or {}, dict(config.get("model_args") or {})
+        channels, *sides = known.get("input_size", (3, 224, 224))
+        found = checked_description(
+            path,
+            preset=f"timm:{config['architecture']}",
+            options={name: v for name, v in args.items() if name not in ("img_size", "in_chans", "num_classes")},
+            num_classes=config.get("num_classes") or known.get("num_classes") or 1,
+            image_size=sides,
+            channels=channels,
+            moments=(known["mean"], known["std"]) if "mean" in known else None,
+            class_names=config.get("label_names") or (),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its config.json does not describe a model: {error!r}") from error
+    backbone = found.build(image_size)
     if not random_weights:
         state = {f"model.{name}": tensor for name, tensor in _weights(path / "model.safetensors").items()}
         load_trunk(backbone, state, path, with_head=True)
-    moments = (tuple(known["mean"]), tuple(known["std"])) if "mean" in known else None
-    return Pretrained(backbone, path.name, name, args, moments, tuple(config.get("label_names") or ()))
+    return Pretrained(backbone, path.name, found.preset, found.options, found.moments, found.class_names)
 
 
 def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretrained:
@@ -202,26 +205,24 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
     state = {} if random_weights else _weights(path / "model.safetensors")
     state = {name: tensor for name, tensor in state.items() if not _is_of_a_task(name)}
     head = next((tensor for name, tensor in state.items() if name.endswith(CLASSIFIERS)), None)
-    backbone = create_model(
-        preset,
+    size, seen = config.get("image_size", 224), _config_of(path, "preprocessor_config.json")
+    found = checked_description(
+        path,
+        preset=preset,
+        options=options,
         num_classes=1000 if head is None else len(head),
-        image_size=image_size or _square(config.get("image_size", 224)),
-        in_channels=in_channels,
-        seed=0,
-        **options,
+        image_size=size if isinstance(size, list) else (size, size),
+        channels=in_channels,
+        moments=(seen["image_mean"], seen.get("image_std")) if "image_mean" in seen else None,
+        origin={} if head is not None else {"classifier": None},
     )
+    backbone = found.build(image_size)
     if not random_weights:
         try:
             load_weights(backbone, state, "huggingface", head=head is not None)
         except ModelError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    moments = None
-    if (path / "preprocessor_config.json").is_file():
-        seen = json.loads((path / "preprocessor_config.json").read_text())
-        if "image_mean" in seen:
-            moments = (tuple(seen["image_mean"]), tuple(seen["image_std"]))
-    origin = {} if head is not None else {"classifier": None}
-    return Pretrained(backbone, path.name, preset, options, moments, origin=origin)
+    return Pretrained(backbone, path.name, preset, found.options, found.moments, origin=found.origin)
 
 
 def _from_file(path: Path, image_size: int | None, random_weights: bool, preset: str | None) -> Pretrained:
@@ -273,16 +274,12 @@ CLASSIFIERS = ("classifier.weight", "classifier.1.weight")
 _HEADS = (*CLASSIFIERS, "head.weight", "head.fc.weight", "fc.weight")
 
 
-def _square(size: Any) -> Any:
-    return tuple(size) if isinstance(size, list) else size
-
-
-def _config_of(path: Path) -> dict[str, Any]:
+def _config_of(path: Path, name: str = "config.json") -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        config = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return config
+    return config if isinstance(config, dict) else {}
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

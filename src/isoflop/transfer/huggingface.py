@@ -15,16 +15,18 @@ def huggingface_model(config: dict[str, Any], where: str) -> tuple[str, Options,
     Raises CheckpointError for a kind of model that has no counterpart here.
     """
     kind = config.get("model_type")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise CheckpointError(f"{where}: no counterpart of Hugging Face's {kind!r}; there is {', '.join(_KINDS)}")
     usual = "relu" if kind == "bit" else "gelu"
     if config.get("hidden_act", usual) != usual:
         raise CheckpointError(f"{where}: a {kind} with {config['hidden_act']!r} has no counterpart; {usual} has")
     try:
         preset, options = _KINDS[kind](config)
+        return preset, options, int(config.get("num_channels", 3))
     except KeyError as error:
         raise CheckpointError(f"{where}: config.json has no {error}") from error
-    return preset, options, int(config.get("num_channels", 3))
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise CheckpointError(f"{where}: config.json does not describe a {kind}: {error}") from error
 
 
 def _plain(preset: str, config: dict[str, Any]) -> tuple[str, Options]:
