@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.quarantine import Note
+from isoflop.data.quarantine import Note, printable
 from isoflop.errors import DataError
 
 Part = Literal["train", "test"]
@@ -63,6 +63,45 @@ def number_names(largest: int, where: str) -> tuple[str, ...]:
     if largest >= MOST_CLASSES:
         raise DataError(f"{where}: label {largest} is no class number; they are below {MOST_CLASSES:,}")
     return tuple(str(c) for c in range(largest + 1))
+
+
+def are_numbers(names: tuple[str, ...]) -> bool:
+    """Whether classes have no names but their numbers."""
+    return all(name == str(k) for k, name in enumerate(names))
+
+
+def renumbered(labels: Labels, own: tuple[str, ...], names: tuple[str, ...], where: str, known: str) -> Labels:
+    """`labels` of the classes `own`, numbered as the same classes among `names`.
+
+    Raises DataError for an image of a class that is not among them; `known` says whose they are.
+    """
+    number = {name: k for k, name in enumerate(names)}
+    places = np.asarray([number.get(name, -1) for name in own], dtype=np.int64)
+    found = np.unique(labels[labels >= 0]) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
+    if len(unknown := found[places[found] < 0]):
+        raise DataError(f"{where}: class `{printable(own[unknown[0]])}` is not among the {len(names)} classes {known}")
+    if labels.ndim == 1:
+        return labels if (places[found] == found).all() else np.where(labels < 0, -1, places[labels])
+    several = np.zeros((len(labels), len(names)), dtype=np.uint8)
+    several[:, places[found]] = labels[:, found]
+    return several
+
+
+def as_in_training(
+    labels: Labels, own: tuple[str, ...], training: tuple[str, ...], where: str, *, by_number: bool
+) -> Labels:
+    """The labels of a test part whose classes are called `own`, numbered as the training part numbers its own.
+
+    A part that has numbers without names agrees by number where `by_number`: names were listed, not found in labels.
+    """
+    if own == training or not own:
+        return labels
+    if are_numbers(own) == are_numbers(training):
+        return renumbered(labels, own, training, where, "of the training part")
+    if not by_number:
+        raise DataError(f"{where}: one part has numbers for labels, the other one names; list the names of the classes")
+    numbers = tuple(map(str, range(max(len(own), len(training)))))
+    return renumbered(labels, numbers[: len(own)], numbers[: len(training)], where, "of the training part")
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> None:

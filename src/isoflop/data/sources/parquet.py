@@ -7,7 +7,7 @@ of lists is multi-label.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,18 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage
+from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, check_labels, fingerprint_files, no_labels, number_names
+from isoflop.data.records import (
+    TEST_NAMES,
+    Labels,
+    Part,
+    as_in_training,
+    check_labels,
+    fingerprint_files,
+    no_labels,
+    number_names,
+)
 from isoflop.errors import DataError
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
@@ -41,9 +51,16 @@ class ParquetRecords:
         self.class_names: tuple[str, ...] = ()
         self.labels: Labels = no_labels(table.num_rows)
         if label_column:
-            self.class_names = _class_names(schema, label_column)
-            self.labels, self.class_names = _labels(table.column(label_column), self.class_names, self.uri)
+            names = _class_names(schema, label_column)
+            self.labels, self.class_names = _labels(table.column(label_column), names, self.uri)
         self.fingerprint = fingerprint_files(files)
+        if label_column and part == "test" and (training := _training_classes(path)):
+            by_number = bool(names) or training.are_listed
+            labels = as_in_training(self.labels, self.class_names, training.names, self.uri, by_number=by_number)
+            self.class_names = training.names
+            if labels is not self.labels:
+                self.labels = labels
+                self.fingerprint = f"{derive_key(self.fingerprint, *self.class_names):016x}"  # of other labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,6 +134,28 @@ def _class_names(schema: Any, label_column: str) -> tuple[str, ...]:
     while isinstance(feature, list):
         feature = feature[0]
     return tuple(feature.get("names") or feature.get("feature", {}).get("names", ()))
+
+
+class _Classes(NamedTuple):
+    names: tuple[str, ...]
+    are_listed: bool
+    """in the metadata, not found among the labels"""
+
+
+def _training_classes(path: Path) -> _Classes | None:
+    """The classes of the training part, which number those of the test part; None where there is none or no labels."""
+    try:
+        files = _files(path, "train")
+    except DataError:
+        return None
+    schema = _schema(files[0])
+    if (column := _label_column(schema)) is None:
+        return None
+    listed = _class_names(schema, column)
+    if listed:
+        return _Classes(listed, are_listed=True)
+    table = pa.concat_tables([_read(file, [column]) for file in files])
+    return _Classes(_labels(table.column(column), (), f"parquet:{path}")[1], are_listed=False)
 
 
 def _labels(column: Any, names: tuple[str, ...], where: str) -> tuple[Labels, tuple[str, ...]]:

@@ -7,6 +7,8 @@ folder `isoflop-index`, or `isoflop-index-test`. `classes.txt` beside the shards
 are read by `pread`: about 5 µs each from the page cache, from any number of processes.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import os
@@ -26,7 +28,7 @@ from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_files
+from isoflop.data.records import TEST_NAMES, Labels, Part, as_in_training, fingerprint_files
 from isoflop.data.shard_cache import ShardCache, reaching
 from isoflop.data.tar_index import RECORD, index_tar, resolve_labels
 from isoflop.errors import DataError
@@ -61,10 +63,16 @@ class ShardRecords:
         self._cache = ShardCache(cache_directory() / "shards", cache_bytes)
         self._folder = self._find_index() or self._build_index(_index_cache(self._urls), progress)
         description = json.loads((self._folder / "shards.json").read_text())
+        self.class_names = self._own_names = tuple(description["class_names"])
+        self._by_number = bool(self.class_names and self._read_class_names())
+        if part == "test" and self.class_names and (training := self._training(pattern, cache_bytes)):
+            self._by_number |= training._by_number
+            self.class_names = training.class_names
         self._map_index()
-        self.class_names = tuple(description["class_names"])
         self.shard_sizes: NDArray[np.int64] | None = np.asarray(description["counts"], dtype=np.int64)
         self.fingerprint = str(description["fingerprint"])
+        if self._own_names != self.class_names[: len(self._own_names)]:
+            self.fingerprint = f"{derive_key(self.fingerprint, *self.class_names):016x}"  # of other labels
         self.problems = [Damage(*row) for row in description["problems"]]
         self._ends: list[int] = np.cumsum(self.shard_sizes).tolist()
         if len(self.problems) > allowed_share * (len(self) + len(self.problems)):
@@ -87,7 +95,9 @@ class ShardRecords:
         records = np.load(self._folder / "records.npy", mmap_mode="r", allow_pickle=False)
         # A plain array of (offset, size): memory-mapped still, but indexed three times as fast as a memmap of records.
         self._places: NDArray[np.int64] = np.asarray(records).view(np.int64).reshape(-1, 2)
-        self.labels: Labels = np.load(self._folder / "labels.npy", mmap_mode="r", allow_pickle=False)
+        labels: Labels = np.load(self._folder / "labels.npy", mmap_mode="r", allow_pickle=False)
+        where, by_number = self.uri, self._by_number
+        self.labels = as_in_training(labels, self._own_names, self.class_names, where, by_number=by_number)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: not the open files, and the index by its place."""
@@ -137,6 +147,18 @@ class ShardRecords:
 
     def _local(self, url: str) -> Path:
         return self._cache.fetch(url) if self.is_remote else Path(url)
+
+    def _training(self, pattern: str, cache_bytes: int) -> ShardRecords | None:
+        """The training part, whose classes number those of the test part; None where it is not there, has no labels,
+        or the same list of classes lies beside both."""
+        try:
+            urls = list_shards(pattern, "train")
+        except DataError:
+            return None
+        if self._by_number and os.path.dirname(urls[0]) == os.path.dirname(self._urls[0]):
+            return None
+        records = ShardRecords(pattern, "train", cache_bytes=cache_bytes, allowed_share=1.0)
+        return records if records.class_names else None
 
     def _find_index(self) -> Path | None:
         """An index that fits the shards: beside them, or in the cache."""
