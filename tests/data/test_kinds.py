@@ -237,7 +237,7 @@ def test_any_library_data_set_can_be_read(tmp_path: Path) -> None:
     records = DatasetRecords(Squares(), uri="squares")
     assert records.labels.tolist() == [0, 1, 0, 1]
     assert records.class_names == ("even", "odd")
-    from isoflop.data.cache import decoded_images
+    from isoflop.data.sources.arrays import decoded_images
 
     images, damages = decoded_images(records, 20, 3)
     assert np.array_equal(images[2].transpose(1, 2, 0), np.asarray(picture(2, 20, 20)))

@@ -1,18 +1,38 @@
-"""Decoded images and indexes kept on disk between processes: written once, then mapped into memory and shared."""
+"""What is kept on disk between processes and shared by them: decoded and encoded images, indices, features, hashes.
 
-import json
+An entry is a folder `KIND/KEY` with a manifest of the sizes and CRC-32 of its files. It is written under a private
+name, synced and renamed, so that it is whole or absent; of several processes that make the same one, the first counts
+and the others use it. An entry that is damaged, empty or of another format is made again. All of it can be deleted at
+any time.
+"""
+
+import contextlib
+import errno
+import hashlib
 import os
-import tempfile
-from collections.abc import Callable
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from isoflop.errors import DataError
+from isoflop.runs.files import PARTIAL, private_path, read_json, sync, write_json
 
-from isoflop.data.decode import DamagedImage, centre_box_of, decode_crop, read_header
-from isoflop.data.quarantine import Damage, why
-from isoflop.data.records import Records
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_CHUNK = 1 << 22  # bytes read at a time
+_ATTEMPTS = 8  # at an entry that others replace meanwhile
+_ABANDONED = 7 * 86_400.0  # seconds after which no writer is still at work
+_CLOCK_TICK = 20_000_000  # ns: a change within the tick of another one leaves the same times
+_REMEMBERED = 1 << 20  # bytes from which a file's hash is remembered
+
+T = TypeVar("T")
+
+_checked: dict[str, tuple[int, ...]] = {}
+"""of files of entries, their `signature` when this process found them whole"""
 
 
 def cache_directory() -> Path:
@@ -22,61 +42,168 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoflop"
 
 
-def decoded_images(records: Records, image_size: int, channels: int) -> tuple[NDArray[np.uint8], list[Damage]]:
-    """Every record's centre at `image_size`, uint8 (N, channels, s, s), and the damaged ones, which are black.
+def kept(
+    entry: Path, load: Callable[[Path], T | None], make: Callable[[Path], None], *, unchecked: Iterable[str] = ()
+) -> T | None:
+    """What `load` reads from the folder `entry` of the cache, which `make` fills first if it is not there and whole.
 
-    Decoded once and mapped from the cache afterwards; kept in memory where the cache cannot be written.
+    `load` gives None for an entry that does not fit: it is made again. `unchecked` are files whose content the reader
+    checks by itself. The result is None, with a warning, where the cache cannot be written. Errors of `make` other than
+    OSError pass.
     """
-    path = cache_directory() / "decoded" / f"{records.fingerprint}-{image_size}px-{channels}c.npy"
-    listing = path.with_suffix(".damaged.json")
-    found: list[Damage] = []
-
-    def make() -> NDArray[np.uint8]:
-        images = np.zeros((len(records), channels, image_size, image_size), dtype=np.uint8)
-        for index in range(len(records)):
-            try:
-                encoded = records.read(index)
-                header = read_header(encoded)
-                box = centre_box_of(header, image_size)
-                images[index] = decode_crop(encoded, header, box, size=image_size, channels=channels).numpy()
-            except (DamagedImage, OSError) as error:
-                found.append(Damage(index, records.name(index), why(error)))
-        _write_quietly(listing, lambda file: file.write(json.dumps(found).encode()))
-        return images
-
-    if not listing.exists():
-        path.unlink(missing_ok=True)
-    images = cached_array(path, make)
-    if not found and listing.exists():
-        found = [Damage(*row) for row in json.loads(listing.read_text())]
-    return images, found
-
-
-def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """The array at `path`, mapped read-only; made by `make` and written first if it is not there or cut short."""
-    if path.exists():
-        try:
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError):
-            pass  # cut short by a full disk or a crash: made again below
-    array = make()
-    if _write_quietly(path, lambda file: np.save(file, array)):
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    return array
-
-
-def _write_quietly(path: Path, write: Callable[[Any], object]) -> bool:
-    """Writes a file in one step; False where that is not possible (a read-only or full disk)."""
+    if (found := opened(entry, load)) is not None:
+        return found
+    partial = private_path(entry)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                write(file)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
+        partial.mkdir(parents=True)
+        remove_abandoned(entry.parent)
+        make(partial)
+        return publish(partial, entry, load, unchecked=unchecked)
+    except OSError as error:
+        tell_unwritable(error)
+        return None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def opened(entry: Path, load: Callable[[Path], T | None]) -> T | None:
+    """What `load` reads from `entry`; None where it is absent, damaged, of another format, or does not fit."""
+    for _ in range(_ATTEMPTS):
+        if not _is_whole(entry):
+            return None
+        try:
+            return load(entry)
+        except (FileNotFoundError, NotADirectoryError):  # replaced by another process meanwhile
+            continue
+        except (OSError, ValueError, EOFError, KeyError, TypeError):  # not what is written under this name
+            return None
+    return None
+
+
+def publish(partial: Path, entry: Path, load: Callable[[Path], T | None], *, unchecked: Iterable[str] = ()) -> T | None:
+    """Makes the folder `partial` the entry, or leaves it where another process was faster, and loads what is there.
+
+    Raises OSError where that cannot be written.
+    """
+    seal(partial, unchecked)
+    for _ in range(_ATTEMPTS):
+        try:
+            os.rename(partial, entry)
+            sync(entry.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-    except OSError:
+        if (found := opened(entry, load)) is not None:
+            return found
+        _discard(entry)
+    raise OSError(errno.EIO, "an entry that was just written is not whole", str(entry))
+
+
+def seal(folder: Path, unchecked: Iterable[str] = ()) -> None:
+    """Syncs the files in `folder` and writes their manifest."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        sync(path)
+        files[path.name] = {
+            "size": path.stat().st_size,
+            "crc32": None if path.name in unchecked else crc32_of(path),
+        }
+    write_json(folder / _MANIFEST, {"format": _FORMAT, "files": files})
+
+
+def crc32_of(path: Path, size: int | None = None) -> int:
+    """The CRC-32 of a file, or of its first `size` bytes."""
+    crc, left = 0, size
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK if left is None else min(left, _CHUNK)):
+            crc = zlib.crc32(chunk, crc)
+            left = None if left is None else left - len(chunk)
+    return crc
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether the manifest is there and every file is what it says. What was found whole is not read again by this
+    process until it changes.
+    """
+    try:
+        manifest = read_json(entry / _MANIFEST, {"format": int, "files": dict}, error=DataError)
+        if manifest["format"] != _FORMAT:
+            return False
+        for name, said in manifest["files"].items():
+            path = entry / name
+            found = signature(path)
+            if found[0] != said["size"]:
+                return False
+            if said["crc32"] is None or _checked.get(str(path)) == found:
+                continue
+            if crc32_of(path) != said["crc32"]:
+                return False
+            _checked[str(path)] = found
+    except (DataError, OSError, KeyError, TypeError):
         return False
     return True
+
+
+def _discard(entry: Path) -> None:
+    """Removes an entry that is not whole; others that read it keep what they have open."""
+    aside = private_path(entry)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(entry, aside)
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed writers left unfinished in a folder of the cache a week ago."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def tell_unwritable(error: OSError) -> None:
+    """Warns that something is not kept."""
+    warnings.warn(
+        f"the cache {cache_directory()} cannot be written ({error.strerror or error}), so what it would keep is made "
+        "each time; set ISOFLOP_CACHE to a folder with space, or delete caches, which are made again when needed",
+        stacklevel=3,
+    )
+
+
+def signature(path: Path | str) -> tuple[int, int, int, int, int]:
+    """Size, times of content and of status in ns, inode and device: what differs when a file was written or replaced.
+
+    The time of the status is the kernel's; nobody can set it back. A change that came within the clock's tick of the
+    one before would leave the same times, so a file that has just changed is waited for.
+    """
+    found = os.stat(path)
+    age = time.time_ns() - found.st_ctime_ns
+    if 0 <= age < _CLOCK_TICK:
+        time.sleep((_CLOCK_TICK - age) / 1e9)
+        found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+
+
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file. It is read once and remembered under its path and `signature`."""
+    place = cache_directory() / "hashes" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    for _ in range(_ATTEMPTS):
+        before = list(signature(path))
+        if before[0] >= _REMEMBERED:
+            with contextlib.suppress(DataError):
+                known = read_json(place, {"signature": list, "sha256": str}, error=DataError)
+                if known["signature"] == before:
+                    return str(known["sha256"])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if list(signature(path)) == before:
+            break
+    else:
+        raise DataError(f"{path}: changes while it is read")
+    if before[0] >= _REMEMBERED:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(place, {"signature": before, "sha256": digest})
+    return digest

@@ -16,8 +16,8 @@ from isoflop.data.inspection import Progress, guess_uri
 from isoflop.data.keyed import derive_key
 from isoflop.data.opening import open_records, parse_uri
 from isoflop.data.order import permute
-from isoflop.data.quarantine import Damage, why
-from isoflop.data.records import Part, Records
+from isoflop.data.quarantine import Damage
+from isoflop.data.records import Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
 
@@ -122,10 +122,10 @@ def _sound(records: Records, places: Iterable[tuple[int, int]], left_out: list[D
     """The samples at (new number, old number) that are pictures; the others are added to `left_out`."""
     for number, index in places:
         try:
-            encoded = records.read(index)
+            encoded = read_surely(records, index)
             extension = _EXTENSIONS.get(read_header(encoded).format, "jpg")
-        except (DamagedImage, OSError) as error:
-            left_out.append(Damage(index, records.name(index), why(error)))
+        except DamagedImage as error:
+            left_out.append(Damage(index, records.name(index), str(error)))
             continue
         yield _Sample(f"{number:09d}", extension, encoded, records.labels[index])
 

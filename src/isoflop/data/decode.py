@@ -22,6 +22,10 @@ from torch.nn import functional as F
 
 from isoflop.errors import DataError
 
+DECODING = 1
+"""To be raised when the same bytes give other pixels, or another picture counts as damaged: decoded images that are
+kept on disk are then made again."""
+
 MOST_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a few kilobytes can claim to be gigabytes."""
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
 from isoflop.data.opening import open_records
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note, why
-from isoflop.data.records import Part, Records
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
+from isoflop.data.records import Part, Records, read_surely
 from isoflop.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -156,9 +156,9 @@ def _check_chunk(uri: str, part: Part, start: int) -> list[_Finding]:
 def _examine(records: Records, index: int) -> _Finding:
     """Reads and decodes one record as a whole, and strictly."""
     try:
-        encoded = records.read(index)
-    except (DamagedImage, OSError) as error:
-        return _Finding(index, 0, b"", None, f"unreadable: {why(error)}", "")
+        encoded = read_surely(records, index)
+    except DamagedImage as error:
+        return _Finding(index, 0, b"", None, f"unreadable: {error}", "")
     digest = hashlib.blake2b(encoded, digest_size=8).digest()
     header, broken, suspicious = None, "", ""
     try:

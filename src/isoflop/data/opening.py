@@ -27,14 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config import DataConfig
-from isoflop.data.cache import decoded_images
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
 from isoflop.data.quarantine import printable, why
 from isoflop.data.records import Part, Records
 from isoflop.data.source import Source, Split, SplitIndices
-from isoflop.data.sources.arrays import ArraySource, array_statistics
+from isoflop.data.sources.arrays import ArraySource, array_statistics, decoded_images
 from isoflop.data.sources.datasets import hugging_face_records, torchvision_records
 from isoflop.data.sources.digits import digits
 from isoflop.data.sources.folder import FolderRecords

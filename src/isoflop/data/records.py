@@ -1,6 +1,8 @@
 """Records: encoded images with labels, as they lie in storage. Each kind of storage is one file in `sources/`."""
 
+import errno
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -8,7 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.quarantine import Note, printable
+from isoflop.data.decode import DamagedImage
+from isoflop.data.quarantine import Damage, Note, printable, why
 from isoflop.errors import DataError
 
 Part = Literal["train", "test"]
@@ -22,6 +25,9 @@ TEST_NAMES = ("test", "val", "validation")
 """What the part for testing may be called in storage; the first that is there is taken."""
 
 MOST_CLASSES = 10_000_000
+
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG})
+_WAITS = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
 
 _HASHED_WHOLE = 1 << 26  # bytes; larger files are fingerprinted by their size and 64 blocks of 64 KiB
 _BLOCK = 1 << 16
@@ -51,6 +57,31 @@ class Records(Protocol):
     def name(self, index: int) -> str:
         """What to call this record in a message: its path, or its place in a file."""
         ...
+
+
+class GoneImage(DamagedImage):
+    """An image of the data set whose file is not there."""
+
+
+def read_surely(records: Records, index: int) -> bytes:
+    """The encoded image of one record; a read that fails is tried again.
+
+    Only what was read can be damaged: when the storage fails (I/O errors, stale handles, timeouts, permissions), a
+    DataError ends the run. Raises DamagedImage for a record without an image, and GoneImage where its file is missing.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return records.read(index)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise GoneImage(why(error)) from error
+            if wait is None or error.errno in (errno.EACCES, errno.EPERM):
+                raise DataError(
+                    f"{Damage(index, records.name(index), why(error)).line}; the storage cannot be read, which is no "
+                    "damage of the image: start again when it can"
+                ) from error
+            time.sleep(wait)
+    raise AssertionError("unreachable")
 
 
 def no_labels(count: int) -> NDArray[np.int64]:

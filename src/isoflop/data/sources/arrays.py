@@ -1,16 +1,21 @@
-"""A source whose images are already decoded: an array in memory, or mapped from a file."""
+"""A source whose images are already decoded: an array in memory, or mapped from the cache of decoded images."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isoflop.data.cache import cache_directory, kept
+from isoflop.data.decode import DECODING, DamagedImage, centre_box_of, decode_crop, read_header
 from isoflop.data.keyed import derive_key, words
 from isoflop.data.orders import GlobalOrder, Order
 from isoflop.data.quarantine import Damage, Quarantine
-from isoflop.data.records import Labels
+from isoflop.data.records import GoneImage, Labels, Records, read_surely
 from isoflop.data.source import mean_and_std
 
 _STATISTICS_SAMPLES = 4096
@@ -57,6 +62,66 @@ class ArraySource:
         """See `Source.read`."""
         rows = self._rows[indices]
         return torch.from_numpy(self._images[rows]), label_tensor(self._labels, rows)
+
+
+def decoded_images(records: Records, image_size: int, channels: int) -> tuple[NDArray[np.uint8], list[Damage]]:
+    """Every record's centre at `image_size`, uint8 (N, channels, s, s), and the damaged ones, which are black.
+
+    Decoded once and mapped from the cache afterwards; kept in memory where the cache cannot be written. An image whose
+    file was gone is looked for again. Raises DataError where the storage fails: that is no damage of an image.
+    """
+    shape = (len(records), channels, image_size, image_size)
+    key = f"{records.fingerprint}-{image_size}px-{channels}c-v{DECODING}"
+
+    def make(folder: Path) -> None:
+        damages: list[Damage] = []
+        gone: list[int] = []
+        with (folder / "images.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in _decoded(records, image_size, channels, damages, gone):
+                file.write(image.tobytes())
+        (folder / "damaged.json").write_text(json.dumps({"damages": damages, "gone": gone}))
+
+    def load(folder: Path) -> tuple[NDArray[np.uint8], list[Damage]] | None:
+        images = np.asarray(np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False))
+        listed = json.loads((folder / "damaged.json").read_text())
+        if images.shape != shape or images.dtype != np.uint8 or any(_is_back(records, k) for k in listed["gone"]):
+            return None
+        return images, [Damage(*row) for row in listed["damages"]]
+
+    if (found := kept(cache_directory() / "decoded" / key, load, make)) is not None:
+        return found
+    damages: list[Damage] = []
+    images = np.zeros(shape, dtype=np.uint8)
+    for index, image in enumerate(_decoded(records, image_size, channels, damages, [])):
+        images[index] = image
+    return images, damages
+
+
+def _decoded(
+    records: Records, image_size: int, channels: int, damages: list[Damage], gone: list[int]
+) -> Iterator[NDArray[np.uint8]]:
+    black = np.zeros((channels, image_size, image_size), dtype=np.uint8)
+    for index in range(len(records)):
+        image = black
+        try:
+            encoded = read_surely(records, index)
+            header = read_header(encoded)
+            box = centre_box_of(header, image_size)
+            image = decode_crop(encoded, header, box, size=image_size, channels=channels).numpy()
+        except DamagedImage as error:
+            damages.append(Damage(index, records.name(index), str(error)))
+            if isinstance(error, GoneImage):
+                gone.append(index)
+        yield image
+
+
+def _is_back(records: Records, index: int) -> bool:
+    with contextlib.suppress(DamagedImage):
+        read_surely(records, index)
+        return True
+    return False
 
 
 def array_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from isoflop.data.decode import DamagedImage, decode_crop, read_header
 from isoflop.data.keyed import derive_key, words
 from isoflop.data.orders import Order
-from isoflop.data.quarantine import Damage, why
-from isoflop.data.records import Records
+from isoflop.data.quarantine import Damage
+from isoflop.data.records import Records, read_surely
 from isoflop.data.source import SplitIndices
 from isoflop.data.sources.arrays import label_tensor
 from isoflop.data.transforms import AUGMENTATIONS, Augmentation, Uniforms, after_crop, crop_box, shift_flip
@@ -62,8 +62,8 @@ class ImageSource:
             for candidate in (int(row), *self._replacements(int(indices[k]))):
                 try:
                     images[k] = self._view(candidate, augmentation, u[k])
-                except (DamagedImage, OSError) as error:
-                    damages.append(Damage(candidate, self._records.name(candidate), why(error)))
+                except DamagedImage as error:
+                    damages.append(Damage(candidate, self._records.name(candidate), str(error)))
                     continue
                 used[k] = candidate
                 break
@@ -75,12 +75,12 @@ class ImageSource:
 
     def _view(self, row: int, augmentation: Augmentation, u: Uniforms) -> Tensor:
         try:
-            encoded = self._records.read(row)
+            encoded = read_surely(self._records, row)
             header = read_header(encoded)
             box = crop_box(augmentation, header.height, header.width, self.image_size, u)
             image = decode_crop(encoded, header, box, size=self.image_size, channels=self.channels)
             return after_crop(augmentation, image, u)
-        except (DataError, OSError):
+        except DataError:
             raise
         except Exception as error:  # a fault of ours: say at which sample
             raise DataError(f"{self._records.name(row)}: {type(error).__name__}: {error}") from error
