@@ -1,6 +1,9 @@
 """Transfer of a trained run: every protocol, kept and resumed; and what cannot judge anything."""
 
+import errno
+import fcntl
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from isoflop.train import train
 from isoflop.transfer import Pretrained, load_backbone, open_backbone, transfer
 from isoflop.transfer import evaluate as module
 from isoflop.transfer.recipes import PUBLISHED
+from tests.processes import at_once, failures
 from tests.promises.chaos import run_config
 
 
@@ -160,7 +164,7 @@ def test_features_are_computed_once_and_go_on_where_they_were(
         features.features_of(backbone, source, on_progress=cut)
     seen: list[int] = []
     resumed = features.features_of(backbone, source, on_progress=lambda done, _: seen.append(done))
-    assert seen == [768, 1024, 1280, 1438]  # the first two blocks were on the disk
+    assert seen == [1024, 1280, 1438]  # the first three blocks were on the disk
     whole = features.extract(backbone.model, features.to_unit_range(*_all(source)))
     torch.testing.assert_close(resumed, whole, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(features, "extract", None)  # not called again
@@ -182,15 +186,48 @@ def test_damaged_files_of_what_was_done_are_made_again(run: Path, cache: Path, t
     (unit,) = tmp_path.rglob("units/*.json")
     for damaged in (b"", b'{"right": ', b"[]", b"\xff\xfe"):
         unit.write_bytes(damaged)
-        for file in (cache / "features").glob("*.npy"):
-            file.write_bytes(file.read_bytes()[:100])
+        for file in (cache / "features").glob("*/features.npy"):
+            file.write_bytes(file.read_bytes()[:100] if damaged else bytes(file.stat().st_size))
         again = transfer(open_backbone(run), values, folder=tmp_path)
         assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in whole]
 
 
+def test_transfers_at_once_get_the_features_of_one_alone(
+    run: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight processes start together; also where one has been interrupted, and where there are no locks."""
+    from isoflop.transfer import features
+    from isoflop.transfer.task import open_task
+
+    monkeypatch.setattr(features, "_SECONDS_BETWEEN_SYNCS", 0.0)
+    backbone = open_backbone(run)
+    source = open_task("digits", backbone).train
+    alone = features.features_of(backbone, source).numpy().copy()
+    entry = features.cache_path(backbone, source)
+
+    def stop(done: int, total: int) -> None:
+        if done >= 512:
+            raise KeyboardInterrupt
+
+    def no_locks(*rest: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for begin, locks in ((None, fcntl.flock), (stop, fcntl.flock), (None, no_locks)):
+        shutil.rmtree(entry)
+        if begin:
+            at_once(lambda: features.features_of(backbone, source, on_progress=stop))
+        monkeypatch.setattr(fcntl, "flock", locks)
+        found = at_once(*[lambda: features.features_of(backbone, source).numpy()] * 8)
+        assert not failures(found)
+        assert all(np.allclose(one, alone, rtol=1e-5, atol=1e-5) for one in found)
+        assert all(np.array_equal(one, features.features_of(backbone, source).numpy()) for one in found)
+    assert not list((cache / "features").glob(".*.partial"))
+
+
 def test_features_are_kept_in_memory_where_nothing_can_be_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOFLOP_CACHE", "/proc/nowhere")
-    (row,) = transfer(open_backbone(run), config(protocols=("ridge",)))
+    with pytest.warns(UserWarning, match="the cache /proc/nowhere cannot be written"):
+        (row,) = transfer(open_backbone(run), config(protocols=("ridge",)))
     assert row["accuracy_mean"] > 0.15
 
 

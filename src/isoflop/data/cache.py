@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from isoflop.errors import DataError
-from isoflop.runs.files import PARTIAL, private_path, read_json, sync, write_json
+from isoflop.runs.files import private_path, read_json, sync, write_json
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -103,6 +103,8 @@ def seal(folder: Path, unchecked: Iterable[str] = ()) -> None:
     """Syncs the files in `folder` and writes their manifest."""
     files = {}
     for path in sorted(folder.iterdir()):
+        if path.name == _MANIFEST:  # of an earlier attempt
+            continue
         sync(path)
         files[path.name] = {
             "size": path.stat().st_size,
@@ -159,7 +161,7 @@ def remove_abandoned(folder: Path) -> None:
     """Removes what killed writers left unfinished in a folder of the cache a week ago."""
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
-            if PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
+            if path.name.startswith(".") and time.time() - path.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(path, ignore_errors=True)
 
 
