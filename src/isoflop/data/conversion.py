@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from isoflop.data.quarantine import Damage
 from isoflop.data.records import Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
+from isoflop.runs.files import replacing
 
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 
@@ -137,15 +137,13 @@ def _write_class_names(folder: Path, records: Records) -> None:
 
 def _write_shard(path: Path, samples: Iterable[_Sample]) -> None:
     """One tar file, the same bytes for the same records: no times and no owners."""
-    part = path.with_suffix(".part")
-    with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with replacing(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             _add(tar, f"{sample.name}.{sample.extension}", sample.encoded)
             label = sample.label
             numbers = np.flatnonzero(label) if np.ndim(label) else [label] if label >= 0 else []
             if len(numbers):
                 _add(tar, f"{sample.name}.cls", " ".join(str(int(n)) for n in numbers).encode())
-    os.replace(part, path)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isoflop.errors import DataError
+from isoflop.runs.files import write_atomically
 
 ALLOWED_SHARE = 0.001
 """Of a data set's samples, so many may be damaged before a run stops."""
@@ -69,9 +70,7 @@ class Quarantine:
         """
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         lines += (json.dumps(damage._asdict()) for damage in self.found.values())
-        part = path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in dict.fromkeys(lines)), encoding="utf-8")
-        part.replace(path)
+        write_atomically(path, "".join(f"{line}\n" for line in dict.fromkeys(lines)))
 
     def add(self, damages: tuple[Damage, ...]) -> None:
         """Takes in what a batch reports; a sample that is met again counts once."""

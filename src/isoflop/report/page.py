@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from isoflop.report.rows import Answer, Row
 from isoflop.report.savings import savings
 from isoflop.report.shell import document, figure_slot
 from isoflop.report.text import duration, escape, quantity
+from isoflop.runs.files import write_atomically
 
 
 def write_report(
@@ -42,13 +42,10 @@ def write_report(
 
 def write_whole(path: Path, text: str) -> Path:
     """Write `text` to `path` so that the file is complete or not there; StudyError when the storage refuses."""
-    partial = path.with_name(path.name + ".partial")
     try:
         # Text from data may hold half a surrogate pair, which no file can.
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(partial, path)
+        write_atomically(path, text.encode("utf-8", errors="replace"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StudyError(f"{path}: cannot write: {error.strerror}") from error
     return path
 

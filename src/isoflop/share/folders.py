@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from isoflop.errors import CheckpointError
+from isoflop.runs.files import private_path
 
 
 @contextmanager
@@ -20,9 +21,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise CheckpointError(f"{target}: there is something already; choose another --output or delete it")
-    partial = target.with_name(f".{target.name}.partial")
+    partial = private_path(target)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         partial.rename(target)

@@ -14,6 +14,7 @@ from torch import Tensor
 from isoflop.data import Source
 from isoflop.errors import CheckpointError
 from isoflop.objectives import Masked, Objective
+from isoflop.runs.files import replacing
 from isoflop.train.device import Precision, to_unit_range
 from isoflop.train.ranks import Ranks
 from isoflop.train.step import sample_uniforms
@@ -68,13 +69,9 @@ def save_reconstructions(
     folder = directory / "reconstructions"
     folder.mkdir(exist_ok=True)
     tensors = {"images": made.images, "reconstructed": made.reconstructed, "hidden": made.hidden}
-    partial = folder / ".partial.safetensors"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        partial,
-        metadata={"normalised": str(made.is_normalised)},
-    )
-    partial.replace(folder / f"step-{step:012d}.safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(folder / f"step-{step:012d}.safetensors") as partial:
+        save_file(tensors, partial, metadata={"normalised": str(made.is_normalised)})
 
 
 def read_reconstructions(directory: Path) -> list[SavedReconstruction]:
