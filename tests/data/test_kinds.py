@@ -183,6 +183,35 @@ def test_a_mixture_of_the_same_classes_shares_them(image_folder: Path) -> None:
     assert source.num_classes == 3
 
 
+def test_a_mixture_matches_classes_by_name(tmp_path: Path) -> None:
+    """In whatever order each part has them; numbers without names are the same where there are equally many."""
+    for k in range(4):
+        (tmp_path / f"{k}.png").write_bytes(encoded(picture(k), "PNG"))
+    for name, labels in (
+        ("ab", "abab"),
+        ("bc", "bccb"),
+        ("xy", ("x|y", "y", "x", "x")),
+        ("two", "0101"),
+        ("three", "0120"),
+    ):
+        rows = [f"{k}.png,{label}" for k, label in enumerate(labels)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+
+    def mixed(*parts: str) -> Source:
+        return open_source("mixture:" + " + ".join(parts), split="train", image_size=8, heldout=0)
+
+    ab, bc, xy = (f"table:{tmp_path / name}.csv" for name in ("ab", "bc", "xy"))
+    two = mixed(ab, bc)
+    assert two.class_names == ("a", "b", "c")
+    assert [two.class_names[k] for k in two.read(np.arange(8))[1]] == list("ababbccb")
+    several = mixed(bc, xy, ab)
+    assert several.class_names == ("b", "c", "x", "y", "a")
+    assert several.read(np.array([1, 4, 8]))[1].tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    numbers, more = (f"table:{tmp_path / name}.csv" for name in ("two", "three"))
+    assert mixed(numbers, numbers).num_classes == 2
+    assert mixed(numbers, more).num_classes == 5
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.data import Source
-from isoflop.errors import CheckpointError
+from isoflop.data.quarantine import printable
+from isoflop.data.records import are_numbers
+from isoflop.errors import CheckpointError, DataError
+from isoflop.models.saved import read_description
 from isoflop.runs.files import write_json
 
 FILE = "data.json"
@@ -73,3 +76,35 @@ def read_facts(directory: Path) -> DataFacts | None:
         return DataFacts(**{**found, **lists})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not readable: {error!r}") from error
+
+
+def learnt_classes(weights: str) -> tuple[str, ...]:
+    """The classes that trained weights tell apart, in the order of their logits, as the folder that holds them says;
+    () where it does not."""
+    path = Path(weights).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and path.name != "model.safetensors":
+        return ()
+    if (folder / FILE).is_file() and (folder / "identity.json").is_file():
+        facts = read_facts(folder)
+        return facts.class_names if facts else ()
+    try:
+        described = read_description(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
+    except (OSError, ValueError, AttributeError):
+        return ()
+    return described.class_names if described else ()
+
+
+def check_classes(what: str, learnt: tuple[str, ...], source: Source) -> None:
+    """Raises DataError where `what` learnt other classes than `source` has, or the same in another order.
+
+    Classes that have numbers for names agree by their number.
+    """
+    ours = tuple(source.class_names)
+    if not learnt or not ours or learnt == ours or are_numbers(learnt) or are_numbers(ours):
+        return
+    theirs, own = next((p for p in zip(learnt, ours, strict=False) if p[0] != p[1]), (len(learnt), len(ours)))
+    order = "the same classes in another order" if set(learnt) == set(ours) else "other classes"
+    raise DataError(
+        f"{what}: learnt {order} ({printable(str(theirs))}) than {source.uri} has ({printable(str(own))})"
+    )

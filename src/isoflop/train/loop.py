@@ -22,7 +22,7 @@ from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
 from isoflop.train.attempt import Attempt, RunResult
-from isoflop.train.data_facts import Shape, read_facts
+from isoflop.train.data_facts import Shape, check_classes, learnt_classes
 from isoflop.train.device import choose_device
 from isoflop.train.halfway import Limit
 from isoflop.train.layout import build_and_arrange
@@ -149,7 +149,11 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
             f"{source.uri}: {source.num_classes} classes, but `data.num_classes` = {config.data.num_classes}"
         )
     if isinstance(config.objective, DistilledConfig):
-        _check_classes(config.objective, source)
+        teacher = config.objective.teacher
+        learnt = learnt_classes(config.objective.teacher_weights or teacher)
+        check_classes(f"`objective.teacher` = {teacher}", learnt, source)
+    if config.start and config.start.head == "keep":
+        check_classes(f"`start.weights` = {config.start.weights}", learnt_classes(config.start.weights), source)
     backbone = build_model(config, source)
     if config.start:
         start_from(backbone, config.start)
@@ -163,16 +167,3 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
     )
     freeze(objective, config.optim)
     return objective
-
-
-def _check_classes(config: DistilledConfig, source: Source) -> None:
-    """Raises DataError where the teacher is a run that learnt other classes, or the same in another order."""
-    facts = read_facts(Path(config.teacher).expanduser())
-    if facts and facts.class_names and source.class_names and facts.class_names != tuple(source.class_names):
-        pairs = zip(facts.class_names, source.class_names, strict=False)
-        theirs, ours = next(
-            (pair for pair in pairs if pair[0] != pair[1]), (len(facts.class_names), source.num_classes)
-        )
-        raise DataError(
-            f"`objective.teacher` = {config.teacher}: learnt other classes ({theirs}) than {source.uri} has ({ours})"
-        )

@@ -94,7 +94,9 @@ def open_backbone(
             return open_backbone(path.parent, image_size=image_size, random_weights=random_weights)
         return _from_file(path, image_size, random_weights, model)
     backbone, config = load_backbone(path, random_weights=random_weights, image_size=image_size)
-    return Pretrained(backbone, config.model.name, config.model.name, config.model.overrides)
+    facts = read_facts(path)
+    names = facts.class_names if facts and facts.num_classes == backbone.num_classes else ()
+    return Pretrained(backbone, config.model.name, config.model.name, config.model.overrides, class_names=names)
 
 
 def load_backbone(
@@ -214,6 +216,7 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
         image_size=size if isinstance(size, list) else (size, size),
         channels=in_channels,
         moments=(seen["image_mean"], seen.get("image_std")) if "image_mean" in seen else None,
+        class_names=() if head is None else _label_names(config, len(head)),
         origin={} if head is not None else {"classifier": None},
     )
     backbone = found.build(image_size)
@@ -222,7 +225,15 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
             load_weights(backbone, state, "huggingface", head=head is not None)
         except ModelError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    return Pretrained(backbone, path.name, preset, found.options, found.moments, origin=found.origin)
+    return Pretrained(backbone, path.name, preset, found.options, found.moments, found.class_names, found.origin)
+
+
+def _label_names(config: dict[str, Any], count: int) -> list[str]:
+    """The names of the classes in Hugging Face's `id2label`; [] where it has none, or those that it gives by itself."""
+    listed = config.get("id2label")
+    names = [listed.get(str(k)) for k in range(count)] if isinstance(listed, dict) else []
+    is_named = all(isinstance(name, str) for name in names) and names != [f"LABEL_{k}" for k in range(count)]
+    return [str(name) for name in names] if is_named else []
 
 
 def _from_file(path: Path, image_size: int | None, random_weights: bool, preset: str | None) -> Pretrained:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from isoflop.data import labels_of
+from isoflop.data.records import Labels, are_numbers, renumbered
 from isoflop.errors import CheckpointError, DataError
 from isoflop.train.device import choose_device, to_device, to_unit_range
 from isoflop.transfer.backbones import Pretrained
@@ -22,14 +23,20 @@ BATCH = 256
 def own_head(pretrained: Pretrained, dataset: str, name: str | None = None) -> dict[str, Any]:
     """The row of the backbone's own classifier on the test part of `dataset`; any of several right classes counts.
 
-    Raises DataError when the classes are not as many as the classifier's.
+    Classes are matched by name where both have names, so that the data may have fewer, or another order.
+    Raises DataError for a class that the classifier does not know, and without names for another number of them.
     """
     source, model = open_part(dataset, "test", pretrained), pretrained.model
-    if source.num_classes != model.num_classes:
+    labels, learnt = labels_of(source), pretrained.class_names
+    if learnt and not are_numbers(learnt) and source.class_names and not are_numbers(source.class_names):
+        own: Labels = labels.numpy() if labels.ndim == 1 else labels.numpy().astype(np.uint8)
+        known = f"of the classifier of {pretrained.name}"
+        labels = torch.from_numpy(renumbered(own, source.class_names, learnt, dataset, known))
+    elif source.num_classes != model.num_classes:
         raise DataError(
             f"{dataset} has {source.num_classes} classes, the classifier of {pretrained.preset} {model.num_classes}"
         )
-    labels, device = labels_of(source), choose_device("auto")
+    device = choose_device("auto")
     model = to_device(model, device).eval()
     scores = torch.cat(
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.data import Source, Split, Subset, labels_of, open_source
-from isoflop.errors import DataError
+from isoflop.data.quarantine import printable
+from isoflop.data.records import are_numbers
+from isoflop.errors import DataError, DataNotice
 from isoflop.transfer.backbones import Pretrained
 
 Indices = NDArray[np.int64]
@@ -29,8 +32,8 @@ class Task:
 def open_task(dataset: str, pretrained: Pretrained) -> Task:
     """The task `dataset` (a source, as in `data.source`) at the size, channels and normalisation of the backbone.
 
-    Raises DataError for images without labels or with several each, a single class, labels outside the classes, a class
-    without a test image, and channels that the backbone does not take.
+    A class without a test image is said once. Raises DataError for images without labels or with several each, a single
+    class, parts with other classes, labels outside the classes, and channels that the backbone does not take.
     """
     train, test = (open_part(dataset, part, pretrained) for part in _PARTS)
     if train.unique_images is None:
@@ -43,13 +46,18 @@ def open_task(dataset: str, pretrained: Pretrained) -> Task:
             raise DataError(f"{dataset}: its images have several classes each; transfer needs one")
         if int(found.max()) >= train.num_classes:
             raise DataError(f"{dataset}: label {int(found.max())} in the {part} part, but {train.num_classes} classes")
+    unlike = train.class_names != test.class_names
+    if unlike and not (are_numbers(train.class_names) and are_numbers(test.class_names)):
+        raise DataError(f"{dataset}: the training and the test part have other classes, or another order of them")
     if train.num_classes < 2:
         raise DataError(f"{dataset}: one class alone ({train.class_names[0]}), so that there is nothing to tell apart")
     absent = np.setdiff1d(np.arange(train.num_classes), test_labels.numpy())
     if len(absent):
-        raise DataError(
+        warnings.warn(
             f"{dataset}: no test image of {len(absent)} of {train.num_classes} classes, "
-            f"`{train.class_names[absent[0]]}` among them"
+            f"`{printable(train.class_names[absent[0]])}` among them: the accuracy is that on the others",
+            DataNotice,
+            stacklevel=1,
         )
     return Task(dataset, train, test, labels)
 

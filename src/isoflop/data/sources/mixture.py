@@ -8,6 +8,7 @@ from torch import Tensor
 from isoflop.data.keyed import derive_key
 from isoflop.data.orders import MixtureOrder, Order
 from isoflop.data.quarantine import Damage
+from isoflop.data.records import are_numbers
 from isoflop.data.source import Source
 from isoflop.data.sources.arrays import ArraySource
 from isoflop.data.sources.images import ImageSource
@@ -18,8 +19,9 @@ from isoflop.errors import DataError
 class Mixture:
     """Sources one after another, visited in the proportion of their integer `weights`.
 
-    Sources with the same class names share their classes; otherwise each brings its own, numbered one after another. If
-    one has several labels an image, the mixture has; if one is unlabelled, the mixture is.
+    Classes of the same name are one class; the others are numbered one source after another. Classes that have numbers
+    for names are shared by sources with equally many of them. If one has several labels an image, the mixture has; if
+    one is unlabelled, the mixture is.
     """
 
     def __init__(self, uri: str, sources: list[Source], weights: list[int]) -> None:
@@ -32,13 +34,7 @@ class Mixture:
         self._ends = np.cumsum(lengths)
         offsets = [int(end) - length for end, length in zip(self._ends, lengths, strict=True)]
         self.order: Order = MixtureOrder([source.order for source in sources], weights, offsets)
-        shared = len({source.class_names for source in sources}) == 1
-        self._first_class = [0] * len(sources)
-        self.class_names = sources[0].class_names
-        if not shared:
-            counts = [source.num_classes for source in sources]
-            self._first_class = [sum(counts[:k]) for k in range(len(sources))]
-            self.class_names = tuple(name for source in sources for name in source.class_names)
+        self.class_names, self._classes = _joined([tuple(source.class_names) for source in sources])
         if not all(source.num_classes for source in sources):
             self.class_names = ()
         self.num_classes = len(self.class_names)
@@ -80,7 +76,7 @@ class Mixture:
                 part, own_labels = source.read(own)
                 part = augment_batch(augmentation, part, u[mine])
             images[torch.from_numpy(mine)] = part
-            self._place(labels, torch.from_numpy(mine), own_labels, self._first_class[owner])
+            self._place(labels, torch.from_numpy(mine), own_labels, self._classes[owner])
         return images, labels, damages
 
     def _no_labels(self, count: int) -> Tensor:
@@ -88,13 +84,27 @@ class Mixture:
             return torch.zeros((count, self.num_classes))
         return torch.full((count,), -1, dtype=torch.int64)
 
-    def _place(self, labels: Tensor, rows: Tensor, own: Tensor, first_class: int) -> None:
-        """Puts one source's labels into those of the batch."""
+    def _place(self, labels: Tensor, rows: Tensor, own: Tensor, classes: Tensor) -> None:
+        """Puts one source's labels into those of the batch, numbered anew by `classes`."""
         if self.num_classes == 0:
             return
         if not self.has_several_labels:
-            labels[rows] = own + first_class
+            labels[rows] = classes[own]
         elif own.ndim == 1:
-            labels[rows, own + first_class] = 1.0
+            labels[rows, classes[own]] = 1.0
         else:
-            labels[rows, first_class : first_class + own.shape[1]] = own
+            labels[rows[:, None], classes] = own
+
+
+def _joined(names: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[Tensor]]:
+    """The classes of all sources, and of each source the number of each of its classes among them."""
+    joined: list[str] = []
+    number: dict[tuple[int, str], int] = {}
+    classes = []
+    for own in names:
+        group = len(own) if are_numbers(own) else 0  # 3 of ten digits is not 3 of a hundred species
+        for name in own:
+            if number.setdefault((group, name), len(joined)) == len(joined):
+                joined.append(name)
+        classes.append(torch.tensor([number[group, name] for name in own], dtype=torch.int64))
+    return tuple(joined), classes
