@@ -32,7 +32,7 @@ def test_large_orders_have_no_repeats_and_stay_in_range(size: int) -> None:
     assert permuted.max() < size
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 10_000), st.integers(1, 300))
 def test_the_order_does_not_depend_on_how_it_is_asked_for(size: int, seed: int, start: int, length: int) -> None:
     positions = np.arange(start, start + length)

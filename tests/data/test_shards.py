@@ -88,6 +88,19 @@ def test_braces_and_stars_name_shards(shards: Path) -> None:
         list_shards(str(shards.parent), "train")
 
 
+@pytest.mark.parametrize("name", ["my[1]", "a{v2}", "b{1,2}", "x*y", "[!a]", " sp ace", "q%20#"])
+def test_folders_of_shards_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for shard in ("train-000.tar", "train-001.tar", "test-000.tar"):
+        (folder / shard).touch()
+    expected = [str(folder / "train-000.tar"), str(folder / "train-001.tar")]
+    assert list_shards(str(folder), "train") == expected
+    if name not in ("b{1,2}", "x*y"):  # which mean something in a pattern
+        for pattern in ("train-{000..001}.tar", "train*.tar"):
+            assert list_shards(str(folder / pattern), "train") == expected
+
+
 def test_records_travel_to_other_processes(shards: Path) -> None:
     records = ShardRecords(str(shards / "train-*.tar"), "train")
     expected = records.read(40)

@@ -38,7 +38,7 @@ def write(path: Path, names: list[str], tar_format: int, kind: bytes = tarfile.R
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(names=st.lists(NAMES, min_size=1, max_size=6))
 def test_members_are_those_that_tarfile_finds(
     tmp_path_factory: pytest.TempPathFactory, tar_format: int, names: list[str]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pwd
 import sys
+import tempfile
 import warnings
 from typing import Annotated, NoReturn
 
@@ -10,6 +12,7 @@ import typer
 
 from isoflop.cli import config, data, doctor, fit, inspect, models, predict, report, share, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
+from isoflop.cli.streams import guard_streams, lost_output
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
@@ -88,8 +91,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str] | None) -> int:
-    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    guard_streams()
+    _name_the_user()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of our source
+    arguments = [_at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    as_json = "--json" in arguments
     try:
         status = app(args=arguments, prog_name="isoflop", standalone_mode=False)
         sys.stdout.flush()
@@ -99,12 +105,30 @@ def _run(arguments: list[str] | None) -> int:
         return _fail("UsageError", _usage(" ".join(error.format_message().split())), as_json)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough; nothing may be flushed to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        if error is not lost_output():
+            return _fail("OSError", f"{error.filename or 'this machine'}: {error.strerror or error}", as_json)
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+            return 1
+        return _fail("OutputError", f"stdout cannot be written: {error.strerror or error}", as_json=False)
     if status == INTERRUPTED:
         print("interrupted - the same command goes on from here", file=sys.stderr)
     return status if isinstance(status, int) else 0
+
+
+def _name_the_user() -> None:
+    """Containers run under numbers that no user has; PyTorch and `~` ask for a name and a home."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid-{os.getuid()}")
+        os.environ.setdefault("HOME", tempfile.gettempdir())
+
+
+def _at_home(argument: str) -> str:
+    """`--output=~/x` as the shell would have given `--output ~/x`."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{equals}{os.path.expanduser(value)}" if value.startswith("~") else argument
 
 
 def _fail(kind: str, message: str, as_json: bool) -> int:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from isoflop.cli.output import print_json
+from isoflop.cli.output import aside, print_json
 from isoflop.errors import ConfigError
 
 
@@ -40,12 +40,13 @@ def transfer_dense(
 
     folder = output or Path("transfer") / Path(checkpoint.replace(":", "-")).name
     rows: list[dict[str, Any]] = []
-    for random_weights in [True] if random else [False, True] if beside_random else [False]:
-        backbone = open_backbone(checkpoint, random_weights=random_weights, **how)
-        name = backbone.name
-        if random_weights and "random weights" not in name:
-            name += ", random weights"
-        rows += judge_dense(backbone, config, name, folder=folder, tell=_tell)
+    with aside(as_json):
+        for random_weights in [True] if random else [False, True] if beside_random else [False]:
+            backbone = open_backbone(checkpoint, random_weights=random_weights, **how)
+            name = backbone.name
+            if random_weights and "random weights" not in name:
+                name += ", random weights"
+            rows += judge_dense(backbone, config, name, folder=folder, tell=_tell)
     document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": rows}
     write_json(folder / f"{config.protocol}.json", document)
     if as_json:

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from isoflop.cli.streams import outlast_output
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
 
@@ -21,8 +23,12 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 @contextmanager
 def aside(as_json: bool) -> Iterator[None]:
-    """With `--json`, what is told while the work goes on goes to stderr: stdout is for the object alone."""
+    """Around work whose result is kept in files: what is printed meanwhile cannot end it.
+
+    With `--json` that goes to stderr: stdout is for the object alone.
+    """
     if not as_json:
+        outlast_output()
         yield
         return
     with redirect_stdout(sys.stderr):

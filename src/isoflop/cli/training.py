@@ -1,6 +1,5 @@
 """`isoflop train`: one run."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -57,10 +56,11 @@ def train(
     directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
     from isoflop.train import train as train_run
     from isoflop.train.preemption import PREEMPTED, asked_to_stop
+    from isoflop.train.ranks import is_first_process
 
     with _placed(loaded.origins["model.name"]), aside(as_json), asked_to_stop() as stop:
         result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
-    speaks = os.environ.get("RANK", "0") == "0"  # one process speaks for all
+    speaks = is_first_process()
     if as_json and speaks:
         print_json({"directory": directory, **vars(result)})
     if result.state == "preempted":

@@ -10,7 +10,7 @@ import typer
 
 from isoflop.cli.config import Overrides
 from isoflop.cli.groups import argument, examples
-from isoflop.cli.output import Json, print_json
+from isoflop.cli.output import Json, aside, print_json
 from isoflop.cli.paths import existing
 from isoflop.errors import ConfigError
 
@@ -76,13 +76,14 @@ def transfer(
 
     folder = output or Path("transfer") / Path(checkpoint.replace(":", "-")).name
     rows: list[dict[str, Any]] = []
-    for random_weights in [True] if random else [False, True] if beside_random else [False]:
-        backbone = open_backbone(checkpoint, image_size=image_size, random_weights=random_weights, model=model)
-        name = backbone.name
-        if random_weights and "random weights" not in name:
-            name += ", random weights"
-        judge = vtab if is_vtab(config.dataset) else evaluate
-        rows += judge(backbone, config, name, folder=folder, tell=_tell)
+    with aside(as_json):
+        for random_weights in [True] if random else [False, True] if beside_random else [False]:
+            backbone = open_backbone(checkpoint, image_size=image_size, random_weights=random_weights, model=model)
+            name = backbone.name
+            if random_weights and "random weights" not in name:
+                name += ", random weights"
+            judge = vtab if is_vtab(config.dataset) else evaluate
+            rows += judge(backbone, config, name, folder=folder, tell=_tell)
     path = write_result(folder, checkpoint, config, rows)
     if as_json:
         print_json({"result": path, "rows": rows})

@@ -4,12 +4,13 @@ Types are strict: a string is never read as a number. The courtesies are few: a 
 list stands for a tuple, and "none", which TOML has no word for, takes a default away.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -59,7 +60,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-FilePath = Annotated[Path, Field(strict=False)]
+FilePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Field(strict=False)]
 T = TypeVar("T")
 Maybe = Annotated[T | None, BeforeValidator(_none)]
 Scalar = bool | int | float | str

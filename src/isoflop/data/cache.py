@@ -36,10 +36,16 @@ _checked: dict[str, tuple[int, ...]] = {}
 
 
 def cache_directory() -> Path:
-    """Where caches go: $ISOFLOP_CACHE, else $XDG_CACHE_HOME/isoflop, else ~/.cache/isoflop."""
+    """Where caches go: $ISOFLOP_CACHE, else $XDG_CACHE_HOME/isoflop, else ~/.cache/isoflop.
+
+    A user without a home, as in many containers, has them in the folder for temporary files.
+    """
     if own := os.environ.get("ISOFLOP_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoflop"
+        return Path(os.path.expanduser(own))
+    home = os.path.expanduser("~")
+    if os.environ.get("XDG_CACHE_HOME") or home != "~":
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "isoflop"
+    return Path(tempfile.gettempdir()) / f"isoflop-{os.getuid()}"
 
 
 def kept(

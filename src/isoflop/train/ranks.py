@@ -7,6 +7,7 @@ torchrun starts them and tells each its number by environment variables. A run o
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,17 +79,53 @@ class Ranks:
         return values
 
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets in the environment of each process"""
+
+
+def launched_world() -> int:
+    """The number of processes that were started together: WORLD_SIZE, or 1 where the rest of `LAUNCHED` is missing.
+
+    Images of containers and batch systems leave WORLD_SIZE in the environment of processes that are alone.
+    """
+    return 1 if _missing() and not dist.is_initialized() else _number("WORLD_SIZE", 1)
+
+
+def _missing() -> list[str]:
+    return [name for name in LAUNCHED if not os.environ.get(name)]
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all that were started together."""
+    return launched_world() == 1 or _number("RANK", 0) == 0
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number from the environment; ConfigError where it is something else."""
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise ConfigError(f"the environment variable {name} is {text!r}, not a whole number") from None
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """This process among those that torchrun started, or alone. On GPUs, each process takes the one of its number.
 
     Raises ConfigError when there are fewer GPUs than processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = launched_world()
+    if world == 1 and _number("WORLD_SIZE", 1) > 1:
+        warnings.warn(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {' and '.join(_missing())} not set: torchrun did not start "
+            "this process, and it trains alone",
+            stacklevel=1,
+        )
     if world == 1:
         yield Ranks(device)
         return
-    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    local = _number("LOCAL_RANK", _number("RANK", 0))
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise ConfigError(f"process {local} of this host has no GPU: it has {torch.cuda.device_count()}")
@@ -98,8 +135,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if is_ours:
         _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-        yield Ranks(device, dist.get_rank(), world, local_world, dist.new_group(backend="gloo"))
+        yield Ranks(device, dist.get_rank(), world, _number("LOCAL_WORLD_SIZE", world), dist.new_group(backend="gloo"))
     finally:
         if is_ours:
             dist.destroy_process_group()

@@ -236,17 +236,20 @@ def list_shards(pattern: str, part: Part) -> list[str]:
     remote = "://" in pattern
     with reaching(pattern):
         system, _ = fsspec.core.url_to_fs(pattern)
-    is_folder = not re.search(r"[{*]", pattern) and not pattern.endswith(".tar")
+    is_folder = not pattern.endswith(".tar") and ("*" not in pattern or system.isdir(pattern))
     if part == "test" and not is_folder:
         raise DataError(f"shards:{pattern} names its shards, and none as test part; name their folder instead")
     names = ("train",) if part == "train" else TEST_NAMES
     folder = pattern.rstrip("/")
-    tried = [f"{folder}/{name}{rest}" for name in names for rest in ("*.tar", "/*.tar")] if is_folder else [pattern]
-    for one in tried:
-        found = list(_expand(one))
-        if any("*" in url for url in found):
+    if is_folder:
+        globs = [[f"{_as_name(folder, '*?[')}/{name}{rest}"] for name in names for rest in ("*.tar", "/*.tar")]
+    else:
+        globs = [[_as_name(url, "?[") for url in _expand(pattern)]]
+    for tried in globs:
+        found = [re.sub(r"\[(.)\]", r"\1", url) for url in tried]
+        if any("*" in url for url in tried):
             with reaching(pattern):
-                matched = [path for url in found for path in sorted(system.glob(url))]
+                matched = [path for url in tried for path in sorted(system.glob(url))]
             found = [system.unstrip_protocol(path) for path in matched] if remote else matched
         if found:
             return found
@@ -254,9 +257,14 @@ def list_shards(pattern: str, part: Part) -> list[str]:
     raise DataError(f"shards:{pattern}: no {wanted} there")
 
 
+def _as_name(path: str, special: str) -> str:
+    """`path` for a glob in which the `special` characters stand for themselves."""
+    return re.sub(f"[{re.escape(special)}]", r"[\g<0>]", path)
+
+
 def _expand(pattern: str) -> Iterator[str]:
-    """Braces as in a shell: {000..127} and {a,b}."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    """Braces as in a shell: {000..127} and {a,b}; others are parts of names."""
+    pieces = re.split(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
     choices: list[list[str]] = []
     for k, piece in enumerate(pieces):
         if k % 2 == 0:

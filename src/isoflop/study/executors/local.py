@@ -15,6 +15,7 @@ from typing import Any
 
 from isoflop.study.executors.task import Event, Task, after_death, loads
 from isoflop.train.machine import usable_cores
+from isoflop.train.ranks import LAUNCHED
 
 
 @dataclass
@@ -81,7 +82,8 @@ class LocalPool:
                         self._give(replacement, waiting)
 
     def _start(self) -> _Worker:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+        environment = {**alone, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "isoflop.study.executors.worker"]
         pipe = subprocess.PIPE
         return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment))
