@@ -12,6 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from isoflop.data import Source, batches, open_source
+from isoflop.data.opening import open_records
 from isoflop.errors import DataError
 from tests.data.pictures import encoded, picture
 
@@ -54,7 +55,11 @@ def test_unlabelled_data_has_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\n0.jpg,a\n", "no column `path`"),
+        ("what,label\n0.jpg,a\n", "no column `path`"),
+        ("file,image,label\n0.jpg,0.jpg,a\n", "columns `file` and `image` would do for `path`; call one `path`"),
+        ("path,class,target\n0.jpg,a,1\n", "columns `class` and `target` would do for `label`"),
+        ("path,label,Label\n0.jpg,a,1\n", "columns `label` and `Label` would do for `label`"),
+        ("path,label\n0,5.jpg,a\n", "line 2: 3 cells, but 2 columns"),
         ("path,label\n", "no rows"),
         ("path,label\n0.jpg,a\n1.jpg,\n", "line 3: the label is missing"),
         ("path,label,split\n0.jpg,a,dev\n", "line 2: unknown split `dev`"),
@@ -70,6 +75,44 @@ def test_a_bad_table_gets_one_clear_line(tmp_path: Path, text: str, message: str
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message):
         open_source(f"table:{path}", split="train", image_size=16)
+
+
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ("path,label\n0.jpg,cat\n1.jpg,owl\n", ""),
+        ("path, label \n 0.jpg , cat\n1.jpg,owl \n , \n\n", ""),
+        ("\ufeffpath,label\r\n0.jpg,cat\r\n1.jpg,owl\r\n", ""),
+        ('"path", "label"\n"0.jpg", "cat"\n"1.jpg", "owl"\n', ""),
+        ("path;label\n0.jpg;cat\n1.jpg;owl\n", "cells are separated by semicolons"),
+        ("sep=;\npath;label\n0.jpg;cat\n1.jpg;owl\n", "cells are separated by semicolons"),
+        ("path\tlabel\n0.jpg\tcat\n1.jpg\towl\n", "cells are separated by tabs"),
+        ("Path,Label\n0.jpg,cat\n1.jpg,owl\n", "the column `Path` is taken for `path`"),
+        ("id,filename,class,width\n7,0.jpg,cat,5\n8,1.jpg,owl,5\n", "the column `class` is taken for `label`"),
+        ("image_path,label,set\n.\\0.jpg,cat,train\n1.jpg,owl,training\n", "the column `set` is taken for `split`"),
+        ("path,label,set\n0.jpg,cat,A\n1.jpg,owl,B\n", ""),
+    ],
+)
+def test_a_table_is_read_as_it_was_meant_and_guesses_are_said(tmp_path: Path, text: str, guess: str) -> None:
+    path = write_table(tmp_path, "")
+    path.write_text(text, newline="")
+    records = open_records(f"table:{path}", "train")
+    assert records.class_names == ("cat", "owl")
+    assert records.labels.tolist() == [0, 1]
+    assert [records.read(k) for k in range(2)] == [(tmp_path / f"{k}.jpg").read_bytes() for k in range(2)]
+    notes = [note.line() for note in records.notes]
+    assert guess in notes if guess else not notes
+    path.write_text(text.replace("\ufeff", ""), encoding="utf-16", newline="")
+    assert open_records(f"table:{path}", "train").labels.tolist() == [0, 1]
+
+
+def test_a_table_without_labels_says_so_and_names_alike_are_told(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "path,species\n0.jpg,cat\n")
+    (note,) = open_records(f"table:{path}", "train").notes
+    assert note.line() == "no column `label` (but species): the images are unlabelled"
+    path.write_text("path,label\n0.jpg,cat\n1.jpg,Cat\n")
+    (note,) = open_records(f"table:{path}", "train").notes
+    assert note.line() == "classes `Cat` and `cat` differ in case, spaces or accents alone"
 
 
 def test_parquet_with_several_classes_names_or_none(tmp_path: Path) -> None:

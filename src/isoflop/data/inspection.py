@@ -125,10 +125,10 @@ def guess_uri(text: str) -> str:
             raise DataError(f"{text}: no such file or folder{nearest_path(path)}")
         return text
     if path.is_file():
-        kinds = {".tar": "shards", ".parquet": "parquet", ".csv": "table"}
-        if path.suffix not in kinds:
+        kinds = {".tar": "shards", ".parquet": "parquet", ".csv": "table", ".tsv": "table"}
+        if path.suffix.lower() not in kinds:
             raise DataError(f"{text}: neither a folder nor a .tar, .parquet or .csv file")
-        return f"{kinds[path.suffix]}:{path}"
+        return f"{kinds[path.suffix.lower()]}:{path}"
     if any(path.glob("*.tar")):
         has_parts = any(path.glob("train*.tar"))
         return f"shards:{path}" if has_parts else f"shards:{path}/*.tar"

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -99,6 +100,19 @@ def number_names(largest: int, where: str) -> tuple[str, ...]:
 def are_numbers(names: tuple[str, ...]) -> bool:
     """Whether classes have no names but their numbers."""
     return all(name == str(k) for k, name in enumerate(names))
+
+
+def notes_on_names(names: Iterable[str]) -> tuple[Note, ...]:
+    """What to say of classes whose names differ in nothing that a person would mean."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(folded(name), name), name) for name in names]
+    told = "classes `{}` and `{}` differ in case, spaces or accents alone"
+    return tuple(Note(told.format(one, other)) for one, other in pairs if one != other)
+
+
+def folded(name: str) -> str:
+    """A name without what a person would not tell apart."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def renumbered(labels: Labels, own: tuple[str, ...], names: tuple[str, ...], where: str, known: str) -> Labels:

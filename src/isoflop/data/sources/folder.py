@@ -6,7 +6,6 @@ by their first bytes. Hidden files and what systems leave behind are never image
 
 import os
 import re
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.quarantine import Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels
+from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, folded, no_labels, notes_on_names
 from isoflop.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
@@ -55,12 +54,12 @@ class FolderRecords:
         if any(files):
             self.labels: Labels = np.repeat(np.arange(len(names)), [len(found) for found in files])
             left.add(_BESIDE_CLASSES, *(str(root / name) for name in beside))
-            _remark_on_classes(names, files, left)
+            _remark_on_nested(names, files, left)
         else:
             names, files = [], [beside]
             self.labels = no_labels(len(beside))
         images = [name for found in files for name in found]
-        self.notes = left.notes()
+        self.notes = (*left.notes(), *notes_on_names(names))
         if not images:
             why = "".join(f"; {note.line(3)}" for note in self.notes)
             raise DataError(f"folder:{root}: no images; expected one subfolder per class with image files inside{why}")
@@ -213,7 +212,7 @@ def _why_no_image(path: str) -> str | None:
         return _UNREADABLE
 
 
-def _remark_on_classes(names: list[str], files: list[list[str]], left: _LeftOut) -> None:
+def _remark_on_nested(names: list[str], files: list[list[str]], left: _LeftOut) -> None:
     nested = [found[0] for found in files if found and found[0].count(os.sep) > 1]
     if nested:
         top, inner = nested[0].split(os.sep)[:2]
@@ -221,17 +220,9 @@ def _remark_on_classes(names: list[str], files: list[list[str]], left: _LeftOut)
             f"{len(nested)} of {len(names)} classes hold folders of images, `{top}/{inner}` among them: all images "
             f"below `{top}` are of the class `{top}`"
         )
-    seen: dict[str, str] = {}
-    for name in names:
-        if (other := seen.setdefault(_folded(name), name)) != name:
-            left.guess(f"classes `{other}` and `{name}` differ in case, spaces or accents alone")
-
-
-def _folded(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def _alike(unknown: set[str], names: list[str]) -> str:
-    folded = {_folded(name): name for name in names}
-    like = folded.get(_folded(min(unknown)))
+    alike = {folded(name): name for name in names}
+    like = alike.get(folded(min(unknown)))
     return f", but there is `{like}`: name both folders alike" if like else ""
