@@ -102,7 +102,7 @@ def publish(partial: Path, entry: Path, load: Callable[[Path], T | None], *, unc
                 raise
         if (found := opened(entry, load)) is not None:
             return found
-        _discard(entry)
+        remove(entry)
     raise OSError(errno.EIO, "an entry that was just written is not whole", str(entry))
 
 
@@ -153,10 +153,10 @@ def _is_whole(entry: Path) -> bool:
     return True
 
 
-def _discard(entry: Path) -> None:
-    """Removes an entry that is not whole; others that read it keep what they have open."""
+def remove(entry: Path) -> None:
+    """Removes an entry; others that read it keep what they have open."""
     aside = private_path(entry)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         os.rename(entry, aside)
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)

@@ -16,7 +16,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
@@ -61,6 +61,13 @@ def _published(kind: str) -> Callable[[str, Part, Options], Records]:
     return opened
 
 
+_COLUMNS: dict[str, type] = {"image": str, "label": str, "config": str}  # of Parquet
+
+
+def _of(options: Options, names: Iterable[str]) -> Options:
+    return {name: value for name, value in options.items() if name in names}
+
+
 _GENERATED: dict[str, tuple[Callable[..., Source], dict[str, type]]] = {
     "fractals": (Fractals, {"classes": int, "zipf": float, "turn": float, "zoom": float, "images": int}),
     "digits": (digits, {}),
@@ -68,12 +75,12 @@ _GENERATED: dict[str, tuple[Callable[..., Source], dict[str, type]]] = {
 _STORED: dict[str, tuple[Callable[[str, Part, Options], Records], dict[str, type]]] = {
     "folder": (lambda path, part, _: FolderRecords(_local(path), part), {}),
     "table": (lambda path, part, _: TableRecords(_local(path), part), {}),
-    "parquet": (lambda path, part, _: ParquetRecords(_local(path), part), {}),
+    "parquet": (lambda path, part, o: ParquetRecords(_local(path), part, **_of(o, _COLUMNS)), _COLUMNS),
     "shards": (
         lambda path, part, o: ShardRecords(_tilde(path), part, cache_bytes=int(o.get("cache_gb", 50) * 2**30)),
         {"cache_gb": float, "window": int},
     ),
-    "hf": (lambda name, part, _: hugging_face_records(name, part), {}),
+    "hf": (lambda name, part, o: hugging_face_records(name, part, **_of(o, _COLUMNS)), _COLUMNS),
     "torchvision": (lambda name, part, o: torchvision_records(name, part, root=o.get("root")), {"root": str}),
     **{kind: (_published(kind), {}) for kind in PUBLISHED},
 }

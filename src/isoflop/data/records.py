@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.data.cache import content_hash
 from isoflop.data.decode import DamagedImage
 from isoflop.data.quarantine import Damage, Note, printable, why
 from isoflop.errors import DataError
@@ -30,7 +31,7 @@ MOST_CLASSES = 10_000_000
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG})
 _WAITS = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
 
-_HASHED_WHOLE = 1 << 26  # bytes; larger files are fingerprinted by their size and 64 blocks of 64 KiB
+_HASHED_WHOLE = 1 << 26  # bytes
 _BLOCK = 1 << 16
 _IMAGES_READ = 2048  # of a folder; of more, as many spread over them
 
@@ -163,8 +164,13 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
 
 
 def fingerprint_files(files: Iterable[Path]) -> str:
-    """A hash of the files' contents; of a file beyond 64 MB, of its size and of 64 blocks spread over it."""
-    digest = hashlib.blake2b(digest_size=16)
+    """A hash of the files' contents.
+
+    Files beyond 64 MB count by their size and 64 blocks in its first part, as they alone did once, and as a whole in a
+    second part: runs of then have the first part as their data's fingerprint (`is_fingerprint_of`).
+    """
+    digest, whole = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    has_large = False
     for file in files:
         size = file.stat().st_size
         digest.update(size.to_bytes(8, "little"))
@@ -175,7 +181,14 @@ def fingerprint_files(files: Iterable[Path]) -> str:
             for k in range(64):
                 stream.seek((size - _BLOCK) * k // 63)
                 digest.update(stream.read(_BLOCK))
-    return digest.hexdigest()
+        has_large = True
+        whole.update(content_hash(file).encode())
+    return f"{digest.hexdigest()}-{whole.hexdigest()}" if has_large else digest.hexdigest()
+
+
+def is_fingerprint_of(found: str, fingerprint: str) -> bool:
+    """Whether `found`, which may be of an earlier version, is that of the data with this fingerprint."""
+    return found == fingerprint or fingerprint.startswith(f"{found}-")
 
 
 def fingerprint_images(names: Sequence[str], folder: Path) -> str:

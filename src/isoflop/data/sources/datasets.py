@@ -1,5 +1,6 @@
 """Data sets that libraries bring: `torchvision:CIFAR10`, `hf:NAME`, and anything with `__len__` and `__getitem__`."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,10 @@ class DatasetRecords:
         self.class_names = names or number_names(int(self.labels.max()), uri)
         some = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
         self.fingerprint = f"{derive_key(uri, len(self), self.labels.tobytes().hex(), *map(self._hash, some)):016x}"
+        if hasattr(data := getattr(dataset, "data", None), "dtype"):  # all images, in one array
+            pixels = np.asarray(data)
+            digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+            self.fingerprint += f"-{digest.hexdigest()}"  # see `fingerprint_files`
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -87,8 +92,11 @@ def torchvision_records(name: str, part: Part, *, root: str | None = None) -> Da
     raise DataError(f"torchvision:{name} is not a classification data set with a training and a test part")
 
 
-def hugging_face_records(name: str, part: Part) -> ParquetRecords:
-    """The Parquet files of a data set on the Hugging Face Hub (from the local cache if they are there)."""
+def hugging_face_records(name: str, part: Part, **columns: str) -> ParquetRecords:
+    """The Parquet files of a data set on the Hugging Face Hub (from the local cache if they are there).
+
+    `columns` are the options of `ParquetRecords`.
+    """
     from huggingface_hub import snapshot_download
 
     try:
@@ -97,6 +105,9 @@ def hugging_face_records(name: str, part: Part) -> ParquetRecords:
         raise DataError(
             f"hf:{name}: cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
-    records = ParquetRecords(Path(folder), part)
+    try:
+        records = ParquetRecords(Path(folder), part, **columns)
+    except DataError as error:  # options belong to the name that was given, not to the folder
+        raise DataError(str(error).replace(f"parquet:{folder}", f"hf:{name}")) from error
     records.uri = f"hf:{name}"
     return records
