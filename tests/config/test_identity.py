@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.config import RunConfig, canonical_json, config_hash, parse
+from isoflop.config import RunConfig, canonical_json, config_hash, parse, stored_run
 
 BASE = {"steps": 100, "model": {"name": "vit_w16p8"}}
 
@@ -87,3 +87,24 @@ def test_the_order_of_keys_does_not_matter() -> None:
     assert canonical_json(parse(BASE, RunConfig)) == canonical_json(
         parse(dict(reversed(list(BASE.items()))), RunConfig)
     )
+
+
+def test_a_preset_that_was_revised_is_another_run_and_others_are_as_they_were() -> None:
+    def of(name: str, **more: object) -> str:
+        return config_hash(parse({"steps": 100, "model": {"name": name, **more}}, RunConfig))
+
+    assert of("nfnet_w8d2") != of("nfnet_w8d2", revision=1)
+    assert of("vit_w16d2p8") == of("vit_w16d2p8", revision=1)
+    assert "revision" not in canonical_json(
+        parse({"steps": 1, "model": {"name": "nfnet_w8d2", "revision": 1}}, RunConfig)
+    )
+    assert of("vit_w16d2p8", positions="sincos") != of("vit_w16d2p8", positions="sincos", revision=1)
+
+
+def test_the_configuration_of_an_old_run_is_of_the_first_revision() -> None:
+    old = {"steps": 100, "model": {"name": "nfnet_w8d2", "drop_path": 0.1}}
+    assert stored_run(old).model.overrides == {"drop_path": 0.1, "revision": 1}
+    assert parse(old, RunConfig).model.overrides == {"drop_path": 0.1}
+    again = parse(old, RunConfig).model_dump(mode="json")
+    assert stored_run(again) == parse(old, RunConfig)  # of today's, its folder says which
+    assert stored_run({"steps": 100, "model": {"name": "vit_w16d2p8"}}).model.overrides == {}

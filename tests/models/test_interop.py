@@ -13,6 +13,8 @@ from isoflop.errors import ModelError
 from isoflop.models import create_model
 from isoflop.models.interop import load_weights, shaped_like, to_layout
 from isoflop.models.interop.layouts import in_files
+from isoflop.models.interop.timm_names import TIMMS_OWN
+from isoflop.models.presets import PRESETS
 
 # ours, theirs, side in pixels, our options, their options. Depth is cut where it adds only time.
 TIMM = (
@@ -37,17 +39,16 @@ TIMM = (
     ("resmlp_s12", "resmlp_12_224", 64, {}, {}),
     ("resmlp_s24", "resmlp_24_224", 64, {}, {}),
     ("gmlp_ti16", "gmlp_ti16_224", 64, {}, {}),
-    # timm normalises PoolFormer's mean, the authors (and Hugging Face) its map.
-    ("poolformer_s12", "poolformer_s12", 64, {"pool_first": True, "last_norm": "layer", "last_norm_eps": 1e-6}, {}),
-    ("poolformer_s24", "poolformer_s24", 64, {"pool_first": True, "last_norm": "layer", "last_norm_eps": 1e-6}, {}),
+    ("poolformer_s12", "poolformer_s12", 64, {}, {}),
+    ("poolformer_s24", "poolformer_s24", 64, {}, {}),
     ("poolformerv2_s12", "poolformerv2_s12", 64, {}, {}),
     ("convformer_s18", "convformer_s18", 64, {}, {}),
     ("caformer_s18", "caformer_s18", 64, {}, {}),
     ("caformer_s18", "caformer_s18", (64, 96), {}, {}),
     ("pvt_v2_b0", "pvt_v2_b0", 64, {}, {}),
     ("pvt_v2_b2", "pvt_v2_b2", 64, {}, {}),
-    ("nfnet_f0", "dm_nfnet_f0", 64, {"weight_eps": 1e-5}, {}),
-    ("bit_r50x1", "resnetv2_50x1_bit", 64, {"weight_eps": 1e-8}, {}),
+    ("nfnet_f0", "dm_nfnet_f0", 64, {}, {}),
+    ("bit_r50x1", "resnetv2_50x1_bit", 64, {}, {}),
 )  # fmt: skip
 
 
@@ -62,6 +63,10 @@ def shaken(model: nn.Module) -> nn.Module:
             elif not parameter.any():
                 parameter.add_(0.04 * (noise - 0.5))
     return model.eval()
+
+
+def timms_own(preset: str) -> dict[str, Any]:
+    return TIMMS_OWN.get(PRESETS[preset][0], {})
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
@@ -81,7 +86,7 @@ def test_timm_weights_give_timm_logits_and_go_back(
     sized = {} if theirs.startswith("pvt") else sized
     torch.manual_seed(0)
     peer = shaken(timm.create_model(theirs, **sized, **their_options))
-    model = create_model(ours, image_size=size, **options).eval()
+    model = create_model(ours, image_size=size, **timms_own(ours), **options).eval()
     load_weights(model, peer.state_dict(), "timm")
     x = images(size)
     with torch.inference_mode():
@@ -128,10 +133,8 @@ def cut_to_one_block_a_stage(name: str, **options: Any) -> nn.Module:
 def test_every_other_size_agrees_too(ours: str, theirs: str) -> None:
     stages = 4 if "former" in ours or "pvt" in ours else 1
     options: dict[str, Any] = {"depths": (1,) * stages}
-    if ours.startswith("poolformer_"):
-        options |= {"pool_first": True, "last_norm": "layer", "last_norm_eps": 1e-6}
     peer = cut_to_one_block_a_stage(theirs, num_classes=10, **({"img_size": 64} if stages == 1 else {}))
-    model = create_model(ours, image_size=64, num_classes=10, **options).eval()
+    model = create_model(ours, image_size=64, num_classes=10, **timms_own(ours), **options).eval()
     load_weights(model, peer.state_dict(), "timm")
     with torch.inference_mode():
         assert relative_error(model(images(64)), peer(images(64))) < 1e-5
@@ -147,9 +150,9 @@ LONG = (
     ("convformer_b36", "convformer_b36", 224, {}),
     ("caformer_b36", "caformer_b36", 224, {}),
     *((f"pvt_v2_b{k}", f"pvt_v2_b{k}", 224, {}) for k in (1, 3, 4, 5)),
-    *((f"nfnet_f{k}", f"dm_nfnet_f{k}", 128, {"weight_eps": 1e-5}) for k in range(7)),
+    *((f"nfnet_f{k}", f"dm_nfnet_f{k}", 128, {}) for k in range(7)),
     *(
-        (f"bit_{size}", f"resnetv2_{size[1:]}_bit", 128, {"weight_eps": 1e-8})
+        (f"bit_{size}", f"resnetv2_{size[1:]}_bit", 128, {})
         for size in ("r50x1", "r50x3", "r101x1", "r101x3", "r152x2", "r152x4")
     ),
 )
@@ -161,7 +164,7 @@ LONG = (
 def test_full_depth_keeps_the_agreement(ours: str, theirs: str, size: int, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     peer = shaken(timm.create_model(theirs))
-    model = create_model(ours, image_size=size, **options).eval()
+    model = create_model(ours, image_size=size, **timms_own(ours), **options).eval()
     load_weights(model, peer.state_dict(), "timm")
     x = images(size)
     with torch.inference_mode():

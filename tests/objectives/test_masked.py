@@ -107,7 +107,7 @@ def test_gradients_are_those_of_vit_mae() -> None:
 
 def test_fixed_positions_are_the_published_ones() -> None:
     model = peer()
-    assert torch.allclose(model.decoder.decoder_pos_embed[0, 1:], sincos_2d((4, 4), 32), atol=1e-6)
+    assert torch.allclose(model.decoder.decoder_pos_embed[0, 1:], sincos_2d((4, 4), 32, "sincos_mae"), atol=1e-6)
     assert not ours().decoder.positions.requires_grad
     assert not ours().backbone.get_parameter("positions.0").requires_grad
 

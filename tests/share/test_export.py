@@ -30,7 +30,14 @@ TIMM = (
     (
         "nfnet_f0",
         32,
-        {**ONE, "widths": (16, 32, 32, 48), "final_width": 64, "group_width": 8, "stem_widths": (8, 16, 32, 64)},
+        {
+            **ONE,
+            "widths": (16, 32, 32, 48),
+            "final_width": 64,
+            "group_width": 8,
+            "stem_widths": (8, 16, 32, 64),
+            "activation": "gelu",
+        },
         "dm_nfnet_f0",
     ),
 )

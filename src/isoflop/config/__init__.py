@@ -3,18 +3,20 @@
 from isoflop.config.dense import DenseTransferConfig, DetectConfig, SegmentConfig
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
-from isoflop.config.kinds import load_any, load_run, load_study
+from isoflop.config.kinds import load_any, load_run, load_study, stored_run
 from isoflop.config.load import Loaded, load, parse
 from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
 from isoflop.config.optim import GroupConfig, OptimConfig, OptimizerConfig
 from isoflop.config.reference import Key, reference
 from isoflop.config.run import (
+    REVISION,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     RunConfig,
     ScheduleConfig,
+    is_revised,
 )
 from isoflop.config.start import StartConfig
 from isoflop.config.study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable
@@ -22,6 +24,7 @@ from isoflop.config.transfer import Protocol, TargetConfig, TransferConfig
 from isoflop.config.tree import dotted, flatten, literal
 
 __all__ = [
+    "REVISION",
     "CheckpointConfig",
     "DataConfig",
     "DenseTransferConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "config_hash",
     "dotted",
     "flatten",
+    "is_revised",
     "literal",
     "load",
     "load_any",
@@ -61,4 +65,5 @@ __all__ = [
     "load_study",
     "parse",
     "reference",
+    "stored_run",
 ]

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from isoflop.config.load import Loaded, load, read_toml
+from isoflop.config.load import Loaded, load, parse, read_toml
 from isoflop.config.run import RunConfig
 from isoflop.config.study import StudyConfig
 from isoflop.errors import ConfigError
@@ -14,6 +15,16 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[RunConfi
     if _is_study(path):
         raise ConfigError(f"{path} is a study, not a run: `isoflop study run {path}`")
     return load(path, overrides, RunConfig)
+
+
+def stored_run(raw: Any, source: str = "configuration") -> RunConfig:
+    """The run in the `config.json` of a run's folder; `ConfigError` lists every problem.
+
+    Where no `model.revision` is stored, it was trained before there was a second.
+    """
+    if isinstance(raw, dict) and isinstance(raw.get("model"), dict):
+        raw = {**raw, "model": {"revision": 1, **raw["model"]}}
+    return parse(raw, RunConfig, source)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[StudyConfig]:

@@ -1,5 +1,6 @@
 """What one training run is. Everything that decides its outcome is here; nothing is read from anywhere else."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -33,6 +34,19 @@ NOT_OF_THE_MODEL = {
 }
 
 
+# The presets of now. Those that a later revision made another model, or began with other weights, are another run.
+REVISION = 2
+REVISED = (
+    *("nfnet_", "convformer_", "caformer_", "poolformer_", "mae_", "deit_", "resmlp_", "swin_mixer_"),
+    *("pvt_ti", "pvt_s", "pvt_m", "pvt_l"),
+)
+
+
+def is_revised(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the preset `name`, or one of its `options`, stood for something else in an earlier revision."""
+    return name.startswith(REVISED) or options.get("positions") == "sincos"
+
+
 class ModelConfig(Table):
     """Which backbone: a preset's name; any other key of the table replaces a value of that preset (`depth = 6`)."""
 
@@ -41,6 +55,8 @@ class ModelConfig(Table):
 
     name: Text
     """Preset, one of those that `isoflop models` lists."""
+    revision: Annotated[Count, Field(le=REVISION)] = REVISION
+    """What presets stand for: 1 is what they were up to version 0.1 (docs/sharing.md)."""
 
     @model_validator(mode="after")
     def _is_of_the_model(self) -> Self:
@@ -50,9 +66,15 @@ class ModelConfig(Table):
         return self
 
     @property
+    def is_revised(self) -> bool:
+        """See `is_revised`."""
+        return is_revised(self.name, self.__pydantic_extra__)
+
+    @property
     def overrides(self) -> dict[str, Scalar | tuple[Scalar, ...]]:
-        """The values that replace the preset's."""
-        return dict(self.__pydantic_extra__)
+        """The values that replace the preset's, and the revision of that where it is not today's."""
+        earlier = self.revision < REVISION and self.is_revised
+        return {**self.__pydantic_extra__, **({"revision": self.revision} if earlier else {})}
 
 
 class DataConfig(Table):

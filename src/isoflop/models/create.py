@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from isoflop.config import REVISION
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.bit import BiT
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
-from isoflop.models.presets import PRESETS, Config
+from isoflop.models.presets import PRESETS, Config, as_of
 
 # Integer options that may also be 0: all others count or measure something that has to be there.
-MAY_BE_ZERO = frozenset({"stem_padding", "down_padding", "prefix_tokens"})
+MAY_BE_ZERO = frozenset({"stem_padding", "down_padding", "prefix_tokens", "position_stages"})
 LARGEST_SIDE = 2**16  # pixels
 LARGEST_NUMBER = 1e30  # what float32 can hold, and a square of its root
 
@@ -83,11 +84,14 @@ def _build(config: Config, num_classes: int, image_size: tuple[int, int], in_cha
     return BiT(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
 
 
-def resolve(name: str, **overrides: Any) -> tuple[str, Config]:
-    """The family and the configuration that a name and its overrides stand for."""
+def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str, Config]:
+    """The family and the configuration that a name and its overrides stand for, now or in an earlier `revision`."""
     if name not in PRESETS:
         raise ModelError(f"there is no model {name!r}{suggestion(name, PRESETS)}")
+    if revision not in range(1, REVISION + 1):
+        raise ModelError(f"{name}: `revision` is a number from 1 to {REVISION}, not {revision!r}")
     family, config = PRESETS[name]
+    overrides = as_of(revision, name, overrides)
     fields = [field.name for field in dataclasses.fields(config)]
     for key in overrides:
         if key not in fields:

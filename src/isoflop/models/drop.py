@@ -28,13 +28,18 @@ def rows_of_batch(first: int, total: int) -> Iterator[None]:
         _rows = before
 
 
-def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """`branch` with whole samples zeroed at `rate` and the rest scaled up (stochastic depth, arXiv 1603.09382)."""
+def drop_path(branch: Tensor, rate: float, training: bool, scale_by_keep: bool = True) -> Tensor:
+    """`branch` with whole samples zeroed at `rate` (stochastic depth, arXiv 1603.09382).
+
+    The others are divided by the probability of being kept, unless not `scale_by_keep`.
+    """
     if rate == 0.0 or not training:
         return branch
     count = len(branch)
     first, total = _rows or (0, count)
-    keep = branch.new_empty((total,) + (1,) * (branch.ndim - 1)).bernoulli_(1 - rate).div_(1 - rate)
+    keep = branch.new_empty((total,) + (1,) * (branch.ndim - 1)).bernoulli_(1 - rate)
+    if scale_by_keep:
+        keep.div_(1 - rate)
     return branch * keep[first : first + count]
 
 

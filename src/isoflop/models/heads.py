@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
+from isoflop.models.drop import Dropout
 from isoflop.models.layers import ChannelMLP, LayerNorm, SquaredReLU
 
 
@@ -42,15 +43,35 @@ class MapPool(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """Logits through a hidden layer of four widths, squared ReLU and LayerNorm (arXiv 2210.13452, appendix)."""
+    """Logits through a hidden layer of four widths, squared ReLU, LayerNorm and dropout (arXiv 2210.13452, appendix).
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    The eps of its norm is 1e-5 in the authors' code, 1e-6 in timm.
+    """
+
+    def __init__(self, width: int, num_classes: int, eps: float = 1e-5, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.act = SquaredReLU()
-        self.norm = LayerNorm(4 * width)
+        self.norm = LayerNorm(4 * width, eps)
+        self.dropout = Dropout(dropout)
         self.fc2 = nn.Linear(4 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc2(self.norm(self.act(self.fc1(x))))
+        logits: Tensor = self.fc2(self.dropout(self.norm(self.act(self.fc1(x)))))
+        return logits
+
+
+class TanhHead(nn.Module):
+    """Logits through a hidden layer with tanh: the head of the first ViTs in pretraining (arXiv 2010.11929).
+
+    Their code calls the hidden layer `pre_logits`, and leaves it out in fine-tuning.
+    """
+
+    def __init__(self, width: int, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc2(self.fc1(x).tanh())
         return logits

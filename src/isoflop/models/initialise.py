@@ -33,21 +33,57 @@ def vit(model: nn.Module) -> None:
                 nn.init.normal_(module.bias, std=1e-6)
             else:
                 _zero(module.bias)
+        if isinstance(module, nn.Linear) and name.startswith("head"):
+            if name == "head.fc1":  # `pre_logits`, with flax's default
+                lecun_normal(module.weight)
+            else:
+                nn.init.zeros_(module.weight)
+            _zero(module.bias)
+
+
+@torch.no_grad()
+def mae(model: nn.Module) -> None:
+    """MAE (arXiv 2111.06377, authors' code): xavier, the fused query, key and value as the one matrix that they are.
+
+    So are the patches, flattened; their bias keeps PyTorch's default. The class token is N(0, 0.02), the head zeros.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            _zero(module.bias)
     for name, parameter in model.named_parameters():
-        if name.startswith("head"):
+        if name == "prefix":
+            nn.init.normal_(parameter, std=0.02)
+        elif name.startswith("head"):
             parameter.zero_()
 
 
 @torch.no_grad()
-def trunc_normal(model: nn.Module) -> None:
-    """Truncated normal of σ 0.02 and zero biases (PoolFormer and MetaFormer baselines, DeiT, ResMLP, Swin)."""
+def trunc_normal(model: nn.Module, kinds: tuple[type[nn.Linear | nn.Conv2d], ...] = (nn.Linear,)) -> None:
+    """Truncated normal of σ 0.02 and zero biases; convolutions keep PyTorch's default (DeiT, ResMLP, PVT, Swin)."""
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, kinds):
             nn.init.trunc_normal_(module.weight, std=0.02)
             _zero(module.bias)
     for name, parameter in model.named_parameters():
         if (name.startswith("positions.") and parameter.requires_grad) or name == "prefix":
             nn.init.trunc_normal_(parameter, std=0.02)
+
+
+@torch.no_grad()
+def poolformer(model: nn.Module) -> None:
+    """As `trunc_normal`, with positions that start at zero (PoolFormer and its hybrids, arXiv 2111.11418)."""
+    trunc_normal(model)
+    for name, parameter in model.named_parameters():
+        if name.startswith("positions."):
+            parameter.zero_()
+
+
+def metaformer(model: nn.Module) -> None:
+    """As `trunc_normal`, convolutions as well (MetaFormer baselines, arXiv 2210.13452)."""
+    trunc_normal(model, (nn.Linear, nn.Conv2d))
 
 
 @torch.no_grad()
@@ -67,8 +103,8 @@ def lecun(model: nn.Module) -> None:
 
 @torch.no_grad()
 def pvt(model: nn.Module) -> None:
-    """As `trunc_normal`, but convolutions are He normal over their outputs (PVT v2, arXiv 2106.13797)."""
-    trunc_normal(model)
+    """As `metaformer`, but convolutions are He normal over their outputs (PVT v2, arXiv 2106.13797)."""
+    metaformer(model)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
@@ -82,7 +118,10 @@ def _zero(bias: Tensor | None) -> None:
 
 INITIALISERS: dict[str, Callable[[nn.Module], None]] = {
     "vit": vit,
+    "mae": mae,
     "trunc_normal": trunc_normal,
+    "poolformer": poolformer,
+    "metaformer": metaformer,
     "lecun": lecun,
     "pvt": pvt,
 }

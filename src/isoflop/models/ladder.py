@@ -46,7 +46,7 @@ def _poolformer(width: int, depths: tuple[int, ...], patch: int) -> MetaFormerCo
     widths = tuple(width * 2**stage for stage in range(len(depths)))
     return MetaFormerConfig(
         depths=depths, widths=widths, mixers=("pooling",) * len(depths), mlp_widths=tuple(4 * w for w in widths),
-        heads=(1,) * len(depths), stem_kernel=patch, stem_stride=patch, norm="group", norm_eps=1e-5,
+        heads=(1,) * len(depths), stem_kernel=patch, stem_stride=patch, norm="group", norm_eps=1e-5, init="poolformer",
     )  # fmt: skip
 
 

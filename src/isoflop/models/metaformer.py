@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.blocks import Block, Downsample, Patches, PatchMerging
-from isoflop.models.heads import MapPool, MLPHead
+from isoflop.models.heads import MapPool, MLPHead, TanhHead
 from isoflop.models.initialise import INITIALISERS
 from isoflop.models.layers import NORMS
 from isoflop.models.metaformer_config import MetaFormerConfig, check, grids
 from isoflop.models.mixers import SET_MIXERS, Site
-from isoflop.models.positions import sincos_2d
+from isoflop.models.positions import SINCOS, sincos_2d
 
 
 class MetaFormer(Backbone):
@@ -57,8 +57,12 @@ class MetaFormer(Backbone):
         self.norm = NORMS[config.last_norm or config.norm](self.num_features, config.last_norm_eps or config.norm_eps)
         if config.pool == "map":
             self.pool = MapPool(self.num_features, config.heads[-1], config.mlp_widths[-1], config.activation)
-        make_head = MLPHead if config.mlp_head else nn.Linear
-        self.head = make_head(self.num_features, num_classes)
+        if config.mlp_head:
+            self.head = MLPHead(self.num_features, num_classes, config.head_eps, config.dropout)
+        elif config.representation_size:
+            self.head = TanhHead(self.num_features, config.representation_size, num_classes)
+        else:
+            self.head = nn.Linear(self.num_features, num_classes)
         if config.distilled:
             self.head_distilled = nn.Linear(self.num_features, num_classes)
         INITIALISERS[config.init](self)
@@ -67,11 +71,15 @@ class MetaFormer(Backbone):
         config = self.config
         if config.positions == "none":
             return [None] * len(self.grids)
-        tables = []
-        for grid, width in zip(self.grids, config.widths, strict=True):
-            fixed = config.positions == "sincos"
-            start = sincos_2d(grid, width) if fixed else torch.randn(grid[0] * grid[1], width) / math.sqrt(width)
-            tables.append(nn.Parameter(start[None], requires_grad=not fixed))
+        tables: list[nn.Parameter | None] = []
+        fixed = config.positions in SINCOS
+        for stage, (grid, width) in enumerate(zip(self.grids, config.widths, strict=True)):
+            if config.position_stages is not None and stage not in config.position_stages:
+                tables.append(None)
+            elif fixed:
+                tables.append(nn.Parameter(sincos_2d(grid, width, config.positions)[None], requires_grad=False))
+            else:
+                tables.append(nn.Parameter(torch.randn(1, grid[0] * grid[1], width) / math.sqrt(width)))
         return nn.ParameterList(tables)
 
     def _stage(self, stage: int, drop_rates: list[float]) -> nn.Sequential:

@@ -8,6 +8,7 @@ from isoflop.errors import ModelError
 from isoflop.models.initialise import INITIALISERS
 from isoflop.models.layers import ACTIVATIONS, NORMS
 from isoflop.models.mixers import MIXERS, SET_MIXERS
+from isoflop.models.positions import SINCOS
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class MetaFormerConfig:
         mixer_widths: hidden widths of token MLPs and gated MLPs; `mlp_widths` those of channel MLPs.
         stem_norm, down_norm, down_norm_after: norms after the stem, before and after a downsampling convolution.
         patch_merging: Swin's merging instead of a downsampling convolution.
-        positions: "none", "learned" or "sincos" (fixed), added at the start of every stage.
+        positions: "none", "learned" or fixed ("sincos" as big_vision's ViTs have them, "sincos_mae"), added at the
+            start of every stage, or only of those of `position_stages`.
         prefix_tokens: learned tokens that join at the last stage: 1 the class token, 2 with a distillation token.
         pool: "gap" the mean, "token" the class token, "map" attention pooling.
         pool_first: the last norm comes after the mean, not before.
@@ -27,8 +29,9 @@ class MetaFormerConfig:
         stage_norms: a norm after every stage, of which the last is the last norm anyway (PVT v2).
         layer_scale: start of the branches' factors; res_scale: start of the shortcuts' factors, per stage.
         distilled: a second head on the second token; its logits are averaged in `forward` (DeiT).
-        mlp_head: a hidden layer of 4 widths before the logits.
-        init: "vit", "trunc_normal", "lecun" or "pvt".
+        mlp_head: a hidden layer of 4 widths before the logits, whose norm has `head_eps`, with `dropout` behind it.
+        representation_size: width of a hidden layer with tanh before the logits.
+        init: "vit", "mae", "trunc_normal", "poolformer", "metaformer", "lecun" or "pvt" (`initialise.py`).
     """
 
     depths: tuple[int, ...]
@@ -48,12 +51,16 @@ class MetaFormerConfig:
     down_norm_after: str = "none"
     patch_merging: bool = False
     positions: str = "none"
+    position_stages: tuple[int, ...] | None = None
     prefix_tokens: int = 0
     pool: str = "gap"
     pool_first: bool = False
     stage_norms: bool = False
     distilled: bool = False
     mlp_head: bool = False
+    head_eps: float = 1e-5
+    dropout: float = 0.0
+    representation_size: int | None = None
     norm: str = "layer"
     norm_eps: float = 1e-6
     last_norm: str | None = None
@@ -107,7 +114,7 @@ def check(config: MetaFormerConfig, image_size: tuple[int, int]) -> None:
         "down_norm": NORMS,
         "down_norm_after": NORMS,
         "activation": ACTIVATIONS,
-        "positions": ("none", "learned", "sincos"),
+        "positions": ("none", "learned", *SINCOS),
         "pool": ("gap", "token", "map"),
         "init": INITIALISERS,
     }
@@ -127,5 +134,13 @@ def check(config: MetaFormerConfig, image_size: tuple[int, int]) -> None:
         raise ModelError(
             f"images of {image_size[0]}x{image_size[1]} pixels do not divide into patches of {config.stem_stride}"
         )
-    if config.positions == "sincos" and any(width % 4 for width in config.widths):
+    if config.positions in SINCOS and any(width % 4 for width in config.widths):
         raise ModelError(f"sine-cosine positions need widths that are multiples of 4, not {config.widths}")
+    if not set(config.position_stages or ()) <= set(range(len(config.depths))):
+        raise ModelError(
+            f"`position_stages` = {config.position_stages} are not all of {len(config.depths)} stages from 0"
+        )
+    if config.mlp_head and config.representation_size:
+        raise ModelError("`mlp_head` and `representation_size` are two kinds of head: one of them")
+    if config.dropout and not config.mlp_head:
+        raise ModelError("`dropout` is that of the hidden layer of `mlp_head`, which this model has not")

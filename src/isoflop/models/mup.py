@@ -48,7 +48,10 @@ def width_scales(model: Backbone, base: int) -> dict[str, WidthScale]:
     scales = {name: WidthScale() for name, _ in model.named_parameters()}
     for name, module, other in _matrices(model, small):
         scales[f"{name}.weight"] = _scale(module, other, name, model.config.init)
-    if model.config.positions == "learned" and model.config.init in ("vit", "lecun"):  # drawn with 1/√width
+        if isinstance(module, nn.Conv2d) and module.bias is not None:  # PyTorch's default draws it as the weights
+            ratio = _deviation(other, name, model.config.init) / _deviation(module, name, model.config.init)
+            scales[f"{name}.bias"] = WidthScale(start=ratio)
+    if model.config.positions == "learned" and model.config.init in ("vit", "mae", "lecun"):  # drawn with 1/√width
         for name, parameter in model.named_parameters():
             if name.startswith("positions."):
                 ratio = parameter.shape[-1] / small.get_parameter(name).shape[-1]
@@ -112,8 +115,10 @@ def _deviation(module: Matrix, name: str, init: str) -> float:
     """What `init` draws the weights of `module` with, up to a factor (models/initialise.py)."""
     weight = module.weight
     fan_in = weight[0].numel()
-    if init == "lecun" or (init == "vit" and isinstance(module, nn.Conv2d)):
+    if init == "lecun" or (init in ("vit", "trunc_normal", "poolformer") and isinstance(module, nn.Conv2d)):
         return 1 / math.sqrt(fan_in)
+    if init == "mae":  # the fused query, key and value as one matrix
+        return 1 / math.sqrt(fan_in + weight.shape[0])
     if init == "vit":
         parts = 3 if name.endswith(".qkv") else 2 if name.endswith(".kv") else 1
         return 1 / math.sqrt(weight.shape[1] + weight.shape[0] // parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,15 @@ from isoflop.models.stacking import is_stacked
 from isoflop.models.standardised import StandardisedConv
 
 # 1 / the standard deviation of act(z) for z ~ N(0, 1) (arXiv 2101.08692, section 3.2).
-ACTIVATION_GAIN = {"gelu": 1.7015043497085571, "relu": 1.7139588594436646, "silu": 1.7881293296813965}
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+# The authors' GELU is the tanh form (JAX's default), timm's the exact one; their gain is the same.
+GELU_GAIN = 1.7015043497085571
+ACTIVATION_GAIN = {"gelu": GELU_GAIN, "gelu_tanh": GELU_GAIN, "relu": 1.7139588594436646, "silu": 1.7881293296813965}
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class NFNetConfig:
     """What there is to choose; tuples have one entry per stage, `stem_*` one per stem convolution.
 
     `weight_eps` is added to the variance of weights before they are standardised: 0 in the paper, 1e-5 in timm.
+    Stochastic depth is at `drop_path`·k/N in block k of N and leaves the kept branches as they are, as in the authors'
+    code; with `scale_by_keep`, it is `drop_path` in the last block, and divides by the probability of being kept.
     """
 
     depths: tuple[int, ...] = (1, 2, 6, 3)
@@ -42,9 +52,10 @@ class NFNetConfig:
     group_width: int = 128
     bottleneck: float = 0.5
     squeeze: float = 0.5
-    activation: str = "gelu"
+    activation: str = "gelu_tanh"
     alpha: float = 0.2
     drop_path: float = 0.25
+    scale_by_keep: bool = False
     dropout: float = 0.2
     weight_eps: float = 0.0
 
@@ -74,7 +85,7 @@ class NFBlock(nn.Module):
         groups = max(1, middle // config.group_width)
         if middle % groups:
             groups = 1  # F4+ and F7+: 192 is no multiple of 128; one group gives the published size
-        self.activation, self.drop_rate = config.activation, drop_rate
+        self.activation, self.drop_rate, self.scale_by_keep = config.activation, drop_rate, config.scale_by_keep
         self.beta, self.alpha, self.stride = 1 / expected_std, config.alpha, stride
         eps = config.weight_eps
         resized = stride > 1 or width != new_width
@@ -97,7 +108,7 @@ class NFBlock(nn.Module):
         out = self.conv4(act(self.conv3(out, gain)), gain)
         # One factor per image and channel: squeeze-excite, stochastic depth, SkipInit gain and α.
         factor = self.squeeze_excite(out) * (self.skip_gain * self.alpha)
-        return torch.addcmul(shortcut, out, drop_path(factor, self.drop_rate, self.training))
+        return torch.addcmul(shortcut, out, drop_path(factor, self.drop_rate, self.training, self.scale_by_keep))
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -133,7 +144,8 @@ class NFNet(Backbone):
             for k, step in enumerate(config.stem_strides)
         )
         width = widths[-1]
-        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
+        count = sum(config.depths)
+        rates = torch.linspace(0, config.drop_path, count + (not config.scale_by_keep), device="cpu").tolist()
         self.stages = nn.ModuleList()
         expected_std = 1.0
         for new_width, depth, step in zip(config.widths, config.depths, config.strides, strict=True):
@@ -192,7 +204,8 @@ def _initialise(model: NFNet) -> None:
         if isinstance(module, StandardisedConv):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+        elif isinstance(module, nn.Linear):  # Haiku's default: cut at two σ, and not widened for it
+            std = 1 / math.sqrt(module.in_features)
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(module.bias)
     nn.init.normal_(model.head.weight, std=0.01)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from isoflop.config import REVISION
 from isoflop.models.bit import BiTConfig
 from isoflop.models.ladder import LADDERS
 from isoflop.models.metaformer_config import MetaFormerConfig
@@ -91,7 +92,7 @@ def _vits() -> dict[str, dict[str, Config]]:
             for suffix, head in VIT_HEADS.items()
         },
         "mae": {
-            f"mae_{size}{patch}": _vit(size, patch, positions="sincos", **VIT_HEADS["_token"])
+            f"mae_{size}{patch}": _vit(size, patch, positions="sincos_mae", init="mae", **VIT_HEADS["_token"])
             for size, patch in MAE.items()
         },
         "deit": {f"deit_{size}16": _vit(size, 16, prefix_tokens=1, **deit) for size in DEIT}
@@ -130,7 +131,9 @@ POOLFORMER = {
     "m48": ((8, 8, 24, 8), MEDIUM, 0.4, 1e-6),
 }
 P, A, F = "pooling", "attention", "token_linear"
-# What the paper changes on S12 (table 5). Attention has a bias behind it and none in front, as in the authors' code.
+# What the paper changes on S12 (table 5). Attention has a bias behind it and none in front, and comes with LayerNorm in
+# the whole model and positions in one stage, as in the authors' code.
+ATTENTION: dict[str, Any] = {"qkv_bias": False, "norm": "layer", "positions": "learned"}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "identity": {"mixers": ("identity",) * 4},
     "random": {"mixers": ("random",) * 4},
@@ -145,8 +148,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "noresidual": {"residual": False},
     "nomlp": {"channel_mlp": False},
-    "pppa": {"mixers": (P, P, P, A), "heads": (1, 1, 1, 16), "qkv_bias": False},
-    "ppaa": {"mixers": (P, P, A, A), "heads": (1, 1, 10, 16), "qkv_bias": False},
+    "pppa": {"mixers": (P, P, P, A), "heads": (1, 1, 1, 16), **ATTENTION, "position_stages": (3,)},
+    "ppaa": {"mixers": (P, P, A, A), "heads": (1, 1, 10, 16), **ATTENTION, "position_stages": (2,)},
     "pppf": {"mixers": (P, P, P, F), "mixer_bias": False},
     "ppff": {"mixers": (P, P, F, F), "mixer_bias": False},
 }
@@ -166,7 +169,11 @@ CONV_SIZES = {
     "m36": ((3, 12, 18, 3), (96, 192, 384, 576)),
     "b36": ((3, 12, 18, 3), (128, 256, 512, 768)),
 }
-CONV_DROP_PATH = {"convformer": (0.2, 0.3, 0.4, 0.6), "caformer": (0.15, 0.3, 0.4, 0.6)}
+# stochastic depth and dropout in the head, by size (authors' scripts)
+CONV_RATES = {
+    "convformer": ((0.2, 0.0), (0.3, 0.0), (0.4, 0.0), (0.6, 0.0)),
+    "caformer": ((0.15, 0.0), (0.3, 0.4), (0.4, 0.4), (0.6, 0.5)),
+}
 PVT_HEADS, PVT_REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
 # depths; widths are those of PoolFormer S (arXiv 2102.12122, table 1)
 PVT = {"ti": (2, 2, 2, 2), "s": (3, 4, 6, 3), "m": (3, 4, 18, 3), "l": (3, 8, 27, 3)}
@@ -195,7 +202,9 @@ def _stages(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int,
 
 def _poolformers() -> dict[str, Config]:
     plain = {
-        size: _stages((P,) * 4, depths, widths, norm="group", norm_eps=1e-5, drop_path=drop, layer_scale=scale)
+        size: _stages(
+            (P,) * 4, depths, widths, norm="group", norm_eps=1e-5, drop_path=drop, layer_scale=scale, init="poolformer"
+        )
         for size, (depths, widths, drop, scale) in POOLFORMER.items()
     }
     ablated = {f"poolformer_s12_{name}": replace(plain["s12"], **changes) for name, changes in ABLATIONS.items()}
@@ -206,7 +215,7 @@ def _baseline(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[in
     return _stages(
         mixers, depths, widths, activation="star_relu", mixer_bias=False, qkv_bias=False, mlp_bias=False,
         stem_norm="layer_without_bias", down_norm="layer_without_bias", last_norm="layer", pool_first=True,
-        res_scale=(None, None, 1.0, 1.0), **more,
+        res_scale=(None, None, 1.0, 1.0), init="metaformer", **more,
     )  # fmt: skip
 
 
@@ -221,10 +230,10 @@ def _baselines() -> dict[str, dict[str, Config]]:
     conv: dict[str, dict[str, Config]] = {
         family: {
             f"{family}_{size}": _baseline(
-                mixers, depths, widths, drop_path=drop, norm="layer_without_bias", mlp_head=True,
+                mixers, depths, widths, drop_path=drop, dropout=dropout, norm="layer_without_bias", mlp_head=True,
                 heads=tuple(width // 32 for width in widths),
             )
-            for (size, (depths, widths)), drop in zip(CONV_SIZES.items(), CONV_DROP_PATH[family], strict=True)
+            for (size, (depths, widths)), (drop, dropout) in zip(CONV_SIZES.items(), CONV_RATES[family], strict=True)
         }
         for family, mixers in CONV_MIXERS.items()
     }  # fmt: skip
@@ -293,3 +302,25 @@ for _family, _ladder in LADDERS.items():
 PRESETS: dict[str, tuple[str, Config]] = {
     name: (family, config) for family, models in FAMILIES.items() for name, config in models.items()
 }
+
+# What a family, or one preset, was in revision 1 (`ModelConfig.revision`), where that was something else.
+CONVOLUTIONS_TOO: dict[str, Any] = {"init": "metaformer"}
+GROUP_WITHOUT_POSITIONS: dict[str, Any] = {"norm": "group", "positions": "none", "position_stages": None}
+TIMMS_HEAD: dict[str, Any] = {"head_eps": 1e-6, "dropout": 0.0}
+REVISION_1: dict[str, dict[str, Any]] = {
+    "nfnet": {"activation": "gelu", "scale_by_keep": True},
+    "mae": {"init": "vit"},
+    **dict.fromkeys(("deit", "resmlp", "poolformer", "pvt", "swin_mixer"), CONVOLUTIONS_TOO),
+    **dict.fromkeys(("convformer", "caformer"), TIMMS_HEAD),
+    **dict.fromkeys(("poolformer_s12_pppa", "poolformer_s12_ppaa"), CONVOLUTIONS_TOO | GROUP_WITHOUT_POSITIONS),
+}
+
+
+def as_of(revision: int, name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """`overrides` of the preset `name`, with what makes it the model of that `revision`."""
+    if revision == REVISION:
+        return overrides
+    changes = {**REVISION_1.get(name, REVISION_1.get(PRESETS[name][0], {})), **overrides}
+    if changes.get("positions") == "sincos":
+        changes["positions"] = "sincos_mae"
+    return changes

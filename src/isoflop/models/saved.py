@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from isoflop.config import REVISION, is_revised
 from isoflop.errors import CheckpointError
 from isoflop.models.backbone import Backbone
 from isoflop.models.create import create_model
@@ -56,6 +57,7 @@ class Description:
         mean, std = self.moments or (None, None)
         return {
             "model": {"name": self.preset, **self.options},
+            "revision": REVISION,
             "num_classes": self.num_classes,
             "image_size": list(self.image_size),
             "channels": self.channels,
@@ -85,6 +87,8 @@ def read_description(config: dict[str, Any], where: Path | str) -> Description |
         return None
     try:
         options = dict(found["model"])
+        if found.get("revision", 1) < REVISION and is_revised(options["name"], options):
+            options.setdefault("revision", found.get("revision", 1))
         return checked_description(
             where,
             preset=options.pop("name"),

@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = Linear(width_in, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(sincos_2d(grid, width)[None], requires_grad=False)
+        self.positions = nn.Parameter(sincos_2d(grid, width, "sincos_mae")[None], requires_grad=False)
         site = Site(width=width, grid=grid, heads=heads)
         self.blocks = nn.Sequential(
             *(

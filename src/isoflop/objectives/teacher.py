@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from isoflop.config import DistilledConfig, RunConfig, parse
+from isoflop.config import DistilledConfig, stored_run
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_weights
@@ -89,7 +89,7 @@ def _run(folder: Path) -> tuple[str, dict[str, object], Path]:
     if not weights.is_file():
         raise CheckpointError(f"`objective.teacher` = {folder}: not a finished run (no model.safetensors)")
     try:
-        config = parse(json.loads((folder / "config.json").read_text()), RunConfig, str(folder / "config.json"))
+        config = stored_run(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not readable: {error}") from error
     return config.model.name, dict(config.as_trained().model.overrides), weights

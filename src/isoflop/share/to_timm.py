@@ -176,6 +176,11 @@ def _nfnet(model: NFNet) -> tuple[str, dict[str, Any]]:
     tiers, strides = (stem // 8, stem // 4, stem // 2, stem), tuple(2 if k else 1 for k in range(len(config.depths)))
     if config.stem_widths != tiers or config.stem_strides != (2, 1, 1, 2) or config.strides != strides:
         raise ModelError(f"timm's NFNets have a stem of four convolutions, which {model.preset} has not; {INSTEAD}")
+    if config.activation == "gelu_tanh":
+        raise ModelError(
+            f"timm's NFNets have the exact GELU, {model.preset} the authors' tanh form (train with "
+            f'`model.activation = "gelu"` for timm); {INSTEAD}'
+        )
     return "dm_nfnet_f0", {
         "depths": list(config.depths),
         "channels": list(config.widths),

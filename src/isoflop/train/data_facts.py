@@ -105,6 +105,4 @@ def check_classes(what: str, learnt: tuple[str, ...], source: Source) -> None:
         return
     theirs, own = next((p for p in zip(learnt, ours, strict=False) if p[0] != p[1]), (len(learnt), len(ours)))
     order = "the same classes in another order" if set(learnt) == set(ours) else "other classes"
-    raise DataError(
-        f"{what}: learnt {order} ({printable(str(theirs))}) than {source.uri} has ({printable(str(own))})"
-    )
+    raise DataError(f"{what}: learnt {order} ({printable(str(theirs))}) than {source.uri} has ({printable(str(own))})")

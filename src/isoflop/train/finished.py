@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isoflop.config import DistilledConfig, RunConfig, parse
+from isoflop.config import DistilledConfig, stored_run
 from isoflop.data import Source
 from isoflop.errors import CheckpointError, IsoflopError
 from isoflop.objectives import Objective
@@ -24,7 +24,7 @@ def load_objective(run_directory: Path, source: Source) -> Objective:
     if not backbone.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
-        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig).as_trained()
+        config = stored_run(json.loads((run_directory / "config.json").read_text())).as_trained()
         if isinstance(config.objective, DistilledConfig):
             raise CheckpointError("a teacher is not among the weights of a distilled run; its backbone is")
         objective = build_objective(config.model_copy(update={"start": None}), source)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from isoflop.config import RunConfig, parse
+from isoflop.config import RunConfig, stored_run
 from isoflop.config.nearest import nearest_path
 from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
@@ -112,7 +112,7 @@ def load_backbone(
     if not weights.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
-        config = parse(json.loads((run_directory / "config.json").read_text()), RunConfig).as_trained()
+        config = stored_run(json.loads((run_directory / "config.json").read_text())).as_trained()
         source: Shape = read_facts(run_directory) or open_split(config.data, "train", may_fetch=False)
         sized = config.model_copy(
             update={"data": config.data.model_copy(update={"image_size": image_size or config.data.image_size})}

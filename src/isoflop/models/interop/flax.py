@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from isoflop.models.interop.rules import Rules, rules
@@ -72,18 +71,6 @@ def heads_of(state: Mapping[str, Tensor]) -> int | None:
         if name.endswith("/query/bias"):
             return int(tensor.shape[-2])
     return None
-
-
-def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """big_vision's fixed positions (1, rows · columns, width), which its archives leave out (arXiv 2205.01580).
-
-    Sines and cosines of x, then of y, at frequencies 10000^-(k/(n − 1)); MAE's end one step earlier.
-    """
-    count = width // 4
-    omega = 10_000.0 ** -(torch.arange(count, dtype=torch.float64) / (count - 1))
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    y, x = rows.reshape(-1, 1) * omega, columns.reshape(-1, 1) * omega
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()[None]
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from isoflop.errors import ModelError
-from isoflop.models.interop.flax import from_flax, heads_of, sincos_positions
+from isoflop.models.interop.flax import from_flax, heads_of
 from isoflop.models.interop.official import from_baseline, from_poolformer, is_baseline, is_poolformer, without_decoder
+from isoflop.models.interop.timm_names import TIMMS_OWN
 from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
+from isoflop.models.positions import sincos_2d
 from isoflop.models.presets import PRESETS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -89,7 +91,7 @@ def _flax(state: Mapping[str, Tensor]) -> Recognised | None:
         image_size = math.isqrt(arrays["pos_embedding"].shape[1]) * patch  # a class token's makes no other root
     else:  # fixed ones are not stored; the release that has them is for 224 px (arXiv 2205.01580)
         image_size = 224 // patch * patch
-        extra["pos_embedding"] = sincos_positions((224 // patch, 224 // patch), width)
+        extra["pos_embedding"] = sincos_2d((224 // patch, 224 // patch), width)[None]
     return Recognised(
         release="big_vision or AugReg",
         preset="vit_b16",
@@ -156,11 +158,12 @@ def _baseline(named: Mapping[str, Tensor], release: str) -> Recognised | None:
     if SEPARABLE not in named:
         return None  # pooling and identity have no parameters to tell them apart
     family = "caformer" if f"stages.{last}.blocks.0.token_mixer.qkv.weight" in named else "convformer"
+    own = TIMMS_OWN[family] if release.startswith("timm") else {}
     heads = {"heads": tuple(width // 32 for width in options["widths"])}
     return Recognised(
         release=release,
         preset=f"{family}_s18",
-        options={**options, **heads, "mlp_head": "head.fc.fc1.weight" in named},
+        options={**options, **heads, **own, "mlp_head": "head.fc.fc1.weight" in named},
         layout="timm",
         state=dict(named),
         classes=_classes(named, "head.fc.fc2.bias") or _classes(named, "head.fc.bias"),
@@ -183,7 +186,7 @@ def _nfnet(state: Mapping[str, Tensor]) -> Recognised | None:
     return Recognised(
         release="timm's names of an NFNet",
         preset=preset or "nfnet_f0",
-        options={"weight_eps": 1e-5} | ({} if preset else _nfnet_options(state, depths, widths)),
+        options=TIMMS_OWN["nfnet"] | ({} if preset else _nfnet_options(state, depths, widths)),
         layout="timm",
         state=dict(state),
         classes=_classes(state, "head.fc.bias"),

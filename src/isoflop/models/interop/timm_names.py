@@ -1,5 +1,7 @@
 """How timm names what we have, by family."""
 
+from typing import Any
+
 from isoflop.models.interop.rules import Rules, rules
 
 VIT = rules("""
@@ -43,6 +45,7 @@ METAFORMER = rules("""
     stem.*                       -> stem.{*}
     downsamples.#.patches.conv.* -> stages.{+}.downsample.conv.{*}
     downsamples.#.norm.*         -> stages.{+}.downsample.norm.{*}
+    stages.#.#.mixer.weight      -> stages.{0}.blocks.{1}.token_mixer.random_matrix
     stages.#.#.mixer.fc1.*       -> stages.{0}.blocks.{1}.token_mixer.pwconv1.{*}
     stages.#.#.mixer.fc2.*       -> stages.{0}.blocks.{1}.token_mixer.pwconv2.{*}
     stages.#.#.mixer.act.*       -> stages.{0}.blocks.{1}.token_mixer.act1.{*}
@@ -87,9 +90,22 @@ BIT = rules("""
     head.*                -> head.fc.{*}
 """)
 
+# What timm's code of a family has otherwise than the authors', by which the presets go; the names are the same. Weights
+# under timm's names are computed as timm computes them.
+TIMMS_OWN: dict[str, dict[str, Any]] = {
+    # The last norm is of the mean of the map, and not of the map.
+    "poolformer": {"pool_first": True, "last_norm": "layer", "last_norm_eps": 1e-6},
+    "convformer": {"head_eps": 1e-6},
+    "caformer": {"head_eps": 1e-6},
+    "nfnet": {"weight_eps": 1e-5, "activation": "gelu", "scale_by_keep": True},
+    "bit": {"weight_eps": 1e-8},
+}
+
 TIMM: dict[str, Rules] = {
     **dict.fromkeys(("vit", "mae", "deit"), VIT),
-    **dict.fromkeys(("poolformer", "poolformerv2", "identityformer", "convformer", "caformer"), METAFORMER),
+    **dict.fromkeys(
+        ("poolformer", "poolformerv2", "identityformer", "randformer", "convformer", "caformer"), METAFORMER
+    ),
     "mixer": MIXER,
     "resmlp": RESMLP,
     "gmlp": GMLP,
