@@ -138,9 +138,7 @@ def test_decoded_images_of_another_way_to_decode_are_not_taken(
     assert len(list((cache / "decoded").iterdir())) == 2
 
 
-def test_what_cannot_be_kept_is_used_and_said(
-    cache: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_kept_is_used_and_said(cache: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = pixels(image_folder)
     monkeypatch.setenv("ISOFLOP_CACHE", str(image_folder / "train" / "cat" / "00.png" / "below a file"))
     with pytest.warns(UserWarning, match="cannot be written .*ISOFLOP_CACHE .*delete caches"):

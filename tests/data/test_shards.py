@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from isoflop.data.shard_cache import ShardCache
 from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
 from tests.data.pictures import encoded, picture
+from tests.processes import at_once, failures
 
 MakeTar = Callable[[Path, list[tuple[str, bytes]]], Path]
 
@@ -75,6 +77,86 @@ def test_the_index_is_built_once_and_again_when_a_shard_changes(shards: Path, ma
     again = ShardRecords(pattern, "train", progress=lambda done, total: built.append(done))
     assert len(again) == 81
     assert again.fingerprint != first.fingerprint
+
+
+def replace_labels(path: Path) -> None:
+    """The same shard with other labels: of the same size, and older."""
+    content, times = path.read_bytes(), path.stat()
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".cls"):
+                at = member.offset_data
+                content = content[:at] + bytes([ord("0") + (content[at] - ord("0") + 1) % 3]) + content[at + 1 :]
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns - 10**12))
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_a_shard_of_the_same_size_and_an_older_time_is_another_shard(shards: Path, is_beside: bool) -> None:
+    pattern = str(shards / "train-*.tar")
+    before = ShardRecords(pattern, "train")
+    if is_beside:
+        before.write_index()
+    replace_labels(shards / "train-001.tar")
+    after = ShardRecords(pattern, "train")
+    expected = [(k + (30 <= k < 50)) % 3 for k in range(80)]
+    assert after.labels.tolist() == expected
+    assert after.fingerprint != before.fingerprint
+
+
+def test_an_index_beside_shards_goes_with_them(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy has other times and inodes; its content decides."""
+    first = ShardRecords(str(shards / "train-*.tar"), "train")
+    first.write_index()
+    shutil.copytree(shards, tmp_path / "copy")
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "another cache"))
+    built: list[int] = []
+    pattern = str(tmp_path / "copy" / "train-*.tar")
+    copy = ShardRecords(pattern, "train", progress=lambda done, total: built.append(done))
+    assert not built
+    assert copy.fingerprint == first.fingerprint
+    replace_labels(tmp_path / "copy" / "train-001.tar")
+    assert ShardRecords(pattern, "train").fingerprint != first.fingerprint
+
+
+def test_another_list_of_classes_is_taken_up(shards: Path) -> None:
+    (shards / "classes.txt").write_text("a\nb\nc\n")
+    assert ShardRecords(str(shards / "train-*.tar"), "train").class_names == ("a", "b", "c")
+    (shards / "classes.txt").write_text("x\ny\nz\n")
+    assert ShardRecords(str(shards / "train-*.tar"), "train").class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"format": 2}', b"\xff"])
+@pytest.mark.parametrize("name", ["shards.json", "records.npy", "labels.npy", "manifest.json"])
+def test_a_damaged_index_is_made_again(shards: Path, name: str, damage: bytes) -> None:
+    records = ShardRecords(str(shards / "train-*.tar"), "train")
+    folder = records._index._folder
+    assert folder is not None
+    (folder / name).write_bytes(damage)
+    again = ShardRecords(str(shards / "train-*.tar"), "train")
+    assert again.labels.tolist() == [k % 3 for k in range(80)]
+    assert again.fingerprint == records.fingerprint
+
+
+def test_eight_processes_index_shards_at_once(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> tuple[list[int], str, bytes]:
+        records = ShardRecords(str(shards / "train-*.tar"), "train")
+        return records.labels.tolist(), records.fingerprint, records.read(79)
+
+    for trial in range(5):
+        monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / f"cache {trial}"))
+        found = at_once(*[look] * 8)
+        assert not failures(found)
+        assert found == [look()] * 8
+        assert len(list((tmp_path / f"cache {trial}" / "indexes").iterdir())) == 1
+
+
+def test_a_shard_cut_short_while_it_is_read_is_no_damaged_image(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isoflop.data.records._WAITS", ())
+    source = open_source(f"shards:{shards}?decode=each", split="train", image_size=16, heldout=0)
+    os.truncate(shards / "train-003.tar", 1024)
+    with pytest.raises(DataError, match="shorter since it was indexed; the storage cannot be read"):
+        source.read(np.arange(80))
 
 
 def test_braces_and_stars_name_shards(shards: Path) -> None:
@@ -226,6 +308,48 @@ def test_an_index_beside_remote_shards_is_used(shards: Path, remote: str) -> Non
     system.rm("/bucket/isoflop-index", recursive=True)
 
 
+def test_a_remote_shard_that_was_replaced_is_fetched_and_indexed_again(shards: Path, remote: str) -> None:
+    pattern = f"{remote}/train-*.tar"
+    before = ShardRecords(pattern, "train")
+    built: list[int] = []
+    assert ShardRecords(pattern, "train", progress=lambda done, total: built.append(done)).read(35) == before.read(35)
+    assert not built
+    replace_labels(shards / "train-001.tar")
+    fsspec.filesystem("memory").pipe("/bucket/train-001.tar", (shards / "train-001.tar").read_bytes())
+    after = ShardRecords(pattern, "train")
+    assert after.labels.tolist() == [(k + (30 <= k < 50)) % 3 for k in range(80)]
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_remote_shard_that_the_index_beside_it_does_not_know_is_refused(shards: Path, remote: str) -> None:
+    folder = ShardRecords(str(shards / "train-*.tar"), "train").write_index()
+    system = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        system.pipe(f"/bucket/isoflop-index/{path.name}", path.read_bytes())
+    replace_labels(shards / "train-001.tar")
+    system.pipe("/bucket/train-001.tar", (shards / "train-001.tar").read_bytes())
+    records = ShardRecords(f"{remote}/train-*.tar", "train")
+    assert records.read(0)
+    with pytest.raises(DataError, match=r"train-001\.tar: not the shard that was indexed"):
+        records.read(35)
+    system.pipe("/bucket/isoflop-index/labels.npy", b"damaged")
+    system.pipe("/bucket/isoflop-index/shards.json", (folder / "shards.json").read_bytes() + b" ")
+    with pytest.warns(UserWarning, match=r"isoflop-index: an index that cannot be used .*damaged"):
+        assert len(ShardRecords(f"{remote}/train-*.tar", "train")) == 80
+    system.rm("/bucket/isoflop-index", recursive=True)
+
+
+def test_where_the_storage_says_nothing_of_changes_no_index_is_kept(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isoflop.data.shard_cache._SIGNS", ())
+    for _ in range(2):
+        built: list[int] = []
+        with pytest.warns(UserWarning, match="does not say when shards change, so no index is kept"):
+            ShardRecords(f"{remote}/train-*.tar", "train", progress=lambda done, total: built.append(done))  # noqa: B023
+        assert built == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
@@ -273,11 +397,11 @@ def test_the_cache_of_shards_keeps_to_its_limit(tmp_path: Path) -> None:
         system.pipe(f"/many/{k}.tar", bytes([k]) * 1000)
     cache = ShardCache(tmp_path / "cache", limit=2500)
     for k in (0, 1, 0, 2, 3, 4, 5, 0):
-        assert cache.fetch(f"memory://many/{k}.tar").read_bytes() == bytes([k]) * 1000
+        assert cache.fetch(f"memory://many/{k}.tar", "1").read_bytes() == bytes([k]) * 1000
         assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 2500
     with pytest.raises(DataError, match="cannot be reached"):
-        cache.fetch("memory://many/missing.tar")
-    assert not list((tmp_path / "cache").glob("*.part"))
+        cache.fetch("memory://many/missing.tar", "1")
+    assert not list((tmp_path / "cache").glob(".*"))
 
 
 def test_remote_shards_are_fetched_once_per_epoch_window_by_window(tmp_path: Path, make_tar: MakeTar) -> None:

@@ -76,7 +76,7 @@ def kept(
 def opened(entry: Path, load: Callable[[Path], T | None]) -> T | None:
     """What `load` reads from `entry`; None where it is absent, damaged, of another format, or does not fit."""
     for _ in range(_ATTEMPTS):
-        if not _is_whole(entry):
+        if not is_whole(entry):
             return None
         try:
             return load(entry)
@@ -94,8 +94,10 @@ def publish(partial: Path, entry: Path, load: Callable[[Path], T | None], *, unc
     """
     seal(partial, unchecked)
     for _ in range(_ATTEMPTS):
+        is_ours = False
         try:
             os.rename(partial, entry)
+            is_ours = True
             sync(entry.parent)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -103,7 +105,9 @@ def publish(partial: Path, entry: Path, load: Callable[[Path], T | None], *, unc
         if (found := opened(entry, load)) is not None:
             return found
         remove(entry)
-    raise OSError(errno.EIO, "an entry that was just written is not whole", str(entry))
+        if is_ours:  # it does not fit, whoever makes it
+            return None
+    raise OSError(errno.EIO, "an entry that others replace all the time", str(entry))
 
 
 def seal(folder: Path, unchecked: Iterable[str] = ()) -> None:
@@ -130,7 +134,7 @@ def crc32_of(path: Path, size: int | None = None) -> int:
     return crc
 
 
-def _is_whole(entry: Path) -> bool:
+def is_whole(entry: Path) -> bool:
     """Whether the manifest is there and every file is what it says. What was found whole is not read again by this
     process until it changes.
     """
@@ -181,8 +185,8 @@ def tell_unwritable(error: OSError) -> None:
     )
 
 
-def signature(path: Path | str) -> tuple[int, int, int, int, int]:
-    """Size, times of content and of status in ns, inode and device: what differs when a file was written or replaced.
+def signature(path: Path | str) -> tuple[int, int, int, int]:
+    """Size, times of content and of status in ns, and inode: what differs when a file was written or replaced.
 
     The time of the status is the kernel's; nobody can set it back. A change that came within the clock's tick of the
     one before would leave the same times, so a file that has just changed is waited for.
@@ -192,7 +196,7 @@ def signature(path: Path | str) -> tuple[int, int, int, int, int]:
     if 0 <= age < _CLOCK_TICK:
         time.sleep((_CLOCK_TICK - age) / 1e9)
         found = os.stat(path)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def content_hash(path: Path) -> str:

@@ -2,14 +2,20 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
 
+from isoflop.data.cache import remove_abandoned
 from isoflop.data.keyed import derive_key
 from isoflop.errors import DataError
+from isoflop.runs.files import replacing, sha256_of
+
+_SIGNS = (  # as the file systems of fsspec call what changes with a file's content
+    *("ETag", "etag", "e_tag", "generation", "VersionId", "version_id", "md5Hash", "content_md5", "Content-MD5"),
+    *("LastModified", "last_modified", "Last-Modified", "mtime", "modified", "updated", "created", "ino"),
+)
 
 
 @contextlib.contextmanager
@@ -33,9 +39,12 @@ class ShardCache:
     def __init__(self, directory: Path, limit: int) -> None:
         self.directory, self.limit = directory, limit
 
-    def fetch(self, url: str) -> Path:
-        """The path of a local copy of `url`. Raises DataError if it cannot be fetched."""
-        local = self.directory / f"{derive_key(url):016x}-{url.rsplit('/', 1)[-1]}"
+    def fetch(self, url: str, sign: str, sha256: str | None = None) -> Path:
+        """The path of a local copy of `url` as it is while the storage says `sign` of it.
+
+        Raises DataError if it cannot be fetched, or is not what `sha256` says.
+        """
+        local = self.directory / f"{derive_key(url, sign):016x}-{url.rsplit('/', 1)[-1]}"
         try:
             os.utime(local)
             return local
@@ -43,15 +52,12 @@ class ShardCache:
             pass
         with reaching(url):
             self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".part", delete=False) as file:
-                temporary = file.name
-            try:
+            remove_abandoned(self.directory)
+            with replacing(local) as partial:
                 protocol_file_system, path = fsspec.core.url_to_fs(url)
-                protocol_file_system.get_file(path, temporary)
-                os.replace(temporary, local)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+                protocol_file_system.get_file(path, str(partial))
+                if sha256 not in (None, sha256_of(partial)):
+                    raise DataError(f"{url}: not the shard that was indexed; make the index beside the shards again")
         self._evict(keep=local)
         return local
 
@@ -66,6 +72,15 @@ class ShardCache:
         for _, size, path in sorted(files):
             if used <= self.limit:
                 return
-            if path != str(keep) and not path.endswith(".part"):
+            if path != str(keep) and not os.path.basename(path).startswith("."):
                 Path(path).unlink(missing_ok=True)
                 used -= size
+
+
+def remote_sign(url: str) -> tuple[int, str | None]:
+    """The size of a remote file, and what its storage says that changes with its content; None if it says nothing."""
+    with reaching(url):
+        system, path = fsspec.core.url_to_fs(url)
+        info = system.info(path)
+    said = [f"{name} {info[name]}" for name in _SIGNS if info.get(name)]
+    return int(info.get("size") or 0), ", ".join(said) or None

@@ -9,35 +9,97 @@ are read by `pread`: about 5 µs each from the page cache, from any number of pr
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.cache import cache_directory
-from isoflop.data.decode import DamagedImage
+from isoflop.data.cache import cache_directory, content_hash, is_whole, kept, opened, publish, signature
 from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
 from isoflop.data.records import TEST_NAMES, Labels, Part, as_in_training, fingerprint_files
-from isoflop.data.shard_cache import ShardCache, reaching
+from isoflop.data.shard_cache import ShardCache, reaching, remote_sign
 from isoflop.data.tar_index import RECORD, index_tar, resolve_labels
 from isoflop.errors import DataError
+from isoflop.runs.files import private_path
 
 INDEX_FOLDER = "isoflop-index"
 _CACHE_BYTES = 50 << 30
 _OPEN_FILES = 64
 _MOST_SHARDS = 1_000_000
-_FORMAT = 1
+_FORMAT = 2
+
+
+class _State(NamedTuple):
+    """What tells a shard from another one."""
+
+    name: str
+    size: int
+    sign: str
+    """changes with the content"""
+    is_known: bool = True
+    """whether `sign` is of the shard; else it is drawn, and nothing fits it"""
+
+
+def _local_state(path: str) -> _State:
+    try:
+        size, *rest = signature(path)
+    except OSError as error:
+        raise DataError(f"shards: {error.filename}: {error.strerror}") from error
+    return _State(os.path.basename(path), size, " ".join(map(str, rest)))
+
+
+def _remote_state(url: str) -> _State:
+    size, sign = remote_sign(url)
+    return _State(os.path.basename(url), size, sign or secrets.token_hex(8), sign is not None)
+
+
+class _Index:
+    """Where the samples of all shards lie, their labels, and of what shards they are; pickled by its place on disk."""
+
+    FILES = ("records.npy", "labels.npy", "shards.json")
+
+    def __init__(self, records: NDArray[Any], labels: Labels, description: dict[str, Any]) -> None:
+        self.records, self.labels, self.description = records, labels, description
+        self._folder: Path | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> _Index:
+        records, labels = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in cls.FILES[:2])
+        index = cls(records, labels, json.loads((folder / cls.FILES[2]).read_text()))
+        if records.dtype != RECORD or len(records) != len(labels):
+            raise ValueError(folder)
+        index._folder = folder
+        return index
+
+    def write(self, folder: Path) -> None:
+        np.save(folder / self.FILES[0], self.records)
+        np.save(folder / self.FILES[1], self.labels)
+        (folder / self.FILES[2]).write_text(json.dumps(self.description))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._folder is not None:
+            return _reopened, (self._folder, self.description["sha256"])
+        return _Index, (self.records, self.labels, self.description)
+
+
+def _reopened(folder: Path, sha256: list[str]) -> _Index:
+    index = opened(folder, _Index.read)
+    if index is None or index.description["sha256"] != sha256:
+        raise DataError(f"{folder}: the index of the shards was replaced while it was in use; start again")
+    return index
 
 
 class ShardRecords:
@@ -61,10 +123,13 @@ class ShardRecords:
         self._urls = list_shards(pattern, part)
         self._index_name = INDEX_FOLDER if part == "train" else f"{INDEX_FOLDER}-{part}"
         self._cache = ShardCache(cache_directory() / "shards", cache_bytes)
-        self._folder = self._find_index() or self._build_index(_index_cache(self._urls), progress)
-        description = json.loads((self._folder / "shards.json").read_text())
+        self._listed_names = self._read_class_names()
+        self._states = [_remote_state(url) if self.is_remote else _local_state(url) for url in self._urls]
+        self._index = self._find_index() or self._make_index(progress)
+        description = self._index.description
+        self._sha256: list[str] = description["sha256"]
         self.class_names = self._own_names = tuple(description["class_names"])
-        self._by_number = bool(self.class_names and self._read_class_names())
+        self._by_number = bool(self.class_names and self._listed_names)
         if part == "test" and self.class_names and (training := self._training(pattern, cache_bytes)):
             self._by_number |= training._by_number
             self.class_names = training.class_names
@@ -92,11 +157,9 @@ class ShardRecords:
 
     def _map_index(self) -> None:
         self._files: dict[int, int] = {}
-        records = np.load(self._folder / "records.npy", mmap_mode="r", allow_pickle=False)
         # A plain array of (offset, size): memory-mapped still, but indexed three times as fast as a memmap of records.
-        self._places: NDArray[np.int64] = np.asarray(records).view(np.int64).reshape(-1, 2)
-        labels: Labels = np.load(self._folder / "labels.npy", mmap_mode="r", allow_pickle=False)
-        where, by_number = self.uri, self._by_number
+        self._places: NDArray[np.int64] = np.asarray(self._index.records).view(np.int64).reshape(-1, 2)
+        labels, where, by_number = self._index.labels, self.uri, self._by_number
         self.labels = as_in_training(labels, self._own_names, self.class_names, where, by_number=by_number)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,14 +178,18 @@ class ShardRecords:
         """See `Records.read`."""
         offset, size = self._places[index].tolist()
         encoded = os.pread(self._open(bisect_right(self._ends, index)), size, offset)
-        if len(encoded) != size:
-            raise DamagedImage("truncated: the shard ends within the image")
+        if len(encoded) != size:  # what was cut short before it was indexed is not among the samples
+            raise OSError(errno.ESTALE, "the shard has become shorter since it was indexed")
         return encoded
 
     def name(self, index: int) -> str:
         """See `Records.name`: the shard and the name of the member, read from its header."""
         shard = bisect_right(self._ends, index)
-        block = os.pread(self._open(shard), 512, int(self._places[index, 0]) - 512)
+        at = int(self._places[index, 0])
+        try:
+            block = os.pread(self._open(shard), 512, at - 512)
+        except (OSError, DataError):
+            return f"{self._urls[shard]} at byte {at}"
         return f"{self._urls[shard]}/{block[:100].rstrip(bytes(1)).decode(errors='replace')}"
 
     def write_index(self) -> Path:
@@ -130,23 +197,30 @@ class ShardRecords:
         if self.is_remote:
             raise DataError(f"{self.uri} is remote: index a local copy and upload its folder {self._index_name}, too")
         folder = Path(self._urls[0]).parent / self._index_name
-        if self._folder == folder:
+        if opened(folder, self._load) is not None:
             return folder
+        partial = private_path(folder)
         try:
-            return Path(shutil.copytree(self._folder, folder, dirs_exist_ok=True))
-        except (OSError, shutil.Error) as error:
-            raise DataError(f"{folder}: cannot be written ({error})") from error
+            partial.mkdir()
+            self._index.write(partial)
+            publish(partial, folder, self._load)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
 
     def _open(self, shard: int) -> int:
         file = self._files.get(shard)
         if file is None:
             while len(self._files) >= _OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            file = self._files[shard] = os.open(self._local(self._urls[shard]), os.O_RDONLY)
+            file = self._files[shard] = os.open(self._local(shard, self._sha256[shard]), os.O_RDONLY)
         return file
 
-    def _local(self, url: str) -> Path:
-        return self._cache.fetch(url) if self.is_remote else Path(url)
+    def _local(self, shard: int, sha256: str | None = None) -> Path:
+        url = self._urls[shard]
+        return self._cache.fetch(url, self._states[shard].sign, sha256) if self.is_remote else Path(url)
 
     def _training(self, pattern: str, cache_bytes: int) -> ShardRecords | None:
         """The training part, whose classes number those of the test part; None where it is not there, has no labels,
@@ -160,37 +234,90 @@ class ShardRecords:
         records = ShardRecords(pattern, "train", cache_bytes=cache_bytes, allowed_share=1.0)
         return records if records.class_names else None
 
-    def _find_index(self) -> Path | None:
+    def _find_index(self) -> _Index | None:
         """An index that fits the shards: beside them, or in the cache."""
-        state, newest = _state(self._urls, self.is_remote)
-        candidates = [_index_cache(self._urls)]
         beside = os.path.join(os.path.dirname(self._urls[0]), self._index_name)
         if self.is_remote:
-            _download_index(beside, candidates[0])
-        else:
-            candidates.insert(0, Path(beside))
-        for folder in candidates:
-            try:
-                description = json.loads((folder / "shards.json").read_text())
-                written = (folder / "shards.json").stat().st_mtime
-            except (OSError, ValueError):
-                continue
-            if description["format"] == _FORMAT and description["state"] == state and written >= newest:
-                return folder
-        return None
+            return self._download_index(beside) or opened(self._index_cache(), self._load)
+        return opened(Path(beside), self._load) or opened(self._index_cache(), self._load)
 
-    def _build_index(self, folder: Path, progress: Callable[[int, int], None] | None) -> Path:
-        """Scans all shards; the description is written last, so that an index that was cut short is not taken."""
-        records, texts, problems, counts = [], [], _duplicate_names(self._urls), []
-        for number, url in enumerate(self._urls):
-            shard = index_tar(self._local(url), name=url)
-            records.append(shard.records)
-            texts += shard.labels
-            problems += shard.problems
-            counts.append(len(shard.records))
-            if progress:
-                progress(number + 1, len(self._urls))
-        labels, class_names = resolve_labels(texts, self._read_class_names(), self.uri)
+    def _read_index(self, folder: Path) -> _Index | None:
+        """The index in a folder, if it is of shards with these names and sizes and of these names of classes."""
+        index = _Index.read(folder)
+        said = index.description
+        if said["format"] != _FORMAT or tuple(said["listed"]) != self._listed_names:
+            return None
+        sizes = [(name, size) for name, size, _ in said["states"]]
+        return index if sizes == [(state.name, state.size) for state in self._states] else None
+
+    def _load(self, folder: Path) -> _Index | None:
+        """The index in a folder, if it is of shards with this content, too."""
+        if (index := self._read_index(folder)) is None:
+            return None
+        said = index.description
+        for number, (_, _, sign) in enumerate(said["states"]):
+            if sign != self._states[number].sign and (
+                self.is_remote or content_hash(Path(self._urls[number])) != said["sha256"][number]
+            ):
+                return None
+        return index
+
+    def _make_index(self, progress: Callable[[int, int], None] | None) -> _Index:
+        index = self._build_index(progress)
+        if self.is_remote and not all(state.is_known for state in self._states):
+            warnings.warn(f"{self.uri}: the storage does not say when shards change, so no index is kept", stacklevel=3)
+            return index
+        return kept(self._index_cache(), self._load, index.write) or index
+
+    def _index_cache(self) -> Path:
+        places = self._urls if self.is_remote else [os.path.abspath(url) for url in self._urls]
+        return cache_directory() / "indexes" / f"{derive_key(*places):016x}"
+
+    def _download_index(self, url: str) -> _Index | None:
+        """The index beside remote shards, if there is one; whether a shard is what it says is seen on fetching."""
+        try:
+            system, path = fsspec.core.url_to_fs(url)
+            text = system.cat_file(f"{path}/shards.json")
+        except Exception:  # each kind of storage raises its own; without an index, one is made
+            return None
+
+        def download(folder: Path) -> None:
+            for name in ("manifest.json", *_Index.FILES):
+                system.get_file(f"{path}/{name}", str(folder / name))
+            if not is_whole(folder):
+                raise DataError(f"{url}: damaged; make it again")
+
+        entry = cache_directory() / "indexes" / f"{derive_key(url, text.hex()):016x}"
+        try:
+            index = kept(entry, self._read_index, download)
+        except Exception as error:
+            warnings.warn(f"{url}: an index that cannot be used ({error}), so one is made", stacklevel=4)
+            return None
+        if index is None:
+            warnings.warn(f"{url}: the index is of other shards or of an earlier version, so one is made", stacklevel=4)
+        return index
+
+    def _build_index(self, progress: Callable[[int, int], None] | None) -> _Index:
+        """Scans all shards."""
+        records, texts, problems, counts, hashes = [], [], _duplicate_names(self._urls), [], []
+
+        def indexed() -> Iterator[Path]:
+            for number, url in enumerate(self._urls):
+                path = self._local(number)
+                shard = index_tar(path, name=url)
+                records.append(shard.records)
+                texts.extend(shard.labels)
+                problems.extend(shard.problems)
+                counts.append(len(shard.records))
+                hashes.append(content_hash(path))
+                if not self.is_remote and _local_state(url) != self._states[number]:
+                    raise DataError(f"{url}: changes while it is indexed; start again when it is complete")
+                if progress:
+                    progress(number + 1, len(self._urls))
+                yield path
+
+        fingerprint = fingerprint_files(indexed())
+        labels, class_names = resolve_labels(texts, self._listed_names, self.uri)
         together = np.concatenate(records) if records else np.empty(0, dtype=RECORD)
         if labels.ndim == 1 and class_names and (labels < 0).any():
             together, labels, counts = self._without_unlabelled(together, labels, counts, problems)
@@ -199,13 +326,15 @@ class ShardRecords:
             raise DataError(f"{self.uri}: no images in these shards{reason}")
         description = {
             "format": _FORMAT,
-            "state": _state(self._urls, self.is_remote)[0],
-            "fingerprint": fingerprint_files(map(self._local, self._urls)),
+            "states": [[state.name, state.size, state.sign] for state in self._states],
+            "sha256": hashes,
+            "listed": self._listed_names,
+            "fingerprint": fingerprint,
             "class_names": class_names,
             "counts": counts,
             "problems": problems,
         }
-        return _write_index(folder, together, labels, description)
+        return _Index(together, labels, description)
 
     def _without_unlabelled(
         self, records: NDArray[Any], labels: Labels, counts: list[int], problems: list[Damage]
@@ -279,23 +408,6 @@ def _expand(pattern: str) -> Iterator[str]:
     return ("".join(choice) for choice in itertools.product(*choices))
 
 
-def _state(urls: list[str], is_remote: bool) -> tuple[list[list[Any]], float]:
-    """Name and size of each shard, and the time of the newest: an index that differs or is older is stale."""
-    if is_remote:
-        state = []
-        for url in urls:
-            with reaching(url):
-                system, _ = fsspec.core.url_to_fs(url)
-                state.append([os.path.basename(url), int(system.size(url) or 0)])
-        return state, 0.0
-    try:
-        stats = [os.stat(url) for url in urls]
-    except OSError as error:
-        raise DataError(f"shards: {error.filename}: {error.strerror}") from error
-    sizes: list[list[Any]] = [[os.path.basename(url), stat.st_size] for url, stat in zip(urls, stats, strict=True)]
-    return sizes, max(stat.st_mtime for stat in stats)
-
-
 def _duplicate_names(urls: list[str]) -> list[Damage]:
     seen: set[str] = set()
     problems = []
@@ -305,37 +417,3 @@ def _duplicate_names(urls: list[str]) -> list[Damage]:
             problems.append(Damage(-1, url, "another shard has the same name"))
         seen.add(name)
     return problems
-
-
-def _index_cache(urls: list[str]) -> Path:
-    places = urls if "://" in urls[0] else [os.path.abspath(url) for url in urls]
-    return cache_directory() / "indexes" / f"{derive_key(*places):016x}"
-
-
-def _download_index(url: str, folder: Path) -> None:
-    """Copies an index that lies beside remote shards, if there is one and no copy yet."""
-    if (folder / "shards.json").exists():
-        return
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-        if not system.exists(f"{path}/shards.json"):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("records.npy", "labels.npy", "shards.json"):
-            system.get_file(f"{path}/{name}", str(folder / name))
-    except Exception:  # each kind of storage raises its own; without an index, one is made
-        return
-
-
-def _write_index(folder: Path, records: NDArray[Any], labels: Labels, description: dict[str, Any]) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="isoflop-index-"))
-    (folder / "shards.json").unlink(missing_ok=True)
-    for name, array in (("records.npy", records), ("labels.npy", labels)):
-        np.save(folder / f"{name}.part.npy", array)
-        os.replace(folder / f"{name}.part.npy", folder / name)
-    (folder / "shards.json.part").write_text(json.dumps(description))
-    os.replace(folder / "shards.json.part", folder / "shards.json")
-    return folder
