@@ -14,9 +14,12 @@ import torch
 from isoflop.data import batches, check, open_source
 from isoflop.data import cache as caches
 from isoflop.data.cache import content_hash
+from isoflop.data.records import fingerprint_files, is_fingerprint_of
 from isoflop.data.sources.folder import FolderRecords
-from isoflop.errors import DataError
+from isoflop.errors import CheckpointError, DataError
+from isoflop.train.run_directory import claim
 from tests.processes import at_once, failures
+from tests.promises.chaos import run_config
 
 
 @pytest.fixture
@@ -208,6 +211,35 @@ def test_a_hash_is_remembered_until_the_content_changes(cache: Path, tmp_path: P
         file.write(b"x")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert content_hash(path) != first
+
+
+def test_large_files_count_byte_by_byte_and_runs_of_before_go_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then, 64 blocks of a large file were its fingerprint."""
+    path = tmp_path / "large"
+    path.write_bytes(bytes(8_000_000))
+    monkeypatch.setattr("isoflop.data.records._HASHED_WHOLE", 1 << 20)
+    first = fingerprint_files([path])
+    with path.open("r+b") as file:
+        file.seek(100_000)  # between the blocks
+        file.write(b"x")
+    second = fingerprint_files([path])
+    sampled = first.partition("-")[0]
+    assert first != second
+    assert second.startswith(sampled)
+    assert is_fingerprint_of(sampled, first)
+    assert not is_fingerprint_of(second, first)
+    config, directory = run_config(steps=1), tmp_path / "run"
+    directory.mkdir()
+    source = open_source("digits", split="train", image_size=8)
+    source.fingerprint = sampled
+    claim(config, directory, source)
+    source.fingerprint = first
+    claim(config, directory, source)
+    source.fingerprint = f"{'0' * 32}-{'0' * 32}"
+    with pytest.raises(CheckpointError, match="the data have changed"):
+        claim(config, directory, source)
 
 
 def test_no_warning_where_all_is_well(cache: Path, image_folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from isoflop.config import RunConfig, config_hash
 from isoflop.data import Source
 from isoflop.data.order import ALGORITHM
+from isoflop.data.records import is_fingerprint_of
 from isoflop.errors import CheckpointError
 from isoflop.runs.files import write_json
 from isoflop.train.data_facts import write_facts
@@ -44,7 +45,8 @@ def claim(config: RunConfig, directory: Path, source: Source) -> None:
                 f"{directory}: belongs to another run ({found['run']}, this one is {identity['run']}); "
                 "choose another folder or delete this one"
             )
-        if found != identity:
+        is_same = is_fingerprint_of(str(found["data"]), identity["data"])
+        if not is_same or found != {**identity, "data": found["data"]}:
             raise CheckpointError(
                 f"{directory}: the data have changed since the run began "
                 f"({found['samples']} samples, fingerprint {found['data']}; "
