@@ -230,7 +230,7 @@ def test_large_files_count_byte_by_byte_and_runs_of_before_go_on(
     assert second.startswith(sampled)
     assert is_fingerprint_of(sampled, first)
     assert not is_fingerprint_of(second, first)
-    config, directory = run_config(steps=1), tmp_path / "run"
+    config, directory = run_config(steps=60), tmp_path / "run"
     directory.mkdir()
     source = open_source("digits", split="train", image_size=8)
     source.fingerprint = sampled
