@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from isoflop.config import DetectConfig, RunConfig, SegmentConfig, parse
-from isoflop.data import open_split
-from isoflop.data.dense import unpack_objects
+from isoflop.data import open_source, open_split
+from isoflop.data.dense import Objects, pack_objects, unpack_objects
 from isoflop.errors import DataError
 from isoflop.models import cost
 from isoflop.objectives import make_objective, objective_cost
@@ -27,6 +27,37 @@ def test_every_trained_weight_has_a_gradient_that_is_finite(head: str) -> None:
     names = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert names <= {"backbone.norm.weight", "backbone.norm.bias", "maps.norms.0.weight", "maps.norms.0.bias"}
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def nothing(with_masks: bool) -> Objects:
+    return Objects(
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int64),
+        np.zeros(0, bool),
+        np.zeros(0, np.float32),
+        np.zeros((0, SIZE, SIZE), bool) if with_masks else None,
+    )
+
+
+@pytest.mark.parametrize("head", CONFIGS)
+@pytest.mark.parametrize("how", ["all", "one", "crowds"])
+def test_a_batch_without_objects_is_learnt_from(head: str, how: str) -> None:
+    config = CONFIGS[head]
+    model = objective(config)
+    images, labels = batch(config.name)
+    if config.name == "segment":
+        labels = torch.full_like(labels, 255) if how == "all" else torch.cat([labels[:1], labels[1:].fill_(255)])
+    else:
+        truth = open_source("scenes?classes=3&images=8", split="train", image_size=SIZE).records.truth(0)  # type: ignore[attr-defined]
+        crowds = Objects(truth.boxes, truth.classes, ~truth.crowds, truth.areas, truth.masks)
+        none = nothing(with_masks=True)
+        labels = pack_objects({"all": [none, none], "one": [truth, none], "crowds": [crowds, crowds]}[how], SIZE)
+    loss = model(images, labels, uniforms)
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert any(p.grad is not None for p in model.backbone.parameters())
+    assert bool(model.evaluate(images, labels, uniforms)["loss"].isfinite())
 
 
 @pytest.mark.parametrize("name", [n for n in BACKBONES if n != "poolformer_s12"])

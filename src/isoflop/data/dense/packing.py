@@ -1,6 +1,6 @@
 """The objects of a batch as one tensor, so that workers, ranks and feeds pass them on as they pass on any labels.
 
-A row of bytes for each object, as many rows for each picture as the fullest one needs:
+A row of bytes for each object, as many rows for each picture as the fullest one needs, and one where none has any:
 
     24 bytes   six float32: class (-1 in rows without an object), left, top, right, bottom, crowd (0 or 1)
     the rest   its mask, eight pixels a byte, or nothing
@@ -21,7 +21,7 @@ _HEAD = 24
 
 def pack_objects(batch: Sequence[Objects], size: int) -> Tensor:
     """Labels uint8 (n, most, 24 or 24 + size·⌈size/8⌉) of n pictures of `size` × `size` pixels."""
-    most = max((len(objects) for objects in batch), default=0)
+    most = max((1, *(len(objects) for objects in batch)))
     with_masks = any(objects.masks is not None for objects in batch)
     row_bytes = -(-size // 8)
     packed = np.zeros((len(batch), most, _HEAD + (size * row_bytes if with_masks else 0)), dtype=np.uint8)
@@ -45,7 +45,8 @@ def unpack_objects(labels: Tensor, size: int) -> list[dict[str, Tensor]]:
         kept = (head[:, 0] >= 0) & (head[:, 5] == 0)
         target = {"boxes": head[kept, 1:5], "labels": head[kept, 0].long()}
         if labels.shape[-1] > _HEAD:
-            bits = row[kept, _HEAD:].view(-1, size, -(-size // 8), 1)
+            bits = row[kept, _HEAD:]
+            bits = bits.view(len(bits), size, -(-size // 8), 1)
             places = torch.arange(8, device=labels.device, dtype=torch.uint8)
             target["masks"] = ((bits >> places) & 1).flatten(2)[..., :size].contiguous()
         targets.append(target)
