@@ -11,11 +11,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from isoflop.cli import main
-from isoflop.data import open_source
-from isoflop.data.dense import CocoRecords, MapRecords
+from isoflop.data import batches, open_source
+from isoflop.data.dense import CocoRecords, DenseSource, MapRecords
 from isoflop.data.dense.run_lengths import mask_of, run_lengths
 from isoflop.data.dense.writing import write_scenes
+from isoflop.data.quarantine import Note
 from isoflop.errors import DataError
+from tests.cli.lines import isoflop
 
 SIZE = (24, 40)
 
@@ -58,8 +60,11 @@ def test_an_image_without_objects_has_none_and_stays(tmp_path: Path) -> None:
 def test_boxes_are_cut_at_the_border_and_left_out_beyond_it(tmp_path: Path) -> None:
     boxes = [[-3, 2, 8, 8], [30, 10, 99, 99], [50, 2, 5, 5], [3, 3, 0, 9]]
     folder = write(tmp_path, [annotation(id=k, bbox=box) for k, box in enumerate(boxes)])
-    with pytest.warns(UserWarning, match="boxes left out, of which no area is in their image: 2"):
-        records = CocoRecords(folder, "train")
+    records = CocoRecords(folder, "train")
+    assert [note.line() for note in records.notes] == [
+        "boxes outside of their image left out: 1 (annotation 2 of 7.png)",
+        "boxes without area left out: 1 (annotation 3 of 7.png)",
+    ]
     assert records.truth(0).boxes.tolist() == [[0, 2, 5, 10], [30, 10, 40, 24]]
 
 
@@ -87,19 +92,30 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
         ({"annotations": []}, "its list of `annotations` is empty"),
         ({"images": []}, "its list of `images` is empty"),
         ({"categories": None}, "not in COCO's format: no list of `categories`"),
-        ({"images": [{"id": 7}]}, "image 7 lacks an id, a file name or a size"),
+        ({"images": [{"id": 7}]}, "image 7 lacks an id or a file name"),
         ({"images": [[7]]}, "`images` has an entry that is no table"),
-        ({"images": [image(width="40")]}, "image 7 lacks an id, a file name or a size in whole pixels"),
-        ({"images": [image(), image()]}, "two images have the id 7"),
+        ({"images": [image(), image(file_name="9.png")]}, r"two images have the id 7: 7.png and 9.png"),
+        ({"images": [image(), image(id=8, file_name="there/7.png")]}, r"7.png and there/7.png are both .*7.png: which"),
+        (
+            {"images": [image(file_name="8.png")]},
+            r"none of its 1 images is there \(the first: 8.png; looked in .*images",
+        ),
         ({"categories": [{"id": 3}]}, "category 3 lacks a whole number as its id, or a name"),
-        ({"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]}, "two categories have the name a"),
-        ({"annotations": [annotation(image_id=8)]}, "annotation 1 is of image 8, which is not among the images"),
+        ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "two categories have the id 3"),
+        (
+            {"annotations": [annotation(image_id=8)]},
+            r"annotations of images that there are not \(annotation 1 of image 8",
+        ),
         ({"annotations": [annotation(category_id=1)]}, "annotation 1 is of category 1, which is not among"),
-        ({"annotations": [annotation(bbox=[1, 2, 3])]}, "annotation 1 has no box of four numbers"),
-        ({"annotations": [annotation(bbox=["1", 2, 3, None])]}, "annotation 1 has no box of four numbers"),
+        ({"annotations": [annotation(bbox=[1, 2, 3])]}, r"boxes that are not four numbers \(annotation 1 of 7.png\)"),
+        ({"annotations": [annotation(bbox=["1", 2, 3, None])]}, "boxes that are not four numbers"),
+        ({"annotations": [annotation(bbox=[float("nan"), 2, 3, 4])]}, "boxes that are not finite"),
+        ({"annotations": [annotation(bbox=[0.1, 0.1, 0.5, 0.5])]}, "boxes lie within 0 … 1: they look like shares"),
+        ({"annotations": [annotation(bbox=[20, 10, 39, 23])] * 3}, "they look like left, top, right, bottom"),
         ({"annotations": [annotation(iscrowd="no")]}, "annotation 1 has `iscrowd` no; it is 0 or 1"),
-        ({"annotations": [annotation(area="large")]}, "annotation 1 has an `area` that is no number"),
-        ({"annotations": [annotation(segmentation=[])]}, "annotation 1 has no mask; use this data without `masks=1`"),
+        ({"annotations": [annotation(segmentation=[])]}, "objects without a mask .*; use this data without `masks=1`"),
+        ({"annotations": [annotation(segmentation=[[1, 2, 3, 4]])]}, "objects without a mask"),
+        ({"annotations": [annotation(segmentation={"size": [3, 5], "counts": "a"})]}, "masks of another size than"),
     ],
 )
 def test_annotations_that_cannot_be_are_refused_in_one_line(
@@ -110,6 +126,172 @@ def test_annotations_that_cannot_be_are_refused_in_one_line(
         CocoRecords(tmp_path, "train", masks=True)
     assert "train.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PICTURE = Image.new("RGB", SIZE[::-1], (9, 99, 199))
+LAYOUTS: dict[str, tuple[str, str, str]] = {
+    # the file, the folder of pictures, and how the file calls one
+    "roboflow": ("train/_annotations.coco.json", "train", "{}.png"),
+    "coco": ("annotations/instances_train2017.json", "train2017", "{}.png"),
+    "coco in images": ("annotations/instances_train2017.json", "images/train2017", "{}.png"),
+    "cvat": ("annotations/instances_default.json", "images/default", "{}.png"),
+    "cvat flat": ("annotations/instances_default.json", "images", "{}.png"),
+    "cvat subsets": ("annotations/instances_Train.json", "images/Train", "{}.png"),
+    "label studio": ("result.json", "images", "images\\{}.png"),
+    "label studio local": ("result.json", "images", "../../label-studio/data/media/upload/1/{}.png"),
+    "fiftyone": ("train/labels.json", "train/data", "{}.png"),
+    "fiftyone alone": ("labels.json", "data", "{}.png"),
+    "one file": ("my_export.json", "images", "{}.png"),
+    "one file beside the pictures": ("annotations.json", "", "{}.png"),
+    "folders in names": ("train.json", "images/a/b", "a/b/{}.png"),
+    "folder of the part in names": ("annotations/instances_train.json", "train", "train/{}.png"),
+    "absolute": ("train.json", "images", "/home/somebody/data/images/{}.png"),
+    "drive": ("train.json", "images", "C:\\data\\images\\{}.png"),
+    "address": ("train.json", "images", "https://example.com/pictures/{}.png?size=big"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_tools_open_as_they_are(layout: str, tmp_path: Path) -> None:
+    file, pictures, name = LAYOUTS[layout]
+    for place in (tmp_path / file, tmp_path / pictures / "x"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    for number in (7, 9):
+        PICTURE.save(tmp_path / pictures / f"{number}.png")
+    images = [image(id=number, file_name=name.format(number)) for number in (7, 9)]
+    found = {"images": images, "annotations": [annotation()], "categories": [{"id": 3, "name": "ant"}]}
+    (tmp_path / file).write_text(json.dumps(found), encoding="utf-8-sig")
+    records = CocoRecords(tmp_path, "train")
+    assert [records.name(k) for k in range(2)] == [str(tmp_path / pictures / f"{number}.png") for number in (7, 9)]
+    assert (records.pixels(0) == np.asarray(PICTURE)).all()
+    assert records.truth(0).boxes.tolist() == [[4, 4, 14, 12]]
+    assert records.notes == ()
+    with pytest.raises(DataError, match="no annotations of its test part"):
+        CocoRecords(tmp_path, "test")
+
+
+def test_the_part_for_testing_has_the_names_of_the_tools(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        (tmp_path / part).mkdir()
+        PICTURE.save(tmp_path / part / "7.png")  # of one name in both parts
+        found = {"images": [image()], "annotations": [annotation()], "categories": [{"id": 3, "name": "ant"}]}
+        (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(found))
+    assert [CocoRecords(tmp_path, part).name(0) for part in ("train", "test")] == [
+        str(tmp_path / part / "7.png") for part in ("train", "valid")
+    ]
+
+
+def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "outside.png")
+    (tmp_path / "data").mkdir()
+    names = ["../outside.png", "../../outside.png", str(tmp_path / "outside.png")]
+    images = [image(id=10 + k, file_name=name) for k, name in enumerate(names)]
+    records = CocoRecords(write(tmp_path / "data", [annotation()], images=[image(), *images]), "train")
+    assert len(records) == 1
+    assert records.notes == (Note("images without a file", tuple(names), 3),)
+
+
+def test_what_is_written_otherwise_is_understood(tmp_path: Path) -> None:
+    flat, points = [4, 4, 14, 4, 14, 12, 4, 12], [[4, 4], [14, 4], [14, 12], [4, 12]]
+    same: list[dict[str, Any]] = [
+        {"bbox": ["4", "4.0", "10", "8"], "category_id": "3", "image_id": "7"},
+        {"bbox": [4, 4, 10, 8], "category_id": 3.0, "iscrowd": None, "area": "80"},
+        {"bbox": None, "segmentation": flat, "iscrowd": False},
+        {"bbox": [], "segmentation": points, "area": float("nan")},
+        {"segmentation": [flat, [1, 1], ["x"] * 6], "iscrowd": "0"},
+    ]
+    images = [image(width="40"), image(id="9", file_name="9.png", width=None, height=None)]
+    folder = write(tmp_path, [annotation(**changes) for changes in same], images=images)
+    truth = CocoRecords(folder, "train", masks=True).truth(0)
+    assert truth.masks is not None
+    assert truth.boxes.tolist() == [[4, 4, 14, 12]] * 5
+    assert truth.areas.tolist() == [80] * 5
+    assert not truth.crowds.any()
+    assert (truth.masks == truth.masks[0]).all()
+    assert truth.masks[0].sum() == 80
+    assert [entry["width"] for entry in CocoRecords(folder, "train").entries] == [40, 40]
+
+
+def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
+    bad: list[dict[str, Any]] = [
+        {"bbox": [float("inf"), 0, 1, 1]},
+        {"bbox": [0, 0, float("nan"), 1]},
+        {"bbox": [0, 0, 1e400, 1]},
+        {"bbox": [5, 5, 0, 4]},
+        {"bbox": [100, 5, 4, 4]},
+        {"image_id": 77},
+        {"image_id": 8},
+    ]
+    images = [image(), image(), image(id=8, file_name="8.png"), image(id=9, file_name="9.png"), image(id=10)]
+    entries = [annotation(id=100 + k, **changes) for k, changes in enumerate(bad)]
+    folder = write(tmp_path, [annotation(), annotation(image_id=10), *[annotation()] * 8, *entries], images=images)
+    records = CocoRecords(folder, "train")
+    assert len(records) == 2
+    assert len(records.truth(0)) == 10  # those of its second id are its own, too
+    told = {note.what: (note.total, note.names) for note in records.notes}
+    assert told == {
+        "images that are listed twice": (2, ("7.png", "7.png")),
+        "images without a file": (1, ("8.png",)),
+        "boxes that are not finite": (3, tuple(f"annotation {n} of 7.png" for n in (100, 101, 102))),
+        "boxes without area": (1, ("annotation 103 of 7.png",)),
+        "boxes outside of their image": (1, ("annotation 104 of 7.png",)),
+        "annotations of images that there are not": (1, ("annotation 105 of image 77",)),
+    }
+
+
+def test_roboflows_name_of_the_whole_is_no_class_and_equal_names_are_told_apart(tmp_path: Path) -> None:
+    whole = {"id": 0, "name": "insects", "supercategory": "none"}
+    kinds = [{"id": n, "name": name, "supercategory": "insects"} for n, name in ((1, "ant"), (3, "bee"), (5, "ant"))]
+    records = CocoRecords(
+        write(tmp_path, [annotation(), annotation(category_id=5)], categories=[whole, *kinds]), "train"
+    )
+    assert records.class_names == ("ant (category 1)", "bee", "ant (category 5)")
+    assert records.truth(0).classes.tolist() == [1, 2]
+    assert [note.line() for note in records.notes] == [
+        "categories that only group others left out: 1 (insects)",
+        "categories of one name are told apart by their ids: ant",
+    ]
+    used = CocoRecords(write(tmp_path, [annotation(category_id=0)], categories=[whole, *kinds]), "train")
+    assert used.class_names[0] == "insects"
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    return isoflop(capsys, "data", "check", *arguments)
+
+
+def test_dense_data_are_checked_as_others_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "boxes").mkdir()
+    folder = write(tmp_path / "boxes", [annotation(), annotation(bbox=[0, 0, 0, 0])])
+    status, out, _ = check(capsys, f"coco:{folder}?masks=1")
+    assert status == 0
+    for told in ("2 images", "formats: PNG 2", "classes: 2, 0 to 1 images each", "boxes without area left out: 1"):
+        assert told in out
+    Image.new("RGB", (10, 10)).save(folder / "images" / "9.png")
+    status, out, _ = check(capsys, f"coco:{folder}", "--workers", "2")
+    assert (status, "9.png: 10×10 pixels, but train.json says 40×24" in out) == (1, True)
+    numbers = np.zeros(SIZE, np.uint8)
+    numbers[0] = 1
+    maps(tmp_path / "maps", numbers)
+    (tmp_path / "maps" / "images" / "training" / "notes.txt").write_text("of somebody")
+    status, out, _ = check(capsys, f"ade20k:{tmp_path / 'maps'}?classes=3")
+    assert status == 0
+    for told in ("1 images", "classes: 3, 0 to 1 images each", "files that are no pictures left out: 1 (notes.txt)"):
+        assert told in out
+    status, out, _ = check(capsys, f"ade20k:{tmp_path / 'maps'}?classes=1")
+    assert (status, "class 1, but there are 1 classes" in out) == (1, True)
+    assert check(capsys, "scenes?classes=3&images=4")[0] == 0
+
+
+def test_a_damaged_picture_is_replaced_and_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path, [annotation()])
+    (folder / "images" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    source = open_source(f"coco:{folder}", split="train", image_size=32)
+    assert isinstance(source, DenseSource)
+    images, _, damages = source.read_augmented(np.array([0, 1]), "none", np.zeros((2, 64)))
+    assert (images[0] == images[1]).all()
+    assert [damage.name for damage in damages] == [str(folder / "images" / "7.png")]
+    with pytest.raises(DataError, match=r"1 of 2 images are damaged, .*7\.png"):
+        list(batches(source, seed=0, batch_size=2, start_step=0, stop_step=1))
 
 
 @pytest.mark.parametrize(

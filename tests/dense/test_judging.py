@@ -233,7 +233,8 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.Cap
     short = ["seeds=[0]", "run.steps=1", "run.batch_size=1", "run.objective.width=16", "run.schedule.warmup=0"]
     assert command(*told, "--image-size", "64", "heldout=1", *short) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert lines == [f"warning: {tmp_path}/data/train.json: boxes left out, of which no area is in their image: 1"]
+    told = "boxes outside of their image left out: 1 (annotation 1 of train/000000.png)"
+    assert lines == [f"warning: coco:{tmp_path}/data: {told}"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
-from isoflop.data.opening import open_records
+from isoflop.data.dense import Objects
+from isoflop.data.dense.objects import IGNORED, DenseRecords
+from isoflop.data.dense.source import picture_with_truth
+from isoflop.data.opening import DENSE, open_dense_records, open_records, parse_uri
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
 from isoflop.data.records import Part, Records, read_surely
+from isoflop.data.sources.shards import ShardRecords
 from isoflop.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -90,6 +94,8 @@ class _Finding(NamedTuple):
     header: Header | None
     broken: str
     suspicious: str
+    classes: tuple[int, ...] = ()
+    """of its objects or pixels"""
 
 
 def check(uri: str, *, part: Part = "train", workers: int = 1, progress: Progress | None = None) -> CheckReport:
@@ -135,12 +141,11 @@ def guess_uri(text: str) -> str:
     return f"parquet:{path}" if any(path.rglob("*.parquet")) else f"folder:{path}"
 
 
-def _open_tolerant(uri: str, part: Part, left_out: list[Damage]) -> Records:
+def _open_tolerant(uri: str, part: Part, left_out: list[Damage]) -> Records | DenseRecords:
     """The records, even where so much is broken that a run would refuse them."""
-    from isoflop.data.opening import parse_uri
-    from isoflop.data.sources.shards import ShardRecords
-
     kind, path, _ = parse_uri(uri)
+    if kind in DENSE:
+        return open_dense_records(uri, part)
     if kind != "shards":
         return open_records(uri, part)
     records = ShardRecords(path, part, allowed_share=1.0)
@@ -153,7 +158,7 @@ def _check_chunk(uri: str, part: Part, start: int) -> list[_Finding]:
     return [_examine(records, k) for k in range(start, min(start + _CHUNK, len(records)))]
 
 
-def _examine(records: Records, index: int) -> _Finding:
+def _examine(records: Records | DenseRecords, index: int) -> _Finding:
     """Reads and decodes one record as a whole, and strictly."""
     try:
         encoded = read_surely(records, index)
@@ -161,6 +166,7 @@ def _examine(records: Records, index: int) -> _Finding:
         return _Finding(index, 0, b"", None, f"unreadable: {error}", "")
     digest = hashlib.blake2b(encoded, digest_size=8).digest()
     header, broken, suspicious = None, "", ""
+    classes: tuple[int, ...] = ()
     try:
         header = read_header(encoded)
         decode_crop(encoded, header, centre_box_of(header, 8), size=8, channels=3)
@@ -171,7 +177,14 @@ def _examine(records: Records, index: int) -> _Finding:
         broken = str(error)
     except ValueError as error:
         suspicious = str(error)
-    return _Finding(index, len(encoded), digest, header, broken, suspicious)
+    if not broken and not hasattr(records, "labels"):
+        try:
+            truth = picture_with_truth(records, index)[1]
+            numbers = np.unique(truth.classes if isinstance(truth, Objects) else truth[truth != IGNORED])
+            classes = tuple(map(int, numbers))
+        except DamagedImage as error:
+            broken = str(error).removeprefix(f"{records.name(index)}: ")
+    return _Finding(index, len(encoded), digest, header, broken, suspicious, classes)
 
 
 def _wrong_extension(name: str, image_format: str) -> str:
@@ -182,10 +195,17 @@ def _wrong_extension(name: str, image_format: str) -> str:
     return ""
 
 
-def _summarise(uri: str, part: Part, records: Records, findings: list[_Finding], left_out: list[Damage]) -> CheckReport:
-    labels: NDArray[Any] = np.asarray(records.labels)
-    is_single = labels.ndim == 1
-    counts = np.bincount(labels[labels >= 0], minlength=len(records.class_names)) if is_single else labels.sum(axis=0)
+def _summarise(
+    uri: str, part: Part, records: Records | DenseRecords, findings: list[_Finding], left_out: list[Damage]
+) -> CheckReport:
+    counts: Sequence[int] | NDArray[Any]
+    if hasattr(records, "labels"):
+        labels: NDArray[Any] = np.asarray(records.labels)
+        is_single, classes = labels.ndim == 1, len(records.class_names)
+        counts = np.bincount(labels[labels >= 0], minlength=classes) if is_single else labels.sum(axis=0)
+    else:
+        seen = Counter(number for finding in findings for number in finding.classes)
+        counts = [seen[number] for number in range(len(records.class_names))]
     headers = [f.header for f in findings if f.header is not None]
     first_with: dict[bytes, int] = {}
     duplicates = []

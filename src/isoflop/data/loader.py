@@ -81,7 +81,7 @@ class _Batches(Dataset[Batch | _Failure]):
         damages: tuple[Damage, ...] = ()
         if isinstance(self._source, DenseSource):
             u = draw_uniforms(self._seed, epochs, indices)
-            images, labels = self._source.read_augmented(indices, self._augment, u)
+            images, labels, damages = self._source.read_augmented(indices, self._augment, u)
         elif isinstance(self._source, ImageSource | Mixture | Subset):
             u = draw_uniforms(self._seed, epochs, indices)
             images, labels, damages = self._source.read_views(indices, self._augmentation, u)

@@ -94,6 +94,8 @@ _TEST_SCENES = 200
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
 _MIXTURE = "mixture"
+DENSE = frozenset(_DENSE)
+"""Kinds of data with objects or maps of classes."""
 
 
 def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Source:
@@ -147,7 +149,7 @@ def open_source(
         ]
         return Mixture(uri, sources, [weight for _, weight in parts])
     if kind in _DENSE:
-        return _open_dense(uri, kind, path, options, split, image_size, heldout, seed)
+        return _open_dense(uri, split, image_size, heldout, seed)
     if kind in _GENERATED:
         make, _ = _GENERATED[kind]
         return make(split=split, image_size=image_size, heldout=heldout, seed=seed, channels=channels or 1, **options)
@@ -175,28 +177,35 @@ def open_source(
     return source
 
 
-def _open_dense(
-    uri: str, kind: str, path: str, options: Options, split: Split, image_size: int, heldout: int, seed: int
-) -> DenseSource:
+def _open_dense(uri: str, split: Split, image_size: int, heldout: int, seed: int) -> DenseSource:
+    records = open_dense_records(uri, split, image_size=image_size, heldout=heldout, seed=seed)
+    _tell(records, uri)
+    is_whole = split == "test" or isinstance(records, SceneRecords)
+    return DenseSource(
+        records, None if is_whole else SplitIndices(len(records), split, heldout, seed), image_size=image_size
+    )
+
+
+def open_dense_records(
+    uri: str, split: Split, *, image_size: int = 128, heldout: int = 0, seed: int = 0
+) -> DenseRecords:
+    """The pictures with objects or maps of classes of stored data, of which what is held out is a part of "train"; or
+    the scenes of `split`, drawn at `image_size`. Raises DataError."""
+    kind, path, options = parse_uri(uri)
     if kind == "scenes":
         task = options.get("task", "detect")
         if task not in ("detect", "segment"):
             raise DataError(f"`task={task}` in `{uri}` must be detect or segment")
         counts = {"train": options.get("images", _SCENES), "heldout": heldout, "test": _TEST_SCENES}
         classes = options.get("classes", 10)
-        scenes = SceneRecords(split, size=image_size, classes=classes, images=counts[split], task=task, seed=seed)
-        return DenseSource(scenes, None, image_size=image_size)
+        return SceneRecords(split, size=image_size, classes=classes, images=counts[split], task=task, seed=seed)
     part: Part = "test" if split == "test" else "train"
     try:
-        records: DenseRecords = (
-            CocoRecords(_local(path), part, masks=bool(options.get("masks", 0)))
-            if kind == "coco"
-            else MapRecords(_local(path), part, **options)
-        )
+        if kind == "coco":
+            return CocoRecords(_local(path), part, masks=bool(options.get("masks", 0)))
+        return MapRecords(_local(path), part, **options)
     except OSError as error:
         raise DataError(f"{uri}: {why(error)} ({error.filename})") from error
-    subset = None if split == "test" else SplitIndices(len(records), split, heldout, seed)
-    return DenseSource(records, subset, image_size=image_size)
 
 
 def open_records(uri: str, part: Part) -> Records:
@@ -211,7 +220,7 @@ def open_records(uri: str, part: Part) -> Records:
         raise DataError(f"{uri}: {why(error)}{place}") from error
 
 
-def _tell(records: Records, uri: str) -> None:
+def _tell(records: Records | DenseRecords, uri: str) -> None:
     """One line on what was left out and guessed; said once a process."""
     if records.notes:
         said = "; ".join(note.line(3) for note in records.notes)

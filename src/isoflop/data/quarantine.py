@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from isoflop.data.keyed import derive_key, words
 from isoflop.errors import DataError
 from isoflop.runs.files import write_atomically
 
+REPLACEMENTS = 16
 ALLOWED_SHARE = 0.001
 """Of a data set's samples, so many may be damaged before a run stops."""
 
@@ -54,6 +58,13 @@ def printable(text: str) -> str:
 def why(error: Exception) -> str:
     """The reason that an error gives, without the name of the file, which is told already."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def replacements(index: int, num_samples: int) -> list[int]:
+    """The samples that are tried in turn in the place of the damaged sample `index`: always the same."""
+    return [
+        int(word) % num_samples for word in words(derive_key("replacement"), 0, np.asarray([index]), REPLACEMENTS)[0]
+    ]
 
 
 class Quarantine:

@@ -36,7 +36,19 @@ _BLOCK = 1 << 16
 _IMAGES_READ = 2048  # of a folder; of more, as many spread over them
 
 
-class Records(Protocol):
+class Encoded(Protocol):
+    """Encoded images by index."""
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of one record. Raises DamagedImage or OSError if it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call this record in a message: its path, or its place in a file."""
+        ...
+
+
+class Records(Encoded, Protocol):
     """Encoded images by index, in the order in which they are stored."""
 
     uri: str
@@ -52,20 +64,12 @@ class Records(Protocol):
         """The number of records."""
         ...
 
-    def read(self, index: int) -> bytes:
-        """The encoded image of one record. Raises DamagedImage or OSError if it cannot be read."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What to call this record in a message: its path, or its place in a file."""
-        ...
-
 
 class GoneImage(DamagedImage):
     """An image of the data set whose file is not there."""
 
 
-def read_surely(records: Records, index: int) -> bytes:
+def read_surely(records: Encoded, index: int) -> bytes:
     """The encoded image of one record; a read that fails is tried again.
 
     Only what was read can be damaged: when the storage fails (I/O errors, stale handles, timeouts, permissions), a

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
+from isoflop.data.decode import DamagedImage
 from isoflop.data.dense.objects import IGNORED, Task
 from isoflop.data.dense.pictures import read_map, read_picture
+from isoflop.data.quarantine import Note
 from isoflop.data.records import Part, fingerprint_images
 from isoflop.errors import DataError
 
@@ -44,6 +46,10 @@ class MapRecords:
         self._part = _part(folder, part)
         pictures = sorted((folder / "images" / self._part).iterdir())
         self._pictures = [path for path in pictures if path.suffix.lower() in _PICTURES]
+        others = [path.name for path in pictures if path not in set(self._pictures)]
+        self.notes: tuple[Note, ...] = ()
+        if others:
+            self.notes = (Note("files that are no pictures", tuple(others), len(others)),)
         if not self._pictures:
             raise DataError(f"{folder / 'images' / self._part}: no pictures ({', '.join(_PICTURES)})")
         self.class_names = _class_names(folder, classes)
@@ -65,9 +71,13 @@ class MapRecords:
         """See `DenseRecords.name`."""
         return str(self._pictures[index])
 
+    def read(self, index: int) -> bytes:
+        """See `DenseRecords.read`."""
+        return self._pictures[index].read_bytes()
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """See `DenseRecords.pixels`."""
-        return read_picture(self._pictures[index])
+        return read_picture(self, index)
 
     def truth(self, index: int) -> NDArray[np.uint8]:
         """See `DenseRecords.truth`."""
@@ -79,7 +89,7 @@ class MapRecords:
         classes = numbers - np.uint8(self._first)
         too_high = ~ignored & (classes >= len(self.class_names))
         if too_high.any():
-            raise DataError(
+            raise DamagedImage(
                 f"{path}: class {numbers[too_high].max()}, but there are {len(self.class_names)} classes from "
                 f"{self._first} on; give `classes=N`, or the number that is to be ignored with `ignore=N`"
             )

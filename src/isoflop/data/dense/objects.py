@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.data.quarantine import Note
+from isoflop.data.records import Encoded
+
 IGNORED = 255
 """The class of a pixel that counts nowhere."""
 
@@ -35,7 +38,7 @@ class Objects:
         return Objects(self.boxes[chosen], self.classes[chosen], self.crowds[chosen], self.areas[chosen], masks)
 
 
-class DenseRecords(Protocol):
+class DenseRecords(Encoded, Protocol):
     """Pictures and their truth by number; pixels uint8 (height, width, 3), of any size."""
 
     uri: str
@@ -43,15 +46,13 @@ class DenseRecords(Protocol):
     class_names: tuple[str, ...]
     fingerprint: str
     has_masks: bool
+    notes: tuple[Note, ...]
+    """See `Records.notes`."""
 
     def __len__(self) -> int: ...
 
-    def name(self, index: int) -> str:
-        """How messages call the picture."""
-        ...
-
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """The picture. Raises DataError naming it where it cannot be read or is not of the size that was promised."""
+        """The picture. Raises DamagedImage naming it where it is damaged or not of the size that was promised."""
         ...
 
     def truth(self, index: int) -> Objects | NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -11,29 +12,34 @@ from PIL import Image
 
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
 from isoflop.data.quarantine import why
+from isoflop.data.records import Encoded, read_surely
 from isoflop.errors import DataError
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Pixels uint8 (height, width, 3). Raises DataError with the path."""
+def read_picture(records: Encoded, index: int) -> NDArray[np.uint8]:
+    """Pixels uint8 (height, width, 3). Raises DamagedImage with the name, DataError where the storage fails."""
     try:
-        encoded = path.read_bytes()
+        encoded = read_surely(records, index)
         return decode_whole(encoded, read_header(encoded))
-    except (DamagedImage, OSError) as error:
-        raise DataError(f"{path}: {why(error)}") from error
+    except DamagedImage as error:
+        raise DamagedImage(f"{records.name(index)}: {error}") from error
 
 
 def read_map(path: Path) -> NDArray[np.uint8]:
-    """The numbers (height, width) in a PNG of one channel or with a palette. Raises DataError with the path."""
+    """The numbers (height, width) in a PNG of one channel or with a palette.
+
+    Raises DamagedImage with the path, DataError where the storage fails.
+    """
     try:
         with Image.open(path) as opened:
             if opened.mode not in ("L", "P", "1", "I;16"):
-                raise DataError(f"{path}: a map of classes has one channel, not {len(opened.getbands())}")
+                raise DamagedImage(f"{path}: a map of classes has one channel, not {len(opened.getbands())}")
             numbers = np.asarray(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: {why(error) if isinstance(error, OSError) else error}") from error
+        kind = DataError if getattr(error, "errno", None) not in (None, errno.ENOENT) else DamagedImage
+        raise kind(f"{path}: {why(error) if isinstance(error, OSError) else error}") from error
     if numbers.max(initial=0) > 255:
-        raise DataError(f"{path}: class {numbers.max()}, but maps of classes have at most 256")
+        raise DamagedImage(f"{path}: class {numbers.max()}, but maps of classes have at most 256")
     return numbers.astype(np.uint8)
 
 

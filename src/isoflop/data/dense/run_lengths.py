@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.data.decode import DamagedImage
 from isoflop.errors import DataError
 
 
 def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
-    """The mask (height, width) of one object; DataError beginning with `where` if it is damaged or of another size."""
+    """The mask (height, width) of one object; DamagedImage beginning with `where` if it is none, or of another size."""
     api = _api()
     if isinstance(segmentation, dict):
         sides = segmentation.get("size")
         if not isinstance(sides, list) or tuple(sides) != size:
             told = "×".join(map(str, reversed(sides))) if isinstance(sides, list) else sides
-            raise DataError(f"{where} has a mask of {told} pixels, but its image has {size[1]}×{size[0]}")
+            raise DamagedImage(f"{where} has a mask of {told} pixels, but its image has {size[1]}×{size[0]}")
     elif not isinstance(segmentation, list) or any(not isinstance(p, list) or len(p) < 6 for p in segmentation):
-        raise DataError(f"{where} has a mask that is neither run lengths nor polygons of three points or more")
+        raise DamagedImage(f"{where} has a mask that is neither run lengths nor polygons of three points or more")
     try:
         coded = api.frPyObjects(segmentation, *size) if not _is_compressed(segmentation) else segmentation
         coded = api.merge(coded) if isinstance(coded, list) else coded
         return np.asarray(api.decode(coded), dtype=bool)
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise DataError(f"{where} has a damaged mask: {' '.join(str(error).split())}") from error
+        raise DamagedImage(f"{where} has a damaged mask: {' '.join(str(error).split())}") from error
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -6,14 +6,18 @@ lies before, and an object of which less than a quarter is left is taken away. U
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from isoflop.data.dense.canvas import box_of
 from isoflop.data.dense.objects import Objects, Task
 from isoflop.data.fractals import draw, orbits
 from isoflop.data.keyed import derive_key, uniforms
+from isoflop.data.quarantine import Note
 from isoflop.data.source import Split
 from isoflop.errors import DataError
 
@@ -71,6 +75,7 @@ class SceneRecords:
     """
 
     has_masks = True
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, split: Split, *, size: int, classes: int, images: int, task: Task, seed: int = 0) -> None:
         if not 32 <= size <= 512:
@@ -95,6 +100,12 @@ class SceneRecords:
     def name(self, index: int) -> str:
         """See `DenseRecords.name`."""
         return f"scene {index}"
+
+    def read(self, index: int) -> bytes:
+        """See `DenseRecords.read`: as PNG."""
+        file = io.BytesIO()
+        Image.fromarray(self.pixels(index)).save(file, "PNG")
+        return file.getvalue()
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """See `DenseRecords.pixels`."""

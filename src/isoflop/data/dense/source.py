@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isoflop.data.decode import DamagedImage
 from isoflop.data.dense.canvas import JITTERS, Jitter, find_jitter, place, put_map, put_objects, put_pixels
 from isoflop.data.dense.objects import DenseRecords, Objects
 from isoflop.data.dense.packing import pack_objects
 from isoflop.data.orders import GlobalOrder, Order
+from isoflop.data.quarantine import REPLACEMENTS, Damage, replacements
 from isoflop.data.source import SplitIndices
 from isoflop.data.subset import Moments
 from isoflop.errors import DataError
@@ -66,27 +68,26 @@ class DenseSource:
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See `Source.read`: as they are looked at in evaluation."""
-        return self._canvases(indices, JITTERS["none"], None)
+        images, labels, _ = self._canvases(indices, JITTERS["none"], None)
+        return images, labels
 
-    def read_augmented(self, indices: NDArray[np.int64], augment: str, u: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """As `read`, scaled, placed and turned over as `augment` says, by the numbers `u` (n, 4 or more) in [0, 1)."""
+    def read_augmented(
+        self, indices: NDArray[np.int64], augment: str, u: NDArray[np.float64]
+    ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
+        """As `read`, scaled, placed and turned over as `augment` says, by the numbers `u` (n, 4 or more) in [0, 1); and
+        the damaged samples, in whose places are others, always the same."""
         jitter = find_jitter(augment)
         return self._canvases(indices, jitter, None if augment == "none" else u)
 
     def _canvases(
         self, indices: NDArray[np.int64], jitter: Jitter, u: NDArray[np.float64] | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
         size, records = self.image_size, self.records
         fill = tuple(round(255 * mean) for mean in self.mean)  # zero, once it is normalised
         images, objects, maps = [], [], []
+        damages: list[Damage] = []
         for k, index in enumerate(indices):
-            row = self.record(int(index))
-            pixels, truth = records.pixels(row), records.truth(row)
-            if isinstance(truth, np.ndarray) and truth.shape != pixels.shape[:2]:
-                raise DataError(
-                    f"{records.name(row)}: {pixels.shape[1]}×{pixels.shape[0]} pixels, but its map of classes has "
-                    f"{truth.shape[1]}×{truth.shape[0]}"
-                )
+            pixels, truth = self._whole(int(index), damages)
             height, width = pixels.shape[:2]
             at = place(height, width, size, records.task, jitter, None if u is None else u[k])
             images.append(put_pixels(pixels, at, size, fill))
@@ -95,4 +96,26 @@ class DenseSource:
             else:
                 maps.append(put_map(truth, at, size))
         labels = torch.from_numpy(np.stack(maps)) if maps else pack_objects(objects, size)
-        return torch.stack(images), labels
+        return torch.stack(images), labels, tuple(damages)
+
+    def _whole(self, index: int, damages: list[Damage]) -> tuple[NDArray[np.uint8], Objects | NDArray[np.uint8]]:
+        """The sample `index`, or the first of its replacements that is not damaged."""
+        for candidate in (index, *replacements(index, len(self))):
+            row = self.record(candidate)
+            try:
+                return picture_with_truth(self.records, row)
+            except DamagedImage as error:
+                name = self.records.name(row)
+                damages.append(Damage(row, name, str(error).removeprefix(f"{name}: ")))
+        raise DataError(f"{damages[-1].line}; its {REPLACEMENTS} replacements are damaged too")
+
+
+def picture_with_truth(records: DenseRecords, row: int) -> tuple[NDArray[np.uint8], Objects | NDArray[np.uint8]]:
+    """The pixels of a record and what is in them. Raises DamagedImage where one is, or they are of other sizes."""
+    pixels, truth = records.pixels(row), records.truth(row)
+    if isinstance(truth, np.ndarray) and truth.shape != pixels.shape[:2]:
+        raise DamagedImage(
+            f"{records.name(row)}: {pixels.shape[1]}×{pixels.shape[0]} pixels, but its map of classes has "
+            f"{truth.shape[1]}×{truth.shape[0]}"
+        )
+    return pixels, truth

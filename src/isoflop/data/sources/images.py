@@ -1,16 +1,13 @@
 """A source of stored images that are decoded each time they are read, so that each time another part can be shown."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.data.decode import DamagedImage, decode_crop, read_header
-from isoflop.data.keyed import derive_key, words
 from isoflop.data.orders import Order
-from isoflop.data.quarantine import Damage
+from isoflop.data.quarantine import REPLACEMENTS, Damage, replacements
 from isoflop.data.records import Records, read_surely
 from isoflop.data.source import SplitIndices
 from isoflop.data.sources.arrays import label_tensor
@@ -19,7 +16,6 @@ from isoflop.errors import DataError
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _GREY_MEAN, _GREY_STD = (0.45,), (0.25,)
-_REPLACEMENTS = 16
 
 
 class ImageSource:
@@ -68,7 +64,7 @@ class ImageSource:
                 used[k] = candidate
                 break
             else:
-                raise DataError(f"{damages[-1].line}; its {_REPLACEMENTS} replacements are damaged too")
+                raise DataError(f"{damages[-1].line}; its {REPLACEMENTS} replacements are damaged too")
         if augmentation.crop == "shift":
             images = shift_flip(images, u[:, 0:3])
         return images, label_tensor(self._records.labels, used), tuple(damages)
@@ -85,9 +81,6 @@ class ImageSource:
         except Exception as error:  # a fault of ours: say at which sample
             raise DataError(f"{self._records.name(row)}: {type(error).__name__}: {error}") from error
 
-    def _replacements(self, index: int) -> Any:
-        """Sample numbers drawn by the hash of `index`, one after another."""
-        attempts = words(derive_key("replacement"), 0, np.asarray([index]), _REPLACEMENTS)[0]
-        for word in attempts:
-            candidate = np.asarray([int(word) % len(self)])
-            yield int((candidate if self._subset is None else self._subset[candidate])[0])
+    def _replacements(self, index: int) -> list[int]:
+        chosen = np.asarray(replacements(index, len(self)))
+        return [int(row) for row in (chosen if self._subset is None else self._subset[chosen])]
