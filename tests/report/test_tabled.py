@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from isoflop.errors import LawError
-from isoflop.laws import fit_curve, load_table
+from isoflop.laws import fit_curve, fit_table, load_table
 from isoflop.report import tabled_report
+from isoflop.report.text import between, quantity
 from tests.report.conftest import HOSTILE
 
 
@@ -113,3 +114,32 @@ def test_hostile_cells_of_a_table_run_nothing(chromium: Any, nfnet: Path, plante
         assert page.locator("img, iframe, base, [onerror], [onload]").count() == 0
         assert noise == []
         page.close()
+
+
+def test_the_page_of_runs_says_what_the_command_says(tmp_path: Path) -> None:
+    """234 runs of arXiv 2203.15556 as digitised in arXiv 2404.10102. Once 2.1e10 stood beside 3.2e9 FLOPs an image."""
+    path = Path(__file__).parent / "chinchilla_234.csv"
+    (group,) = fit_table(path, x=("N", "D"), y="loss", budget=1e22).groups
+    assert group.prediction is not None
+    made = tabled_report(path, x=("N", "D"), y="loss", budget=1e22)
+    low, high = group.prediction.interval
+    assert f"expected loss {group.prediction.value:.3f} (90 % interval {low:.3f}–{high:.3f})" in made.page
+    assert quantity(group.prediction.n, 3) in made.page
+    assert "isoflop report chinchilla_234.csv --x N --x D --y loss --budget 1e+22" in made.page
+
+
+def test_a_column_called_model_hides_no_runs(planted: Any, tmp_path: Path) -> None:
+    rows = [
+        {"model": "one", "n": r["flops_per_image"], "d": r["images"], "loss": r["heldout_loss"]}
+        for r in planted.rows
+        if r["status"] == "done" and r["family"] == "vit"
+    ]
+    made = tabled_report(write(tmp_path / "theirs.csv", rows), x=("n", "d"), y="loss")
+    agreement = next(figure for figure in made.figures if figure.key == "agreement")
+    drawn = next(s for s in agreement.panels[0].series if s.kind == "points")
+    assert len(drawn.x) == len({(r["n"], r["d"]) for r in rows})
+
+
+def test_an_interval_that_says_nothing_is_not_printed_and_spans_no_axis() -> None:
+    assert between((0.0004, 618114.0)) == "not determined by these runs"
+    assert between((0.8, 0.95)) == "0.800–0.950"

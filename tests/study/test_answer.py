@@ -5,24 +5,35 @@ from typing import Any
 import pytest
 
 from isoflop.models import family_ladder
-from isoflop.report.savings import savings
-from isoflop.study.answer import best_rates, spending
+from isoflop.report.headline import sentence
+from isoflop.report.interim import best_rates, interim_answer
+from isoflop.report.savings import limit_sentence, savings, total_cost
+from isoflop.report.tables import summary
+from isoflop.study.answer import spending
 from isoflop.study.planned import Catalogue
 from tests.study.test_rungs import study_config
 
 
 def row(**values: Any) -> dict[str, Any]:
-    usual = {"model": "vit_w8d2p8", "budget": 1e9, "learning_rate": 0.01, "status": "done", "heldout_loss": 2.0}
-    return {**usual, "flops_per_image": 1e5, "train_flops": 1e9, "steps": 100, "trunk_steps": 0, **values}
+    usual = {"model": "vit_w8d2p8", "images": 1e4, "budget": 1e9, "learning_rate": 0.01, "status": "done"}
+    return {
+        **usual,
+        "heldout_loss": 2.0,
+        "flops_per_image": 1e5,
+        "train_flops": 1e9,
+        "steps": 100,
+        "trunk_steps": 0,
+        **values,
+    }
 
 
 def test_copies_of_a_run_count_as_their_mean_so_that_luck_does_not() -> None:
     lucky, unlucky = row(heldout_loss=1.8), row(heldout_loss=2.4)
     steady = row(learning_rate=0.02, heldout_loss=2.0)
     (best,) = best_rates([lucky, unlucky, steady])
-    assert (best["learning_rate"], best["target"]) == (0.02, 2.0)
+    assert (best["learning_rate"], best["heldout_loss"]) == (0.02, 2.0)
     (best,) = best_rates([lucky, row(heldout_loss=2.0), steady])
-    assert (best["learning_rate"], best["target"]) == (0.01, pytest.approx(1.9))
+    assert (best["learning_rate"], best["heldout_loss"]) == (0.01, pytest.approx(1.9))
 
 
 def test_runs_that_diverged_or_failed_are_never_the_best() -> None:
@@ -54,3 +65,44 @@ def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes()
     catalogue = Catalogue(study_config(families=families))
     assert set(catalogue.presets("no_mixer")) == set(family_ladder("poolformer"))
     assert catalogue.presets("bit") == ("bit_r50x1",)
+
+
+def ladder(family: str, **values: Any) -> list[dict[str, Any]]:
+    return [
+        row(family=family, role="ladder", budget=b, images=b / n, train_flops=b, flops_per_image=n,
+            model=f"{family}{n}", heldout_loss=0.5 + 10 * n**-0.3 + 20 * (b / n) ** -0.3, **values)
+        for b in (1e9, 3e9, 1e10, 3e10) for n in (2e4, 5e4, 1e5)
+    ]  # fmt: skip
+
+
+def test_a_family_that_did_not_train_is_shown_with_what_became_of_its_runs() -> None:
+    lost = [{**run, "status": "diverged", "heldout_loss": None, "error": "no longer finite"} for run in ladder("lost")]
+    rows = [*ladder("sound"), *lost, *ladder("few")[:2], *({**run, "status": "stopped"} for run in ladder("stopped"))]
+    found = interim_answer(rows, 1e11, families=("sound", "absent"))
+    assert found["left_out"] == {
+        "absent": "it has no runs",
+        "lost": "all its runs, 12, diverged (the first: no longer finite)",
+        "few": "2 of its 2 runs gave a loss; a law of size and data has 5 parameters: 2 runs are too few, "
+        "give at least 5",
+        "stopped": "all its runs, 12, were stopped halfway",
+    }
+    assert found["families"]["sound"]["p_best"] is None  # it was compared with nothing
+    told = sentence(rows, found)
+    assert "lost is not compared: all its runs, 12, diverged" in told
+    assert "probability" not in told
+    page = summary(rows, found)
+    assert "P(best) of those that trained" in page
+    assert page.count("no law") == 4
+
+
+def test_page_and_command_count_each_step_once() -> None:
+    rows = [row(seconds=100.0), row(train_flops=4e9, steps=400, trunk_steps=80, seconds=400.0)]
+    assert total_cost(rows) == (pytest.approx(1e9 + 3.2e9), pytest.approx(100 + 320))
+    assert spending(rows)["trained_flops"] == pytest.approx(total_cost(rows)[0])
+
+
+def test_a_limit_that_was_exceeded_is_said() -> None:
+    planner = {"unit": "device-hours", "limit": 2.0, "spent": 7.0}
+    assert limit_sentence({"planner": planner}).endswith("the limit was exceeded by 250\u00a0%")
+    assert limit_sentence({"planner": {**planner, "spent": 1.5}}).startswith("1.50 of 2.00 device-hours spent")
+    assert limit_sentence({}) == ""

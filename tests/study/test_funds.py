@@ -1,5 +1,6 @@
 """What a study may cost: what the answers take is set aside, and limits that cannot be kept are refused by name."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from isoflop.study.funds import TARGET_DISTANCE, choose_budgets
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue
 from isoflop.study.run import run_study
+from isoflop.study.stages import Ended, stages
 from tests.study.test_rungs import SIZES, study_config
 
 SECONDS = {("vit", name): 1e-4 * (k + 1) for k, name in enumerate(SIZES)}
@@ -130,3 +132,37 @@ def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="for the ladder"):
         run_study(limited(budget=4.2e10, output=str(tmp_path / "toy")))
     assert not (tmp_path / "toy").exists()
+
+
+def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_holds() -> None:
+    """Steps take four times what three of them took before the start; no clock is asked: runs say what they took."""
+    free = plan(limited(budgets=RUNGS, device_hours=100.0))
+    assert free.arena is not None
+    assert free.funds is not None
+    first = sum(map(Ledger(free.arena).enter, next_stage(free.arena, [], 100.0, 6).trials))
+    hours = 8 * (first + free.funds.reserved)
+    study = plan(limited(budgets=RUNGS, device_hours=hours))
+    assert study.funds is not None
+    ended: dict[str, Ended] = {}
+    rows: list[dict[str, Any]] = []
+    trunks: dict[str, float] = {}
+    for batch in stages(study, lambda: ended, 1):
+        for run in batch.runs:
+            images = run.images - trunks.get(run.trunk_id or "", 0.0)
+            seconds = images * 4 * SECONDS["vit", run.model]
+            loss = 1.0 + 30 * run.flops_per_image**-0.3 + 20 * run.images**-0.3
+            loss *= 1 + 0.02 * math.log(run.config.optim.learning_rate / 1e-2) ** 2
+            ended[run.run_id] = Ended(loss, images=images, seconds=seconds)
+            rows.append({"status": "done", "family": "vit", "flops_per_image": run.flops_per_image,
+                         "train_flops": run.train_flops, "seconds": seconds})  # fmt: skip
+            trunks[run.trunk_id or ""] = 0.8 * run.images
+    last = batch.plan
+    assert last is not None
+    assert last.funds is not None
+    assert last.seconds_per_image == pytest.approx({key: 4 * SECONDS[key] for key in last.seconds_per_image})
+    assert last.funds.reserved == pytest.approx(4 * study.funds.reserved)
+    spent = last.funds.spent(rows)
+    assert len(rows) > 6
+    assert spent + last.funds.reserved <= hours
+    again = [run.run_id for batch in stages(study, lambda: ended, 1) for run in batch.runs]
+    assert again == list(ended)

@@ -10,6 +10,8 @@ from typing import Any
 from isoflop.cli.tables import duration, power, print_table
 from isoflop.config import TransferConfig
 from isoflop.report.metric import metric_of
+from isoflop.report.savings import limit_sentence
+from isoflop.report.text import between
 from isoflop.study import Narrator
 from isoflop.study.adaptive import Stage
 from isoflop.study.funds import Funds
@@ -175,22 +177,38 @@ def tell_answer(document: Mapping[str, Any]) -> None:
             f"{family['images']:,}",
             power(family["learning_rate"]),
             f"{family['predicted_loss']:.3f}",
-            _between(family["interval"]),
-            f"{family['p_best']:.2f}",
+            between(family["interval"]),
+            "–" if family["p_best"] is None else f"{family['p_best']:.2f}",
         )
         for name, family in families.items()
     ]
+    left_out = document.get("left_out", {})
+    rows += [(name, "no law", "–", "–", "–", "–", "–", "–") for name in left_out]
     level = next(iter(families.values()))["level"]
-    head = ("family", "model", "FLOPs/image", "images", "learning rate", "loss", f"{level:.0%} interval", "P(best)")
+    head = (
+        "family",
+        "model",
+        "FLOPs/image",
+        "images",
+        "learning rate",
+        "loss",
+        f"{level:.0%} interval",
+        "P(best)" + (" of those that trained" if left_out else ""),
+    )
     print_table(head, rows)
     best = families[document["best"]]
     print(
         f"\nThe answer: train {best['model']} on {best['images']:,} images at learning rate "
         f"{power(best['learning_rate'])}. Predicted {metric_of(document).name} {best['predicted_loss']:.3f} "
-        f"({level:.0%} interval {_between(best['interval'])}); the best family with probability {best['p_best']:.2f}."
+        f"({level:.0%} interval {between(best['interval'])}); "
+        + (
+            "no other family could be compared."
+            if best["p_best"] is None
+            else f"the best family{' of those that trained' if left_out else ''} with probability {best['p_best']:.2f}."
+        )
     )
-    for name, reason in document.get("left_out", {}).items():
-        print(f"  no law for {name}: {reason}")
+    for name, reason in left_out.items():
+        print(f"  {name} is not compared: {reason}")
     for name, family in families.items():
         for warning in family["warnings"]:
             print(f"  {name}: {warning}")
@@ -208,9 +226,11 @@ def tell_grades(document: Mapping[str, Any]) -> None:
         classified = "" if accuracy is None else f"accuracy {accuracy:.3f}, "
         print(
             f"{family['model']}: predicted {grade['predicted_loss']:.3f}, measured {grade['measured_loss']:.3f}, "
-            f"{verdict} the {family['level']:.0%} interval {_between(family['interval'])} "
+            f"{verdict} the {family['level']:.0%} interval {between(family['interval'])} "
             f"({classified}{duration(grade['seconds'])} of training)"
         )
+    if told := limit_sentence(document):
+        print(f"{told}.")
     spent = document.get("spent")
     if spent and spent["saved"] > 0:
         separate, stopped = spent["separate_flops"], spent.get("stopped_runs", 0)
@@ -237,10 +257,6 @@ def tell_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     print_table(("backbone", "protocol", "accuracy", "std"), table)
-
-
-def _between(interval: Sequence[float]) -> str:
-    return f"{interval[0]:.3f}–{interval[1]:.3f}"
 
 
 def _minutes(seconds: float) -> str:

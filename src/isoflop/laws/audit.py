@@ -140,9 +140,8 @@ def _learning_rates(x: Array, y: Array, z: Array, rate: Array | str) -> Finding:
     if isinstance(rate, str):
         return Finding(check, "unknown", rate)
     edges = []
-    key = np.round(x, 3) + 1j * np.round(y, 1)
-    for group in np.unique(key):
-        here = np.flatnonzero(key == group)
+    _, group = np.unique(np.round(x, 3) + 1j * np.round(y, 1), return_inverse=True)
+    for here in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
         if np.unique(rate[here]).size >= 3:
             best = rate[here][np.argmin(z[here])]
             edges.append(bool(best in (rate[here].min(), rate[here].max())))

@@ -9,6 +9,14 @@ from isoflop.laws.solve import Array
 LARGEST = 1e100
 """Beyond it (and below its inverse) nothing is measured, and powers of it leave the floating-point range."""
 
+CANNOT_TELL = 10.0
+"""An interval of a loss whose ends differ by this factor is no answer."""
+
+
+def tells_nothing(lo: float, hi: float) -> bool:
+    """Whether (lo, hi) is no answer to what a loss will be."""
+    return not hi <= CANNOT_TELL * lo
+
 
 def fault(value: float) -> str:
     """What is wrong with a value of a column, "" if nothing: completes the sentence "`loss` must be …"."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.errors import LawError
-from isoflop.laws.checks import fault
+from isoflop.laws.checks import LARGEST, fault
 from isoflop.laws.solve import Array
 
 Columns = dict[str, list[str]]
@@ -105,7 +105,14 @@ def name_column(columns: Columns, name: str, source: Source) -> list[str]:
 
 def positive_column(columns: Columns, name: str, source: Source) -> Array:
     """A column of positive, finite numbers, or LawError with the line of the first one that is not."""
-    values = np.empty(len(text := text_column(columns, name, source)))
+    text = text_column(columns, name, source)
+    try:
+        values = np.fromiter(map(float, text), np.float64, len(text))
+        if ((values > 1 / LARGEST) & (values < LARGEST)).all():
+            return values
+    except ValueError:
+        pass
+    values = np.empty(len(text))  # cell by cell, to say which one is wrong
     for k, cell in enumerate(text):
         try:
             values[k] = float(cell)

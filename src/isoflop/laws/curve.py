@@ -87,16 +87,19 @@ class CurveLaw(Record):
     def _moments(self, x: ArrayLike) -> tuple[Array, Array]:
         t = np.log(np.asarray(x, dtype=np.float64)) - np.log(self.scale)
         flat = t.reshape(-1)
-        with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
-            said = np.array([FORMS[m.form].evaluate(np.array([m.theta]), flat)[0][0] for m in self.members])
         # A form that was fitted to the end of the curve knows nothing of its beginning.
         since = np.log([m.since for m in self.members]) - np.log(self.scale)
-        heard = since[:, None] <= np.maximum(flat, since.min()) + 1e-9
-        votes = np.where(heard, [[m.weight] for m in self.members], 0.0)
-        mean = (np.where(heard, said, 0.0) * votes).sum(axis=0) / votes.sum(axis=0)
+        mean, votes = np.zeros_like(flat), np.zeros_like(flat)
+        for member, first in zip(self.members, since, strict=True):
+            heard = first <= np.maximum(flat, since.min()) + 1e-9
+            with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
+                said = FORMS[member.form].evaluate(np.array([member.theta]), flat)[0][0]
+            mean += np.where(heard, member.weight * said, 0.0)
+            votes += np.where(heard, member.weight, 0.0)
+        mean /= votes
         beyond = np.maximum(flat, 0.0)
         deviation = np.sqrt(self.noise**2 + (self.drift * beyond) ** 2)
-        return np.asarray(mean).reshape(t.shape), deviation.reshape(t.shape)
+        return mean.reshape(t.shape), deviation.reshape(t.shape)
 
 
 def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:

@@ -6,10 +6,11 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
-from isoflop.laws.checks import fault
+from isoflop.laws.checks import fault, tells_nothing
 from isoflop.laws.columns import (
     Columns,
     Source,
@@ -27,8 +28,8 @@ from isoflop.laws.size_data_fit import check_table
 from isoflop.laws.solve import Array
 
 AUDIT_COLUMNS = ("learning_rate", "warmup", "schedule", "horizon")
-CANNOT_TELL = 10.0
-"""An interval whose ends differ by this factor is no answer."""
+DRAWN = 2000
+"""Points of a group that a picture shows at most."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class Prediction(Record):
 
 @dataclass(frozen=True)
 class GroupFit(Record):
-    """The law of one group of rows (or of all): exactly one of `curve` and `size_data` is there.
+    """The law of one group of rows (or of all): one of `curve` and `size_data` is there, or `refusal` says why not.
 
-    `refusal` says why there is no prediction although one was asked for; `points` is (x or n·d, y) of each row.
+    `refusal` says why there is no law, or no prediction although one was asked for; `points` is (x or n·d, y) of each
+    row, of `DRAWN` where there are more.
     """
 
     name: str
@@ -134,8 +136,7 @@ def fit_table(
     family = name_column(columns, by, source) if by else ["all"] * loss.size
     refuse_duplicates(columns, source)
     groups, tables = [], {}
-    for name in dict.fromkeys(family):
-        here = np.flatnonzero(np.array(family) == name)
+    for name, here in _groups(family).items():
         part = [axis[here] for axis in axes]
         try:
             if len(x) == 1:
@@ -145,7 +146,21 @@ def fit_table(
                 groups.append(_size_data(name, part[0], part[1], loss[here], budget, level, seed, extra))
                 tables[name] = (part[0], part[1], loss[here])
         except LawError as problem:
-            raise LawError(f"{source.name}{f', {by} {name}' if by else ''}: {problem}") from None
+            groups.append(
+                GroupFit(
+                    name,
+                    here.size,
+                    _points(np.prod(part, axis=0), loss[here]),
+                    None,
+                    None,
+                    (),
+                    None,
+                    f"no law: {problem}",
+                )
+            )
+    if all(group.curve is None and group.size_data is None for group in groups):
+        first = groups[0]
+        raise LawError(f"{source.name}{f', {by} {first.name}' if by else ''}: {first.refusal.removeprefix('no law: ')}")
     comparison = None
     sound = {g.name: g.size_data for g in groups if g.size_data is not None and g.prediction is not None}
     if budget is not None and len(sound) > 1:
@@ -153,6 +168,22 @@ def fit_table(
         left_out = tuple(f"{g.name} is left out: {g.refusal}" for g in groups if g.refusal)
         comparison = replace(comparison, warnings=comparison.warnings + left_out)
     return TableFit(source.name, tuple(x), y, unit, tuple(groups), comparison)
+
+
+def _groups(names: Sequence[str]) -> dict[str, NDArray[np.intp]]:
+    """The rows of each name, names in the order of their first mention."""
+    distinct, first, code = np.unique(np.array(names), return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])
+    return {str(distinct[k]): rows[k] for k in np.argsort(first)}
+
+
+def _points(x: Array, y: Array) -> tuple[tuple[float, float], ...]:
+    """What is drawn of the rows of a group: all, or `DRAWN` of them, evenly spaced in x, and the lowest."""
+    if x.size > DRAWN:
+        evenly = np.lexsort((y, x))[np.linspace(0, x.size - 1, DRAWN - 1).round().astype(int)]
+        chosen = np.append(evenly, y.argmin())
+        x, y = x[chosen], y[chosen]
+    return tuple(zip(x.tolist(), y.tolist(), strict=True))
 
 
 def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) -> GroupFit:
@@ -170,8 +201,7 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
                 refusal = f"no answer at {budget:g}: the curve turns upwards, and laws are of what falls"
         if not refusal:
             prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
-    points = tuple(zip(x.tolist(), y.tolist(), strict=True))
-    return GroupFit(name, y.size, points, law, None, audit_curve(law, x, y), prediction, refusal)
+    return GroupFit(name, y.size, _points(x, y), law, None, audit_curve(law, x, y), prediction, refusal)
 
 
 def _size_data(
@@ -193,13 +223,12 @@ def _size_data(
         refusal = _cannot_tell(*interval["loss"], budget, level)
         if not refusal:
             prediction = Prediction(budget, value, interval["loss"], level, best_n, best_d, interval["n"])
-    points = tuple(zip(compute.tolist(), y.tolist(), strict=True))
-    return GroupFit(name, y.size, points, None, law, findings, prediction, refusal)
+    return GroupFit(name, y.size, _points(compute, y), None, law, findings, prediction, refusal)
 
 
 def _cannot_tell(lo: float, hi: float, budget: float, level: float) -> str:
     """Why an interval is no answer, "" if it is one."""
-    if hi <= CANNOT_TELL * lo:
+    if not tells_nothing(lo, hi):
         return ""
     factor = f"{hi / lo:.0f}" if hi < 1e6 * lo else "more than a million"
     return f"no answer at {budget:g}: the {level:.0%} interval spans a factor of {factor}, these points cannot tell"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from isoflop.errors import LawError
 
@@ -54,7 +53,9 @@ class CurveEnds:
     def probability_below(self, end: float, halfway: ArrayLike, features: Sequence[float], doubt: float = 0.0) -> Array:
         """Probability (k,) that runs with these halfway losses end below `end`, whose log has the deviation `doubt`."""
         mean, deviation = self.predict(halfway, features)
-        return np.asarray(stats.t.cdf((math.log(end) - mean) / np.hypot(deviation, doubt), self.degrees))
+        from scipy.special import stdtr  # not before it is needed
+
+        return np.asarray(stdtr(self.degrees, (math.log(end) - mean) / np.hypot(deviation, doubt)))
 
 
 def fit_curve_ends(halfway: ArrayLike, features: ArrayLike, ends: ArrayLike) -> CurveEnds:

@@ -31,7 +31,8 @@ def markdown(fit: TableFit) -> str:
             ]
         if group.refusal:
             lines += [f"**{group.refusal}**", ""]
-        lines += [_coverage(group), ""]
+        if group.curve or group.size_data:
+            lines += [_coverage(group), ""]
         lines += [f"- warning: {warning}" for warning in group.warnings] + ([""] if group.warnings else [])
     if fit.comparison:
         c = fit.comparison
@@ -65,7 +66,8 @@ def _law(group: GroupFit) -> str:
             f"(α {a_lo:.2f} to {a_hi:.2f}, β {b_lo:.2f} to {b_hi:.2f} at {law.level:.0%}); best size ∝ C^"
             f"{law.exponents()['size']:.2f}; fitted to {law.window}, noise {law.noise:.1%}"
         )
-    assert group.curve is not None
+    if group.curve is None:
+        return "No law."
     votes: dict[str, float] = {}
     for member in group.curve.members:
         votes[member.form] = votes.get(member.form, 0.0) + member.weight

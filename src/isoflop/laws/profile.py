@@ -23,21 +23,27 @@ def profile_interval(
     fixed: tuple[int, ...] = (),
     level: float = 0.95,
     points: int = 25,
+    weights: Array | None = None,
+    spread: float = 0.0,
 ) -> tuple[float, float]:
     """(lo, hi) of `theta[parameter]`; a bound of the box where the data set none.
 
     The objective's rise is compared with Student's quantile squared (an F test), the variance estimated from the
     residuals at the best fit with m - p degrees of freedom; `noise` (standard deviation of log y) only sets where
-    Huber's loss bends. Each end is refined three times.
+    Huber's loss bends. Each end is refined three times. Where a target stands for several rows, `weights` counts them
+    and `spread` is the sum of their squares about the targets.
     """
     first = model(theta[None])[0][0] - target
     # Without an outlier nothing is bent: in a small table the noise is often underestimated.
     delta = max(BEND * noise, float(np.abs(first).max()) * 1.5 if np.abs(first).max() < 2 * BEND * noise else 0.0)
-    best = minimise(model, theta[None], target, delta=delta, lower=lower, upper=upper, fixed=fixed, iterations=1000)
+    weights = np.ones_like(target) if weights is None else weights
+    best = minimise(
+        model, theta[None], target, delta=delta, lower=lower, upper=upper, weights=weights, fixed=fixed, iterations=1000
+    )
     centre, floor = float(best.theta[0, parameter]), float(best.objective[0])
     residual = model(best.theta)[0][0] - target
-    freedom = max(target.size - (theta.size - len(fixed)), 1)
-    variance = float((np.clip(residual, -delta, delta) ** 2).sum()) / freedom
+    freedom = max(int(weights.sum()) - (theta.size - len(fixed)), 1)
+    variance = (float(weights @ np.clip(residual, -delta, delta) ** 2) + spread) / freedom
     threshold = 0.5 * variance * float(student(freedom, 0.5 + level / 2)) ** 2
     scale = np.maximum(np.abs(centre), 0.02) * np.concatenate([[0.0], np.geomspace(1e-3, 1e2, points)])
     ends = []
@@ -48,8 +54,9 @@ def profile_interval(
             starts = np.repeat(best.theta, grid.size, axis=0)
             starts[:, parameter] = grid
             value = minimise(
-                model, starts, target, delta=delta, lower=lower, upper=upper, fixed=(*fixed, parameter), iterations=100
-            ).objective
+                model, starts, target, delta=delta, lower=lower, upper=upper, weights=weights,
+                fixed=(*fixed, parameter), iterations=100,
+            ).objective  # fmt: skip
             worse = np.flatnonzero(value - floor > threshold)
             if worse.size == 0:
                 inside = outside = float(grid[-1])
@@ -58,4 +65,5 @@ def profile_interval(
             inside, outside = float(grid[first - 1]), float(grid[first])
             grid = np.linspace(inside, outside, 9)
         ends.append(0.5 * (inside + outside))
-    return float(ends[0]), float(ends[1])
+    given = float(theta[parameter])  # which a sharper bend may have led elsewhere: an interval contains its estimate
+    return min(float(ends[0]), given), max(float(ends[1]), given)

@@ -23,6 +23,7 @@ from isoflop.laws.size_data_fit import (
     fit_thetas,
     natural_units,
     size_data_model,
+    thinned,
 )
 from isoflop.laws.solve import Array
 
@@ -174,8 +175,9 @@ def fit_size_data(
     x, y, z = check_table(n, d, loss)
     if irreducible is not None and not 0 <= irreducible < float(np.exp(z.min())):
         raise LawError(f"an irreducible loss of {irreducible} is not between 0 and the best loss {np.exp(z.min()):.4g}")
-    window, kept, errors = choose_window(x, y, z, irreducible)
-    fit = fit_thetas(x[kept], y[kept], z[kept], irreducible=irreducible)
+    points = thinned(x, y, z)
+    window, kept, errors = choose_window(points, irreducible)
+    fit = fit_thetas(points[kept], irreducible=irreducible)
     replicates = bootstrap_thetas(fit, seed, bootstrap)
     tests = np.array(list(errors.values())).reshape(-1, 4).T
     backtests = summarise(tests[0], tests[1], tests[2], tests[3], LEVEL)
@@ -187,7 +189,7 @@ def fit_size_data(
         replicates=tuple(tuple(float(v) for v in row) for row in natural_units(replicates, fit)),
         noise=fit.noise, freedom=fit.freedom,
         exponent_intervals=exponent_profiles(fit, 0.95), level=0.95, backtests=backtests,
-        window=window, points=int(kept.sum()),
+        window=window, points=fit.points.rows,
         n_range=(float(np.exp(x.min())), float(np.exp(x.max()))),
         d_range=(float(np.exp(y.min())), float(np.exp(y.max()))),
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),

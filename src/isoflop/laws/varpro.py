@@ -11,15 +11,19 @@ import numpy as np
 from isoflop.laws.solve import Array, huber
 
 
-def project(columns: Array, target: Array, delta: float, rounds: int = 4) -> tuple[Array, Array]:
-    """Non-negative coefficients (G, k) of `columns` (G, m, k) for log `target` (m,), and the summed Huber loss (G,).
+def project(
+    columns: Array, target: Array, delta: float, weights: Array | None = None, rounds: int = 4
+) -> tuple[Array, Array]:
+    """Non-negative coefficients (G, k) of `columns` (G, m, k) for log `target` (m,), and the summed Huber loss (G,),
+    weighted by `weights` (m,).
 
     Minimises Huber of log(columns·coefficients) - target by reweighted least squares of relative errors; all 2^k - 1
     sets of positive coefficients are tried, so the answer is the exact non-negative one. k is 1 to 4.
     """
     guesses, _, k = columns.shape
     relative = columns * np.exp(-target)[:, None]
-    weight = np.ones(relative.shape[:2])
+    given = np.ones(relative.shape[1]) if weights is None else weights
+    weight = np.broadcast_to(given, relative.shape[:2])
     subsets = [np.array(s) for size in range(1, k + 1) for s in combinations(range(k), size)]
     coefficients, residual = np.zeros((guesses, k)), np.zeros(relative.shape[:2])
     for _ in range(rounds):
@@ -43,5 +47,6 @@ def project(columns: Array, target: Array, delta: float, rounds: int = 4) -> tup
         # Huber's weight, times what turns a squared relative error into a squared log error.
         off = np.where(np.abs(ratio - 1) < 1e-6, 1.0, ratio - 1)
         curvature = np.where(np.abs(ratio - 1) < 1e-6, 1.0, (residual / off) ** 2)
-        weight = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) * np.minimum(curvature, 1e3)
-    return coefficients, huber(residual, delta).sum(1)
+        bend = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
+        weight = given * bend * np.minimum(curvature, 1e3)
+    return coefficients, (given * huber(residual, delta)).sum(1)

@@ -36,6 +36,7 @@ def clean_answer(answer: Any) -> Answer:
         "transfer": {
             "rows": [dict(row) for row in _sequence(_mapping(answer.get("transfer")).get("rows")) if _is(row)]
         },
+        "planner": dict(_mapping(answer.get("planner"))),
         "left_out": {str(k): str(v) for k, v in _mapping(answer.get("left_out")).items()},
         "naive_best": str(answer.get("naive_best") or ""),
         "naive_budget": _number(answer.get("naive_budget"), above=0),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.laws.checks import tells_nothing
 from isoflop.report import rows as table
 from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
-from isoflop.report.text import number, quantity
+from isoflop.report.text import between, number, quantity
 
 
 def sentence(rows: Sequence[Row], answer: Answer) -> str:
@@ -30,9 +31,11 @@ def sentence(rows: Sequence[Row], answer: Answer) -> str:
         f"{quantity(entry.get('images'))} images{rate}: "
         f"expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}{_interval(entry)}"
     )
+    left_out = answer.get("left_out") or {}
     if table.finite(entry.get("p_best")) and len(entries) > 1:
-        text += f", the best of {len(entries)} families with probability {number(entry['p_best'], 2)}"
-    text += "."
+        those = " that trained" if left_out else ""
+        text += f", the best of {len(entries)} families{those} with probability {number(entry['p_best'], 2)}"
+    text += "." + "".join(f" {family} is not compared: {why}." for family, why in left_out.items())
     run = table.final_run(rows, answer)
     loss = run["heldout_loss"] if run else (answer.get("final") or {}).get("measured_loss")
     if table.finite(loss):
@@ -50,12 +53,12 @@ def _interval(entry: Row) -> str:
     if interval is None:
         return ""
     shown = f"{100 * level:.0f} % interval " if table.finite(level) else "interval "
-    return f" ({shown}{number(interval[0])}–{number(interval[1])})"
+    return f" ({shown}{between(interval)})"
 
 
 def _verdict(entry: Row, loss: float) -> str:
     interval = table.interval(entry)
-    if interval is not None:
+    if interval is not None and not tells_nothing(*interval):
         if interval[0] <= loss <= interval[1]:
             return "inside the interval"
         return "below the interval" if loss < interval[0] else "above the interval"

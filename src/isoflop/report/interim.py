@@ -1,12 +1,12 @@
-"""The answer so far: the laws fitted to the runs that have finished, long before the study itself answers."""
+"""The laws of a table of runs by family, and the answer so far that they give, long before the study itself answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from isoflop import laws
 from isoflop.errors import LawError
@@ -14,41 +14,116 @@ from isoflop.laws.compare import Table
 from isoflop.report import rows as table
 from isoflop.report.rows import Answer, Row
 
-BOOTSTRAP = 60
+OUTCOMES = {
+    "diverged": "diverged",
+    "failed": "failed",
+    "stopped": "were stopped halfway",
+    "running": "are still running",
+    "planned": "have not begun",
+}
 
 
-def interim_answer(rows: Sequence[Row], target: float, level: float = 0.9) -> Answer:
+@dataclass(frozen=True)
+class FamilyFits:
+    """Family → the law of its ladder and the table it was fitted to; and why the other families have none."""
+
+    laws: dict[str, laws.SizeDataLaw]
+    tables: dict[str, Table]
+    left_out: dict[str, str]
+
+
+def fit_families(rows: Sequence[Row], families: Iterable[str], *, seed: int = 0, bootstrap: int = 200) -> FamilyFits:
+    """The law of each family's ladder: of its best learning rates, with copies averaged."""
+    fits = FamilyFits({}, {}, {})
+    for family in families:
+        own = [row for row in table.of_family(rows, family) if (row.get("role") or "ladder") == "ladder"]
+        best = best_rates(own)
+        columns = tuple([row[name] for row in best] for name in ("flops_per_image", "images", "heldout_loss"))
+        try:
+            fits.laws[family] = laws.fit_size_data(*columns, seed=seed, bootstrap=bootstrap)
+        except LawError as error:
+            fits.left_out[family] = without_law(own, str(error))
+            continue
+        fits.tables[family] = (columns[0], columns[1], columns[2])
+    return fits
+
+
+def without_law(rows: Sequence[Row], problem: str) -> str:
+    """Why the ladder `rows` of a family gave no law, in a sentence about its runs."""
+    if not rows:
+        return "it has no runs"
+    count, done = len(rows), len(table.measured(rows))
+    states = Counter(str(row.get("status") or "planned") for row in rows)
+    states["done"] -= done
+    parts = [(states[state], words) for state, words in OUTCOMES.items() if states[state]]
+    parts += [(states["done"], "ended without a loss that can be used")] if states["done"] else []
+    error = next((str(row["error"]) for row in rows if row.get("status") in table.BROKEN and row.get("error")), "")
+    first = f" (the first: {error[:200]})" if error else ""
+    if not done and len(parts) == 1:
+        return f"all its runs, {count}, {parts[0][1]}{first}"
+    told = ", ".join(f"{number} {words}" for number, words in parts)
+    if not done:
+        return f"none of its {count} runs gave a loss: {told}{first}"
+    return f"{done} of its {count} runs gave a loss{f' ({told}{first})' if told else ''}; {problem}"
+
+
+def best_rates(rows: Iterable[Row]) -> list[Row]:
+    """The finished run with the best learning rate of each model and budget, small to large; copies are one run of
+    their mean loss."""
+    copies: dict[tuple[Any, float, Any], list[Row]] = {}
+    for row in table.measured(rows):
+        copies.setdefault((row.get("model"), table.rung(row), row.get("learning_rate")), []).append(row)
+    best: dict[tuple[Any, float], Row] = {}
+    for (model, budget, _), alike in copies.items():
+        mean = sum(row["heldout_loss"] for row in alike) / len(alike)
+        if mean < (best[model, budget]["heldout_loss"] if (model, budget) in best else math.inf):
+            best[model, budget] = {**alike[0], "heldout_loss": mean}
+    return sorted(best.values(), key=lambda row: (row["flops_per_image"], table.rung(row)))
+
+
+def interim_answer(
+    rows: Sequence[Row], target: float, level: float = 0.9, *, bootstrap: int = 200, families: Sequence[str] = ()
+) -> Answer:
     """What the finished runs of the ladder say about `target` training FLOPs, in the form of a study's answer.
 
-    Families with too few runs are in `left_out` with the reason. The size is the law's optimum, the model and the
-    learning rate those of the nearest size measured.
+    Families with too few runs are in `left_out` with the reason; `families` names some that may have none. The size is
+    the law's optimum, the model and the learning rate those of the nearest size measured.
     """
-    runs = table.measured(rows, "ladder")
-    tables: dict[str, Table] = {}
-    fitted: dict[str, laws.SizeDataLaw] = {}
-    left_out: dict[str, str] = {}
-    for family in table.families(rows, {}):
-        own = table.best_by(table.of_family(runs, family), "model", "budget")
-        columns = tuple(np.array([row[c] for row in own], float) for c in ("flops_per_image", "images", "heldout_loss"))
-        try:
-            fitted[family] = laws.fit_size_data(*columns, bootstrap=BOOTSTRAP)
-        except LawError as error:
-            left_out[family] = str(error)
-            continue
-        tables[family] = (columns[0], columns[1], columns[2])
-    answer: Answer = {"target_flops": target, "families": {}, "left_out": left_out, "interim": True}
-    if not tables:
-        return answer
-    comparison = laws.compare(tables, target, laws=fitted, level=level, bootstrap=BOOTSTRAP)
-    chances = {standing.family: standing.p_best for standing in comparison.standings}
-    for family, law in fitted.items():
-        answer["families"][family] = _entry(law, table.of_family(runs, family), target, level, chances[family])
-    answer["best"] = comparison.best
-    answer |= {"naive_best": comparison.naive_best, "naive_budget": comparison.naive_compute}
+    fits = fit_families(rows, dict.fromkeys([*families, *table.families(rows, {})]), bootstrap=bootstrap)
+    answer = answer_of_laws(rows, fits, target, level)
+    if fits.laws:
+        comparison = laws.compare(fits.tables, target, laws=fits.laws, level=level, bootstrap=bootstrap)
+        answer |= comparison_entries(comparison, answer)
     return answer
 
 
-def _entry(law: laws.SizeDataLaw, runs: Sequence[Row], target: float, level: float, chance: float) -> dict[str, Any]:
+def answer_of_laws(rows: Sequence[Row], fits: FamilyFits, target: float, level: float) -> Answer:
+    """The form of a study's answer for laws fitted already, without a comparison."""
+    runs = table.measured(rows, "ladder")
+    entries = {f: _entry(law, table.of_family(runs, f), target, level) for f, law in fits.laws.items()}
+    answer: Answer = {"target_flops": target, "families": entries, "left_out": fits.left_out, "interim": True}
+    if len(entries) == 1:
+        answer["best"] = next(iter(entries))
+    return answer
+
+
+def comparison_entries(comparison: laws.Comparison, answer: Answer) -> dict[str, Any]:
+    """What a comparison adds to `answer`: the best family, P(best) of each, the naive ranking."""
+    for standing in comparison.standings:
+        answer["families"][standing.family]["p_best"] = p_best(standing.p_best, len(comparison.standings), answer)
+    return {
+        "best": comparison.best,
+        "naive_best": comparison.naive_best,
+        "naive_budget": comparison.naive_compute,
+    }
+
+
+def p_best(probability: float, compared: int, answer: Mapping[str, Any]) -> float | None:
+    """P(best) among the families that trained; None where only one of several did: it was compared with nothing."""
+    return None if compared == 1 and answer["left_out"] else probability
+
+
+def _entry(law: laws.SizeDataLaw, runs: Sequence[Row], target: float, level: float) -> dict[str, Any]:
     size, images, loss = law.optimal(target)
     nearest = min(table.envelope(runs), key=lambda row: abs(math.log(row["flops_per_image"] / size)))
     return {
@@ -59,7 +134,7 @@ def _entry(law: laws.SizeDataLaw, runs: Sequence[Row], target: float, level: flo
         "predicted_loss": loss,
         "interval": list(law.optimal_interval(target, level)["loss"]),
         "level": level,
-        "p_best": chance,
+        "p_best": None,
         "law": law.to_dict(),
         "warnings": [],
     }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.laws import FrontierLaw, LearningRateLaw, SizeDataLaw
+from isoflop.laws.checks import tells_nothing
 from isoflop.report.rows import Answer
 from isoflop.report.text import number
 
@@ -73,16 +74,16 @@ class FamilyLaw:
         return np.array([self.size_data.optimal(float(c))[2] for c in compute])
 
     def band(self, compute: Array) -> tuple[Array | None, Array | None]:
-        """(lo, hi) of the best run's loss at the answer's level, or (None, None).
+        """(lo, hi) of the best run's loss at the answer's level, NaN where that is no answer; or (None, None).
 
         By the law of size and data, which makes the predictions; by the frontier's where there is no other.
         """
         if self.size_data is not None:
             bounds = [self.size_data.optimal_interval(float(c), self.level)["loss"] for c in compute]
-            return np.array([b[0] for b in bounds]), np.array([b[1] for b in bounds])
+            return _told(np.array([b[0] for b in bounds]), np.array([b[1] for b in bounds]))
         if self.frontier_law is not None:
             lower, upper = self.frontier_law.interval(compute, self.level)
-            return np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+            return _told(lower, upper)
         return None, None
 
     def exponents(self) -> str:
@@ -102,6 +103,12 @@ class FamilyLaw:
                 shown += f" ({number(float(low), 2)}–{number(float(high), 2)})"
             parts.append(shown)
         return " and ".join(parts)
+
+
+def _told(lower: Array, upper: Array) -> tuple[Array, Array]:
+    """The ends of an interval, with gaps where it is no answer: it would span the figure."""
+    gap = np.array([tells_nothing(float(lo), float(hi)) for lo, hi in zip(lower, upper, strict=True)])
+    return np.where(gap, np.nan, lower), np.where(gap, np.nan, upper)
 
 
 def family_laws(answer: Answer) -> dict[str, FamilyLaw]:

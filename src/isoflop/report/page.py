@@ -15,7 +15,7 @@ from isoflop.report.figure import Figure
 from isoflop.report.metric import metric_of
 from isoflop.report.pictures import Picture, picture_section
 from isoflop.report.rows import Answer, Row
-from isoflop.report.savings import savings
+from isoflop.report.savings import limit_sentence, savings, total_cost
 from isoflop.report.shell import document, figure_slot
 from isoflop.report.text import duration, escape, quantity
 from isoflop.runs.files import write_atomically
@@ -123,15 +123,15 @@ def facts(rows: Sequence[Row], answer: Answer) -> str:
     done = table.measured(rows)
     if not done:
         return ""
-    flops = sum(row["train_flops"] for row in done)
-    seconds = sum(row["seconds"] for row in rows if table.finite(row.get("seconds")))
-    failed = sum(row.get("status") in ("failed", "diverged") for row in rows)
+    flops, seconds = total_cost(rows)
+    failed = sum(row.get("status") in table.BROKEN for row in rows)
     parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs"]
     if seconds:
         parts.append(f"{duration(seconds)} of run time")
     if failed:
         parts.append(f"{failed} failed or diverged and left out of the fits")
     parts += savings(rows).sentences()
+    parts += [told] if (told := limit_sentence(answer)) else []
     naive = answer.get("naive_best")
     if naive and table.finite(answer.get("naive_budget")):
         parts.append(

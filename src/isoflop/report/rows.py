@@ -11,6 +11,7 @@ from isoflop.report.text import number, quantity
 
 Row = dict[str, Any]
 Answer = dict[str, Any]
+BROKEN = ("diverged", "failed")
 
 
 def finite(value: Any) -> TypeGuard[float]:
@@ -35,9 +36,11 @@ def measured(rows: Iterable[Row], role: str | None = None) -> list[Row]:
 
 
 def families(rows: Iterable[Row], answer: Answer) -> tuple[str, ...]:
-    """The families in the order of the table's first mention; those only in the answer come last."""
-    seen = [str(row["family"]) for row in rows if row.get("family")]
-    return tuple(dict.fromkeys([*seen, *(str(name) for name in answer.get("families") or {})]))
+    """The families in the order of the table's first mention; those only in the answer come last, as do those that it
+    left out."""
+    seen = dict.fromkeys(str(row["family"]) for row in rows if row.get("family"))
+    named = [str(name) for part in ("families", "left_out") for name in answer.get(part) or {}]
+    return tuple(dict.fromkeys([*seen, *named]))
 
 
 def of_family(rows: Iterable[Row], family: str) -> list[Row]:
@@ -56,10 +59,11 @@ def rungs(rows: Iterable[Row]) -> list[float]:
 
 
 def best_by(rows: Iterable[Row], *names: str) -> list[Row]:
-    """The row with the lowest loss for each combination of the named cells, in order of appearance."""
+    """The row with the lowest loss for each combination of the named cells, in order of appearance; the `budget` of a
+    row that was not planned for one is what it used."""
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        key = tuple(row.get(name) for name in names)
+        key = tuple(rung(row) if name == "budget" else row.get(name) for name in names)
         if key not in best or row["heldout_loss"] < best[key]["heldout_loss"]:
             best[key] = row
     return list(best.values())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isoflop.report.rows import Row, finite, positive
 from isoflop.report.text import quantity
@@ -52,6 +53,36 @@ def savings(rows: Sequence[Row]) -> Savings:
             stopped += 1
             stops += step * (row["steps"] - _steps(row, "stopped_at")) if positive(row, "stopped_at") else 0.0
     return Savings(separate, trunks, stops, stopped)
+
+
+def own_cost(row: Row) -> tuple[float, float]:
+    """Training FLOPs and seconds that a run took itself: without the steps of its trunk, which another run has taken,
+    and without those after it was stopped. A row that does not tell steps counts whole."""
+    flops = row["train_flops"] if finite(row.get("train_flops")) else 0.0
+    seconds = row["seconds"] if finite(row.get("seconds")) else 0.0
+    if not positive(row, "steps"):
+        return flops, seconds
+    steps, trunk = row["steps"], _steps(row, "trunk_steps")
+    ended = _steps(row, "stopped_at") if positive(row, "stopped_at") and row.get("status") == "stopped" else steps
+    ended = max(ended, trunk, 1.0)
+    return flops * (ended - trunk) / steps, seconds * (ended - trunk) / ended
+
+
+def limit_sentence(answer: Mapping[str, Any]) -> str:
+    """The limit of a study beside what it has spent, with a warning where that is more; "" without a limit."""
+    planner = answer.get("planner") or {}
+    limit, spent, unit = (planner.get(name) for name in ("limit", "spent", "unit"))
+    if not (finite(limit) and finite(spent)) or limit <= 0:
+        return ""
+    told = f"{quantity(spent, 3)} of {quantity(limit, 3)} {unit} spent, answers and evaluation included"
+    return told if spent <= limit else f"{told}: the limit was exceeded by {100 * (spent / limit - 1):.0f}\u00a0%"
+
+
+def total_cost(rows: Sequence[Row]) -> tuple[float, float]:
+    """Training FLOPs and seconds of all runs that have begun, each step counted once. What the page and the command
+    print of a study's cost is this."""
+    costs = [own_cost(row) for row in rows if row.get("status") not in ("planned", "")]
+    return sum(flops for flops, _ in costs), sum(seconds for _, seconds in costs)
 
 
 def _steps(row: Row, name: str) -> float:

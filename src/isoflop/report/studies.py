@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from isoflop.report import rows as table
 from isoflop.report.clean import clean_answer, clean_rows
@@ -66,6 +67,7 @@ def differences(studies: Sequence[StudyTables]) -> list[str]:
     """
     studies = named(studies)
     told: list[str] = []
+    comparable = _on_same_data(studies, told)
     best = {s.name: str(s.answer["best"]) for s in studies if s.answer.get("best")}
     if len(best) == len(studies):
         if len(set(best.values())) == 1:
@@ -86,16 +88,45 @@ def differences(studies: Sequence[StudyTables]) -> list[str]:
             if base is None or law is None or base.size_data is None or law.size_data is None:
                 continue
             (n0, _, loss0), (n1, _, loss1) = base.size_data.optimal(compute), law.size_data.optimal(compute)
-            told.append(
+            loss = (
                 f"{family}: the {metric.short} is {_ratio(loss0, loss1, SAME, 'lower', 'higher')} in {other.name} "
-                f"({number(loss1)}) than in {first.name} ({number(loss0)}), and the best size "
-                f"{_ratio(n0, n1, SAME_SIZE, 'smaller', 'larger')} "
+                f"({number(loss1)}) than in {first.name} ({number(loss0)}), and the best size is "
+                if comparable
+                else f"{family} in {other.name} than in {first.name}: the best size is "
+            )
+            told.append(
+                f"{loss}{_ratio(n0, n1, SAME_SIZE, 'smaller', 'larger')} "
                 f"({quantity(n1)} against {quantity(n0)} FLOPs an image)."
             )
     left = sorted({f for s in studies for f in table.families(s.rows, s.answer)} - in_all(studies))
     if left:
         told.append(f"Not in all of them: {', '.join(left)}.")
     return told
+
+
+def data_of(study: StudyTables) -> tuple[Any, ...]:
+    """What the study says of its data: where they are, how many images and classes; () where it does not."""
+    config = (study.answer.get("study") or {}).get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        return ()
+    images = max((row["unique_images"] for row in study.rows if table.finite(row.get("unique_images"))), default=None)
+    return data.get("source"), images, data.get("num_classes")
+
+
+def _on_same_data(studies: Sequence[StudyTables], told: list[str]) -> bool:
+    """Whether the losses of the studies can be compared; where not, the first sentence of `told` says so."""
+    data = {study.name: found for study in studies if (found := data_of(study))}
+    if len(set(data.values())) < 2:
+        return True
+    which = "; ".join(
+        f"{name}: {found[0]}" + (f", {found[1]:,} images" if found[1] else "") for name, found in data.items()
+    )
+    told.append(
+        f"These studies are on different data ({which}): their losses have different scales and say nothing "
+        "about each other; sizes and exponents may be compared."
+    )
+    return False
 
 
 def _ratio(before: float, after: float, same: float, less: str, more: str) -> str:

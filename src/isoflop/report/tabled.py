@@ -6,6 +6,7 @@ of points along an axis gets its laws, their intervals and residuals.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,17 @@ from isoflop.laws.columns import (
 from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
 from isoflop.report.figure import Figure
 from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
-from isoflop.report.interim import interim_answer
+from isoflop.report.interim import FamilyFits, answer_of_laws, comparison_entries, interim_answer
 from isoflop.report.page import body, report_figures, write_whole
 from isoflop.report.rows import Answer, Row
 from isoflop.report.shell import document, figure_slot
 from isoflop.report.tables import Cell, html_table
-from isoflop.report.text import escape, number, quantity
+from isoflop.report.text import between, escape, number, quantity
 
 OWN = ("family", "flops_per_image", "images", "heldout_loss")
 """The columns by which a table of ours is known."""
+ROWS = 5000
+"""Runs that the page of a foreign table shows at most."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def tabled_report(
     columns, source = read_columns(table)
     if bool(x) != bool(y):
         raise LawError(f"{table}: give both --x and --y")
+    command = _command(table, x, y, by, budget)
     if y is None:
         missing = [name for name in OWN if name not in columns]
         if missing:
@@ -79,13 +83,27 @@ def tabled_report(
                 f"{table}: not a table of isoflop (no column `{missing[0]}`): name its columns with --x and --y; it "
                 f"has {', '.join(list(columns)[:20])}"
             )
-        return _of_runs(table, _own_rows(columns), {}, budget, level)
+        rows = clean_rows(_own_rows(columns))
+        known = [row["train_flops"] for row in rows if row["train_flops"]]
+        if not known:
+            raise LawError(f"{table}: no row has both a size and a number of images")
+        return _page(table, rows, interim_answer(rows, budget or max(known), level), {"command": command})
     if len(x) == 2:
         rows, unit = _given_rows(columns, source, (x[0], x[1]), y, by, accuracy)
-        return _of_runs(table, rows, {"judged_by": column_title(unit)}, budget, level)
+        target = budget if budget is not None else max(row["train_flops"] for row in rows)
+        fit = laws.fit_table(table, x=x, y=y, by=by, budget=target, accuracy=accuracy, level=level)
+        study = {"judged_by": column_title(unit), "command": command}
+        return _page(table, _drawn(rows), _fitted_answer(rows, fit, target, level), study)
     fit = laws.fit_table(table, x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level)
     figures = [fitted_curves(fit, level), fitted_residuals(fit)]
-    return Tabled(document(f"{table.name} · isoflop report", _law_body(fit, figures), figures), figures)
+    return Tabled(document(f"{table.name} · isoflop report", _law_body(fit, figures, command), figures), figures)
+
+
+def _command(table: Path, x: Sequence[str], y: str | None, by: str | None, budget: float | None) -> str:
+    """The command that writes the page again."""
+    given = [*(("--x", name) for name in x), ("--y", y), ("--by", by), ("--budget", budget)]
+    told = [text for name, value in given if value is not None for text in (name, str(value))]
+    return shlex.join(["isoflop", "report", table.name, *told])
 
 
 def _own_rows(columns: Columns) -> list[Row]:
@@ -126,20 +144,34 @@ def _number(text: Any) -> float | None:
         return None
 
 
-def _of_runs(table: Path, rows: list[Row], study: dict[str, Any], budget: float | None, level: float) -> Tabled:
+def _drawn(rows: list[Row]) -> list[Row]:
+    """The rows that the page shows: all, or `ROWS` of them, evenly spaced. The laws are those of all rows."""
+    if len(rows) <= ROWS:
+        return rows
+    return [rows[k * len(rows) // ROWS] for k in range(ROWS)]
+
+
+def _fitted_answer(rows: list[Row], fit: laws.TableFit, target: float, level: float) -> Answer:
+    """What `isoflop fit` says of the table, in the form of a study's answer."""
+    fits = FamilyFits({}, {}, {})
+    for group in fit.groups:
+        if group.size_data is None or group.prediction is None:
+            fits.left_out[group.name] = group.refusal
+        else:
+            fits.laws[group.name] = group.size_data
+    answer = answer_of_laws(rows, fits, target, level)
+    return answer | comparison_entries(fit.comparison, answer) if fit.comparison else answer
+
+
+def _page(table: Path, rows: list[Row], found: Answer, study: dict[str, Any]) -> Tabled:
     rows = clean_rows(rows)
-    known = [row["train_flops"] for row in rows if row["train_flops"]]
-    if not known:
-        raise LawError(f"{table}: no row has both a size and a number of images")
-    told = {"name": table.name, "command": f"isoflop report {table.name}", **study}
-    answer: Answer = clean_answer(
-        {**interim_answer(rows, budget or max(known), level), "interim": False, "study": told}
-    )
+    told = {"name": table.name, **study}
+    answer: Answer = clean_answer({**found, "interim": False, "study": told})
     figures = [figure for figure in report_figures(rows, answer, {}) if figure.panels]
     return Tabled(document(f"{table.name} · isoflop report", body(rows, answer, figures), figures), figures)
 
 
-def _law_body(fit: laws.TableFit, figures: Sequence[Figure]) -> str:
+def _law_body(fit: laws.TableFit, figures: Sequence[Figure], command: str) -> str:
     noted = "".join(f"<li>{escape(text)}</li>" for text in law_notes(fit.groups))
     warned = f'<details class="warnings" open><summary>Read before trusting</summary><ul>{noted}</ul></details>'
     return (
@@ -147,7 +179,7 @@ def _law_body(fit: laws.TableFit, figures: Sequence[Figure]) -> str:
         f"<header><p class=kicker>isoflop report of a table</p><h1>{escape(fit.source)}</h1></header>"
         f'<main id="main"><section id="answer">{_predictions(fit)}{warned if noted else ""}</section>'
         + "\n".join(figure_slot(figure, i) for i, figure in enumerate(figures, 1))
-        + "</main>"
+        + f'<section id="reproduce"><h2>How to reproduce</h2><pre><code>{escape(command)}</code></pre></section></main>'
     )
 
 
@@ -165,7 +197,7 @@ def _predictions(fit: laws.TableFit) -> str:
                 Cell(quantity(last, 3), last),
                 Cell(number(lowest), lowest),
                 Cell(number(p.value) if p else "–", p.value if p else None, "number"),
-                Cell(f"{number(p.interval[0])}–{number(p.interval[1])}" if p else "–", style="number"),
+                Cell(between(p.interval if p else None), style="number"),
                 Cell(f"{100 * coverage:.0f} %" if coverage is not None else "–", style="number"),
             ]
         )

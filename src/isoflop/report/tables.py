@@ -10,7 +10,7 @@ from isoflop.report import rows as table
 from isoflop.report.law import family_laws
 from isoflop.report.metric import metric_of
 from isoflop.report.rows import Answer, Row
-from isoflop.report.text import duration, escape, number, quantity
+from isoflop.report.text import between, duration, escape, number, quantity
 from isoflop.report.theme import family_color
 
 
@@ -65,8 +65,8 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     body = []
     for position, family in enumerate(table.families(rows, answer)):
         entry = entries.get(family) or {}
-        interval = table.interval(entry)
-        bounds = f"{number(interval[0])}–{number(interval[1])}" if interval else "–"
+        left_out = (answer.get("left_out") or {}).get(family)
+        bounds = between(table.interval(entry))
         law = laws.get(family)
         irreducible = law.size_data.irreducible if law and law.size_data else None
         body.append(
@@ -74,7 +74,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 Cell(
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
-                Cell(str(entry.get("model", "–"))),
+                Cell("no law" if left_out else str(entry.get("model", "–"))),
                 _quantity(entry.get("flops_per_image")),
                 _quantity(entry.get("images")),
                 Cell(quantity(entry.get("learning_rate")), style="number"),
@@ -95,10 +95,15 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
     ]
-    heads += ["measured", "P(best)", f"irreducible {metric_of(answer).short}"]
+    heads += [
+        "measured",
+        f"P(best){' of those that trained' if answer.get('left_out') else ''}",
+        f"irreducible {metric_of(answer).short}",
+    ]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, and what that should give."
     )
+    caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
     return html_table("summary", caption, heads, body)
 
 
@@ -157,5 +162,5 @@ def runs(rows: Sequence[Row], answer: Answer) -> str:
 
 def _outcome(row: Row) -> Cell:
     status, error = str(row.get("status", "–")), str(row.get("error") or "")[:300]
-    style = "bad wide" if status in ("failed", "diverged") else "wide" if error else ""
+    style = "bad wide" if status in table.BROKEN else "wide" if error else ""
     return Cell(f"{status}: {error}" if error else status, style=style)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
+
+from isoflop.laws.checks import tells_nothing
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -37,6 +40,17 @@ def number(value: Any, digits: int = 3) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+UNTOLD = "not determined by these runs"
+
+
+def between(interval: Sequence[float] | None, digits: int = 3) -> str:
+    """An interval of a loss as `0.812–0.934`; in words where it is no answer, a dash where there is none."""
+    if interval is None:
+        return "–"
+    low, high = interval
+    return UNTOLD if tells_nothing(low, high) else f"{number(low, digits)}–{number(high, digits)}"
 
 
 def duration(seconds: float | None) -> str:

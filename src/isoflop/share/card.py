@@ -146,7 +146,12 @@ def _study(subject: Subject) -> Iterator[str]:
     lines = [
         f"- It is the answer of a study for {answer['target_flops']:.3g} training FLOPs, of the family `{family}`.",
         f"- Before it was trained, the law predicted {found['predicted_loss']:.4g}, {100 * found['level']:.0f} % "
-        f"interval {low:.4g}–{high:.4g}; probability that its family is the best of the study: {found['p_best']:.2f}.",
+        f"interval {low:.4g}–{high:.4g}"
+        + (
+            "; no other family could be compared."
+            if found["p_best"] is None
+            else f"; probability that its family is the best of those that trained: {found['p_best']:.2f}."
+        ),
     ]
     if final.get("measured_loss") is not None:
         inside = "inside" if final["inside_interval"] else "outside of"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from isoflop.study.arena import Arena, Ledger, Result, answers, candidates, rates_near, trunk
 from isoflop.study.belief import Belief, Trial, fit_belief
@@ -61,11 +62,13 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     if not rungs[0]:
         return Stage(tuple(opening(arena)))
     ledger = Ledger(arena)
-    spent = sum(ledger.enter(result.trial, result.trained) for result in results)
+    spent = sum(map(ledger.spent, results))
     beliefs = believe(arena, results)
     decision = Decision(beliefs, {f: answers(arena, f, belief, results) for f, belief in beliefs.items()})
     outlook = decision.outlook()
-    if not rungs[1] and (second := second_rung(arena, beliefs, results)):
+    second = [] if rungs[1] else second_rung(arena, beliefs, results)
+    costs = accumulate(map(ledger.cost, second))  # prices may have risen since the plan: what cannot be paid is cut
+    if second := [trial for trial, cost in zip(second, costs, strict=True) if cost <= allowance - spent]:
         return Stage(tuple(second), outlook, spent=spent)
     lacking: list[Trial] = []
     for standing in outlook.standings:

@@ -11,6 +11,7 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import Table
+from isoflop.report.interim import fit_families, p_best, without_law
 from isoflop.report.savings import savings
 from isoflop.study.adaptive import NEGLIGIBLE, Stage
 from isoflop.study.belief import Trial
@@ -38,12 +39,14 @@ class FamilyAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """The families that could be fitted, best first; those that could not, with the reason."""
+    """The families that could be fitted, best first; those that could not, with the reason; and among how many families
+    P(best) says which is the best."""
 
     target_flops: float
     level: float
     families: tuple[FamilyAnswer, ...]
     left_out: dict[str, str]
+    compared: int
     naive_best: str
     naive_budget: float
 
@@ -60,23 +63,23 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     planner's own belief in every run, and the laws say what loss to expect, within which interval.
     """
     target, level = config.study.target_budget, config.laws.level
-    tables: dict[str, Table] = {}
-    fitted: dict[str, laws.SizeDataLaw] = {}
+    options = {"seed": config.study.seed, "bootstrap": config.laws.bootstrap}
+    rows = [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
+    fits = fit_families(rows, config.families, **options)
+    tables, fitted, left_out = fits.tables, fits.laws, fits.left_out
     frontiers: dict[str, laws.FrontierLaw] = {}
-    left_out: dict[str, str] = {}
-    for family in config.families:
-        table = best_rates([row for row in rows if row["family"] == family and row["role"] == "ladder"])
-        sizes, images, losses = ([row[name] for row in table] for name in ("flops_per_image", "images", "target"))
-        options = {"seed": config.study.seed, "bootstrap": config.laws.bootstrap}
+    for family in list(tables):
+        points = laws.frontier_points(*tables[family])
         try:
-            points = laws.frontier_points(sizes, images, losses)
             frontiers[family] = laws.fit_frontier(points.compute, points.loss, **options)
-            fitted[family] = laws.fit_size_data(sizes, images, losses, **options)
         except LawError as error:
-            given_up = outlook is not None and outlook.p_best(family) < NEGLIGIBLE
-            left_out[family] = f"{'given up early by the planner: ' if given_up else ''}{error}"
-            continue
-        tables[family] = (sizes, images, losses)
+            ladder = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
+            left_out[family] = without_law(ladder, str(error))
+            del tables[family], fitted[family]
+    rated = set(tables) if outlook is None else {standing.answer.family for standing in outlook.standings}
+    for family in set(left_out) & rated:
+        if outlook is not None and outlook.p_best(family) < NEGLIGIBLE:
+            left_out[family] = f"given up early by the planner; {left_out[family]}"
     if not tables:
         raise StudyError("no family can be answered: " + "; ".join(f"{f}: {why}" for f, why in left_out.items()))
     comparison = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed)
@@ -88,22 +91,7 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
         )
         for s in standings
     )
-    return Answer(target, level, families, left_out, comparison.naive_best, comparison.naive_compute)
-
-
-def best_rates(rows: list[Row]) -> list[Row]:
-    """The finished run with the best learning rate of each (model, budget), small to large; copies are one run of
-    their mean loss."""
-    copies: dict[tuple[str, float, float], list[Row]] = {}
-    for row in rows:
-        if math.isfinite(finite_loss(row)):
-            copies.setdefault((row["model"], row["budget"], row["learning_rate"]), []).append(row)
-    best: dict[tuple[str, float], Row] = {}
-    for (model, budget, _), alike in copies.items():
-        mean = sum(finite_loss(row) for row in alike) / len(alike)
-        if mean < (best[model, budget]["target"] if (model, budget) in best else math.inf):
-            best[model, budget] = {**alike[0], "target": mean}
-    return [best[key] for key in sorted(best, key=lambda key: (best[key]["flops_per_image"], key[1]))]
+    return Answer(target, level, families, left_out, len(rated), comparison.naive_best, comparison.naive_compute)
 
 
 def _standings(comparison: laws.Comparison, outlook: Outlook) -> list[laws.Standing]:
@@ -176,7 +164,13 @@ def answer_document(answer: Answer) -> dict[str, Any]:
         "naive_best": answer.naive_best,
         "naive_budget": answer.naive_budget,
         "left_out": answer.left_out,
-        "families": {family.family: _family_document(family, answer.level) for family in answer.families},
+        "families": {
+            family.family: {
+                **_family_document(family, answer.level),
+                "p_best": p_best(family.p_best, answer.compared, {"left_out": answer.left_out}),
+            }
+            for family in answer.families
+        },
     }
 
 
@@ -193,7 +187,6 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
         "predicted_loss": family.predicted_loss,
         "interval": list(family.interval),
         "level": level,
-        "p_best": family.p_best,
         "regret": family.regret,
         "exponents": law.exponents(),
         "r_squared": family.frontier.r_squared,
@@ -204,15 +197,17 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
     }
 
 
-def planner_document(plan: Plan, last: Stage | None) -> dict[str, Any]:
-    """What the planner was given and how it ended, as JSON values; `last` is its last stage, None on fixed rungs."""
+def planner_document(plan: Plan, last: Stage | None, rows: list[Row]) -> dict[str, Any]:
+    """What the planner was given, how it ended, and what has been spent so far, as JSON values; `last` is its last
+    stage, None on fixed rungs. `plan` has the prices that the finished runs have corrected."""
     document: dict[str, Any] = {"budgets": list(plan.catalogue.budgets), "adaptive": last is not None}
     if plan.funds and last:
         document |= {
             "unit": plan.funds.unit,
             "limit": plan.funds.total,
             "reserved": plan.funds.reserved,
-            "spent": last.spent,
+            "spent": plan.funds.spent(rows),
+            "ladder_spent": plan.funds.spent([row for row in rows if row["role"] == "ladder"]),
             "stop": last.stop,
             "dropped": {name: last.outlook.p_best(name) for name in last.dropped if last.outlook},
         }

@@ -20,6 +20,7 @@ class Result:
         halfway: its training loss halfway, None where that is not known.
         trained: share of its steps that it took, below 1 if it was stopped.
         deviation: of the log of a loss that is only expected.
+        cost: what its training took, measured, in the unit of the study's limit; None where only the price is known.
     """
 
     trial: Trial
@@ -27,6 +28,7 @@ class Result:
     halfway: float | None = None
     trained: float = 1.0
     deviation: float = 0.0
+    cost: float | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -99,6 +101,12 @@ class Ledger:
         before = self.longest.get(trunk(trial), 0.0)
         shared = contender.shared * before if before <= trial.d else 0.0
         return (trial.d - shared) * contender.price[trial.model] + contender.each.get(trial.model, 0.0)
+
+    def spent(self, result: Result) -> float:
+        """`result` was trained; returns what it cost: as measured where that is known, its evaluation by its price."""
+        priced = self.enter(result.trial, result.trained)
+        each = self.arena.contenders[result.trial.family].each.get(result.trial.model, 0.0)
+        return priced if result.cost is None else result.cost + each
 
     def enter(self, trial: Trial, trained: float = 1.0) -> float:
         """`trial` is trained, up to a share of its steps; returns its cost. One that is stopped leaves no trunk."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.models import family_ladder
+from isoflop.report.rows import Row
+from isoflop.report.savings import total_cost
 from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import MIN_STEPS
 
@@ -36,11 +38,22 @@ class Funds:
     flops: Mapping[tuple[str, str], float]
     per_flop: Mapping[tuple[str, str], float]
     evaluated: int
+    per_second: float = 0.0
+    """of a worker; 0 where the limit is in FLOPs"""
 
     @property
     def allowance(self) -> float:
         """What the ladder may cost."""
         return self.total - self.reserved
+
+    def spent(self, rows: Sequence[Row]) -> float:
+        """What the runs in `rows` have cost: measured seconds (or FLOPs) of training, and evaluation by its price."""
+        flops, seconds = total_cost(rows)
+        if self.unit == "FLOPs":
+            return flops
+        judged = [row for row in rows if row["status"] == "done"]
+        evaluation = sum(self.price_of_evaluation(row["family"], row["flops_per_image"]) for row in judged)
+        return seconds * self.per_second + evaluation
 
     def price(self, family: str, flops_per_image: float) -> float:
         """The price of training on an image, at the efficiency of the nearest preset of the family measured."""
@@ -55,8 +68,11 @@ class Funds:
         return self.per_flop[min(near, key=lambda key: abs(math.log(self.flops[key] / flops_per_image)))]
 
 
-def funds_of(config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[str, str], float]) -> Funds:
-    """The funds of a study with a limit, given measured seconds an image; StudyError if the answers exceed it."""
+def funds_of(
+    config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[str, str], float], *, begun: bool = False
+) -> Funds:
+    """The funds of a study with a limit, given seconds an image; StudyError if the answers exceed it, unless it has
+    `begun`: the limit then leaves nothing more to the ladder."""
     study = config.study
     flops = {key: catalogue.flops_per_image(*key) for key in seconds}
     if study.budget is not None:
@@ -69,13 +85,13 @@ def funds_of(config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[s
         unit, total, scale = "money", study.money, study.price_per_hour / 3600
     per_flop = {key: 1.0 if scale is None else seconds[key] / flops[key] * scale for key in seconds}
     reserved = study.finals * study.target_budget * max(per_flop.values())
-    if reserved >= total:
+    if reserved >= total and not begun:
         raise StudyError(
             f"study.{_key(unit)} = {total:g} leaves nothing to measure: training the answer alone "
             f"({study.finals} × {study.target_budget:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
             f"raise it or lower target_budget"
         )
-    return Funds(unit, total, reserved, flops, per_flop, catalogue.heldout)
+    return Funds(unit, total, reserved, flops, per_flop, catalogue.heldout, scale or 0.0)
 
 
 def _key(unit: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from isoflop.config import StudyConfig
@@ -13,7 +13,7 @@ from isoflop.study.arena import Arena, Contender, Ledger
 from isoflop.study.funds import TARGET_DISTANCE, Funds, choose_budgets, funds_of
 from isoflop.study.learning_rates import first_rates, rate_grid, transfers, usual_exponent
 from isoflop.study.planned import Catalogue, PlannedRun
-from isoflop.study.pricing import RungForecast, forecast, measure_seconds_per_image
+from isoflop.study.pricing import RungForecast, corrected, forecast, measure_seconds_per_image
 from isoflop.study.rungs import MIN_STEPS, first_rung, ladder_sizes
 from isoflop.train import build_model
 from isoflop.train.schedules import TRUNK_SCHEDULES
@@ -72,6 +72,17 @@ class Plan:
             if key in self.seconds_per_image
         ]
         return sum(each) / len(each) * min(config.study.finals, len(each))
+
+    def priced(self, measured: Mapping[tuple[str, str], tuple[float, float]]) -> Plan:
+        """The plan with prices that finished runs have corrected: `measured` is (images, seconds) by family, model."""
+        if self.funds is None or self.funds.unit == "FLOPs" or not measured:
+            return self
+        config, catalogue = self.catalogue.config, self.catalogue
+        seconds = corrected(self.seconds_per_image, measured)
+        funds = funds_of(config, catalogue, seconds, begun=True)
+        return replace(
+            self, seconds_per_image=seconds, funds=funds, arena=arena_of(config, catalogue, self.sizes, funds)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in JSON values: core-seconds, FLOPs, images; `funds` is None without a limit."""

@@ -59,6 +59,26 @@ def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
     return min(seconds[1:]) / config.batch_size  # the first step pays for warming up
 
 
+def corrected(
+    seconds: Seconds, measured: Mapping[tuple[str, str], tuple[float, float]]
+) -> dict[tuple[str, str], float]:
+    """`seconds` as finished runs have corrected them; `measured` is (images, seconds of training) by family and model.
+
+    A model that has finished runs costs what they took. The others of its family are as much dearer than was thought
+    as those were, and other families as much as all were.
+    """
+    known = {key: (images, spent) for key, (images, spent) in measured.items() if images > 0 and spent > 0}
+
+    def factor(families: set[str]) -> float | None:
+        both = [(n * seconds[key], spent) for key, (n, spent) in known.items() if key in seconds and key[0] in families]
+        return sum(spent for _, spent in both) / sum(thought for thought, _ in both) if both else None
+
+    every = factor({family for family, _ in known}) or 1.0
+    factors = {family: factor({family}) or every for family, _ in seconds}
+    prices = {key: price * factors[key[0]] for key, price in seconds.items()}
+    return prices | {key: spent / images for key, (images, spent) in known.items()}
+
+
 @dataclass(frozen=True)
 class RungForecast:
     """What one rung is expected to take: runs, FLOPs (steps shared with the rung below left out), core-seconds."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
+from isoflop.report.savings import own_cost
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.clock import Clock
 from isoflop.study.executors import Executor, Task, make_executor
@@ -73,14 +74,16 @@ class _Study:
         outlook = last.thought.outlook if last.thought else None
         answer = answer_from(config, self.catalogue, self._rows(), outlook)
         document = answer_document(answer)
-        document["planner"] = planner_document(plan, last.thought)
+        priced = last.plan or plan
+        document["planner"] = planner_document(priced, last.thought, self._rows())
         self._write_answer(document)
         self.narrator.answered(document)
-        finals = [family.run for family in answer.families[: config.study.finals]]
+        finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
         self._train(Batch(finals, last.number + 1, last.number + 1, 0.0))
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}
         document["spent"] = spending(list(rows.values()))
+        document["planner"] = planner_document(priced, last.thought, list(rows.values()))
         document = grade(document, {run.family: rows[run.run_id] for run in finals})
         self._write_answer(document)
         self.narrator.graded(document)
@@ -88,6 +91,26 @@ class _Study:
         self.narrator.transferred(document["transfer"]["rows"])
         self._write_answer(document)
         return document
+
+    def _affordable(self, finals: list[PlannedRun], plan: Plan) -> list[PlannedRun]:
+        """Those answers that the limit still pays for, the best in any case; says what is cut or exceeded."""
+        if plan.funds is None:
+            return finals
+        left = plan.funds.total - plan.funds.spent(self._rows())
+        kept: list[PlannedRun] = []
+        for run in finals:
+            price = run.images * plan.funds.price(run.family, run.flops_per_image)
+            price += plan.funds.price_of_evaluation(run.family, run.flops_per_image)
+            if price <= left or not kept:
+                kept.append(run)
+            if price > left:
+                what = "the limit will be exceeded" if run in kept else "more than is left, so it is not trained"
+                self.narrator.line(
+                    f"warning: training the answer {run.model} takes about {price:.2g} {plan.funds.unit} of the "
+                    f"{max(left, 0.0):.2g} that are left: {what}"
+                )
+            left -= price if run in kept else 0.0
+        return kept
 
     def _train(self, batch: Batch) -> None:
         """Trains those runs of `batch` that are not done."""
@@ -162,7 +185,9 @@ class _Study:
         for run in self.runs.values():
             row = self._row(run)
             trained = row["stopped_at"] / row["steps"] if row["stopped_at"] else 1.0
-            ends[run.run_id] = Ended(finite_loss(row), row["halfway_loss"], trained)
+            flops, seconds = own_cost(row)
+            took = seconds if row["seconds"] is not None else None
+            ends[run.run_id] = Ended(finite_loss(row), row["halfway_loss"], trained, flops / run.flops_per_image, took)
         return ends
 
     def _transfer(self, finals: list[PlannedRun], rows: dict[str, Row]) -> list[dict[str, Any]]:

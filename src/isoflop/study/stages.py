@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from isoflop.study.adaptive import Stage, next_stage
 from isoflop.study.arena import Result
@@ -21,11 +21,13 @@ SMALLEST_BATCH = 6  # runs that are chosen together however few workers there ar
 @dataclass(frozen=True)
 class Ended:
     """How a run ended: its loss (+inf if it diverged, failed or was stopped), the one halfway if that is known, and the
-    share of its steps that it took."""
+    share of its steps that it took. `seconds` are those that it trained itself, on `images`: without its trunk's."""
 
     loss: float
     halfway: float | None = None
     trained: float = 1.0
+    images: float = 0.0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Batch:
     """Runs to train side by side, as stage `number` (from 1) of `count` (None when nobody knows yet).
 
     `later` is the core-seconds that the ladder may still take after them; `thought` what the adaptive planner based
-    them on; `limits` what some of them are stopped by halfway, by run id. A last batch without runs says why the ladder
-    ends.
+    them on; `limits` what some of them are stopped by halfway, by run id; `plan` the plan at the prices that the runs
+    before have corrected. A last batch without runs says why the ladder ends.
     """
 
     runs: list[PlannedRun]
@@ -43,6 +45,7 @@ class Batch:
     later: float
     thought: Stage | None = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    plan: Plan | None = None
 
 
 def stages(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
@@ -79,24 +82,36 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
     assert plan.funds
     size, number = max(batch, SMALLEST_BATCH), 0
     results: list[Result] = []
+    measured: dict[tuple[str, str], tuple[float, float]] = {}
     while True:
-        stage = next_stage(plan.arena, results, plan.funds.allowance, size)
+        now = plan.priced(measured)  # by the runs of earlier stages alone: a study that goes on sees the same prices
+        assert now.arena
+        assert now.funds
+        stage = next_stage(now.arena, results, now.funds.allowance, size)
         number += 1
         runs = [
             plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
             for trial in stage.trials
         ]
-        later = plan.ladder_seconds * max(0.0, 1 - stage.spent / plan.funds.allowance)
+        allowance = now.funds.allowance
+        later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
         limits = {run.run_id: stage.limits[t] for t, run in zip(stage.trials, runs, strict=True) if t in stage.limits}
-        yield Batch(runs, number, None, later, stage, limits)
+        yield Batch(runs, number, None, later, stage, limits, now)
         if stage.stop:
             return
         known = ended()
         ends = [known.get(run.run_id, Ended(math.inf)) for run in runs]
-        results += [_result(trial, end, tuple(results)) for trial, end in zip(stage.trials, ends, strict=True)]
+        for trial, end in zip(stage.trials, ends, strict=True):
+            key = trial.family, trial.model
+            images, seconds = measured.get(key, (0.0, 0.0))
+            if math.isfinite(end.loss) and end.seconds:
+                measured[key] = images + end.images, seconds + end.seconds
+        before, rate = tuple(results), plan.funds.per_second
+        results += [_result(trial, end, before, rate) for trial, end in zip(stage.trials, ends, strict=True)]
 
 
-def _result(trial: Trial, end: Ended, before: Sequence[Result]) -> Result:
+def _result(trial: Trial, end: Ended, before: Sequence[Result], per_second: float) -> Result:
+    cost = end.seconds * per_second if per_second and end.seconds is not None else None
     if end.trained < 1.0 and end.halfway:
-        return stopped(trial, end.halfway, before, end.trained)
-    return Result(trial, end.loss, end.halfway)
+        return replace(stopped(trial, end.halfway, before, end.trained), cost=cost)
+    return Result(trial, end.loss, end.halfway, cost=cost)

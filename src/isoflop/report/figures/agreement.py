@@ -29,7 +29,7 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
     losses: list[float] = []
     for position, family in enumerate(table.families(rows, answer)):
         law = laws.get(family)
-        own = table.best_by(table.of_family(runs, family), "model", "budget") if law else []
+        own = table.best_by(table.of_family(runs, family), "model", "flops_per_image", "budget") if law else []
         if law is None or not own:
             continue
         measured = np.array([row["heldout_loss"] for row in own], dtype=np.float64)

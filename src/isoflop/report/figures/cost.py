@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.rows import Answer, Row
+from isoflop.report.savings import own_cost, total_cost
 from isoflop.report.text import duration, quantity, time_unit
 from isoflop.report.theme import family_color
 
@@ -14,19 +15,26 @@ KEY, TITLE = "cost", "Where the compute went"
 
 
 def cost(rows: Sequence[Row], answer: Answer) -> Figure:
-    """Stacked bars, one a budget: the training FLOPs and the time of each family's runs, failed ones too."""
+    """Stacked bars, one a budget: the training FLOPs and the time of each family's runs, failed ones too; steps of a
+    shared trunk count once."""
     spent = [row for row in rows if table.positive(row, "train_flops") and table.positive(row, "seconds")]
     if not spent:
         return Figure.missing(KEY, TITLE, "No run has recorded what it cost.")
     budgets = table.rungs(spent)
     names = tuple(quantity(budget) for budget in budgets)
-    unit_seconds, unit = time_unit(sum(row["seconds"] for row in spent))
+    total, seconds = total_cost(spent)
+    unit_seconds, unit = time_unit(seconds)
+    costs: dict[tuple[str, float], tuple[float, float]] = {}
+    for row in spent:
+        key = str(row.get("family")), table.rung(row)
+        flops_before, seconds_before = costs.get(key, (0.0, 0.0))
+        own_flops, own_seconds = own_cost(row)
+        costs[key] = flops_before + own_flops, seconds_before + own_seconds
     flops: list[Series] = []
     hours: list[Series] = []
     for position, family in enumerate(table.families(rows, answer)):
-        own = table.of_family(spent, family)
-        for series, cell, scale in ((flops, "train_flops", 1.0), (hours, "seconds", 1 / unit_seconds)):
-            sums = [scale * sum(row[cell] for row in own if table.rung(row) == budget) for budget in budgets]
+        for k, (series, cell, scale) in enumerate(((flops, "train_flops", 1.0), (hours, "seconds", 1 / unit_seconds))):
+            sums = [scale * costs.get((family, budget), (0.0, 0.0))[k] for budget in budgets]
             series.append(
                 Series(
                     "bar",
@@ -41,7 +49,6 @@ def cost(rows: Sequence[Row], answer: Answer) -> Figure:
                     ],
                 )
             )
-    total, seconds = sum(row["train_flops"] for row in spent), sum(row["seconds"] for row in spent)
     x = Axis("budget of the run (FLOPs)", "category", names)
     return Figure(
         key=KEY,

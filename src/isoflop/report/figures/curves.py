@@ -22,7 +22,6 @@ Y = Axis("training loss (smoothed)", "log")
 Curves = Mapping[str, Mapping[str, Any]]
 # All curves together: what the page can hold, and more than a screen can show.
 POINTS = 24_000
-BROKEN = ("diverged", "failed")
 
 
 def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
@@ -42,7 +41,7 @@ def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
             history = _history(row, histories)
             images, loss = thin(*finite_pairs(history), each)
             final = row.get("role") == "final"
-            broken = row.get("status") in BROKEN
+            broken = row.get("status") in table.BROKEN
             label = "the answer" if final else "diverged or failed" if broken else quantity(table.rung(row))
             series.append(
                 Series(
@@ -136,7 +135,7 @@ def spikes(loss: NDArray[np.float64], window: int = 20, factor: float = 1.6) -> 
 
 
 def _legend_order(row: Row) -> tuple[bool, bool, float]:
-    return row.get("role") == "final", row.get("status") in BROKEN, table.rung(row)
+    return row.get("role") == "final", row.get("status") in table.BROKEN, table.rung(row)
 
 
 def _history(row: Row, histories: Curves) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ X = Axis("images seen", "log")
 
 def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
     """One panel a family, one line a model: the loss of its best run at each number of images."""
-    runs = table.best_by(table.measured(rows), "family", "model", "budget")
+    runs = table.best_by(table.measured(rows), "family", "model", "flops_per_image", "budget")
     sizes: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in runs:
         sizes[str(row["family"])][float(row["flops_per_image"])].append(row)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from isoflop.laws.checks import tells_nothing
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series
 from isoflop.report.law import family_laws
 from isoflop.report.metric import Metric, metric_of
 from isoflop.report.rows import Answer, Row
-from isoflop.report.text import number, quantity
+from isoflop.report.text import between, number, quantity
 from isoflop.report.theme import family_color, family_symbol
 
 KEY = "frontier"
@@ -87,7 +88,8 @@ def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
     interval = table.interval(entry)
     note = f"{family}, predicted at {quantity(target)} FLOPs: {number(loss)}"
     if interval is not None:
-        note += f" ({number(interval[0])} to {number(interval[1])})"
+        note += f" ({between(interval)})"
+        interval = None if tells_nothing(*interval) else interval
     return [
         Series(
             "points",

@@ -30,7 +30,10 @@ def hours(rows: Sequence[Row], answer: Answer) -> Figure:
         if not own:
             continue
         marks: dict[str, Any] = {"group": family, "color": family_color(position)}
-        front = [row for i, row in enumerate(own) if all(row["heldout_loss"] < r["heldout_loss"] for r in own[:i])]
+        front: list[Row] = []
+        for row in own:
+            if not front or row["heldout_loss"] < front[-1]["heldout_loss"]:
+                front.append(row)
         for chosen, faint in ((own, True), (front, False)):
             series.append(
                 Series(

@@ -95,6 +95,11 @@ class Live:
         study = config.get("study") if isinstance(config, dict) else None
         return study if isinstance(study, dict) else {}
 
+    def _families(self) -> tuple[str, ...]:
+        config = self.study.get("config")
+        named = config.get("families") if isinstance(config, dict) else None
+        return tuple(named) if isinstance(named, dict) else ()
+
     def _limit(self, pace: float) -> float | None:
         """FLOPs that the study may take in all; hours and money at `pace` FLOPs a second. None without a limit."""
         config = self._config()
@@ -153,7 +158,7 @@ class Live:
         if done == self._fitted or target is None or now < self._next_fit:
             return False
         began = time.monotonic()
-        self.answer = interim_answer(self.rows, target)
+        self.answer = interim_answer(self.rows, target, bootstrap=60, families=self._families())
         # A watcher must not take the cores from the study: it fits at most a twentieth of the time.
         self._next_fit = now + 20 * (time.monotonic() - began)
         self._fitted = done
