@@ -172,6 +172,10 @@ def test_features_are_computed_once_and_go_on_where_they_were(
     assert [path.name for path in (cache / "features").iterdir()] == [features.cache_path(backbone, source).name]
     other = open_backbone(run, random_weights=True)
     assert features.cache_path(other, source) != features.cache_path(backbone, source)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "DECODING", 10**6)
+        assert features.cache_path(other, source) != features.cache_path(backbone, source)
+        assert not features.cache_path(backbone, source).exists()
     others = [open_task(f"fractals?classes=4&images=1438&zipf={zipf}", backbone).train for zipf in (1.0, 1.5)]
     assert features.cache_path(backbone, others[0]) != features.cache_path(backbone, others[1])
 

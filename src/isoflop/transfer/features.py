@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from isoflop.data import Source
 from isoflop.data.cache import cache_directory, crc32_of, opened, publish, remove_abandoned, tell_unwritable
+from isoflop.data.decode import DECODING
 from isoflop.errors import CheckpointError
 from isoflop.models import Backbone
 from isoflop.runs.files import private_path, read_json, sync, write_json
@@ -74,7 +75,7 @@ def features_of(
 
 def cache_path(pretrained: Pretrained, source: Source) -> Path:
     """The entry of the cache that holds these features, or would."""
-    shown = (source.fingerprint, len(source), source.image_size, source.channels, source.mean, source.std)
+    shown = (DECODING, source.fingerprint, len(source), source.image_size, source.channels, source.mean, source.std)
     digest = hashlib.blake2b(repr((pretrained.fingerprint, shown)).encode(), digest_size=16)
     return cache_directory() / "features" / digest.hexdigest()
 
