@@ -128,9 +128,6 @@ class Recorder(Objective):
     def evaluate(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
 
 def test_a_step_mixes_pairs_of_the_global_batch_with_their_labels(place: Path) -> None:
     config = run_config(place, KINDS["a folder"][0], **MIXED)

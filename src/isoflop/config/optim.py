@@ -17,6 +17,7 @@ from isoflop.config.fields import (
 )
 
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+ParameterKind = Literal["kernel", "bias", "gain", "scale", "position", "token"]
 OptimizerName = Literal["adamw", "sgd", "adafactor", "lamb", "lars", "muon"]
 
 
@@ -40,8 +41,10 @@ class OptimizerConfig(Table):
     """AdamW; SGD with Nesterov momentum; Adafactor with the momentum in half precision (arXiv 2106.04560); LAMB
     (arXiv 1904.00962); LARS (arXiv 1708.03888); Muon for hidden matrices, at the rate of AdamW, which does the rest."""
     weight_decay: NonNegative = 1e-4
-    """SGD and LARS add it to the gradient, the others take it off the weights, times the rate. Biases and norms have
-    none."""
+    """SGD and LARS add it to the gradient, the others take it off the weights, times the rate."""
+    weight_decay_on: Annotated[tuple[ParameterKind, ...], Field(strict=False)] = later_option(("kernel",))
+    """The kinds of parameters that decay: `kernel`, `bias`, `gain` (of norms and of standardised weights), `scale`
+    (LayerScale, SkipInit), `position`, `token` (docs/training.md)."""
     head_weight_decay: Maybe[NonNegative] = None
     """The classifier's, where it is another (arXiv 2106.04560)."""
     betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)

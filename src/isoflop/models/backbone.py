@@ -59,10 +59,6 @@ class Backbone(nn.Module, ABC):
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that every recipe spares from weight decay, besides vectors (norms, biases)."""
-        return set()
-
     def classifier(self) -> tuple[str, ...]:
         """Names of the modules that make logits of features: what other rules of training are for."""
         return CLASSIFIER

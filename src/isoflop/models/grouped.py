@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isoflop.models.parameters import Kinds
 from isoflop.models.stacking import is_stacked
 
 
 class GroupNorm(nn.Module):
     """GroupNorm of maps (batch, rows, columns, width) or tokens (batch, tokens, width)."""
+
+    parameter_kinds: ClassVar[Kinds] = {"weight": "gain", "bias": "bias"}
 
     def __init__(self, width: int, groups: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models.drop import Dropout
 from isoflop.models.layers import ChannelMLP, LayerNorm, SquaredReLU
+from isoflop.models.parameters import Kinds
 
 
 class MapPool(nn.Module):
@@ -18,6 +20,9 @@ class MapPool(nn.Module):
 
     (batch, tokens, width) -> (batch, width). There is no residual around the attention: the probe carries no content.
     """
+
+    parameter_kinds: ClassVar[Kinds] = {"probe": "token"}
+    split_by_head: ClassVar[dict[str, int]] = {"q": 1, "kv": 2, "proj": 0}
 
     def __init__(self, width: int, heads: int, mlp_width: int, activation: str = "gelu") -> None:
         super().__init__()

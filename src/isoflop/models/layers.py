@@ -6,7 +6,7 @@ All of them work on the last axis: (batch, tokens, channels) and (batch, height,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isoflop.models.grouped import GroupNorm
 from isoflop.models.linear import Linear
+from isoflop.models.parameters import Kinds
 
 
 class LayerNorm(nn.LayerNorm):
@@ -32,6 +33,8 @@ class BatchNorm(nn.BatchNorm1d):
 
 class Affine(nn.Module):
     """Scale and shift without statistics: ResMLP's norm (arXiv 2105.03404, eq. 1)."""
+
+    parameter_kinds: ClassVar[Kinds] = {"weight": "gain", "bias": "bias"}
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,6 +75,8 @@ class _StarReLU(torch.autograd.Function):
 
 class StarReLU(nn.Module):
     """s·relu(x)² + b with learnable scalars, started from (1, 0) (arXiv 2210.13452, eq. 6)."""
+
+    parameter_kinds: ClassVar[Kinds] = {"scale": "scale", "bias": "bias"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +131,8 @@ class ChannelMLP(nn.Module):
 
 class Scale(nn.Module):
     """A learnable factor per channel: LayerScale on a branch (arXiv 2103.17239), ResScale on the shortcut."""
+
+    parameter_kinds: ClassVar[Kinds] = {"gamma": "scale"}
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()

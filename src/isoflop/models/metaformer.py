@@ -6,6 +6,7 @@ ViT, PoolFormer and their relatives are rows of `presets.py` over this file (Met
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,14 @@ from isoflop.models.initialise import INITIALISERS
 from isoflop.models.layers import NORMS
 from isoflop.models.metaformer_config import MetaFormerConfig, check, grids
 from isoflop.models.mixers import SET_MIXERS, Site
+from isoflop.models.parameters import Kinds
 from isoflop.models.positions import SINCOS, sincos_2d
 
 
 class MetaFormer(Backbone):
     """The backbone that a `MetaFormerConfig` describes. Inside, maps are (batch, rows, columns, width)."""
+
+    parameter_kinds: ClassVar[Kinds] = {"positions": "position", "prefix": "token"}
 
     def __init__(
         self, config: MetaFormerConfig, *, num_classes: int, image_size: tuple[int, int], in_channels: int
@@ -201,10 +205,6 @@ class MetaFormer(Backbone):
         prefix = self.config.prefix_tokens
         maps[-1] = maps[-1].flatten(1, -2)[:, prefix:].reshape(len(images), *self.grids[-1], self.num_features)
         return [x.movedim(-1, 1) for x in maps]
-
-    def no_weight_decay(self) -> set[str]:
-        names = {name for name, _ in self.named_parameters() if name.startswith("positions.")}
-        return names | {name for name, _ in self.named_parameters() if name in ("prefix", "pool.probe")}
 
     def layer_ids(self) -> dict[str, int]:
         starts = [sum(self.config.depths[:k]) for k in range(len(self.config.depths))]

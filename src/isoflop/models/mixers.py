@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models.layers import ACTIVATIONS, LayerNorm
 from isoflop.models.linear import Linear
+from isoflop.models.parameters import Kinds
 from isoflop.models.stacking import is_stacked
 
 
@@ -56,6 +58,8 @@ class Attention(nn.Module):
     With `qk_norm`, queries and keys are normalised per head (arXiv 2302.05442).
     """
 
+    split_by_head: ClassVar[dict[str, int]] = {"qkv": 3, "proj": 0}
+
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.heads, head_width = site.heads, _head_width(site)
@@ -78,6 +82,8 @@ class ReducedAttention(nn.Module):
 
     A `reduction` of 1 shrinks nothing and needs no grid.
     """
+
+    split_by_head: ClassVar[dict[str, int]] = {"q": 1, "kv": 2, "proj": 0}
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -201,6 +207,8 @@ class WindowMLP(nn.Module):
 
     Every second block shifts the windows, with zeros beyond the border.
     """
+
+    parameter_kinds: ClassVar[Kinds] = {"weight": "kernel", "bias": "bias"}
 
     def __init__(self, site: Site) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.drop import Dropout, drop_path
 from isoflop.models.linear import Linear
+from isoflop.models.parameters import Kinds
 from isoflop.models.stacking import is_stacked
 from isoflop.models.standardised import StandardisedConv
 
@@ -76,6 +78,8 @@ class SqueezeExcite(nn.Module):
 
 class NFBlock(nn.Module):
     """out = shortcut + α·gain·branch(β·act(x)): bottleneck, two grouped 3x3 convolutions, squeeze-excite."""
+
+    parameter_kinds: ClassVar[Kinds] = {"skip_gain": "scale"}
 
     def __init__(
         self, config: NFNetConfig, width: int, new_width: int, stride: int, expected_std: float, drop_rate: float

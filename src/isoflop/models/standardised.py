@@ -6,13 +6,14 @@ The standardisation is a function of the weights alone: it is computed once in a
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.models.linear import linear
+from isoflop.models.parameters import Kinds
 from isoflop.models.stacking import is_stacked
 
 FLOOR = 1e-4  # of fan_in·var (arXiv 2102.06171, authors' code)
@@ -55,6 +56,8 @@ class StandardisedConv(nn.Conv2d):
     (w − μ)·gain / √max(fan_in·var, 1e-4) (arXiv 2102.06171, eq. 1). Maps are (batch, rows, columns, width). Strided
     ones are padded as TensorFlow's SAME: an even map gets its one line of zeros below and to the right.
     """
+
+    parameter_kinds: ClassVar[Kinds] = {"gain": "gain"}
 
     def __init__(
         self, width: int, new_width: int, kernel: int, stride: int = 1, groups: int = 1, eps: float = 0.0

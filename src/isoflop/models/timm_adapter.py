@@ -138,10 +138,6 @@ class TimmBackbone(Backbone):
         own = getattr(self.model, "pretrained_cfg", {}).get("classifier") or ()
         return tuple(f"model.{name}" for name in ((own,) if isinstance(own, str) else own))
 
-    def no_weight_decay(self) -> set[str]:
-        spared = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
-        return {f"model.{name}" for name in spared if name in dict(self.model.named_parameters())}
-
     def layer_ids(self) -> dict[str, int]:
         ids = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
         return {f"model.{name}": int(layer) for name, layer in ids.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from isoflop.models.blocks import Block
 from isoflop.models.layers import LayerNorm
 from isoflop.models.linear import Linear
 from isoflop.models.mixers import Site
+from isoflop.models.parameters import Kinds
 from isoflop.models.positions import sincos_2d
 
 
@@ -29,6 +32,8 @@ class Decoder(nn.Module):
     It needs no particular order of patches, so visible ones stay first, and the last block and the prediction leave
     them out: nothing looks at what would become of them. `depth` is at least 1.
     """
+
+    parameter_kinds: ClassVar[Kinds] = {"mask_token": "token", "positions": "position"}
 
     def __init__(
         self, grid: tuple[int, int], width_in: int, width_out: int, *, depth: int, width: int, heads: int

@@ -149,9 +149,6 @@ class Masked(Objective):
         mask = torch.zeros(order.shape, dtype=torch.bool, device=images.device).scatter(1, hidden, True)
         return Reconstruction(mask.view(-1, *self.grid), unpatched(filled, self.patch, self.grid), self.normalise)
 
-    def no_weight_decay(self) -> set[str]:
-        return super().no_weight_decay() | {"decoder.mask_token"}
-
 
 def _after_backward(call: Callable[[], None]) -> None:
     Variable._execution_engine.queue_callback(call)

@@ -28,7 +28,3 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def evaluate(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> dict[str, Tensor]:
         """Sums over the batch of what is to be averaged over held-out images; `loss` is always among them."""
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are spared from weight decay, besides vectors (norms, biases)."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

@@ -66,17 +66,17 @@ def scale_gradients(parameters: Sequence[nn.Parameter], norm: Tensor, limit: flo
     torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], factor)
 
 
-def unit_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+def unit_norms(tensors: Sequence[Tensor], are_vectors: Sequence[bool]) -> list[Tensor]:
     """The norm of each output unit of each tensor, shaped to broadcast against this process's part of it.
 
-    A unit is an entry of the first axis, along which FSDP2 shards: it is never divided. A vector is one unit as a
-    whole; the squares of those that are sharded are summed over the ranks in one go.
+    A unit is an entry of the first axis, along which FSDP2 shards: it is never divided. What is said to be a vector is
+    one unit as a whole, whatever its shape; the squares of those that are sharded are summed over the ranks in one go.
     """
     norms = []
-    for tensor in tensors:
-        axes = tuple(range(1, tensor.ndim)) or None
+    for tensor, is_vector in zip(tensors, are_vectors, strict=True):
+        axes = None if is_vector or tensor.ndim < 2 else tuple(range(1, tensor.ndim))
         norms.append(torch.linalg.vector_norm(local(tensor), dim=axes, keepdim=axes is not None))
-    parts = [index for index, tensor in enumerate(tensors) if tensor.ndim == 1 and is_sharded(tensor)]
+    parts = [index for index, tensor in enumerate(tensors) if norms[index].ndim == 0 and is_sharded(tensor)]
     if parts:
         squares = torch.stack([norms[index].square() for index in parts])
         total = _over_shards(squares, tensors[parts[0]]).sqrt()

@@ -35,11 +35,22 @@ def test_adaptive_clipping_bounds_a_vector_as_a_whole() -> None:
     torch.testing.assert_close(layer.bias.grad, torch.full((4,), 3.0 * 0.01 / 6.0))
 
 
-def test_adaptive_clipping_leaves_the_classifier_alone() -> None:
+def test_a_gain_is_one_unit_whatever_its_shape() -> None:
+    """As in DeepMind's code, where it is a vector; units of (C, 1, 1, 1) would be clipped one by one."""
+    model = create_model("nfnet_w8d1", num_classes=10, image_size=32, in_channels=1, seed=0)
+    gain = model.get_parameter("stem.1.gain")
+    gain.grad = torch.zeros_like(gain)
+    gain.grad[0] = 6.0
+    AdaptiveGradientClipping(model, 0.01)()
+    assert gain.grad.norm().item() == pytest.approx(0.01 * gain.norm().item())
+
+
+def test_adaptive_clipping_leaves_the_kernel_of_the_classifier_alone() -> None:
     model = create_model("nfnet_w8d1", num_classes=10, image_size=32, in_channels=1, seed=0)
     objective = Supervised(model)
     fill_gradients(objective, 100.0)
     AdaptiveGradientClipping(objective, 0.01)()
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         is_clipped = bool(parameter.grad.abs().mean() < 10)
-        assert is_clipped == (not name.startswith("head.")), name
+        assert is_clipped == (name != "head.weight"), name

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isoflop.errors import CheckpointError
 from isoflop.train.optim.sharded import complete, laid_out_like
+from isoflop.train.shards import whole
 
 SMALLEST_FACTORED = 32  # a matrix with a shorter side keeps its second moment whole
 EPS = 1e-30  # added to squared gradients
@@ -19,7 +21,8 @@ class Adafactor(torch.optim.Optimizer):
     """Adafactor of arXiv 2106.04560, section 3.4: state of 0.5 × the memory of float32 weights.
 
     The second moment of a matrix is the outer product of its means over rows and columns (of a convolution, over its
-    two longest axes); the first is kept in bfloat16 and applied in float32. β2 grows as 1 - t^-0.8, up to `beta2_cap`.
+    two longest axes; of the projections of attention, head by head, as in the authors' code: groups say so by
+    `factored_as`); the first is kept in bfloat16 and applied in float32. β2 grows as 1 - t^-0.8, up to `beta2_cap`.
     Updates are neither clipped nor scaled by the size of the weights. Weight decay is times the learning rate.
     """
 
@@ -31,7 +34,8 @@ class Adafactor(torch.optim.Optimizer):
         beta2_cap: float = 0.999,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "beta2_cap": beta2_cap, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "beta2_cap": beta2_cap, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "factored_as": None})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -55,7 +59,12 @@ class Adafactor(torch.optim.Optimizer):
             slots["momentum"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         slots["step"] += 1
         beta2 = min(group["beta2_cap"], 1.0 - slots["step"].item() ** -DECAY_POWER)
-        scaled = _divided_by_rms(gradient, slots, beta2)
+        shape = group["factored_as"]
+        if shape is None:
+            scaled = _divided_by_rms(gradient, slots, beta2)
+        else:  # a head may lie on several ranks
+            scaled = _divided_by_rms(whole(gradient).reshape(shape), slots, beta2)
+            scaled = laid_out_like(scaled.reshape(gradient.shape), gradient)
         moment = scaled.lerp_(slots["momentum"].float(), group["momentum"])
         slots["momentum"].copy_(moment)
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(moment.to(parameter.dtype), alpha=-group["lr"])
@@ -85,6 +94,11 @@ def _averaged(slots: dict[str, Tensor], name: str, value: Tensor, beta: float) -
     value = complete(value)
     if name not in slots:
         slots[name] = value.clone()  # β2 is 0 at the first step
+    elif slots[name].shape != value.shape:
+        raise CheckpointError(
+            f"the checkpoint has second moments of shape {tuple(slots[name].shape)} where this version of isoflop has "
+            f"{tuple(value.shape)}: it factors attention head by head; start the run anew"
+        )
     else:
         slots[name] = laid_out_like(slots[name], value).lerp_(value, 1.0 - beta)
     return slots[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from isoflop.models.parameters import VECTORS, parameter_kinds
 from isoflop.train.optim.groups import of_classifier, plain_name
 from isoflop.train.shards import local, unit_norms
 
@@ -12,21 +13,30 @@ from isoflop.train.shards import local, unit_norms
 class AdaptiveGradientClipping:
     """Rescales a unit's gradient when its norm exceeds λ · max(‖W‖, 1e-3) (AGC, arXiv 2102.06171, eq. 3).
 
-    Units are output channels; a vector is one unit, also where it lies in pieces on several ranks. The classifier is
-    left alone, as in the paper. Call it between `backward` and `step`.
+    Units are output channels of a kernel; biases, gains and scales are one unit each, whatever their shape, also where
+    they lie in pieces on several ranks. The classifier's kernel is left alone. Its bias is not: the paper spares "the
+    final linear layer", but the code that its results come from (nfnets/experiment_nfnets.py, `_make_opt`) clips the
+    bias like every other one. Call it between `backward` and `step`.
     """
 
     def __init__(self, model: nn.Module, clipping: float, eps: float = 1e-3) -> None:
-        named, is_head = model.named_parameters(), of_classifier(model)
-        self.parameters = [p for name, p in named if p.requires_grad and not is_head(plain_name(name))]
+        kinds, is_head = parameter_kinds(model), of_classifier(model)
+        clipped = [
+            (p, kinds[name] in VECTORS)
+            for name, p in model.named_parameters()
+            if p.requires_grad and not (is_head(plain_name(name)) and kinds[name] == "kernel")
+        ]
+        self.parameters, self.are_vectors = [p for p, _ in clipped], [is_vector for _, is_vector in clipped]
         self.clipping = clipping
         self.eps = eps
 
     @torch.no_grad()
     def __call__(self) -> None:
-        found = [(p, p.grad) for p in self.parameters if p.grad is not None]
-        weights = unit_norms([parameter for parameter, _ in found])
-        gradients = unit_norms([gradient for _, gradient in found])
-        for (_, gradient), weight, length in zip(found, weights, gradients, strict=True):
+        every = zip(self.parameters, self.are_vectors, strict=True)
+        found = [(p, p.grad, is_vector) for p, is_vector in every if p.grad is not None]
+        vectors = [is_vector for _, _, is_vector in found]
+        weights = unit_norms([parameter for parameter, _, _ in found], vectors)
+        gradients = unit_norms([gradient for _, gradient, _ in found], vectors)
+        for (_, gradient, _), weight, length in zip(found, weights, gradients, strict=True):
             limit = weight.clamp_(min=self.eps).mul_(self.clipping)
             local(gradient).mul_((limit / length.clamp_(min=1e-6)).clamp_(max=1.0))

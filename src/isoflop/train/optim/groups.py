@@ -14,6 +14,7 @@ from isoflop.errors import ConfigError
 from isoflop.models import Backbone
 from isoflop.models.backbone import CLASSIFIER
 from isoflop.models.mup import width_scales
+from isoflop.models.parameters import VECTORS, parameter_kinds, shapes_by_head
 from isoflop.train.shards import is_sharded
 
 WRAPPERS = re.compile(r"^backbone\.|_orig_mod\.|_checkpoint_wrapped_module\.|^module\.")
@@ -64,13 +65,13 @@ def rules_by_name(names: list[str], groups: Mapping[str, GroupConfig]) -> dict[s
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """The trainable parameters of `model` in groups for a `torch.optim.Optimizer`, each parameter in exactly one.
 
-    Every group has `weight_decay`, `lr_scale` (times the learning rate, see `set_rate`), `is_vector` (biases, norms,
-    gains: these never decay, nor do the parameters that the model itself spares) and `is_hidden_matrix` (two axes,
-    neither a classifier nor spared). ConfigError as `rules_by_name`.
+    Every group has `weight_decay` (0 but for the kinds that `config.weight_decay_on` names), `lr_scale` (times the
+    learning rate, see `set_rate`), `is_vector` (biases, gains and scales), `is_hidden_matrix` (a kernel of two axes, no
+    classifier) and `factored_as` (the shape in which Adafactor factors these). ConfigError as `rules_by_name`.
     """
     parameters = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    spare: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
-    spared = {plain_name(name) for name in spare()}
+    kinds = {plain_name(name): kind for name, kind in parameter_kinds(model).items()}
+    shapes = {plain_name(name): shape for name, shape in shapes_by_head(model).items()}
     rules = rules_by_name([plain_name(name) for name, _ in model.named_parameters()], config.groups)
     scales = _depth_scales(model, config.layer_decay)
     is_head = of_classifier(model)
@@ -78,21 +79,22 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     groups: dict[tuple[object, ...], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         rule = rules[name]
-        is_vector = parameter.ndim <= 1
+        is_kernel = kinds[name] == "kernel"
         decay = config.weight_decay if rule.weight_decay is None else rule.weight_decay
         if rule.weight_decay is None and config.head_weight_decay is not None and is_head(name):
             decay = config.head_weight_decay
         width = widths[name].fan_in if name in widths else 1.0
-        kind = {
+        treatment = {
             # Decay is taken off times the rate: what it takes off in a step is to be the same at every width.
-            "weight_decay": 0.0 if is_vector or name in spared else decay * width,
+            "weight_decay": decay * width if kinds[name] in config.weight_decay_on else 0.0,
             "lr_scale": rule.learning_rate_scale * scales.get(name, 1.0) / width,
-            "is_vector": is_vector,
-            "is_hidden_matrix": parameter.ndim == 2 and not is_head(name) and name not in spared,
+            "is_vector": kinds[name] in VECTORS,
+            "is_hidden_matrix": is_kernel and parameter.ndim == 2 and not is_head(name),
+            "factored_as": shapes.get(name) if config.name == "adafactor" else None,
         }
         # Fused updates take tensors of one kind: what FSDP2 divides, and what every rank keeps whole.
-        key = (*kind.values(), is_sharded(parameter))
-        groups.setdefault(key, {"params": [], **kind})["params"].append(parameter)
+        key = (*treatment.values(), is_sharded(parameter))
+        groups.setdefault(key, {"params": [], **treatment})["params"].append(parameter)
     if not groups:
         raise ConfigError("`optim.groups`: every parameter is frozen, so that there is nothing to train")
     return list(groups.values())

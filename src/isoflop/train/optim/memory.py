@@ -23,7 +23,7 @@ def state_bytes(model: nn.Module, config: OptimizerConfig) -> int:
         for parameter in group["params"]:
             count = parameter.numel()
             if config.name == "adafactor":
-                total += BFLOAT16 * count + FLOAT32 * _second_moment(parameter.shape)
+                total += BFLOAT16 * count + FLOAT32 * _second_moment(group["factored_as"] or parameter.shape)
             else:
                 total += FLOAT32 * count * _copies(config, group["is_hidden_matrix"])
             if config.average is not None:
