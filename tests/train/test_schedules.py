@@ -36,6 +36,22 @@ def test_cosine_agrees_with_torch() -> None:
         theirs.step()
 
 
+def test_a_floor_with_warm_up_and_hold_agrees_with_timm() -> None:
+    """timm's cosine with `warmup_prefix`, a warm-up of 5 from 1e-6, a floor of 1e-5, then ten steps of cooldown."""
+    import torch
+    from timm.scheduler import CosineLRScheduler
+
+    peak = 1e-3
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    timing = {"t_initial": 45, "lr_min": 1e-5, "warmup_t": 5, "warmup_lr_init": 1e-6, "warmup_prefix": True}
+    theirs = CosineLRScheduler(optimizer, **timing)
+    config = schedule(name="cosine", warmup=5, warmup_from=1e-3, floor=1e-2, hold=10 / 60)
+    rates = [peak * rate_factor(config, k, 60) for k in range(60)]
+    for step in range(60):
+        told = theirs._get_lr(step + (step < 5))[0]  # ours counts from 1 while it rises, so that no step is lost
+        assert rates[step] == pytest.approx(told if step < 50 else 1e-5, rel=1e-9), step
+
+
 def test_poly_agrees_with_torch() -> None:
     import torch
 

@@ -60,9 +60,16 @@ class DistilledConfig(Table):
     through: Literal["token", "logits"] = "token"
     """What imitates: a distillation token with a head of its own, or the same logits that learn the labels."""
     share: Fraction = 0.5
-    """Weight of the teacher in the loss; the labels have the rest."""
+    """Weight of the teacher in the loss; the labels have the rest. Left out, 0.5 for hard and 0.1 for soft imitation
+    (section 5.2 of the paper)."""
     temperature: Positive = 3.0
     """Softens both sides of a soft imitation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_of_the_paper(cls, raw: Any) -> Any:
+        is_soft = isinstance(raw, dict) and raw.get("kind") == "soft" and "share" not in raw
+        return {**raw, "share": 0.1} if is_soft else raw
 
 
 def _by_name(value: Any) -> Any:

@@ -38,7 +38,7 @@ class OptimizerConfig(Table):
     """The optimizer and what is done to loss, gradient and weights on the way, all but the learning rate."""
 
     name: OptimizerName = "adamw"
-    """AdamW; SGD with Nesterov momentum; Adafactor with the momentum in half precision (arXiv 2106.04560); LAMB
+    """AdamW; SGD with momentum; Adafactor with the momentum in half precision (arXiv 2106.04560); LAMB
     (arXiv 1904.00962); LARS (arXiv 1708.03888); Muon for hidden matrices, at the rate of AdamW, which does the rest."""
     weight_decay: NonNegative = 1e-4
     """SGD and LARS add it to the gradient, the others take it off the weights, times the rate."""
@@ -51,7 +51,9 @@ class OptimizerConfig(Table):
     """Averaging of the gradient and of its square; of Adafactor, the momentum and the most that the second may grow
     to."""
     momentum: BelowOne = 0.9
-    """Of SGD (Nesterov's), LARS and Muon."""
+    """Of SGD, LARS and Muon."""
+    nesterov: bool = later_option(True)
+    """SGD has Nesterov's momentum; without, plain momentum."""
     agc: Maybe[Positive] = None
     """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
     clip: Maybe[Positive] = 1.0

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from isoflop.config.epochs import in_steps
 from isoflop.config.fields import (
+    BelowOne,
     Count,
     Fraction,
     Maybe,
@@ -17,6 +18,7 @@ from isoflop.config.fields import (
     Seed,
     Table,
     Text,
+    later_option,
     no_effect,
     problem,
 )
@@ -127,7 +129,13 @@ class ScheduleConfig(Table):
     """Constant or reciprocal-√, each with a linear cooldown at the end; a half cosine to zero; drops to a tenth; or the
     share of steps left to the power of 0.9."""
     warmup: Natural = 0
-    """Steps of linear rise from zero."""
+    """Steps of linear rise from zero, or from `warmup_from`."""
+    warmup_from: BelowOne = later_option(0.0)
+    """Share of the peak from which the warm-up rises."""
+    floor: BelowOne = later_option(0.0)
+    """Of `cosine`: the share of the peak that it falls to."""
+    hold: Fraction = later_option(0.0)
+    """Of `cosine`: the share of all steps, at the end, that are trained at the floor."""
     cooldown: Fraction = 0.2
     """Share of all steps over which the rate falls linearly to zero at the end; the others have none."""
     drops: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.3, 0.6, 0.9)
@@ -222,13 +230,25 @@ class RunConfig(SharedConfig):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        falling = 0.0 if self.schedule.name in ("cosine", "steps", "poly") else self.schedule.cooldown * self.steps
+        ends = {"cosine": self.schedule.hold, "steps": 0.0, "poly": 0.0}
+        falling = ends.get(self.schedule.name, self.schedule.cooldown) * self.steps
         if self.schedule.warmup > self.steps - falling:
             raise problem(
                 "schedule.warmup",
                 f"= {self.schedule.warmup} does not fit: `steps` = {self.steps} leave "
                 f"{int(self.steps - falling)} before the cooldown",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _floor_fits(self) -> Self:
+        schedule = self.schedule
+        if schedule.name != "cosine":
+            for key in ("floor", "hold"):
+                if getattr(schedule, key):
+                    raise problem(f"schedule.{key}", f"is of the cosine, not of {schedule.name}")
+        if schedule.hold and not schedule.floor:
+            raise problem("schedule.hold", "trains at a rate of zero: set `schedule.floor`")
         return self
 
     @model_validator(mode="after")

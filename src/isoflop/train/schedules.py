@@ -29,14 +29,18 @@ def rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
 
     Reciprocal √ and cooldown as in arXiv 2106.04560: 1 / √(1 + (step − warmup) / timescale), times
     min(1, step / warmup), times min(1, (total − step) / cooldown). Steps count from 1 in the warm-up, so that the
-    first update is not lost. Cosine: half a period from the end of the warm-up to the last step (arXiv 1608.03983).
-    Steps: a tenth after each of `drops` (arXiv 1912.11370). Poly: (1 − step / total)^0.9 (arXiv 1606.00915);
-    with the power 1, that is a constant rate whose cooldown is the whole run.
+    first update is not lost. Cosine: half a period from the end of the warm-up to the last step (arXiv 1608.03983), or
+    to the floor and the steps that stay there. Steps: a tenth after each of `drops` (arXiv 1912.11370). Poly:
+    (1 − step / total)^0.9 (arXiv 1606.00915); with the power 1, that is a constant rate that cools down all along.
     """
-    factor = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+    factor = 1.0
+    if step + 1 < schedule.warmup:
+        factor = schedule.warmup_from + (1.0 - schedule.warmup_from) * (step + 1) / schedule.warmup
     past_warmup = max(0, step - schedule.warmup)
     if schedule.name == "cosine":
-        return factor * 0.5 * (1.0 + math.cos(math.pi * past_warmup / max(1, steps - schedule.warmup)))
+        falling = max(1, steps - schedule.warmup - round(schedule.hold * steps))
+        wave = 0.5 * (1.0 + math.cos(math.pi * min(1.0, past_warmup / falling)))
+        return factor * (schedule.floor + (1.0 - schedule.floor) * wave)
     if schedule.name == "steps":
         return factor * 0.1 ** sum(step >= drop * steps for drop in schedule.drops)
     if schedule.name == "poly":

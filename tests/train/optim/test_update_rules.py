@@ -55,10 +55,11 @@ def lamb(w: Tensor, g: Tensor, t: int, s: State) -> Tensor:
 
 
 def lars(w: Tensor, g: Tensor, t: int, s: State) -> Tensor:
-    """arXiv 1708.03888, algorithm 1, trust coefficient 0.001; vectors are not adapted."""
+    """arXiv 1708.03888 as in MAE's util/lars.py, trust coefficient 0.001; vectors are not adapted."""
     total = g
     if w.ndim > 1:
-        total = 0.001 * w.norm() / (g.norm() + DECAY * w.norm()) * (g + DECAY * w)
+        total = g + DECAY * w
+        total = 0.001 * w.norm() / total.norm() * total
     s["m"] = total if t == 1 else 0.9 * s["m"] + total
     return w - RATE * s["m"]
 
@@ -66,6 +67,18 @@ def lars(w: Tensor, g: Tensor, t: int, s: State) -> Tensor:
 FORMULAS: dict[str, Callable[[Tensor, Tensor, int, State], Tensor]] = {
     "adamw": adamw, "sgd": sgd, "adafactor": adafactor, "lamb": lamb, "lars": lars,
 }  # fmt: skip
+
+
+def test_without_nesterov_momentum_is_plain() -> None:
+    ours, theirs = small_network(), small_network()
+    plain = optimizer_of(ours, name="sgd", nesterov=False, weight_decay=0.0)
+    torchs = torch.optim.SGD(theirs.parameters(), lr=RATE, momentum=0.9)
+    for t in range(1, STEPS + 1):
+        for model, optimizer in ((ours, plain), (theirs, torchs)):
+            fill_gradients(model, 1.0 / t, seed=t)
+            optimizer.step()
+    for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, reference)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

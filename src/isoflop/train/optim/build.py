@@ -12,6 +12,7 @@ from isoflop.config import OptimConfig
 from isoflop.train.optim.adafactor import Adafactor
 from isoflop.train.optim.groups import parameter_groups
 from isoflop.train.optim.lamb import Lamb
+from isoflop.train.optim.lars import Lars
 from isoflop.train.optim.muon import MuonAdamW
 from isoflop.train.shards import is_sharded
 
@@ -23,7 +24,7 @@ def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    nesterov = config.momentum > 0
+    nesterov = config.nesterov and config.momentum > 0
     fused = not any(is_sharded(p) for group in groups for p in group["params"])  # which PyTorch has not for DTensors
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
 
@@ -38,11 +39,7 @@ def _lamb(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    from timm.optim.lars import Lars  # a second to import: only where it is wanted
-
-    groups = [{**group, "always_adapt": not group["is_vector"]} for group in groups]
-    optimizer: torch.optim.Optimizer = Lars(groups, lr=config.learning_rate, momentum=config.momentum, foreach=False)
-    return optimizer
+    return Lars(groups, lr=config.learning_rate, momentum=config.momentum)
 
 
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
