@@ -153,7 +153,11 @@ def test_all_problems_are_told_at_once_with_their_places(run_file: Path) -> None
             "`model.depth` = {a = 1} must be true or false, a whole number, a number, text or a list",
         ),
         ("weight_decay=1", "unknown key `weight_decay` - did you mean `optim.weight_decay`?"),
-        ("schedule.color=1", "unknown key `schedule.color`; known here: name, warmup, cooldown, drops, timescale"),
+        (
+            "schedule.hue=1",
+            "unknown key `schedule.hue`; "
+            "known here: name, warmup, warmup_from, floor, hold, cooldown, drops, timescale",
+        ),
         ("schedule.warmup=900", "`schedule.warmup` = 900 does not fit: `steps` = 1000 leave 800 before the cooldown"),
         ("steps.x=1", "`steps.x` cannot be set: `steps` is not a table"),
         ("=1", "`=1` is not of the form key=value"),

@@ -83,11 +83,11 @@ def shapes_by_head(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
     A module says it by `split_by_head`: the parts of each of its linear maps (3 of a fused qkv), 0 for the way back.
     """
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for prefix, module in model.named_modules():
         for name, parts in getattr(module, "split_by_head", {}).items():
             out, width = module.get_submodule(name).weight.shape
             heads = module.heads
-            shape = (parts, heads, out // parts // heads, width) if parts else (out, heads, width // heads)
-            found[f"{prefix}.{name}.weight".removeprefix(".")] = shape
+            key = f"{prefix}.{name}.weight".removeprefix(".")
+            found[key] = (parts, heads, out // parts // heads, width) if parts else (out, heads, width // heads)
     return found

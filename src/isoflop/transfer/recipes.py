@@ -46,7 +46,14 @@ def vit(images: int, backbone: Backbone) -> Recipe:
             "steps": 20_000,
             "batch_size": 512,
             "data": {"augment": "crop_flip"},
-            "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip": 1.0, "learning_rate": 0.03},
+            "optim": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+                "learning_rate": 0.03,
+            },
             "schedule": {"name": "cosine", "warmup": 500},
         },
         learning_rates=(0.03, 0.01),
@@ -82,7 +89,14 @@ def bit(images: int, backbone: Backbone) -> Recipe:
             "steps": steps,
             "batch_size": 512,
             "data": {"augment": "crop_flip", "mixup": 0.1 if images >= 20_000 else 0.0},
-            "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip": "none", "learning_rate": 0.003},
+            "optim": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "clip": "none",
+                "learning_rate": 0.003,
+            },
             "schedule": {"name": "steps", "warmup": warmup, "drops": drops},
         }
     )
