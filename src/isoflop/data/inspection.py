@@ -1,6 +1,5 @@
 """`isoflop data check`: every image of a data set read and decoded, and what was found, before a run meets it."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop
 from isoflop.data.dense import Objects
 from isoflop.data.dense.objects import IGNORED, DenseRecords
 from isoflop.data.dense.source import picture_with_truth
+from isoflop.data.duplicates import digests_of, pixel_digest
 from isoflop.data.opening import DENSE, open_dense_records, open_records, parse_uri
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note, printable
 from isoflop.data.records import Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.errors import DataError
@@ -50,7 +50,11 @@ class CheckReport:
     suspicious: list[Damage] = field(default_factory=list)
     """what a run would use, but somebody should look at"""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """an image, and the first one with the same bytes"""
+    """an image, and the first one with the same pixels; a run holds them out together, or not"""
+    conflicts: list[tuple[str, str]] = field(default_factory=list)
+    """the same, where the two have other labels"""
+    shared: list[tuple[str, str]] = field(default_factory=list)
+    """an image, and one of the other part with the same pixels"""
     notes: list[Note] = field(default_factory=list)
     """what is not used, and what was guessed"""
 
@@ -71,9 +75,17 @@ class CheckReport:
             "formats: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self.formats.items())),
             f"classes: {len(counts)}, {counts[0]:,} to {counts[-1]:,} images each" if counts else "classes: none",
         ]
-        duplicates = [Damage(-1, name, f"the same bytes as {first}") for name, first in self.duplicates]
-        for title, found in (("broken", self.broken), ("suspicious", self.suspicious), ("duplicates", duplicates)):
+        for title, found in (("broken", self.broken), ("suspicious", self.suspicious)):
             lines += finding_lines(title, found, most)
+        other = "test" if self.part == "train" else "training"
+        for title, pairs in (
+            ("duplicates", self.duplicates),
+            ("equal images with other labels", self.conflicts),
+            (f"images that the {other} part has, too", self.shared),
+        ):
+            if pairs or title == "duplicates":
+                told = [Damage(-1, name, f"the same image as {printable(first)}") for name, first in pairs]
+                lines += finding_lines(title, told, most)
         lines += [note.line(most) for note in self.notes]
         verdict = "usable" if self.is_usable else f"a run would stop: more than {ALLOWED_SHARE:.1%} is broken"
         return [*lines, f"verdict: {verdict}"]
@@ -90,7 +102,8 @@ class _Finding(NamedTuple):
 
     sample: int
     size: int
-    digest: bytes
+    digest: int
+    """of its pixels (see `duplicates`); 0 where it cannot be read"""
     header: Header | None
     broken: str
     suspicious: str
@@ -163,8 +176,8 @@ def _examine(records: Records | DenseRecords, index: int) -> _Finding:
     try:
         encoded = read_surely(records, index)
     except DamagedImage as error:
-        return _Finding(index, 0, b"", None, f"unreadable: {error}", "")
-    digest = hashlib.blake2b(encoded, digest_size=8).digest()
+        return _Finding(index, 0, 0, None, f"unreadable: {error}", "")
+    digest = pixel_digest(encoded)
     header, broken, suspicious = None, "", ""
     classes: tuple[int, ...] = ()
     try:
@@ -199,19 +212,25 @@ def _summarise(
     uri: str, part: Part, records: Records | DenseRecords, findings: list[_Finding], left_out: list[Damage]
 ) -> CheckReport:
     counts: Sequence[int] | NDArray[Any]
+    labels: NDArray[Any] | None = None
     if hasattr(records, "labels"):
-        labels: NDArray[Any] = np.asarray(records.labels)
+        labels = np.asarray(records.labels)
         is_single, classes = labels.ndim == 1, len(records.class_names)
         counts = np.bincount(labels[labels >= 0], minlength=classes) if is_single else labels.sum(axis=0)
     else:
         seen = Counter(number for finding in findings for number in finding.classes)
         counts = [seen[number] for number in range(len(records.class_names))]
     headers = [f.header for f in findings if f.header is not None]
-    first_with: dict[bytes, int] = {}
-    duplicates = []
+    first_with: dict[int, int] = {}
+    duplicates: list[tuple[str, str]] = []
+    conflicts: list[tuple[str, str]] = []
     for finding in findings:
-        if finding.digest and first_with.setdefault(finding.digest, finding.sample) != finding.sample:
-            duplicates.append((records.name(finding.sample), records.name(first_with[finding.digest])))
+        first = first_with.setdefault(finding.digest, finding.sample)
+        if finding.digest and first != finding.sample:
+            same = labels is None or np.array_equal(labels[first], labels[finding.sample])
+            (duplicates if same else conflicts).append((records.name(finding.sample), records.name(first)))
+    other_names = _names_by_digest(uri, "test" if part == "train" else "train")
+    shared = [(records.name(k), other_names[digest]) for digest, k in first_with.items() if digest in other_names]
     return CheckReport(
         uri=uri,
         part=part,
@@ -224,8 +243,22 @@ def _summarise(
         broken=left_out + [Damage(f.sample, records.name(f.sample), f.broken) for f in findings if f.broken],
         suspicious=[Damage(f.sample, records.name(f.sample), f.suspicious) for f in findings if f.suspicious],
         duplicates=duplicates,
+        conflicts=conflicts,
+        shared=shared,
         notes=list(records.notes),
     )
+
+
+def _names_by_digest(uri: str, part: Part) -> dict[int, str]:
+    """A name for each image of a part; {} where there is none, or reading it would take all of remote shards."""
+    try:
+        records = _open_tolerant(uri, part, [])
+    except DataError:
+        return {}
+    if getattr(records, "is_remote", False):
+        return {}
+    digests = digests_of(records, by_pixels=True).tolist()
+    return {digest: records.name(k) for k, digest in enumerate(digests) if digest}
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:

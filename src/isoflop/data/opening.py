@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from isoflop.config import DataConfig
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
 from isoflop.data.dense.objects import DenseRecords
+from isoflop.data.duplicates import equal_images
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
-from isoflop.data.quarantine import printable, why
+from isoflop.data.quarantine import Note, printable, why
 from isoflop.data.records import Part, Records
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, array_statistics, decoded_images
@@ -110,7 +111,7 @@ def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Sou
         )
     source = open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
     if not len(source):
-        raise DataError(f"{data.source}: too few images to keep some for evaluation; at least five are needed")
+        raise DataError(f"{data.source}: too few different images to keep some for evaluation; it takes at least five")
     return source
 
 
@@ -154,8 +155,7 @@ def open_source(
         make, _ = _GENERATED[kind]
         return make(split=split, image_size=image_size, heldout=heldout, seed=seed, channels=channels or 1, **options)
     records = open_records(uri, "test" if split == "test" else "train")
-    _tell(records, uri)
-    subset = None if split == "test" else SplitIndices(len(records), split, heldout, seed)
+    subset = _split(records, uri, split, heldout, seed)
     order = _order(records, subset, options)
     is_small = image_size <= _LARGEST_DECODED_ONCE and len(records) <= _MOST_DECODED_ONCE
     if options.get("decode", "once" if is_small else "each") == "each":
@@ -168,7 +168,7 @@ def open_source(
         records.labels,
         uri=uri,
         class_names=records.class_names,
-        fingerprint=records.fingerprint,
+        fingerprint=records.fingerprint if subset is None else subset.fingerprint(records.fingerprint),
         rows=np.arange(len(records)) if subset is None else subset.all(),
         statistics=array_statistics(train_images),
         damages=damages,
@@ -179,11 +179,16 @@ def open_source(
 
 def _open_dense(uri: str, split: Split, image_size: int, heldout: int, seed: int) -> DenseSource:
     records = open_dense_records(uri, split, image_size=image_size, heldout=heldout, seed=seed)
-    _tell(records, uri)
-    is_whole = split == "test" or isinstance(records, SceneRecords)
-    return DenseSource(
-        records, None if is_whole else SplitIndices(len(records), split, heldout, seed), image_size=image_size
-    )
+    if isinstance(records, SceneRecords):
+        return DenseSource(records, None, image_size=image_size)
+    return DenseSource(records, _split(records, uri, split, heldout, seed), image_size=image_size)
+
+
+def _split(records: Records | DenseRecords, uri: str, split: Split, heldout: int, seed: int) -> SplitIndices | None:
+    """Which of the records are of `split`; None for all of a test part."""
+    equal = equal_images(records) if heldout and split != "test" else None
+    _tell(records, uri, equal)
+    return None if split == "test" else SplitIndices(len(records), split, heldout, seed, equal)
 
 
 def open_dense_records(
@@ -220,11 +225,15 @@ def open_records(uri: str, part: Part) -> Records:
         raise DataError(f"{uri}: {why(error)}{place}") from error
 
 
-def _tell(records: Records | DenseRecords, uri: str) -> None:
-    """One line on what was left out and guessed; said once a process."""
-    if records.notes:
-        said = "; ".join(note.line(3) for note in records.notes)
-        more = " (`isoflop data check` lists all)" if any(note.total > 3 for note in records.notes) else ""
+def _tell(records: Records | DenseRecords, uri: str, equal: NDArray[np.int64] | None) -> None:
+    """One line on what was left out and guessed, and on images that equal others; said once a process."""
+    notes = records.notes
+    if equal is not None and len(equal):
+        told = f"{len(equal):,} images equal others: equal ones are together, in training or held out"
+        notes = (*notes, Note(told))
+    if notes:
+        said = "; ".join(note.line(3) for note in notes)
+        more = " (`isoflop data check` lists all)" if any(note.total > 3 for note in notes) else ""
         warnings.warn(f"{printable(uri)}: {said}{more}", DataNotice, stacklevel=1)
 
 

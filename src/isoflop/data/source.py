@@ -13,6 +13,7 @@ from isoflop.data.orders import Order
 
 Split = Literal["train", "heldout", "test"]
 
+_ROWS = 1 << 14  # of the permutation at a time
 _LARGEST_HELDOUT_SHARE = 5  # at most a fifth of the training split is held out, however small the data
 
 
@@ -54,15 +55,23 @@ class SplitIndices:
     """The sample numbers of one split of N samples: a keyed random part is held out, the rest is for training.
 
     Only the held-out numbers are stored; both splits keep the samples in their stored order, so that reads stay
-    sequential.
+    sequential. Images that are `equal` (M, 2), numbers and groups as `equal_images` has them, fall on one side: where
+    the split would part some, whole groups are held out in the same random order, as far as there is room for them.
     """
 
-    def __init__(self, num_samples: int, split: Split, heldout: int, seed: int) -> None:
+    def __init__(
+        self, num_samples: int, split: Split, heldout: int, seed: int, equal: NDArray[np.int64] | None = None
+    ) -> None:
         heldout = min(heldout, num_samples // _LARGEST_HELDOUT_SHARE)
-        chosen = permute(np.arange(heldout, dtype=np.int64), num_samples, derive_key("held-out part", seed))
+        key = derive_key("held-out part", seed)
+        chosen = permute(np.arange(heldout, dtype=np.int64), num_samples, key)
+        self.regrouped: NDArray[np.int64] | None = None
+        """the held-out numbers, where equal images have changed them"""
+        if equal is not None and _parts_a_group(chosen, equal):
+            chosen = self.regrouped = np.sort(_whole_groups(heldout, num_samples, key, equal))
         self._heldout = np.sort(chosen)
         self._is_train = split == "train"
-        self._length = num_samples - heldout if self._is_train else heldout
+        self._length = num_samples - len(chosen) if self._is_train else len(chosen)
 
     def __len__(self) -> int:
         return self._length
@@ -76,6 +85,10 @@ class SplitIndices:
         training_before = self._heldout - np.arange(len(self._heldout))
         return indices + np.searchsorted(training_before, indices, side="right")
 
+    def fingerprint(self, content: str) -> str:
+        """That of data with the fingerprint `content` divided so: another one where equal images changed the split."""
+        return content if self.regrouped is None else f"{derive_key(content, self.regrouped.tobytes().hex()):016x}"
+
     def sizes_of(self, shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many samples of this split each of consecutive shards holds."""
         ends = np.cumsum(shard_sizes)
@@ -85,6 +98,36 @@ class SplitIndices:
     def all(self) -> NDArray[np.int64]:
         """The numbers of all of this split's samples, ascending."""
         return self[np.arange(len(self), dtype=np.int64)]
+
+
+def _parts_a_group(chosen: NDArray[np.int64], equal: NDArray[np.int64]) -> bool:
+    is_held = np.isin(equal[:, 0], chosen)
+    return bool(np.isin(equal[is_held, 1], equal[~is_held, 1]).any())
+
+
+def _whole_groups(room: int, num_samples: int, key: int, equal: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most `room` numbers, in the order of the keyed permutation, each with those of its group.
+
+    Where no group is small enough, the smallest that leaves something to train on.
+    """
+    group_of: dict[int, int] = dict(equal.tolist())
+    members: dict[int, list[int]] = {}
+    for number, group in group_of.items():
+        members.setdefault(group, []).append(number)
+    smallest = min(members.values(), key=len)
+    found: list[int] = []
+    for start in range(0, num_samples, _ROWS):
+        positions = np.arange(start, min(start + _ROWS, num_samples), dtype=np.int64)
+        for number in permute(positions, num_samples, key).tolist():
+            of = group_of.get(number)
+            together = [number] if of is None else members.pop(of, [])
+            if 0 < len(together) <= room - len(found):
+                found += together
+            if len(found) == room:
+                return np.asarray(found, dtype=np.int64)
+    if not found and room:
+        found = smallest if len(smallest) < num_samples else []
+    return np.asarray(found, dtype=np.int64)
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

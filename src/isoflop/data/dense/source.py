@@ -44,7 +44,7 @@ class DenseSource:
         self.has_several_labels = False
         self.channels, self.image_size = 3, image_size
         self.mean, self.std = moments
-        self.fingerprint = records.fingerprint
+        self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
         self.unique_images: int | None = len(self)
         self.order: Order = GlobalOrder(len(self))
 

@@ -33,7 +33,7 @@ class ImageSource:
         self.channels, self.image_size = channels, image_size
         self.mean: tuple[float, ...] = _IMAGENET_MEAN if channels == 3 else _GREY_MEAN
         self.std: tuple[float, ...] = _IMAGENET_STD if channels == 3 else _GREY_STD
-        self.fingerprint = records.fingerprint
+        self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
         self.order = order
         self._records, self._subset = records, subset
         self.unique_images: int | None = len(self)

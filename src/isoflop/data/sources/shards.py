@@ -182,6 +182,12 @@ class ShardRecords:
             raise OSError(errno.ESTALE, "the shard has become shorter since it was indexed")
         return encoded
 
+    def tail(self, index: int, length: int) -> tuple[int, bytes]:
+        """The size of one encoded image in bytes, and the last `length` of them."""
+        offset, size = self._places[index].tolist()
+        length = min(length, size)
+        return size, os.pread(self._open(bisect_right(self._ends, index)), length, offset + size - length)
+
     def name(self, index: int) -> str:
         """See `Records.name`: the shard and the name of the member, read from its header."""
         shard = bisect_right(self._ends, index)
