@@ -13,20 +13,23 @@ if TYPE_CHECKING:
     from isoflop.train.forecast import Forecast
 
 
-def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisation: float, as_json: bool) -> None:
+def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisation: float | None, as_json: bool) -> None:
     """Prints parameters, memory, FLOPs, time and cost of a run; ConfigError where its classes cannot be known."""
     from isoflop.train.accelerators import find_accelerator
     from isoflop.train.forecast import forecast
+    from isoflop.train.scaling import MATRIX_SHARE, MEMORY_SHARE
 
     device = find_accelerator(accelerator)
     classes, channels = _shape(config)
-    told = forecast(config, device, devices, num_classes=classes, channels=channels, utilisation=utilisation)
+    share = MATRIX_SHARE if utilisation is None else utilisation
+    told = forecast(config, device, devices, num_classes=classes, channels=channels, utilisation=share)
     if as_json:
         print_json(_document(told, accelerator))
         return
     print_table((f"{config.model.name}, {config.optim.name}", f"on {devices} × {accelerator}"), _rows(told))
     print(
-        f"\nAssumed: {100 * utilisation:g} % of {device.matrix_flops / 1e12:,.0f} TFLOP/s, links at their rate, "
+        f"\nAssumed: matrix products at {100 * share:g} % of {device.matrix_flops / 1e12:,.0f} TFLOP/s, all else at "
+        f"{100 * MEMORY_SHARE:g} % of {device.memory_rate / 1e9:,.0f} GB/s, links at their rate, "
         "failures as often as Llama 3 had them (docs/scaling.md)."
     )
 
@@ -58,34 +61,38 @@ def _rows(told: Forecast) -> list[tuple[str, str]]:
         ("  gathered weights", _gb(memory.gathered)),
         ("  activations", f"{_gb(memory.activations)} of {layout.at_a_time:g} images"),
         ("communication", f"{_gb(told.communication.bytes)} a step"),
+        ("checkpoint", f"{_gb(told.checkpoint_bytes)}, at best every {_time(told.reliability.interval)}"),
+        ("goodput", f"{100 * told.reliability.goodput:.2f} %"),
+    ]
+    if not told.fits:
+        more = "parallel.sharding=full, a smaller parallel.device_batch_size, parallel.recompute=1"
+        return [*rows, ("time", "none: it does not fit"), ("to fit", more)]
+    rows += [
         (
             "step",
             f"{1e3 * step.total:,.1f} ms: compute {1e3 * step.compute:,.1f}, network {1e3 * step.communication:,.1f}",
         ),
         ("speed", f"{layout.batch_size / step.total:,.0f} images a second"),
-        ("checkpoint", f"{_gb(told.checkpoint_bytes)}, at best every {_time(told.reliability.interval)}"),
-        ("goodput", f"{100 * told.reliability.goodput:.2f} %"),
         ("time", _time(told.seconds)),
         ("device-hours", f"{told.device_hours:,.1f}"),
         ("energy", f"{told.energy_kwh:,.0f} kWh"),
     ]
-    if not told.fits:
-        rows.append(("to fit", "parallel.sharding=full, a smaller parallel.device_batch_size, parallel.recompute=1"))
     return rows
 
 
 def _document(told: Forecast, accelerator: str) -> dict[str, Any]:
-    """The forecast in bytes, seconds and FLOPs."""
+    """The forecast in bytes, seconds and FLOPs; what does not fit has no time."""
     return {
         "accelerator": accelerator,
         "fits": told.fits,
         "images": told.images,
         "flops": told.flops,
-        "seconds": told.seconds,
-        "device_hours": told.device_hours,
-        "energy_kwh": told.energy_kwh,
+        "seconds": told.seconds if told.fits else None,
+        "device_hours": told.device_hours if told.fits else None,
+        "energy_kwh": told.energy_kwh if told.fits else None,
         "checkpoint_bytes": told.checkpoint_bytes,
         **vars(told),
+        "step": told.step if told.fits else None,
     }
 
 

@@ -35,9 +35,11 @@ def train(
     ] = "h100",
     devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="With --dry-run: how many.")] = 1,
     utilisation: Annotated[
-        float,
-        typer.Option("--utilisation", metavar="SHARE", min=0.01, max=1, help="With --dry-run: of the peak, assumed."),
-    ] = 0.4,
+        float | None,
+        typer.Option(
+            "--utilisation", metavar="SHARE", min=0.01, max=1, help="With --dry-run: of the peak, by matrix products."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train one run, or go on with it where it was interrupted; under torchrun, as one of several processes.

@@ -34,9 +34,10 @@ class Accelerator:
     """words of the name that the driver gives, all of which must be there"""
 
 
-# Data sheets: NVIDIA H100 (2023), H200 (2024), HGX B200 (2025), A100 80GB (2021), L40S (2023), A10 (2021); Ada GPU
-# architecture white paper (RTX 4090, products accumulated in float32); Google Cloud TPU documentation and
-# arXiv 2304.01433 (v3, v4: a chip, which is two cores). Networks are those of the makers' own hosts (DGX).
+# Data sheets: NVIDIA H100 (2023), H200 (2024), HGX B200 (2025), A100 80GB (2021), L40S (2023), A10 (2021); Ada and
+# Ampere GA102 architecture white papers (RTX 4090, RTX 3090, products accumulated in float32); Google Cloud TPU
+# documentation and arXiv 2304.01433 (v3, v4: a chip, which is two cores). Networks are those of the
+# makers' own hosts (DGX).
 ACCELERATORS: dict[str, Accelerator] = {
     a.name: a
     for a in (
@@ -47,6 +48,7 @@ ACCELERATORS: dict[str, Accelerator] = {
         Accelerator("a100", 312 * TFLOPS, 80 * GB, 2039 * GB, 300 * GB, 25 * GB, 400, ("A100",)),
         Accelerator("l40s", 362 * TFLOPS, 48 * GB, 864 * GB, 32 * GB, 25 * GB, 350, ("L40S",)),
         Accelerator("a10", 125 * TFLOPS, 24 * GB, 600 * GB, 32 * GB, 12.5 * GB, 150, ("A10",)),
+        Accelerator("rtx3090", 71 * TFLOPS, 24 * GB, 936 * GB, 32 * GB, 1.25 * GB, 350, ("3090",)),
         Accelerator("rtx4090", 165 * TFLOPS, 24 * GB, 1008 * GB, 32 * GB, 1.25 * GB, 450, ("4090",)),
         Accelerator("tpu-v4", 275 * TFLOPS, 32 * GB, 1228 * GB, 150 * GB, 25 * GB, 192, ()),
         Accelerator("tpu-v3", 123 * TFLOPS, 32 * GB, 900 * GB, 140 * GB, 12.5 * GB, 220, ()),

@@ -19,7 +19,9 @@ from isoflop.train.layout import blocks
 from isoflop.train.optim import freeze
 from isoflop.train.optim.memory import state_bytes
 from isoflop.train.optim.sharpness import PASSES
+from isoflop.train.roofline import operators
 from isoflop.train.scaling import (
+    MATRIX_SHARE,
     Communication,
     Layout,
     Memory,
@@ -32,8 +34,6 @@ from isoflop.train.scaling import (
     reliability,
     step_time,
 )
-
-UTILISATION = 0.4  # of the peak, assumed: what large transformers reach on large clusters
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def forecast(
     *,
     num_classes: int | None = None,
     channels: int = 3,
-    utilisation: float = UTILISATION,
+    utilisation: float = MATRIX_SHARE,
 ) -> Forecast:
     """What `config` takes on `devices` of that accelerator. `num_classes` replaces `data.num_classes`.
 
@@ -136,6 +136,9 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
         two = _saved(objective, 2)  # not one, of which BatchNorm takes no statistics
     kept, recomputed = activations(two, _saved(objective, 3), config.parallel.recompute)
     forward = counter.get_total_flops() // 2
+    def loss(images: int) -> Tensor:
+        return _loss(objective, images)
+
     passes = PASSES if config.optim.sam else 1
     teacher = 0
     if isinstance(config.objective, DistilledConfig):
@@ -152,6 +155,9 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
         flops_per_image=float(3 * forward + teacher) * passes,
         activation_bytes=kept,
         recomputed_flops_per_image=recomputed * forward * passes,
+        operators=operators(loss),
+        passes=passes,
+        frozen_flops_per_image=float(teacher),
     )
 
 
@@ -194,10 +200,19 @@ class Saved:
     blocks: list[BlockBytes]
 
 
-def _saved(objective: Objective, count: int) -> Saved:
-    """Bytes saved for `count` images, in all and by block, of a model in float32 on the meta device."""
+def _loss(objective: Objective, count: int) -> Tensor:
+    """The loss of `count` images on the meta device."""
     backbone = objective.backbone
     images = torch.empty(count, backbone.in_channels, *backbone.image_size, device="meta")
+
+    def uniforms(stream: str, width: int) -> Tensor:
+        return torch.empty(count, width, device="meta")
+
+    return objective(images, torch.zeros(count, dtype=torch.int64, device="meta"), uniforms)
+
+
+def _saved(objective: Objective, count: int) -> Saved:
+    """Bytes saved for `count` images, in all and by block, of a model in float32 on the meta device."""
     kept: dict[int, Tensor] = {}
     total = 0
     found: list[BlockBytes] = []
@@ -216,16 +231,13 @@ def _saved(objective: Objective, count: int) -> Saved:
     def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         found[-1].inside += total
 
-    def uniforms(stream: str, width: int) -> Tensor:
-        return torch.empty(count, width, device="meta")
-
     hooks = []
     for block in blocks(objective):
         hooks += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
     objective.train()
     try:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            loss = objective(images, torch.zeros(count, dtype=torch.int64, device="meta"), uniforms)
+            loss = _loss(objective, count)
         del loss
     finally:
         for hook in hooks:

@@ -10,9 +10,13 @@ import math
 from dataclasses import dataclass
 
 from isoflop.train.accelerators import Accelerator
+from isoflop.train.roofline import Operator
 from isoflop.train.shards import BUCKET
 
 FLOAT32, BFLOAT16 = 4, 2
+# What is reached of the peak by matrix products and of the memory's rate by what is bound by it: fitted to timm's
+# published training rates on an RTX 3090 (tests/train/test_roofline.py).
+MATRIX_SHARE, MEMORY_SHARE = 0.7, 0.7
 DEVICES_PER_HOST = 8
 HOP_SECONDS = 3e-6  # from one host to the next in a ring, assumed
 # Llama 3 (arXiv 2407.21783, section 3.3.4): 466 interruptions in 54 days on 16,384 H100s.
@@ -37,6 +41,12 @@ class Workload:
     activation_bytes: float
     recomputed_flops_per_image: float = 0.0
     """of the forward passes that are done twice to save memory"""
+    operators: tuple[Operator, ...] = ()
+    """of a forward and a backward pass"""
+    passes: int = 1
+    """such passes of a step: two with sharpness-aware minimisation"""
+    frozen_flops_per_image: float = 0.0
+    """of a teacher"""
 
 
 @dataclass(frozen=True)
@@ -163,11 +173,22 @@ class StepTime:
 
 
 def step_time(work: Workload, layout: Layout, device: Accelerator, utilisation: float) -> StepTime:
-    """Arithmetic at `utilisation` of the peak of bfloat16 products (half of it in float32, by TF32)."""
-    peak = device.matrix_flops * (1.0 if layout.precision == "bfloat16" else 0.5)
-    flops = (work.flops_per_image + work.recomputed_flops_per_image) * math.ceil(layout.images_per_device)
-    seconds = communication(work, layout, device).seconds
-    return StepTime(flops / (peak * utilisation), seconds, layout.sharding != "none")
+    """Each operator takes the longer of its arithmetic and of what it moves (`train/roofline.py`).
+
+    Arithmetic at `utilisation` of the peak of bfloat16 products (half of it in float32, by TF32), bytes at
+    `MEMORY_SHARE` of the memory's rate (twice as many in float32). What is computed twice takes its share of the FLOPs
+    again; the optimizer reads weights, gradients and state, and writes all but the gradients.
+    """
+    whole = layout.precision == "float32"
+    rate = device.matrix_flops * utilisation * (0.5 if whole else 1.0)
+    moved = device.memory_rate * MEMORY_SHARE
+    images = math.ceil(layout.images_per_device)
+    goes, at_a_time = layout.goes, images / layout.goes
+    passed = sum(op.seconds(at_a_time, rate, moved * (0.5 if whole else 1.0)) for op in work.operators)
+    again = work.recomputed_flops_per_image / max(work.flops_per_image - work.frozen_flops_per_image, 1.0)
+    update = (5 * FLOAT32 * work.parameters + 2 * work.state_bytes) / layout.shards / moved
+    compute = goes * passed * work.passes * (1.0 + again) + images * work.frozen_flops_per_image / rate + update
+    return StepTime(compute, communication(work, layout, device).seconds, layout.sharding != "none")
 
 
 @dataclass(frozen=True)
