@@ -208,7 +208,8 @@ def _loss(objective: Objective, count: int) -> Tensor:
     def uniforms(stream: str, width: int) -> Tensor:
         return torch.empty(count, width, device="meta")
 
-    return objective(images, torch.zeros(count, dtype=torch.int64, device="meta"), uniforms)
+    loss: Tensor = objective(images, torch.zeros(count, dtype=torch.int64, device="meta"), uniforms)
+    return loss
 
 
 def _saved(objective: Objective, count: int) -> Saved:

@@ -36,11 +36,11 @@ class Operator:
         return self.count * max(arithmetic, (self.bytes * images + self.fixed_bytes) / memory_rate)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes FLOPs and bytes of each operator that does anything; numbers have two bytes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[tuple[str, float, float]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,7 +71,7 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     if func._overloadpacket is torch.ops.aten.convolution_backward:
         # PyTorch's formula forgets groups. Each gradient that is asked for is as many products as the convolution.
         gradient, weight = args[0], args[2]
-        return 2.0 * gradient.numel() * weight[0].numel() * sum(args[-1][:2])
+        return float(2 * gradient.numel() * weight[0].numel() * sum(args[-1][:2]))
     formula = flop_registry.get(func._overloadpacket)
     return float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
 
