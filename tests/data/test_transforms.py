@@ -69,7 +69,7 @@ def test_crops_lie_inside_pictures_of_any_shape(height: int, width: int) -> None
 def test_evaluation_shows_the_centre() -> None:
     assert centre_box(400, 500, 224) == (25, 75, 350, 350)
     assert centre_box(32, 32, 32) == (0, 0, 32, 32)
-    assert centre_box(224, 224, 224) == (0, 0, 224, 224)
+    assert centre_box(224, 224, 224) == (14, 14, 196, 196)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

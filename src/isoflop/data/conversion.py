@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from isoflop.data.decode import DamagedImage, read_header
+from isoflop.data.decode import SUFFIXES, DamagedImage, read_header
 from isoflop.data.inspection import Progress, guess_uri
 from isoflop.data.keyed import derive_key
 from isoflop.data.opening import open_records, parse_uri
@@ -20,8 +20,6 @@ from isoflop.data.records import Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
 from isoflop.runs.files import replacing
-
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 
 
 class Conversion(NamedTuple):
@@ -112,7 +110,7 @@ class _Sample(NamedTuple):
 
     name: str
     """its number among those written"""
-    extension: str
+    suffix: str
     encoded: bytes
     label: Any
     """a class number, -1, or zeros and ones"""
@@ -123,11 +121,11 @@ def _sound(records: Records, places: Iterable[tuple[int, int]], left_out: list[D
     for number, index in places:
         try:
             encoded = read_surely(records, index)
-            extension = _EXTENSIONS.get(read_header(encoded).format, "jpg")
+            suffix = SUFFIXES.get(read_header(encoded).format, SUFFIXES["JPEG"])[0]  # Pillow has a name for odd JPEGs
         except DamagedImage as error:
             left_out.append(Damage(index, records.name(index), str(error)))
             continue
-        yield _Sample(f"{number:09d}", extension, encoded, records.labels[index])
+        yield _Sample(f"{number:09d}", suffix, encoded, records.labels[index])
 
 
 def _write_class_names(folder: Path, records: Records) -> None:
@@ -139,7 +137,7 @@ def _write_shard(path: Path, samples: Iterable[_Sample]) -> None:
     """One tar file, the same bytes for the same records: no times and no owners."""
     with replacing(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            _add(tar, f"{sample.name}.{sample.extension}", sample.encoded)
+            _add(tar, f"{sample.name}{sample.suffix}", sample.encoded)
             label = sample.label
             numbers = np.flatnonzero(label) if np.ndim(label) else [label] if label >= 0 else []
             if len(numbers):
@@ -162,4 +160,4 @@ def _write_files(folder: Path, records: Records, samples: Iterable[_Sample]) -> 
     for sample in samples:
         target = folder / names[int(sample.label)] if sample.label >= 0 else folder
         target.mkdir(parents=True, exist_ok=True)
-        (target / f"{sample.name}.{sample.extension}").write_bytes(sample.encoded)
+        (target / f"{sample.name}{sample.suffix}").write_bytes(sample.encoded)

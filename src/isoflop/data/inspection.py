@@ -1,5 +1,6 @@
 """`isoflop data check`: every image of a data set read and decoded, and what was found, before a run meets it."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
-from isoflop.data.decode import DamagedImage, Header, centre_box_of, decode_crop, read_header
+from isoflop.data.decode import SUFFIXES, DamagedImage, Header, find_damage, read_header
 from isoflop.data.dense import Objects
 from isoflop.data.dense.objects import IGNORED, DenseRecords
 from isoflop.data.dense.source import picture_with_truth
@@ -28,7 +28,6 @@ Progress = Callable[[int, int], None]
 """Called with what is done and what there is"""
 
 _CHUNK = 256  # records a worker checks at a time
-_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",)}
 
 
 @dataclass(frozen=True)
@@ -182,14 +181,9 @@ def _examine(records: Records | DenseRecords, index: int) -> _Finding:
     classes: tuple[int, ...] = ()
     try:
         header = read_header(encoded)
-        decode_crop(encoded, header, centre_box_of(header, 8), size=8, channels=3)
-        suspicious = _wrong_extension(records.name(index), header.format)
-        if header.is_fast:
-            simplejpeg.decode_jpeg(encoded, "GRAY", strict=True)
+        suspicious = find_damage(encoded, header) or _wrong_suffix(records.name(index), header.format)
     except DamagedImage as error:
         broken = str(error)
-    except ValueError as error:
-        suspicious = str(error)
     if not broken and not hasattr(records, "labels"):
         try:
             truth = picture_with_truth(records, index)[1]
@@ -200,12 +194,11 @@ def _examine(records: Records | DenseRecords, index: int) -> _Finding:
     return _Finding(index, len(encoded), digest, header, broken, suspicious, classes)
 
 
-def _wrong_extension(name: str, image_format: str) -> str:
-    extension = name.rpartition(".")[2].lower()
-    is_known = any(extension in known for known in _EXTENSIONS.values())
-    if is_known and extension not in _EXTENSIONS.get(image_format, (extension,)):
-        return f"called .{extension}, but it is {image_format}"
-    return ""
+def _wrong_suffix(name: str, image_format: str) -> str:
+    suffix = os.path.splitext(name)[1].lower()
+    told = next((known for known, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    is_wrong = told is not None and image_format in SUFFIXES and told != image_format
+    return f"called {suffix}, but it is {image_format}" if is_wrong else ""
 
 
 def _summarise(

@@ -158,23 +158,29 @@ def open_source(
     subset = _split(records, uri, split, heldout, seed)
     order = _order(records, subset, options)
     is_small = image_size <= _LARGEST_DECODED_ONCE and len(records) <= _MOST_DECODED_ONCE
-    if options.get("decode", "once" if is_small else "each") == "each":
-        return ImageSource(records, subset, image_size=image_size, channels=channels or 3, order=order)
+    usual = "once" if is_small else "each"
+    decode = options.get("decode", usual)
+    # Evaluation sees the same pixels either way; crops in training and the normalization differ.
+    unusual = "" if decode == usual else f"-{decode}"
+    if decode == "each":
+        source = ImageSource(records, subset, image_size=image_size, channels=channels or 3, order=order)
+        source.fingerprint += unusual
+        return source
     images, damages = decoded_images(records, image_size, channels or 3)
     train = records if split != "test" else open_records(uri, "train")
     train_images, _ = decoded_images(train, image_size, channels or 3)
-    source = ArraySource(
+    array = ArraySource(
         images,
         records.labels,
         uri=uri,
         class_names=records.class_names,
-        fingerprint=records.fingerprint if subset is None else subset.fingerprint(records.fingerprint),
+        fingerprint=(records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)) + unusual,
         rows=np.arange(len(records)) if subset is None else subset.all(),
         statistics=array_statistics(train_images),
         damages=damages,
     )
-    source.order = order
-    return source
+    array.order = order
+    return array
 
 
 def _open_dense(uri: str, split: Split, image_size: int, heldout: int, seed: int) -> DenseSource:

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import time
 import unicodedata
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -88,6 +90,16 @@ def read_surely(records: Encoded, index: int) -> bytes:
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def read_image_file(path: Path | str) -> bytes:
+    """The bytes of a file. Raises DamagedImage for what is no file but a pipe, device or socket, which may never end,
+    and is not opened; OSError for what cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DamagedImage("not a regular file")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def no_labels(count: int) -> NDArray[np.int64]:
@@ -208,8 +220,9 @@ def fingerprint_images(names: Sequence[str], folder: Path) -> str:
     for number, name in enumerate(names):
         path = folder / name
         try:
-            size = path.stat().st_size
-            content = _ends(path, size) if number in read else b""
+            status = path.stat()
+            size = status.st_size
+            content = _ends(path, size) if number in read and stat.S_ISREG(status.st_mode) else b""
         except OSError:  # a link that leads nowhere: found damaged when it is read
             size, content = -1, b""
         digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))

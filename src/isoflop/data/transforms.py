@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data.decode import Box, resize, snap
+from isoflop.data.decode import Box, decode_crop, read_header, resize
 from isoflop.data.keyed import derive_key, uniforms
 from isoflop.errors import DataError
 
@@ -65,16 +65,28 @@ def draw_uniforms(seed: int, epochs: NDArray[np.int64], indices: NDArray[np.int6
     return uniforms(derive_key("augmentation", seed), epochs, indices, _DRAWS)
 
 
-def centre_box(height: int, width: int, size: int) -> Box:
-    """The centred square that becomes size × size in evaluation: 7/8 of the shorter side from 128 px on, else all of
-    it.
+def crop_share(size: int) -> float:
+    """The share of the shorter side that evaluation at `size` pixels shows: 7/8 from 128 px on, else all of it.
 
-    The usual "resize the shorter side to 256, cut out 224", done in one step.
+    With 224 px this is the "resize the shorter side to 256, cut out the centre" of the papers; 32 and 64 px are shown
+    whole, as CIFAR's and downsampled ImageNet's images are.
     """
-    side = min(height, width)
-    if size >= 128 and side != size:
-        side = max(1, round(side * 7 / 8))
+    return 7 / 8 if size >= 128 else 1.0
+
+
+def centre_box(height: int, width: int, size: int) -> Box:
+    """The evaluation crop: the centred square of a picture that becomes size × size, in one step.
+
+    Evaluation, features, predictions, the cache of decoded images and the descriptions of exports all follow it.
+    """
+    side = max(1, round(min(height, width) * crop_share(size)))
     return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+def evaluation_view(encoded: bytes, size: int, channels: int) -> Tensor:
+    """The evaluation crop of an encoded picture, uint8 (channels, size, size). Raises DamagedImage."""
+    header = read_header(encoded)
+    return decode_crop(encoded, header, centre_box(header.height, header.width, size), size=size, channels=channels)
 
 
 def inception_box(height: int, width: int, u: Uniforms, smallest: float = 0.08) -> Box:
@@ -94,10 +106,10 @@ def inception_box(height: int, width: int, u: Uniforms, smallest: float = 0.08) 
 
 
 def crop_box(augmentation: Augmentation, height: int, width: int, size: int, u: Uniforms) -> Box:
-    """The part of a picture that this augmentation shows, on the grid of a reduced decoding."""
+    """The part of a picture that this augmentation shows."""
     if augmentation.crop == "inception":
-        return snap(inception_box(height, width, u[_CROP], augmentation.smallest), size)
-    return snap(centre_box(height, width, size), size)
+        return inception_box(height, width, u[_CROP], augmentation.smallest)
+    return centre_box(height, width, size)
 
 
 def after_crop(augmentation: Augmentation, image: Tensor, u: Uniforms) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from isoflop.data import open_split
+from isoflop.data.transforms import crop_share
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import Backbone
 from isoflop.models.bit import BiT
@@ -24,7 +25,7 @@ from isoflop.models.saved import KEY
 from isoflop.objectives.huggingface import mae_state
 from isoflop.objectives.masked import Masked
 from isoflop.share.subject import Subject
-from isoflop.share.to_timm import crop_share, timm_model, write_timm
+from isoflop.share.to_timm import timm_model, write_timm
 from isoflop.share.verify import IMAGES, check, difference
 from isoflop.train.finished import load_objective
 

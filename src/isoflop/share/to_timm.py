@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from isoflop.data.transforms import crop_share
 from isoflop.errors import ModelError
 from isoflop.models import Backbone
 from isoflop.models.bit import BiT
@@ -117,11 +118,6 @@ def _pretrained_cfg(subject: Subject, known: dict[str, Any], classes: int, licen
         "license": licence,
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def crop_share(side: int) -> float:
-    """The share of the shorter side that evaluation looks at (`data.transforms.centre_box`)."""
-    return 0.875 if side >= 128 else 1.0
 
 
 def _metaformer(model: MetaFormer) -> tuple[str, dict[str, Any]]:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from isoflop.config.nearest import nearest_path
-from isoflop.data.decode import DamagedImage, centre_box_of, decode_crop, read_header
-from isoflop.data.sources.folder import IMAGE_SUFFIXES
+from isoflop.data.decode import DamagedImage
+from isoflop.data.quarantine import Damage, why
+from isoflop.data.records import read_image_file
+from isoflop.data.sources.folder import images_below
+from isoflop.data.transforms import evaluation_view
 from isoflop.errors import CheckpointError, DataError, ModelError
 from isoflop.train.data_facts import read_facts
 from isoflop.train.device import choose_device, to_device
@@ -35,17 +38,26 @@ class Guess:
 
 @torch.no_grad()
 def predict(
-    checkpoint: str, images: Sequence[Path], *, top: int = 5, model: str | None = None
+    checkpoint: str,
+    images: Sequence[Path],
+    *,
+    top: int = 5,
+    model: str | None = None,
+    damaged: list[Damage] | None = None,
 ) -> Iterator[tuple[Path, list[Guess]]]:
     """Each image with its `top` classes, likeliest first.
 
+    The model sees the pixels that it is evaluated on: `data.transforms.evaluation_view`.
+
     Args:
         checkpoint: what `open_backbone` takes, with a trained classifier.
-        images: files, or folders of files. Of each the largest centred square is shown at the size of the model.
+        images: files, or folders, with the images in their subfolders.
         model: the preset whose weights a `.safetensors` file holds.
+        damaged: takes the files that cannot be read or decoded, which are left out. Without it the first such file is a
+            DataError.
 
     Raises CheckpointError for weights without a classifier, or that do not say how their images are normalised;
-    DataError with the name of a file that is not there or no image.
+    DataError for a file that is not there and a folder without images, before anything is predicted.
     """
     pretrained, sigmoid = _classifier(checkpoint, model)
     net, files = pretrained.model, list(_files(images))
@@ -58,8 +70,20 @@ def predict(
     net = to_device(net, device).eval()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in pretrained.moments)
     for start in range(0, len(files), BATCH):
-        some = files[start : start + BATCH]
-        pixels = torch.stack([_read(path, height, net.in_channels) for path in some])
+        some: list[Path] = []
+        views: list[Tensor] = []
+        for path in files[start : start + BATCH]:
+            try:
+                views.append(evaluation_view(read_image_file(path), height, net.in_channels))
+                some.append(path)
+            except (DamagedImage, OSError) as error:
+                found_damaged = Damage(-1, str(path), why(error))
+                if damaged is None:
+                    raise DataError(found_damaged.line) from error
+                damaged.append(found_damaged)
+        if not some:
+            continue
+        pixels = torch.stack(views)
         logits = net(((pixels.float() / 255 - mean) / std).to(device)).float().cpu()
         found = (logits.sigmoid() if sigmoid else logits.softmax(dim=1)).numpy()
         for path, row in zip(some, found, strict=True):
@@ -89,26 +113,14 @@ def _classifier(checkpoint: str, model: str | None) -> tuple[Pretrained, bool]:
 def _files(images: Sequence[Path]) -> Iterator[Path]:
     for path in images:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = images_below(path)
             if not inside:
                 raise DataError(f"{path}: no images in this folder")
             yield from inside
-        elif path.is_file():
+        elif path.exists():
             yield path
         else:
             raise DataError(f"{path}: no such file{nearest_path(path)}")
-
-
-def _read(path: Path, size: int, channels: int) -> Tensor:
-    """uint8 (channels, size, size)."""
-    try:
-        encoded = path.read_bytes()
-        header = read_header(encoded)
-        return decode_crop(encoded, header, centre_box_of(header, size), size=size, channels=channels)
-    except DamagedImage as error:
-        raise DataError(f"{path}: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 def _name(pretrained: Pretrained, index: int) -> str:

@@ -27,7 +27,7 @@ from isoflop.data.dense.coco_file import find_file, read_coco_file
 from isoflop.data.dense.objects import Objects, Task
 from isoflop.data.dense.pictures import file_fingerprint, read_picture
 from isoflop.data.dense.run_lengths import mask_of
-from isoflop.data.records import Part, fingerprint_images
+from isoflop.data.records import Part, fingerprint_images, read_image_file
 
 
 class CocoRecords:
@@ -60,8 +60,7 @@ class CocoRecords:
 
     def read(self, index: int) -> bytes:
         """See `DenseRecords.read`."""
-        content: bytes = self.entries[index]["path"].read_bytes()
-        return content
+        return read_image_file(self.entries[index]["path"])
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """See `DenseRecords.pixels`."""

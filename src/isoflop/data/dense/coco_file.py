@@ -14,7 +14,7 @@ from typing import Any
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage, read_header
 from isoflop.data.quarantine import Note
-from isoflop.data.records import TEST_NAMES, Part
+from isoflop.data.records import TEST_NAMES, Part, read_image_file
 from isoflop.errors import DataError
 
 Entry = dict[str, Any]
@@ -223,7 +223,7 @@ def _images(file: Path, entries: list[Entry], folders: list[Path], left_out: Lef
         sides = [_whole(entry.get(side)) for side in ("width", "height")]
         if not all(side and side > 0 for side in sides):
             try:
-                header = read_header(path.read_bytes())
+                header = read_header(read_image_file(path))
                 sides = [header.width, header.height]
             except (DamagedImage, OSError):
                 left_out.add("images without a size", name)

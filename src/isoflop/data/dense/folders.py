@@ -21,7 +21,7 @@ from isoflop.data.decode import DamagedImage
 from isoflop.data.dense.objects import IGNORED, Task
 from isoflop.data.dense.pictures import read_map, read_picture
 from isoflop.data.quarantine import Note
-from isoflop.data.records import Part, fingerprint_images
+from isoflop.data.records import Part, fingerprint_images, read_image_file
 from isoflop.errors import DataError
 
 _PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "val", "validation")}
@@ -73,7 +73,7 @@ class MapRecords:
 
     def read(self, index: int) -> bytes:
         """See `DenseRecords.read`."""
-        return self._pictures[index].read_bytes()
+        return read_image_file(self._pictures[index])
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """See `DenseRecords.pixels`."""

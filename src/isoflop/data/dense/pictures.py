@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from isoflop.data.decode import DamagedImage, decode_whole, read_header
+from isoflop.data.decode import DamagedImage, decode_numbers, decode_whole, read_header
 from isoflop.data.quarantine import why
-from isoflop.data.records import Encoded, read_surely
+from isoflop.data.records import Encoded, read_image_file, read_surely
 from isoflop.errors import DataError
 
 
@@ -31,13 +30,10 @@ def read_map(path: Path) -> NDArray[np.uint8]:
     Raises DamagedImage with the path, DataError where the storage fails.
     """
     try:
-        with Image.open(path) as opened:
-            if opened.mode not in ("L", "P", "1", "I;16"):
-                raise DamagedImage(f"{path}: a map of classes has one channel, not {len(opened.getbands())}")
-            numbers = np.asarray(opened)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        numbers = decode_numbers(read_image_file(path))
+    except (DamagedImage, OSError) as error:
         kind = DataError if getattr(error, "errno", None) not in (None, errno.ENOENT) else DamagedImage
-        raise kind(f"{path}: {why(error) if isinstance(error, OSError) else error}") from error
+        raise kind(f"{path}: {why(error)}") from error
     if numbers.max(initial=0) > 255:
         raise DamagedImage(f"{path}: class {numbers.max()}, but maps of classes have at most 256")
     return numbers.astype(np.uint8)

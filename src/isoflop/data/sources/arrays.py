@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.data.cache import cache_directory, kept
-from isoflop.data.decode import DECODING, DamagedImage, centre_box_of, decode_crop, read_header
+from isoflop.data.decode import DECODING, DamagedImage
 from isoflop.data.keyed import derive_key, words
 from isoflop.data.orders import GlobalOrder, Order
 from isoflop.data.quarantine import Damage, Quarantine
 from isoflop.data.records import GoneImage, Labels, Records, read_surely
 from isoflop.data.source import mean_and_std
+from isoflop.data.transforms import evaluation_view
 
 _STATISTICS_SAMPLES = 4096
 
@@ -106,10 +107,7 @@ def _decoded(
     for index in range(len(records)):
         image = black
         try:
-            encoded = read_surely(records, index)
-            header = read_header(encoded)
-            box = centre_box_of(header, image_size)
-            image = decode_crop(encoded, header, box, size=image_size, channels=channels).numpy()
+            image = evaluation_view(read_surely(records, index), image_size, channels).numpy()
         except DamagedImage as error:
             damages.append(Damage(index, records.name(index), str(error)))
             if isinstance(error, GoneImage):

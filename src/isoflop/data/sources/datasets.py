@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
@@ -51,11 +51,16 @@ class DatasetRecords:
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        picture = self._dataset[int(index)][0]
+        try:
+            picture = self._dataset[int(index)][0]
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever the decoder of the data set raises
+            raise DamagedImage(f"damaged image: {error or type(error).__name__}") from error
         if not isinstance(picture, Image.Image):
             raise DamagedImage(f"not a PIL image but {type(picture).__name__}")
         buffer = io.BytesIO()
-        picture.save(buffer, format="TIFF")
+        ImageOps.exif_transpose(picture).save(buffer, format="TIFF")
         return buffer.getvalue()
 
     def name(self, index: int) -> str:

@@ -6,26 +6,25 @@ by their first bytes. Hidden files and what systems leave behind are never image
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
+from isoflop.data.decode import SIGNATURE, SUFFIXES
 from isoflop.data.quarantine import Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, folded, no_labels, notes_on_names
+from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, folded, no_labels, notes_on_names, read_image_file
 from isoflop.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 _TRAIN_NAMES = ("train", "training")  # in any case
 _OTHER_NAMES = (*TEST_NAMES, "testing", "valid")
 _OF_SYSTEMS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"__pycache__", "thumbs.db", "desktop.ini"}
-)
-_MAGIC = re.compile(  # of the formats behind the suffixes
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|P[1-6]\s+[#\d]|BM....\0\0\0\0", re.DOTALL
 )
 _MOST_NAMES = 100  # of a kind that is left out
 
@@ -73,12 +72,16 @@ class FolderRecords:
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        with open(self.name(index), "rb") as file:
-            return file.read()
+        return read_image_file(self.name(index))
 
     def name(self, index: int) -> str:
         """See `Records.name`."""
         return os.path.join(self._root, os.fsdecode(self._names[index]))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, as a run finds them, sorted."""
+    return [folder / name for name in _images_below(folder, "", _LeftOut(folder))]
 
 
 class _LeftOut:
@@ -207,7 +210,7 @@ def _why_no_image(path: str) -> str | None:
     """Why a file of another suffix is none, by its first bytes; None if it is one."""
     try:
         with open(path, "rb") as file:
-            return None if _MAGIC.match(file.read(16)) else _NO_IMAGE
+            return None if SIGNATURE.match(file.read(16)) else _NO_IMAGE
     except OSError:
         return _UNREADABLE
 

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isoflop.data.decode import DamagedImage
+from isoflop.data.decode import DamagedImage, decode_whole, read_header
 from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import Note
-from isoflop.data.records import Labels, Part, check_labels, fingerprint_images
+from isoflop.data.records import Labels, Part, check_labels, fingerprint_images, read_image_file
 from isoflop.errors import DataError
 
 IMAGENET_CLASSES = 1000
@@ -63,7 +63,7 @@ class ListedRecords:
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        encoded = self._files[index].read_bytes()
+        encoded = read_image_file(self._files[index])
         return _without_border(encoded, self._border) if self._border else encoded
 
     def name(self, index: int) -> str:
@@ -258,12 +258,10 @@ def _lines(path: Path, uri: str) -> list[str]:
 
 
 def _without_border(encoded: bytes, border: int) -> bytes:
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            width, height = opened.size
-            return _bmp(opened.convert("RGB").crop((border, border, width - border, height - border)))
-    except (OSError, ValueError) as error:
-        raise DamagedImage(f"damaged image: {error}") from error
+    pixels = decode_whole(encoded, read_header(encoded))
+    if min(pixels.shape[:2]) <= 2 * border:
+        raise DamagedImage("nothing but border")
+    return _bmp(Image.fromarray(np.ascontiguousarray(pixels[border:-border, border:-border])))
 
 
 def _bmp(picture: Image.Image) -> bytes:

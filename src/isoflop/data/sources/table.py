@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.quarantine import Note, printable
-from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels, notes_on_names
+from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels, notes_on_names, read_image_file
 from isoflop.errors import DataError
 
 _SEPARATOR = "|"  # of several classes in a cell
@@ -74,8 +74,7 @@ class TableRecords:
 
     def read(self, index: int) -> bytes:
         """See `Records.read`."""
-        with open(self.name(index), "rb") as file:
-            return file.read()
+        return read_image_file(self.name(index))
 
     def name(self, index: int) -> str:
         """See `Records.name`."""
