@@ -2,10 +2,10 @@
 
 import errno
 import hashlib
-import time
-import unicodedata
 import os
 import stat
+import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol

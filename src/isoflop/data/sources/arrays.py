@@ -66,7 +66,7 @@ class ArraySource:
 
 
 def decoded_images(records: Records, image_size: int, channels: int) -> tuple[NDArray[np.uint8], list[Damage]]:
-    """Every record's centre at `image_size`, uint8 (N, channels, s, s), and the damaged ones, which are black.
+    """Every record's evaluation crop, uint8 (N, channels, s, s), and the damaged ones, which are black.
 
     Decoded once and mapped from the cache afterwards; kept in memory where the cache cannot be written. An image whose
     file was gone is looked for again. Raises DataError where the storage fails: that is no damage of an image.

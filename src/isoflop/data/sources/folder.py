@@ -5,8 +5,6 @@ by their first bytes. Hidden files and what systems leave behind are never image
 """
 
 import os
-import re
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,16 @@ from numpy.typing import NDArray
 from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import SIGNATURE, SUFFIXES
 from isoflop.data.quarantine import Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, folded, no_labels, notes_on_names, read_image_file
+from isoflop.data.records import (
+    TEST_NAMES,
+    Labels,
+    Part,
+    fingerprint_images,
+    folded,
+    no_labels,
+    notes_on_names,
+    read_image_file,
+)
 from isoflop.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)

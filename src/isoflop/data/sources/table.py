@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.quarantine import Note, printable
-from isoflop.data.records import TEST_NAMES, Labels, Part, fingerprint_images, no_labels, notes_on_names, read_image_file
+from isoflop.data.records import (
+    TEST_NAMES,
+    Labels,
+    Part,
+    fingerprint_images,
+    no_labels,
+    notes_on_names,
+    read_image_file,
+)
 from isoflop.errors import DataError
 
 _SEPARATOR = "|"  # of several classes in a cell
