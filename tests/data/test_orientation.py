@@ -1,6 +1,7 @@
 """Pictures are upright wherever they are decoded; Pillow's `exif_transpose` is the reference."""
 
 import io
+import json
 import struct
 import warnings
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from isoflop.data import check, convert, open_source
-from isoflop.data.decode import Box, choose_reduction, decode_crop, decode_numbers, decode_whole, read_header
-from isoflop.data.dense.pictures import read_map, read_picture
+from isoflop.data.decode import Box, choose_reduction, decode_crop, decode_whole, read_header
+from isoflop.data.dense import CocoRecords, MapRecords, Objects
 from isoflop.data.opening import open_records
 from isoflop.data.sources.datasets import DatasetRecords
 from tests.data.pictures import encoded, picture
@@ -169,14 +170,25 @@ def test_check_tells_upright_sizes_and_conversion_keeps_pictures_upright(album: 
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_pictures_and_maps_of_dense_data_are_upright(tmp_path: Path, orientation: int) -> None:
-    (tmp_path / "a.jpg").write_bytes(turned(orientation))
-    assert np.array_equal(read_picture(tmp_path / "a.jpg"), np.asarray(upright(turned(orientation))))
-    numbers = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
-    content = turned(orientation, "PNG", image=numbers)
-    (tmp_path / "map.png").write_bytes(content)
-    assert np.array_equal(read_map(tmp_path / "map.png"), np.asarray(upright(content, "L")))
-    assert decode_numbers(content).shape == read_map(tmp_path / "map.png").shape
+def test_pictures_boxes_and_maps_of_dense_data_are_upright(tmp_path: Path, orientation: int) -> None:
+    photograph, numbers = turned(orientation), Image.fromarray(np.arange(60 * 90, dtype=np.uint8).reshape(60, 90) % 7)
+    classes = turned(orientation, "PNG", image=numbers)
+    for kind, name, content in (("images", "a.jpg", photograph), ("annotations", "a.png", classes)):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        (tmp_path / kind / "train" / name).write_bytes(content)
+    expected = upright(photograph)
+    maps = MapRecords(tmp_path, "train", classes=7)
+    assert np.array_equal(maps.pixels(0), np.asarray(expected))
+    assert np.array_equal(maps.truth(0), np.asarray(upright(classes, "L")))
+    images = [{"id": 1, "file_name": "train/a.jpg", "width": expected.width, "height": expected.height}]
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 40, 20, 20], "iscrowd": 0}]
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    boxes = CocoRecords(tmp_path, "train")
+    assert np.array_equal(boxes.pixels(0), np.asarray(expected))
+    truth = boxes.truth(0)
+    assert isinstance(truth, Objects)
+    assert truth.boxes.tolist() == [[3, 40, 23, 60]]
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
