@@ -55,13 +55,16 @@ def render(
 ) -> str:
     """The report as the text of an HTML file."""
     rows, answer = clean_rows(rows), clean_answer(answer)
-    shown = report_figures(rows, answer, curves)
+    shown = _figures(rows, answer, clean_curves(curves))
     return document(f"{headline.study_name(answer)} · isoflop report", body(rows, answer, shown, pictures), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
     """The figures of a report, in order; those without anything to show say why."""
-    rows, answer, curves = clean_rows(rows), clean_answer(answer), clean_curves(curves)
+    return _figures(clean_rows(rows), clean_answer(answer), clean_curves(curves))
+
+
+def _figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
     shown = [
         draw.frontier(rows, answer),
         draw.profiles(rows, answer),

@@ -9,16 +9,15 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.config import StudyConfig, TransferConfig, config_hash
 from isoflop.errors import CheckpointError, StudyError
 from isoflop.runs.files import write_json
-from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
-from isoflop.train import read_journal
-from isoflop.train.journal import attempts, restarts
-from isoflop.train.run_directory import read_status
+
+if TYPE_CHECKING:
+    from isoflop.study.planned import PlannedRun
 
 COLUMNS = (
     "run_id",
@@ -135,6 +134,8 @@ class Store:
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
+        from isoflop.train.run_directory import read_status  # and torch, which the table needs not
+
         try:
             status = read_status(self.run_directory(run.run_id))
         except CheckpointError as error:
@@ -206,6 +207,8 @@ class Store:
     def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured), and the
         images seen at its restarts."""
+        from isoflop.train.journal import read_journal, restarts
+
         places = {run_id: self.run_directory(run_id) for run_id in run_ids}
         return {run_id: {**curve(read_journal(place)), "restarts": restarts(place)} for run_id, place in places.items()}
 
@@ -252,6 +255,8 @@ def _cell(name: str, text: str) -> Any:
 
 def shared_steps(directory: Path) -> int:
     """The steps that the run in `directory` found trained on its trunk instead of training them."""
+    from isoflop.train.journal import attempts
+
     first = next((rows for rows in attempts(directory) if rows), None)
     return int(first[0]["step"]) if first and first[0].get("origin") == "trunk" else 0
 
