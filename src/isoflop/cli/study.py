@@ -92,11 +92,10 @@ def run(
 def status(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print how far the runs of each rung are."""
     directory = _directory(place, overrides)
-    from isoflop.study import Store
+    from isoflop.runs.results import read_document, read_results
 
-    store = Store(directory)
-    name = store.read("study.json")["name"]
-    rows = store.rows()
+    name = read_document(directory, "study.json")["name"]
+    rows = read_results(directory)
     if as_json:
         print_json({"name": name, "directory": directory, "runs": rows})
         return

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from isoflop.report.inspection import Made, progress_sheet
 from isoflop.report.pictures import Picture
-from isoflop.study.store import Row, Store
+from isoflop.runs.results import Row
+from isoflop.study.store import Store
 from isoflop.train.reconstructions import SavedReconstruction, read_reconstructions
 
 MOST = 4  # runs shown, so that the page stays small

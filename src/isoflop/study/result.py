@@ -11,7 +11,8 @@ from isoflop.report import report_figures
 from isoflop.report.figure import Figure
 from isoflop.report.headline import sentence, study_name
 from isoflop.report.inline import inline_page
-from isoflop.study.store import Row, Store
+from isoflop.runs.results import Row
+from isoflop.study.store import Store
 
 
 class StudyResult:

@@ -10,6 +10,7 @@ from typing import Any
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.report.savings import own_cost
+from isoflop.runs.results import Row
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.clock import Clock
 from isoflop.study.executors import Executor, Task, make_executor
@@ -18,7 +19,7 @@ from isoflop.study.packing import packs
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import PlannedRun
 from isoflop.study.stages import Batch, Ended, stages
-from isoflop.study.store import Row, Store, finite_loss
+from isoflop.study.store import Store, finite_loss
 from isoflop.train.lock import sole_writer
 from isoflop.train.run_directory import environment
 from isoflop.transfer import open_backbone, transfer

@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoflop.config import StudyConfig, TransferConfig, config_hash
 from isoflop.errors import CheckpointError, StudyError
 from isoflop.runs.files import write_json
+from isoflop.runs.results import Row, read_document, read_results, read_whole, write_results
+from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
-
-if TYPE_CHECKING:
-    from isoflop.study.planned import PlannedRun
-
-COLUMNS = (
-    "run_id",
-    "family",
-    "model",
-    "status",
-    "role",
-    "flops_per_image",
-    "images",
-    "unique_images",
-    "train_flops",
-    "budget",
-    "learning_rate",
-    "seed",
-    "batch_size",
-    "steps",
-    "trunk_steps",
-    "stopped_at",
-    "halfway_loss",
-    "expected_loss",
-    "heldout_loss",
-    "heldout_accuracy",
-    "target",
-    "seconds",
-    "parameters",
-    "error",
-)
-LATER = {"trunk_steps", "stopped_at", "halfway_loss", "expected_loss", "target"}  # columns that old tables lack
-Row = dict[str, Any]
+from isoflop.train import read_journal
+from isoflop.train.journal import attempts, restarts
+from isoflop.train.run_directory import read_status
 
 
 class Store:
@@ -64,7 +34,7 @@ class Store:
         path = self.directory / "study.json"
         identity = config_hash(config)
         if path.exists():
-            found = self._read("study.json")
+            found = read_whole(self.directory, "study.json")
             if found["study"] != identity:
                 raise StudyError(
                     f"{self.directory}: belongs to another study ({found['name']}, "
@@ -101,11 +71,7 @@ class Store:
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the study; StudyError says what to run when it is not there."""
-        if not (self.directory / "study.json").exists():
-            raise StudyError(f"{self.directory}: not a study (no study.json); run `isoflop study run` first")
-        if not (self.directory / name).exists():
-            raise StudyError(f"{self.directory}: no {name} yet; let `isoflop study run` finish")
-        return self._read(name)
+        return read_document(self.directory, name)
 
     def prices(self) -> dict[tuple[str, str], float]:
         """Seconds of training on an image by (family, preset), as measured when the study was planned; or nothing."""
@@ -113,7 +79,7 @@ class Store:
         if not path.exists():
             return {}
         try:
-            rows = self._read("prices.json")["prices"]
+            rows = read_whole(self.directory, "prices.json")["prices"]
             return {(row["family"], row["model"]): float(row["seconds_per_image"]) for row in rows}
         except (KeyError, TypeError, ValueError) as error:
             raise StudyError(f"{path}: damaged; delete it, and prices are measured again") from error
@@ -123,19 +89,8 @@ class Store:
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
         self.write("prices.json", {"prices": rows})
 
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StudyError(f"{self.directory / name}: not readable: {error}") from error
-        if not isinstance(value, dict) or (name == "study.json" and not {"study", "name"} <= set(value)):
-            raise StudyError(f"{self.directory / name}: damaged; it is not what `isoflop study run` has written")
-        return value
-
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
-        from isoflop.train.run_directory import read_status  # and torch, which the table needs not
-
         try:
             status = read_status(self.run_directory(run.run_id))
         except CheckpointError as error:
@@ -175,30 +130,11 @@ class Store:
 
     def write_rows(self, rows: Iterable[Row]) -> None:
         """Replaces `results.csv`, one row a run."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-        partial = self.directory / ".results.csv"
-        try:
-            partial.write_text(text.getvalue(), encoding="utf-8")
-            partial.replace(self.directory / "results.csv")
-        except OSError as error:
-            raise StudyError(f"{self.directory / 'results.csv'}: cannot write: {error.strerror}") from error
+        write_results(self.directory, rows)
 
     def rows(self) -> list[Row]:
-        """The results table as written last; numbers as numbers, empty cells as None.
-
-        Raises StudyError where it is not as it was written: cut off, edited, or without a column.
-        """
-        path = self.directory / "results.csv"
-        if not path.exists():
-            return []
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                return [_row(line, names) for names, line in _lines(csv.reader(file))]
-        except (OSError, ValueError, csv.Error) as error:
-            raise StudyError(f"{path}: {error}; `isoflop study run` writes it again from the runs") from error
+        """The results table as written last, as `read_results`."""
+        return read_results(self.directory)
 
     def judged(self, rows: Iterable[Row]) -> list[Row]:
         """`rows` for the report, whose losses are then what the runs were judged by."""
@@ -207,8 +143,6 @@ class Store:
     def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured), and the
         images seen at its restarts."""
-        from isoflop.train.journal import read_journal, restarts
-
         places = {run_id: self.run_directory(run_id) for run_id in run_ids}
         return {run_id: {**curve(read_journal(place)), "restarts": restarts(place)} for run_id, place in places.items()}
 
@@ -223,40 +157,8 @@ def curve(journal: list[Row]) -> dict[str, list[Any]]:
     }
 
 
-TEXT = {"run_id", "family", "model", "status", "role", "error"}
-WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "stopped_at", "parameters"}
-
-
-def _lines(table: Iterable[list[str]]) -> Iterator[tuple[list[str], list[str]]]:
-    """The names of the columns with each line below them; ValueError names a column or a line that is not whole."""
-    names, *lines = list(table) or [[]]
-    if missing := [name for name in COLUMNS if name not in names and name not in LATER]:
-        raise ValueError(f"damaged: no column `{missing[0]}`")
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(names):
-            raise ValueError(f"damaged: line {number} has {len(line)} cells of {len(names)}")
-        yield names, line
-
-
-def _row(line: Sequence[str], names: Sequence[str]) -> Row:
-    return {name: _cell(name, text) for name, text in zip(names, line, strict=True)}
-
-
-def _cell(name: str, text: str) -> Any:
-    if name in TEXT:
-        return text
-    if not text:
-        return None
-    try:
-        return int(text) if name in WHOLE else float(text)
-    except ValueError:
-        raise ValueError(f"damaged: `{name}` is {text!r}, which is no number") from None
-
-
 def shared_steps(directory: Path) -> int:
     """The steps that the run in `directory` found trained on its trunk instead of training them."""
-    from isoflop.train.journal import attempts
-
     first = next((rows for rows in attempts(directory) if rows), None)
     return int(first[0]["step"]) if first and first[0].get("origin") == "trunk" else 0
 

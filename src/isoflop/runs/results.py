@@ -1,0 +1,119 @@
+"""What a study keeps in its folder, read and written without torch: the table of its runs, and its JSON files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import StudyError
+from isoflop.runs.files import write_atomically
+
+COLUMNS = (
+    "run_id",
+    "family",
+    "model",
+    "status",
+    "role",
+    "flops_per_image",
+    "images",
+    "unique_images",
+    "train_flops",
+    "budget",
+    "learning_rate",
+    "seed",
+    "batch_size",
+    "steps",
+    "trunk_steps",
+    "stopped_at",
+    "halfway_loss",
+    "expected_loss",
+    "heldout_loss",
+    "heldout_accuracy",
+    "target",
+    "seconds",
+    "parameters",
+    "error",
+)
+LATER = {"trunk_steps", "stopped_at", "halfway_loss", "expected_loss", "target"}  # columns that old tables lack
+Row = dict[str, Any]
+
+
+def read_document(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON file of the study in `directory`; StudyError says what to run when it is not there."""
+    if not (directory / "study.json").exists():
+        raise StudyError(f"{directory}: not a study (no study.json); run `isoflop study run` first")
+    if not (directory / name).exists():
+        raise StudyError(f"{directory}: no {name} yet; let `isoflop study run` finish")
+    return read_whole(directory, name)
+
+
+def read_whole(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON file of the study that is there; StudyError where it is damaged."""
+    try:
+        value: dict[str, Any] = json.loads((directory / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{directory / name}: not readable: {error}") from error
+    if not isinstance(value, dict) or (name == "study.json" and not {"study", "name"} <= set(value)):
+        raise StudyError(f"{directory / name}: damaged; it is not what `isoflop study run` has written")
+    return value
+
+
+def write_results(directory: Path, rows: Iterable[Row]) -> None:
+    """Replaces the `results.csv` of a study, one row a run; StudyError when the storage refuses."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+    try:
+        write_atomically(directory / "results.csv", text.getvalue())
+    except OSError as error:
+        raise StudyError(f"{directory / 'results.csv'}: cannot write: {error.strerror}") from error
+
+
+def read_results(directory: Path) -> list[Row]:
+    """The results table as written last; numbers as numbers, empty cells as None.
+
+    Raises StudyError where it is not as it was written: cut off, edited, or without a column.
+    """
+    path = directory / "results.csv"
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_row(line, names) for names, line in _lines(csv.reader(file))]
+    except (OSError, ValueError, csv.Error) as error:
+        raise StudyError(f"{path}: {error}; `isoflop study run` writes it again from the runs") from error
+
+
+TEXT = {"run_id", "family", "model", "status", "role", "error"}
+WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "stopped_at", "parameters"}
+
+
+def _lines(table: Iterable[list[str]]) -> Iterator[tuple[list[str], list[str]]]:
+    """The names of the columns with each line below them; ValueError names a column or a line that is not whole."""
+    names, *lines = list(table) or [[]]
+    if missing := [name for name in COLUMNS if name not in names and name not in LATER]:
+        raise ValueError(f"damaged: no column `{missing[0]}`")
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(names):
+            raise ValueError(f"damaged: line {number} has {len(line)} cells of {len(names)}")
+        yield names, line
+
+
+def _row(line: Sequence[str], names: Sequence[str]) -> Row:
+    return {name: _cell(name, text) for name, text in zip(names, line, strict=True)}
+
+
+def _cell(name: str, text: str) -> Any:
+    if name in TEXT:
+        return text
+    if not text:
+        return None
+    try:
+        return int(text) if name in WHOLE else float(text)
+    except ValueError:
+        raise ValueError(f"damaged: `{name}` is {text!r}, which is no number") from None
