@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from isoflop.config.fields import Count, Maybe, Natural, NonNegative, Positive, Table, Text
+from isoflop.config.fields import Count, Listed, Maybe, Natural, NonNegative, Positive, Table, Text
 
 
 class DenseTable(Table):
@@ -60,9 +60,9 @@ class DenseTransferConfig(Table):
     """`coco:FOLDER`, `ade20k:FOLDER` or `scenes`, as in `data.source`."""
     head: Maybe[Literal["retinanet", "mask_rcnn", "semantic_fpn", "upernet"]] = None
     """RetinaNet and Semantic FPN when left out."""
-    seeds: Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Natural, ...], Listed, Field(min_length=1)] = (0, 1, 2)
     """Each starts the head and orders the data in another way."""
     heldout: Count = 16
     """Training images on which the loss is watched."""
-    run: dict[str, Any] = Field(default_factory=dict)
+    run: dict[str, Any] = Field(default={})
     """Keys of a run that replace those of the short schedule (`run.steps`, `run.optim.learning_rate`)."""

@@ -30,7 +30,7 @@ class Table(BaseModel):
     def _changes(self, prefix: str = "") -> Iterator[str]:
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if value == field.get_default(call_default_factory=True):
+            if value == field.get_default():
                 continue
             if isinstance(value, Table):
                 yield from value._changes(f"{prefix}{name}.")
@@ -60,6 +60,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # what TOML has for a tuple
 FilePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Field(strict=False)]
 T = TypeVar("T")
 Maybe = Annotated[T | None, BeforeValidator(_none)]

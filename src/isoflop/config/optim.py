@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from isoflop.config.fields import (
     BelowOne,
     Count,
+    Listed,
     Maybe,
     NonNegative,
     Positive,
@@ -16,7 +17,7 @@ from isoflop.config.fields import (
     problem,
 )
 
-Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[Text, ...], Listed, Field(min_length=1)]
 ParameterKind = Literal["kernel", "bias", "gain", "scale", "position", "token"]
 OptimizerName = Literal["adamw", "sgd", "adafactor", "lamb", "lars", "muon"]
 
@@ -42,12 +43,12 @@ class OptimizerConfig(Table):
     (arXiv 1904.00962); LARS (arXiv 1708.03888); Muon for hidden matrices, at the rate of AdamW, which does the rest."""
     weight_decay: NonNegative = 1e-4
     """SGD and LARS add it to the gradient, the others take it off the weights, times the rate."""
-    weight_decay_on: Annotated[tuple[ParameterKind, ...], Field(strict=False)] = later_option(("kernel",))
+    weight_decay_on: Annotated[tuple[ParameterKind, ...], Listed] = later_option(("kernel",))
     """The kinds of parameters that decay: `kernel`, `bias`, `gain` (of norms and of standardised weights), `scale`
     (LayerScale, SkipInit), `position`, `token` (docs/training.md)."""
     head_weight_decay: Maybe[NonNegative] = None
     """The classifier's, where it is another (arXiv 2106.04560)."""
-    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[BelowOne, BelowOne], Listed] = (0.9, 0.999)
     """Averaging of the gradient and of its square; of Adafactor, the momentum and the most that the second may grow
     to."""
     momentum: BelowOne = 0.9
@@ -71,7 +72,7 @@ class OptimizerConfig(Table):
     """Decay of a running average of the weights, which is what is evaluated and exported; 0.9999 is usual."""
     label_smoothing: BelowOne = 0.0
     """Share of the target's probability that is spread over all classes."""
-    groups: dict[str, GroupConfig] = Field(default_factory=dict)
+    groups: dict[str, GroupConfig] = Field(default={})
     """Rules for parameters by name. Each parameter must then be named by one of them."""
 
     @model_validator(mode="after")

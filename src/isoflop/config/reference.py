@@ -35,14 +35,14 @@ def reference(kind: type[Table], prefix: str = "") -> Iterator[Key]:
         elif tables:
             yield from reference(tables[0], f"{key}.")
         else:
-            default = "required" if field.is_required() else literal(field.get_default(call_default_factory=True))
+            default = "required" if field.is_required() else literal(field.get_default())
             yield Key(key, allowed(inner), default, field.description or "")
 
 
 def _choice(tables: tuple[type[Table], ...], prefix: str, field: FieldInfo) -> Iterator[Key]:
     """The name that chooses among several tables, then the keys of each, with that name before their meaning."""
     names: list[Any] = [table.model_fields["name"].annotation for table in tables]
-    default = literal(field.get_default(call_default_factory=True).name)
+    default = literal(field.get_default().name)
     yield Key(f"{prefix}name", " | ".join(map(allowed, names)), default, field.description or "")
     for table, name in zip(tables, names, strict=True):
         for key in reference(table, prefix):

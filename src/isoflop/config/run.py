@@ -10,6 +10,7 @@ from isoflop.config.fields import (
     BelowOne,
     Count,
     Fraction,
+    Listed,
     Maybe,
     Natural,
     NonNegative,
@@ -53,7 +54,7 @@ class ModelConfig(Table):
     """Which backbone: a preset's name; any other key of the table replaces a value of that preset (`depth = 6`)."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Scalar | Annotated[tuple[Scalar, ...], Field(strict=False)]]
+    __pydantic_extra__: dict[str, Scalar | Annotated[tuple[Scalar, ...], Listed]]
 
     name: Text
     """Preset, one of those that `isoflop models` lists."""
@@ -138,7 +139,7 @@ class ScheduleConfig(Table):
     """Of `cosine`: the share of all steps, at the end, that are trained at the floor."""
     cooldown: Fraction = 0.2
     """Share of all steps over which the rate falls linearly to zero at the end; the others have none."""
-    drops: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.3, 0.6, 0.9)
+    drops: Annotated[tuple[Fraction, ...], Listed] = (0.3, 0.6, 0.9)
     """Of `steps`: the shares of all steps after which the rate falls to a tenth (arXiv 1912.11370)."""
     timescale: Count = 10_000
     """Steps after which the reciprocal-√ rate has fallen to 1/√2 (arXiv 2106.04560)."""

@@ -15,6 +15,7 @@ from isoflop.config.fields import (
     BelowOne,
     Count,
     FilePath,
+    Listed,
     Maybe,
     Positive,
     Scalar,
@@ -31,9 +32,9 @@ from isoflop.config.run import NOT_OF_THE_MODEL, ModelConfig, RunConfig, Schedul
 from isoflop.config.transfer import TargetConfig, TransferConfig
 from isoflop.errors import ConfigError
 
-Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
-Rates = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-Budgets = Annotated[tuple[Positive, ...], Field(strict=False, min_length=3)]  # what a law needs
+Names = Annotated[tuple[Text, ...], Listed, Field(min_length=1)]
+Rates = Annotated[tuple[Positive, ...], Listed, Field(min_length=1)]
+Budgets = Annotated[tuple[Positive, ...], Listed, Field(min_length=3)]  # what a law needs
 
 
 class StudyTable(Table):
@@ -108,7 +109,7 @@ class FamilyConfig(Table):
     """Presets, small to large, or how many to choose from the family's ladder."""
     learning_rates: Maybe[Rates] = None
     """Rates to try, ascending; a grid around the family's usual one when left out."""
-    model: dict[str, Scalar] = Field(default_factory=dict)
+    model: dict[str, Scalar] = Field(default={})
     """Values that replace those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
     """The study's `[optim]`, with what is set here in its place."""
@@ -159,7 +160,7 @@ class StudyConfig(SharedConfig):
     """Transfer of the answers."""
     report: ReportConfig = no_effect(ReportConfig())
     """The page."""
-    slurm: dict[str, Scalar] = Field(default_factory=dict, json_schema_extra={"in_hash": False})
+    slurm: dict[str, Scalar] = Field(default={}, json_schema_extra={"in_hash": False})
     """Options of SLURM's jobs: `timeout_min`, `mem_gb`, `cpus_per_task`, `gpus_per_node`, and those of sbatch."""
 
     inherited: ClassVar[tuple[str, ...]] = ("optim", "schedule")

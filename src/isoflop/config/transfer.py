@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from isoflop.config.fields import Count, Maybe, Natural, Positive, Table, Text, no_effect, problem
+from isoflop.config.fields import Count, Listed, Maybe, Natural, Positive, Table, Text, no_effect, problem
 
-Seeds = Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)]
+Seeds = Annotated[tuple[Natural, ...], Listed, Field(min_length=1)]
 Shots = Annotated[
     tuple[Natural, ...],
-    Field(strict=False, min_length=1),
+    Listed,
+    Field(min_length=1),
     BeforeValidator(lambda value: (value,) if isinstance(value, int) else value),
 ]
 Protocol = Literal[
@@ -40,7 +41,7 @@ class TransferConfig(Table):
     the other protocols."""
     seeds: Seeds = (0, 1, 2)
     """Each draws other images; the spread over them is reported."""
-    protocols: Annotated[tuple[Protocol, ...], Field(strict=False)] = ("ridge", "finetune")
+    protocols: Annotated[tuple[Protocol, ...], Listed] = ("ridge", "finetune")
     """On frozen features: ridge regression in closed form, nearest neighbours, logistic regression, the linear probe of
     the masked autoencoders. Training of all weights: a few steps of AdamW (`finetune`), or as a paper does it. `head`
     tries the classifier that the backbone has."""
@@ -48,13 +49,13 @@ class TransferConfig(Table):
     """Steps of `finetune`."""
     finetune_learning_rate: Positive = 1e-3
     """Peak learning rate of `finetune`."""
-    learning_rates: Maybe[Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]] = None
+    learning_rates: Maybe[Annotated[tuple[Positive, ...], Listed, Field(min_length=1)]] = None
     """Rates that fine-tuning chooses from on a held-out part of its images; those of the protocol when left out."""
     last_blocks: Maybe[Natural] = None
     """Blocks, from the last, that fine-tuning trains beside the classifier; all when left out."""
     probe_epochs: Count = 90
     """Epochs of `probe`, of 78 steps each."""
-    run: dict[str, Any] = Field(default_factory=dict)
+    run: dict[str, Any] = Field(default={})
     """Keys of a run that replace those of the fine-tuning protocols (`run.steps`, `run.optim.learning_rate`)."""
     workers: Natural = no_effect(0)
     """Processes that decode images for features."""
