@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long lint docs smoke clean
+.PHONY: demo test test-lowest test-long lint docs smoke clean
 
 demo: .venv/.runtime
 	$(BIN)/isoflop study run examples/demo.toml
 
 test: .venv/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 -m "not long"
+
+test-lowest: .venv/.dev
+	$(BIN)/python -m tests.lowest
 
 test-long: .venv/.dev
 	$(BIN)/pytest -m long --timeout 3600

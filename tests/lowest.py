@@ -1,4 +1,4 @@
-"""`python -m tests.lowest`: the tests that meet our dependencies most, beside the lowest versions that we allow of them.
+"""`python -m tests.lowest`: tests of what meets our dependencies, beside their lowest versions that we allow.
 
 PyTorch, torchvision and timm stay as they are: they would be five more gigabytes. What is lowest is read from
 pyproject.toml; the packages go into a folder of their own, which stands before the others on the path.
@@ -33,7 +33,10 @@ def main() -> int:
     done = FOLDER / "installed.txt"
     if not done.is_file() or done.read_text(encoding="utf-8").split() != wanted:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
-        subprocess.run([*install, "--target", str(FOLDER), *wanted], check=True)
+        done_with = subprocess.run([*install, "--target", str(FOLDER), *wanted], capture_output=True, text=True)
+        if done_with.returncode:  # what it says of our other packages, which stay as they are, is not of interest
+            print(done_with.stderr, file=sys.stderr)
+            return done_with.returncode
         done.write_text("\n".join(wanted), encoding="utf-8")
     print("beside", *wanted)
     path = os.pathsep.join([str(FOLDER), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])

@@ -1,5 +1,16 @@
 """The exceptions that isoflop raises on purpose: each message is one line that says what, where and what to do."""
 
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], cutoff: float = 0.7, written: Callable[[str], str] = lambda known: known
+) -> str:
+    """` - did you mean `x`?` for the known word that is nearest, as it is `written`; nothing where none is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" - did you mean `{written(near[0])}`?" if near else ""
+
 
 class IsoflopError(Exception):
     """Base of every error that isoflop raises on purpose; the command line prints it in one line and exits 2."""
@@ -10,7 +21,11 @@ class ConfigError(IsoflopError):
 
 
 class ModelError(IsoflopError):
-    """A backbone that cannot be built, or weights that do not fit it."""
+    """A backbone that cannot be built, or weights that do not fit it; `option` names what of the model cannot be."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class DataError(IsoflopError):

@@ -204,3 +204,38 @@ def test_the_doctor_names_the_line_that_installs_what_is_missing(
     assert "extra there     installed" in out
     assert "extra absent    missing no-such-package: pip install 'isoflop[absent]'" in out
     assert "extra dev" not in out
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.classes=3", "command line: vit_w4d1p8 has no option `classes`; it has "),
+        ("model.drop_path=1.0", "command line: vit_w4d1p8: `drop_path` is a rate"),
+        ("model.depths=[0]", "command line: vit_w4d1p8: `depths` must be at least 1"),
+        ("data.image_size=33", "{file}:4: images of 33x33 pixels"),
+        ("model.name=resnet18", "command line: there is no model 'resnet18'; `isoflop models` lists ours"),
+        ("model.name=timm:resnt18", "command line: timm has no model 'resnt18' - did you mean `timm:resnet18`?"),
+    ],
+)
+def test_an_error_names_the_place_that_caused_it_and_suggests_no_nonsense(
+    override: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        "steps = 1\n\n[model]\nname = 'vit_w4d1p8'\n\n[data]\nsource = 'digits'\nimage_size = 32\n"
+        "\n[optim]\nlearning_rate = 0.1\n"
+    )
+    status, _, err = isoflop(capsys, "train", str(file), override, "--output", str(tmp_path / "run"))
+    assert status == 2
+    assert err.startswith(f"error: {told.format(file=file)}"), err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_load_returns_is_a_configuration_too(tmp_path: Path) -> None:
+    from isoflop.config import load_study
+    from isoflop.study import plan_study
+
+    loaded = load_study(ROOT / "examples/demo.toml", [])
+    prices = {(name, size): 1e-4 for name, family in loaded.config.families.items() for size in family.sizes}
+    assert plan_study(loaded, known=prices).rungs == plan_study(loaded.config, known=prices).rungs

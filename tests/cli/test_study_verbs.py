@@ -75,7 +75,7 @@ def test_before_a_study_has_run_its_verbs_say_so(capsys: pytest.CaptureFixture[s
 def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = isoflop(capsys, "study", "plan", "tiny.toml")
     assert status == 0
-    assert "FLOPs/image" in out
+    assert "training FLOPs/image" in out
     assert "minutes" in out
     assert re.findall(r"^[1248]e8 ", out, re.MULTILINE) == ["1e8 ", "2e8 ", "4e8 ", "8e8 "]
     planned = as_json(capsys, "study", "plan", "tiny.toml")

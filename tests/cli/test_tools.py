@@ -65,7 +65,7 @@ def test_one_model_is_printed_with_its_published_size(capsys: pytest.CaptureFixt
     head = re.split(r"  +", lines[0])
     row = next(re.split(r"  +", line) for line in lines if line.startswith("vit_b16 "))
     assert status == 0
-    assert head[:5] == ["model", "family", "parameters", "MACs", "FLOPs"]
+    assert head[:5] == ["model", "family", "parameters", "MACs", "forward FLOPs"]
     assert row[:3] == ["vit_b16", "vit", "86.6M"]  # 85.8 M (arXiv 2106.04560) and a classifier of 768 × 1000 + 1000
     assert float(row[4].rstrip("G")) == pytest.approx(35.1, rel=0.01)  # arXiv 2106.04560, Table 2
 

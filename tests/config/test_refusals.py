@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.config import RunConfig
+from isoflop.config import RunConfig, StudyConfig
 from isoflop.config.load import load
 from isoflop.errors import ConfigError
 
@@ -42,3 +42,9 @@ def test_a_key_that_cannot_be_is_one_line(tmp_path: Path, overrides: list[str], 
         load(path, overrides, RunConfig)
     assert str(caught.value).startswith(f"command line: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_price_alone_adds_the_cost_to_the_plan_and_limits_nothing() -> None:
+    config = load("examples/demo.toml", ["study.price_per_hour=2"], StudyConfig).config
+    assert config.study.price_per_hour == 2
+    assert not config.study.limited

@@ -104,14 +104,26 @@ def _print_counted(names: list[str], image_size: int, num_classes: int, measure:
                 _short(row.parameters),
                 _short(row.macs),
                 _short(2 * row.macs),
+                _short(6 * row.macs),
                 f"{row.activation_bytes / 2**20:,.1f}",
                 *(f"{row.optimizer_bytes[kind] / 2**20:,.1f}" for kind in ("adamw", "sgd", "adafactor")),
                 *speed,
             )
         )
-    head = ("model", "family", "parameters", "MACs", "FLOPs", "MiB an image", "MiB of AdamW", "of SGD", "of Adafactor")
+    head = (
+        "model",
+        "family",
+        "parameters",
+        "MACs",
+        "forward FLOPs",
+        "training FLOPs",
+        "MiB an image",
+        "MiB of AdamW",
+        "of SGD",
+        "of Adafactor",
+    )
     print_table((*head, "images/s") if measure else head, rows)
-    print(f"\nAn image of {image_size} px, forward; a step of training costs three times as much. Memory in float32:")
+    print(f"\nFor one image of {image_size} px; training costs three forward passes. Memory in float32:")
     print(
         "what an image of a batch keeps for the backward pass; what an optimizer keeps besides weights and gradients."
     )

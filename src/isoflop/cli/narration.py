@@ -46,7 +46,7 @@ class TerminalNarrator(Narrator):
             )
             for run in plan.first
         ]
-        print_table(("family", "model", "FLOPs/image", "steps", "images", "learning rate"), rows)
+        print_table(("family", "model", "training FLOPs/image", "steps", "images", "learning rate"), rows)
         if plan.funds:
             self._tell_funds(plan, plan.funds)
         else:
@@ -57,6 +57,8 @@ class TerminalNarrator(Narrator):
             f"\n{most} {duration(total / workers)} with {workers} at a time, "
             f"{duration(finals / workers)} of it to train the answer."
         )
+        if price := plan.catalogue.config.study.price_per_hour:
+            self.say(f"{total / 3600:.2g} device-hours cost {total / 3600 * price:.2f} at {price:g} an hour.")
 
     def _tell_rungs(self, plan: Plan) -> None:
         self.say("\nThe ladder, in training FLOPs:")
@@ -188,7 +190,7 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     head = (
         "family",
         "model",
-        "FLOPs/image",
+        "training FLOPs/image",
         "images",
         "learning rate",
         "loss",

@@ -52,7 +52,7 @@ def train(
     if dry_run:
         from isoflop.cli.dry_run import print_forecast
 
-        with _placed(loaded.origins["model.name"]):
+        with _placed(loaded.origins):
             print_forecast(loaded.config, accelerator, devices, utilisation, as_json)
         return
     directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
@@ -60,7 +60,7 @@ def train(
     from isoflop.train.preemption import PREEMPTED, asked_to_stop
     from isoflop.train.ranks import is_first_process
 
-    with _placed(loaded.origins["model.name"]), aside(as_json), asked_to_stop() as stop:
+    with _placed(loaded.origins), aside(as_json), asked_to_stop() as stop:
         result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
     speaks = is_first_process()
     if as_json and speaks:
@@ -83,11 +83,12 @@ def train(
 
 
 @contextmanager
-def _placed(origin: str) -> Iterator[None]:
-    """Says where the model was named, when it cannot be built."""
+def _placed(origins: Mapping[str, str]) -> Iterator[None]:
+    """Says where the model was named that cannot be built, or where the option was set that it cannot have."""
     try:
         yield
     except ModelError as error:
+        origin = origins.get(f"model.{error.option}", origins["model.name"])
         raise ModelError(f"{origin}: {error}") from error
 
 

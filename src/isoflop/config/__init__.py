@@ -4,7 +4,7 @@ from isoflop.config.dense import DenseTransferConfig, DetectConfig, SegmentConfi
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
 from isoflop.config.kinds import load_any, load_run, load_study, stored_run
-from isoflop.config.load import Loaded, load, parse
+from isoflop.config.load import Loaded, load, parse, plain
 from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
 from isoflop.config.optim import GroupConfig, OptimConfig, OptimizerConfig
 from isoflop.config.reference import Key, reference
@@ -64,6 +64,7 @@ __all__ = [
     "load_run",
     "load_study",
     "parse",
+    "plain",
     "reference",
     "stored_run",
 ]

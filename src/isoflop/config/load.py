@@ -69,6 +69,11 @@ def load(path: str | FilePath | None, overrides: Sequence[str], kind: type[T]) -
     return Loaded(config, file, places, raw)
 
 
+def plain(config: T | Loaded[T]) -> T:
+    """The configuration itself, also of what `load` returns."""
+    return config.config if isinstance(config, Loaded) else config
+
+
 def parse(raw: Mapping[str, Any], kind: type[T], source: str = "configuration") -> T:
     """The configuration of type `kind` in plain dictionaries, such as a stored `config.json`.
 

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from isoflop.config.fields import Table, variants
 from isoflop.config.tree import Path, dotted, exists, literal, reach
+from isoflop.errors import did_you_mean
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -92,12 +93,6 @@ def _names(root: type[Table], path: Path) -> str:
     return ", ".join(f'"{_name(table)}"' for table in variants(_annotation(root, path)))
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """` - did you mean ...?`, or nothing when no known word is near."""
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" - did you mean `{close[0]}`?" if close else ""
-
-
 def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) -> str:
     kind, context = details["type"], details.get("ctx", {})
     if kind == "literal_error":
@@ -126,14 +121,12 @@ def _suggestion(root: type[Table], path: Path) -> str:
     """Near keys of the same table, else near keys anywhere, else what the table knows."""
     siblings = list(_fields(_annotation(root, path[:-1])))
     word = str(path[-1])
-    close = get_close_matches(word, siblings, n=1, cutoff=0.6)
-    if close:
-        return f" - did you mean `{dotted((*path[:-1], close[0]))}`?"
     by_name = {known.rpartition(".")[2]: known for known in reversed(list(_known(root)))}
-    close = get_close_matches(word, list(by_name), n=1, cutoff=0.8)
-    if close:
-        return f" - did you mean `{by_name[close[0]]}`?"
-    return f"; known here: {', '.join(siblings)}"
+    return (
+        did_you_mean(word, siblings, written=lambda name: dotted((*path[:-1], name)))
+        or did_you_mean(word, by_name, cutoff=0.8, written=by_name.__getitem__)
+        or f"; known here: {', '.join(siblings)}"
+    )
 
 
 def _missing(root: type[Table], path: Path, table: Any) -> str:

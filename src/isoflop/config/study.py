@@ -53,7 +53,7 @@ class StudyTable(Table):
     money: Maybe[Positive] = None
     """A limit in place of `budget`: in the currency of `price_per_hour`."""
     price_per_hour: Maybe[Positive] = None
-    """Price of a device-hour."""
+    """Price of a device-hour; without `money` it only adds the cost to plan and report."""
     sure: BelowOne = 0.95
     """Probability of the best family at which a study with a limit stops early."""
     give_up: BelowOne = later_option(0.0)
@@ -88,9 +88,8 @@ class StudyTable(Table):
         if not given and self.budgets is None:
             raise problem("budgets", "is missing: give the rungs, or what the study may cost as `budget` (FLOPs), "
                           "`device_hours` or `money`")  # fmt: skip
-        if (self.money is None) != (self.price_per_hour is None):
-            there, missing = ("money", "price_per_hour") if self.money else ("price_per_hour", "money")
-            raise problem(there, f"says nothing without `{missing}`: give both")
+        if self.money is not None and self.price_per_hour is None:
+            raise problem("money", "has no effect without `price_per_hour`: give both")
         if self.budgets is not None:
             _check_ascending("budgets", self.budgets)
             if self.target_budget < self.budgets[-1]:

@@ -12,7 +12,6 @@ times close together with different augmentation, and `decode=once` or `decode=e
 once, at the size of the model, or each time anew (by default: once up to 64 px and 200,000 images).
 """
 
-import difflib
 import math
 import re
 import warnings
@@ -45,7 +44,7 @@ from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.data.sources.published import PUBLISHED
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.sources.table import TableRecords
-from isoflop.errors import DataError, DataNotice
+from isoflop.errors import DataError, DataNotice, did_you_mean
 
 _LARGEST_DECODED_ONCE = 64  # px
 _MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and gigabytes
@@ -251,7 +250,7 @@ def parse_uri(uri: str) -> tuple[str, str, Options]:
     if kind not in _GENERATED and kind not in _STORED and kind not in _DENSE:
         if Path(uri).expanduser().exists():
             raise DataError(f"`{uri}` needs its kind before it, as in `folder:{uri}`")
-        raise DataError(f"unknown data source `{uri}`{_did_you_mean(kind, [*_GENERATED, *_STORED, *_DENSE, _MIXTURE])}")
+        raise DataError(f"unknown data source `{uri}`{_known(kind, [*_GENERATED, *_STORED, *_DENSE, _MIXTURE])}")
     head, _, query = uri.partition("?")
     path = head.partition(":")[2]
     if (kind in _STORED or kind in ("coco", "ade20k")) and not path:
@@ -302,7 +301,7 @@ def _options(uri: str, query: str, types: dict[str, type]) -> Options:
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in types:
-            raise DataError(f"unknown option `{name}` in `{uri}`{_did_you_mean(name, list(types))}")
+            raise DataError(f"unknown option `{name}` in `{uri}`{_known(name, list(types))}")
         try:
             options[name] = types[name](text)
             if not math.isfinite(options[name] if types[name] is float else 0):
@@ -312,9 +311,9 @@ def _options(uri: str, query: str, types: dict[str, type]) -> Options:
     return options
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
-    if close := difflib.get_close_matches(word, known, n=1):
-        return f" - did you mean `{close[0]}`?"
+def _known(word: str, known: list[str]) -> str:
+    if meant := did_you_mean(word, known):
+        return meant
     return f"; there is {', '.join(sorted(known))}" if known else "; there are none"
 
 

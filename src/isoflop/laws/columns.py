@@ -1,14 +1,13 @@
 """Columns of anybody's CSV, or one clear line about what is wrong with it."""
 
 import csv
-import difflib
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
-from isoflop.errors import LawError
+from isoflop.errors import LawError, did_you_mean
 from isoflop.laws.checks import LARGEST, fault
 from isoflop.laws.solve import Array
 
@@ -87,10 +86,8 @@ def text_column(columns: Columns, name: str, source: Source) -> list[str]:
     """A column by name, or LawError with the name that may have been meant."""
     if name in columns:
         return columns[name]
-    close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
-    lower = [known for known in columns if known.lower() == name.lower()]
-    guess = (lower or close or [""])[0]
-    hint = f" - did you mean `{guess}`?" if guess else "."
+    proper = {known.lower(): known for known in columns}
+    hint = did_you_mean(name.lower(), proper, cutoff=0.5, written=proper.__getitem__) or "."
     shown = ", ".join(list(columns)[:20]) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
     raise LawError(f"{source.name} has no column `{name}`{hint} It has: {shown}")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.config import REVISION
-from isoflop.errors import ModelError
+from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.backbone import Backbone
 from isoflop.models.bit import BiT
 from isoflop.models.metaformer import MetaFormer
@@ -22,6 +21,7 @@ from isoflop.models.presets import PRESETS, Config, as_of
 
 # Integer options that may also be 0: all others count or measure something that has to be there.
 MAY_BE_ZERO = frozenset({"stem_padding", "down_padding", "prefix_tokens", "position_stages"})
+OTHERS = "; `isoflop models` lists ours, and any of timm is `timm:NAME`"
 LARGEST_SIDE = 2**16  # pixels
 LARGEST_NUMBER = 1e30  # what float32 can hold, and a square of its root
 
@@ -87,7 +87,7 @@ def _build(config: Config, num_classes: int, image_size: tuple[int, int], in_cha
 def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str, Config]:
     """The family and the configuration that a name and its overrides stand for, now or in an earlier `revision`."""
     if name not in PRESETS:
-        raise ModelError(f"there is no model {name!r}{suggestion(name, PRESETS)}")
+        raise ModelError(f"there is no model {name!r}{did_you_mean(name, PRESETS) or OTHERS}")
     if revision not in range(1, REVISION + 1):
         raise ModelError(f"{name}: `revision` is a number from 1 to {REVISION}, not {revision!r}")
     family, config = PRESETS[name]
@@ -95,7 +95,8 @@ def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str,
     fields = [field.name for field in dataclasses.fields(config)]
     for key in overrides:
         if key not in fields:
-            raise ModelError(f"{name} has no option `{key}`{suggestion(key, fields)}")
+            there_is = f"; it has {', '.join(fields)}"
+            raise ModelError(f"{name} has no option `{key}`{did_you_mean(key, fields) or there_is}", option=key)
     if not overrides:
         return family, config
     changed = {**{field: getattr(config, field) for field in fields}, **overrides}
@@ -104,9 +105,15 @@ def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str,
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{name}: `{place}` = {first['input']!r}: {first['msg']}") from error
+        raise ModelError(
+            f"{name}: `{place}` = {first['input']!r}: {first['msg']}", option=str(first["loc"][0])
+        ) from error
     for key in overrides:
-        _check_value(f"{name}: `{key}`", key, getattr(new, key))
+        try:
+            _check_value(f"{name}: `{key}`", key, getattr(new, key))
+        except ModelError as error:
+            error.option = key
+            raise
     return family, new
 
 
@@ -124,12 +131,6 @@ def _check_value(place: str, key: str, value: Any) -> None:
         raise ModelError(f"{place} must be finite, not {value}")
     if key.endswith("eps") and value is not None and value < 0:
         raise ModelError(f"{place} must be at least 0, not {value}")
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """ " - did you mean `x`?" for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" - did you mean `{near[0]}`?" if near else ""
 
 
 @contextlib.contextmanager

@@ -6,9 +6,7 @@ A name says what varies: `vit_w16d2p8` is a ViT of width 16, depth 2 and 8x8 pat
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
-from isoflop.errors import ModelError
+from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
 
@@ -73,9 +71,7 @@ def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
     Raises ModelError when the family has no ladder, or its stems do not divide `image_size`.
     """
     if family not in LADDERS:
-        near = get_close_matches(family, LADDERS, n=1)
-        hint = f" - did you mean `{near[0]}`?" if near else ""
-        raise ModelError(f"there is a ladder of {', '.join(LADDERS)}, not of {family!r}{hint}")
+        raise ModelError(f"there is a ladder of {', '.join(LADDERS)}, not of {family!r}{did_you_mean(family, LADDERS)}")
     if image_size % 8:
         raise ModelError(f"ladder models need an image size that is a multiple of 8, not {image_size}")
     return tuple(LADDERS[family])

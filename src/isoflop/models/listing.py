@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isoflop.errors import ModelError
+from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.cost import cost
-from isoflop.models.create import create_model, suggestion
+from isoflop.models.create import OTHERS, create_model
 from isoflop.models.presets import FAMILIES, PRESETS
 
 # Bytes of state per parameter in float32 (Adafactor: first moment in bf16, second factored to next to nothing).
@@ -39,12 +39,12 @@ def find_models(search: str = "", family: str = "") -> list[str]:
     Raises ModelError for an unknown family, and when nothing is found, with a suggestion.
     """
     if family and family not in FAMILIES:
-        raise ModelError(f"there is no family {family!r}{suggestion(family, FAMILIES)}")
+        raise ModelError(f"there is no family {family!r}{did_you_mean(family, FAMILIES)}")
     names = list(FAMILIES[family]) if family else list(PRESETS)
     patterns = [word if set("*?") & set(word) else f"*{word}*" for word in search.lower().split()]
     found = [name for name in names if all(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not found:
-        raise ModelError(f"no model matches {search!r}{suggestion(search, names)}")
+        raise ModelError(f"no model matches {search!r}{did_you_mean(search, names, cutoff=0.6) or OTHERS}")
     return found
 
 

@@ -6,14 +6,13 @@ come out of a stranger's `config.json`, so that only those of `OPTIONS`, of thei
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import timm
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from isoflop.errors import ModelError
+from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.backbone import Backbone
 
 # What timm's model classes take of their own, by type: each may also be a list of such, or None.
@@ -94,8 +93,8 @@ class TimmBackbone(Backbone):
             if theirs in options:
                 raise ModelError(f"timm:{name}: `{theirs}` is what `{ours}` says, and not an option besides")
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=1)
-            raise ModelError(f"timm has no model {name!r}" + (f" - did you mean `timm:{near[0]}`?" if near else ""))
+            meant = did_you_mean(name, timm.list_models(), written="timm:{}".format)
+            raise ModelError(f"timm has no model {name!r}{meant}")
         for option, value in options.items():
             _check_option(name, option, value)
         if not isinstance(pretrained, bool):
@@ -145,12 +144,10 @@ class TimmBackbone(Backbone):
 
 def _check_option(name: str, option: str, value: Any) -> None:
     if option not in OPTIONS:
-        near = difflib.get_close_matches(option, OPTIONS, n=1)
-        hint = f" - did you mean `{near[0]}`?" if near else ""
-        raise ModelError(f"timm:{name} takes no option `{option}`{hint}")
+        raise ModelError(f"timm:{name} takes no option `{option}`{did_you_mean(option, OPTIONS)}", option)
     kinds = OPTIONS[option]
     if not _is_of(value, kinds):
-        raise ModelError(f"timm:{name}: `{option}` is {_TYPE_NAMES[kinds[0]]}, not {value!r}")
+        raise ModelError(f"timm:{name}: `{option}` is {_TYPE_NAMES[kinds[0]]}, not {value!r}", option)
 
 
 def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from isoflop.config import StudyConfig
+from isoflop.config import Loaded, StudyConfig, plain
 from isoflop.errors import StudyError
 from isoflop.study.adaptive import opening
 from isoflop.study.arena import Arena, Contender, Ledger
@@ -113,7 +113,9 @@ class Plan:
 
 
 def plan_study(
-    config: StudyConfig, catalogue: Catalogue | None = None, known: Mapping[tuple[str, str], float] | None = None
+    config: StudyConfig | Loaded[StudyConfig],
+    catalogue: Catalogue | None = None,
+    known: Mapping[tuple[str, str], float] | None = None,
 ) -> Plan:
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
@@ -121,6 +123,7 @@ def plan_study(
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
+    config = plain(config)
     catalogue = catalogue or Catalogue(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
     if config.study.budgets is None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from isoflop.config import StudyConfig
+from isoflop.config import Loaded, StudyConfig, plain
 from isoflop.errors import StudyError
 from isoflop.report.savings import own_cost
 from isoflop.runs.results import Row
@@ -26,7 +26,11 @@ from isoflop.transfer import open_backbone, transfer
 
 
 def run_study(
-    config: StudyConfig, narrator: Narrator | None = None, *, command: str = "", executor: Executor | None = None
+    config: StudyConfig | Loaded[StudyConfig],
+    narrator: Narrator | None = None,
+    *,
+    command: str = "",
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Plans, trains, fits, answers, trains the answer, transfers it and writes the report; returns the answer document.
 
@@ -36,6 +40,7 @@ def run_study(
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
     """
+    config = plain(config)
     store = Store(config.directory, config.target.protocol(config.transfer))
     with executor or make_executor(config) as team:  # first: a cluster that does not answer is told at once
         plan = plan_study(config, known=store.prices())  # what cannot be planned is refused before anything is written

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from isoflop.config.problems import did_you_mean
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, did_you_mean
 
 GB, TFLOPS = 1e9, 1e12
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from isoflop.config import DetectConfig, DistilledConfig, MaskedConfig, RunConfig, SegmentConfig
+from isoflop.config import DetectConfig, DistilledConfig, Loaded, MaskedConfig, RunConfig, SegmentConfig, plain
 from isoflop.data import Source, open_split
 from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.models import Backbone, create_model
@@ -53,7 +53,7 @@ def build_model(config: RunConfig, source: Shape) -> Backbone:
 
 
 def train(
-    config: RunConfig,
+    config: RunConfig | Loaded[RunConfig],
     directory: Path,
     *,
     trunk: Path | None = None,
@@ -81,6 +81,7 @@ def train(
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
     """
+    config = plain(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)

@@ -16,7 +16,7 @@ from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import Note
 from isoflop.data.records import Labels, Part, number_names
 from isoflop.data.sources.parquet import ParquetRecords
-from isoflop.errors import DataError
+from isoflop.errors import DataError, did_you_mean
 
 
 class DatasetRecords:
@@ -77,11 +77,8 @@ def torchvision_records(name: str, part: Part, *, root: str | None = None) -> Da
 
     classes = {attribute.lower(): attribute for attribute in datasets.__all__}
     if name.lower() not in classes:
-        import difflib
-
-        close = difflib.get_close_matches(name.lower(), classes, n=1)
-        hint = f" - did you mean `torchvision:{classes[close[0]]}`?" if close else ""
-        raise DataError(f"torchvision has no data set `{name}`{hint}")
+        meant = did_you_mean(name.lower(), classes, written=lambda lower: f"torchvision:{classes[lower]}")
+        raise DataError(f"torchvision has no data set `{name}`{meant}")
     make: Callable[..., Any] = getattr(datasets, classes[name.lower()])
     place = root or str(cache_directory() / "torchvision")
     # Some data sets take `train`, the others `split`; both kinds are opened by trying.
