@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from isoflop.models.interop.rules import Rules, rules
@@ -32,6 +33,8 @@ VIT = rules(f"""
     pool.norm.*            -> {MAP}/LayerNorm_0/{{*}}
     pool.mlp.fc1.*         -> {MAP}/MlpBlock_0/Dense_0/{{*}}
     pool.mlp.fc2.*         -> {MAP}/MlpBlock_0/Dense_1/{{*}}
+    head.fc1.*             -> pre_logits/{{*}}
+    head.fc2.*             -> head/{{*}}
     head.*                 -> head/{{*}}
 """)  # noqa: E501
 FLAX: dict[str, Rules] = dict.fromkeys(("vit", "mae", "deit"), VIT)
@@ -74,7 +77,7 @@ def heads_of(state: Mapping[str, Tensor]) -> int | None:
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:
-    tensor = tensor.float()
+    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if not name.endswith("/weight"):
         return tensor.reshape(-1) if name.endswith("/bias") else tensor
     if name == "embedding/weight":

@@ -41,6 +41,8 @@ def token_names(model: Backbone, layout: str) -> list[tuple[int, str, tuple[str,
     """For every stage with positions: its index, their table, and their prefix tokens that join there."""
     if not isinstance(model, MetaFormer) or model.config.positions == "none":
         return []
+    if model.family == "poolformer":  # the authors' hybrids, which only their own files have
+        return [(k, f"stages.{k}.pos_embed", ()) for k in model.config.position_stages or range(len(model.stages))]
     prefixes = PREFIXES[layout][: model.config.prefix_tokens]
     if layout in TABLES:
         return [(0, TABLES[layout], prefixes)]

@@ -27,11 +27,19 @@ def without_decoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
 
 
 def from_poolformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`network` holds stages at its even places and what leads from one to the next at its odd ones."""
+    """`network` holds stages, what leads from one to the next, and before some stages their positions."""
+    places: dict[str, str] = {}
+    stage = 0
+    for number in sorted({int(match[1]) for match in map(re.compile(r"network\.(\d+)\.").match, state) if match}):
+        if f"network.{number}.proj.weight" in state:
+            stage += 1
+            places[str(number)] = f"stages.{stage}.downsample."
+        else:
+            is_table = f"network.{number}.pos_embed" in state
+            places[str(number)] = f"stages.{stage}." + ("" if is_table else "blocks.")
 
     def place(match: re.Match[str]) -> str:
-        number = int(match[1])
-        return f"stages.{(number + 1) // 2}.downsample." if number % 2 else f"stages.{number // 2}.blocks."
+        return places[match[1]]
 
     out = {}
     for name, tensor in state.items():
@@ -39,7 +47,8 @@ def from_poolformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         new = re.sub(r"\.downsample\.proj\.", ".downsample.conv.", new)
         new = re.sub(r"^patch_embed\.proj\.", "stem.conv.", new)
         new = re.sub(r"\.layer_scale_(\d)$", r".layer_scale\1.scale", new)
-        out[_with_head(new)] = tensor
+        table = new.endswith(".pos_embed")  # (1, width, rows, columns)
+        out[_with_head(new)] = tensor.flatten(2).transpose(1, 2) if table else tensor
     return out
 
 
