@@ -128,6 +128,11 @@ def test_jpegs_that_pillow_reads_are_read_with_its_pixels(name: str) -> None:
     assert np.array_equal(shown.permute(1, 2, 0).numpy(), expected[:side, :side])
 
 
+def test_a_whole_picture_of_a_rare_kind_is_not_suspicious() -> None:
+    content = (CASES / "valid_weird_sampling.jpeg").read_bytes()
+    assert find_damage(content, read_header(content)) == ""
+
+
 @pytest.mark.parametrize("noise", [b"\0\0\0", b"\xff\xff\xff", b"\0" * 50])
 def test_noise_between_the_segments_of_a_header_is_skipped_as_pillow_does(noise: bytes) -> None:
     at = KINDS["baseline"].index(b"\xff\xdb")
