@@ -1,5 +1,7 @@
 """Batches: the same for any number of workers, ranks and restarts."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,19 @@ def test_batches_do_not_depend_on_the_number_of_workers(digits: Source, workers:
     alone = list(batches(digits, **plan))
     for one, other in zip(alone, batches(digits, workers=workers, **plan), strict=True):
         assert_same(one, other)
+
+
+def test_batches_are_the_same_through_pipes_where_shared_memory_is_small(
+    digits: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"seed": 0, "batch_size": 32, "start_step": 0, "stop_step": 4}
+    expected = list(batches(digits, **plan))
+    room = os.statvfs_result((4096, 4096, 1, 1, 1, 1, 1, 1, 0, 255))  # a block of 4 kB
+    monkeypatch.setattr("isoflop.data.loader.os.statvfs", lambda path: room)
+    with pytest.warns(UserWarning, match=r"/dev/shm is too small .* come through pipes"):
+        found = list(batches(digits, **plan, workers=2))
+    for batch, other in zip(expected, found, strict=True):
+        assert_same(batch, other)
 
 
 def test_a_restart_continues_as_if_nothing_had_happened(digits: Source) -> None:

@@ -7,11 +7,14 @@ The whole state is the step: nothing is dropped, nothing padded, batches may str
 step k reads exactly what the uninterrupted run would have read.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -67,6 +70,11 @@ class _Batches(Dataset[Batch | _Failure]):
         else:
             self._augmentation = find_augmentation(augment)
         self._start, self._stop = rank_part(batch_size, rank, world)
+
+    @property
+    def batch_bytes(self) -> int:
+        """What the images of a batch take, about; their labels take far less."""
+        return (self._stop - self._start) * self._source.channels * self._source.image_size**2
 
     def __getitem__(self, step: int) -> Batch | _Failure:
         try:
@@ -160,20 +168,58 @@ def _checked(made: Iterator[Batch | _Failure], quarantine: Quarantine | None) ->
         yield batch
 
 
+SHARED_MEMORY = Path("/dev/shm")
+_AHEAD = 2  # batches that each worker prepares: DataLoader's default
+
+
 def _as_it_is(batch: Any) -> Any:
     """Keeps DataLoader from turning arrays into tensors and tuples into lists."""
     return batch
 
 
+def _as_arrays(batch: Batch | _Failure) -> Any:
+    """For a way through a pipe: PyTorch sends tensors through shared memory, and arrays as they are."""
+    if isinstance(batch, _Failure):
+        return batch
+    return batch._replace(images=batch.images.numpy(), labels=batch.labels.numpy())  # type: ignore[arg-type]
+
+
+def _as_tensors(batch: Batch | _Failure) -> Batch | _Failure:
+    if isinstance(batch, _Failure) or isinstance(batch.images, Tensor):
+        return batch
+    return batch._replace(images=torch.from_numpy(batch.images), labels=torch.from_numpy(batch.labels))
+
+
+def _fits_shared_memory(batch_bytes: int, workers: int) -> bool:
+    """Whether the batches of all workers have room where PyTorch puts them; a container often has 64 MB, and a worker
+    that runs out of it dies or waits for ever."""
+    try:
+        free = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return True  # another system
+    return (_AHEAD + 1) * workers * batch_bytes <= free.f_bavail * free.f_frsize
+
+
 def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch | _Failure]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # that is the user's choice
-        loader = DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)
+        fits = _fits_shared_memory(dataset.batch_bytes, workers)
+        if not fits:
+            warnings.warn(
+                f"{SHARED_MEMORY} is too small for batches of {dataset.batch_bytes / 2**20:.0f} MB from {workers} "
+                "workers: they come through pipes, which is slower; give the container more, as by "
+                "`docker run --shm-size=8g`",
+                stacklevel=2,
+            )
+        collate = _as_it_is if fits else _as_arrays
+        loader = DataLoader(
+            dataset, batch_size=None, sampler=steps, num_workers=workers, collate_fn=collate, prefetch_factor=_AHEAD
+        )
         made: Any = iter(loader)
     try:
         for step in steps:
             try:
-                yield next(made)
+                yield _as_tensors(next(made))
             except RuntimeError as error:  # a worker that was killed, most often for want of memory
                 reason = str(error).splitlines()[0]
                 raise DataError(f"a data worker died while making step {step} ({reason}); try fewer workers") from error
