@@ -211,7 +211,7 @@ def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch
                 "`docker run --shm-size=8g`",
                 stacklevel=2,
             )
-        collate = _as_it_is if fits else _as_arrays
+        collate: Any = _as_it_is if fits else _as_arrays
         loader = DataLoader(
             dataset, batch_size=None, sampler=steps, num_workers=workers, collate_fn=collate, prefetch_factor=_AHEAD
         )
