@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config.fields import Table
-from isoflop.config.run import ModelConfig
+from isoflop.config.run import EARLIER, ModelConfig
 
 
 def canonical_json(config: Table) -> str:
@@ -36,6 +36,8 @@ def _identity(value: Any) -> Any:
             part = extra.get("in_hash") if isinstance(extra, dict) else None
             if name == "revision" and isinstance(value, ModelConfig) and not (value.is_revised and value.revision > 1):
                 continue  # the same model in every revision, or the one that it was when nothing was said of it
+            if name == "randaugment" and getattr(value, name) == EARLIER:
+                continue  # as when the run was named
             if part is False or (part == "unless default" and getattr(value, name) == field.default):
                 continue
             found[name] = _identity(getattr(value, name))

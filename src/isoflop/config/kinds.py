@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config.load import Loaded, load, parse, read_toml
-from isoflop.config.run import RunConfig
+from isoflop.config.run import EARLIER, WITH_RANDAUGMENT, RunConfig
 from isoflop.config.study import StudyConfig
 from isoflop.errors import ConfigError
 
@@ -20,10 +20,14 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[RunConfi
 def stored_run(raw: Any, source: str = "configuration") -> RunConfig:
     """The run in the `config.json` of a run's folder; `ConfigError` lists every problem.
 
-    Where no `model.revision` is stored, it was trained before there was a second.
+    Where no `model.revision` is stored, it was trained before there was a second; where no `data.randaugment` is, with
+    another one than there is today, which can be read but not continued.
     """
     if isinstance(raw, dict) and isinstance(raw.get("model"), dict):
         raw = {**raw, "model": {"revision": 1, **raw["model"]}}
+        data = raw.get("data")
+        if isinstance(data, dict) and data.get("augment") in WITH_RANDAUGMENT:
+            raw = {**raw, "data": {"randaugment": EARLIER, **data}}
     return parse(raw, RunConfig, source)
 
 

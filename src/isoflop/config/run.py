@@ -80,6 +80,13 @@ class ModelConfig(Table):
         return {**self.__pydantic_extra__, **({"revision": self.revision} if earlier else {})}
 
 
+EARLIER = "earlier"
+"""What a stored run says of its RandAugment that was trained before `data.randaugment` there was."""
+RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+"""Of DeiT, PoolFormer and the fine-tuning of masked autoencoders."""
+WITH_RANDAUGMENT = ("randaugment", "deit")
+
+
 class DataConfig(Table):
     """Which images, at what size, in which order."""
 
@@ -99,14 +106,22 @@ class DataConfig(Table):
         "jitter",
         "randaugment",
         "deit",
+        "big_vision",
+        "nfnet",
         "flip",
         "multi_scale",
         "scale_crop",
         "large_scale_jitter",
     ] = "none"
     """What is done to a training image: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
-    of the area, `mae`: 20–100 %), to which the others add colour jitter, RandAugment or random erasing. Where there
-    are boxes or maps of classes: a flip alone, or after a random scale of 60–100 %, 50–200 % or 10–200 %."""
+    of the area, `mae`: 20–100 %; as TensorFlow draws it, `nfnet`: 8–100 %, `big_vision`: 5–100 %), to which the others
+    add colour jitter, RandAugment or random erasing. Where there are boxes or maps of classes: a flip alone, or after a
+    random scale of 60–100 %, 50–200 % or 10–200 %."""
+    randaugment: Maybe[Text] = later_option(None)
+    """RandAugment after the crop: in timm's words (`rand-m9-mstd0.5-inc1`), or as in TensorFlow (`google-n2-m10`). With
+    `augment` = randaugment or deit, timm's `rand-m9-mstd0.5-inc1` when left out."""
+    interpolation: Literal["bilinear", "bicubic", "random"] = later_option("bilinear")
+    """How stored images are resized; always antialiased. `random` is either in training, bicubic in evaluation."""
     mixup: NonNegative = 0.0
     """Mixup of neighbours in a batch and of their labels: α of the Beta distribution of the shares; 0 is none
     (arXiv 1710.09412). With `cutmix` too, each pair is mixed by one of the two."""
@@ -121,6 +136,24 @@ class DataConfig(Table):
     """Decides the generated images, the held-out ones, the order and the augmentation."""
     workers: Natural = no_effect(0)
     """Processes that prepare batches, which are the same for any number; with 0 the training process does it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_its_randaugment(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("augment") in WITH_RANDAUGMENT:
+            given = raw.get("randaugment", "none")
+            return {**raw, "randaugment": RANDAUGMENT if given in (None, "none") else given}
+        return raw
+
+    @model_validator(mode="after")
+    def _resizes_whole_pictures(self) -> Self:
+        if self.augment in ("flip", "multi_scale", "scale_crop", "large_scale_jitter"):
+            for key, value in (("randaugment", None), ("interpolation", "bilinear")):
+                if getattr(self, key) != value:
+                    raise problem(
+                        key, f"is for pictures of one class, and `augment` = {self.augment} for boxes and maps"
+                    )
+        return self
 
 
 class ScheduleConfig(Table):

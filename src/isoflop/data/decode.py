@@ -127,14 +127,16 @@ def read_header(encoded: bytes) -> Header:
     return header
 
 
-def decode_crop(encoded: bytes, header: Header, box: Box, *, size: int, channels: int) -> Tensor:
-    """The part `box` of the upright picture, resized to uint8 (channels, size, size), antialiased bilinear.
+def decode_crop(
+    encoded: bytes, header: Header, box: Box, *, size: int, channels: int, interpolation: str = "bilinear"
+) -> Tensor:
+    """The part `box` of the upright picture, resized to uint8 (channels, size, size), antialiased.
 
     Where it is decoded smaller, `box` is moved to the grid of that (see `snap`). Raises DamagedImage.
     """
     stored = snap(_stored_box(box, header), size)
     part = _decode(encoded, header, stored, choose_reduction(stored, size), channels)
-    return resize(torch.from_numpy(_upright(part, header.orientation)).permute(2, 0, 1), size)
+    return resize(torch.from_numpy(_upright(part, header.orientation)).permute(2, 0, 1), size, interpolation)
 
 
 def decode_whole(encoded: bytes, header: Header) -> NDArray[np.uint8]:
@@ -192,11 +194,11 @@ def open_with_pillow(encoded: bytes) -> Iterator[Image.Image]:
         raise DamagedImage(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
-def resize(image: Tensor, size: int) -> Tensor:
-    """`image` uint8 (c, h, w) at (c, size, size); antialiased, bilinear, with Pillow's rounding."""
+def resize(image: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
+    """`image` uint8 (c, h, w) at (c, size, size); antialiased, "bilinear" or "bicubic", as Pillow does it."""
     if image.shape[1:] == (size, size):
         return image
-    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    return F.interpolate(image[None], (size, size), mode=interpolation, antialias=True, align_corners=False)[0]
 
 
 def choose_reduction(box: Box, size: int) -> int:

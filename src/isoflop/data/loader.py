@@ -58,7 +58,18 @@ class _Failure(NamedTuple):
 class _Batches(Dataset[Batch | _Failure]):
     """Batches by step; what `batches` iterates over."""
 
-    def __init__(self, source: Source, *, seed: int, batch_size: int, augment: str, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        batch_size: int,
+        augment: str,
+        randaugment: str | None,
+        interpolation: str,
+        rank: int,
+        world: int,
+    ) -> None:
         if batch_size < 1:
             raise DataError(f"a batch needs at least one image, not {batch_size}")
         if not 0 <= rank < world:
@@ -68,7 +79,7 @@ class _Batches(Dataset[Batch | _Failure]):
         if isinstance(source, DenseSource):
             find_jitter(augment)
         else:
-            self._augmentation = find_augmentation(augment)
+            self._augmentation = find_augmentation(augment, randaugment, interpolation)
         self._start, self._stop = rank_part(batch_size, rank, world)
 
     @property
@@ -135,6 +146,8 @@ def batches(
     start_step: int,
     stop_step: int,
     augment: str = "none",
+    randaugment: str | None = None,
+    interpolation: str = "bilinear",
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -143,14 +156,24 @@ def batches(
     """The batches of steps start_step … stop_step-1 for one rank, in order.
 
     `batch_size` is the global one, of which a rank gets the part that `rank_part` says. `augment` is a name in
-    `transforms.AUGMENTATIONS`. With `workers` processes the batches are made ahead of time; they are the same for any
-    number of workers, and with 0 they are made in this process, without overhead.
+    `transforms.AUGMENTATIONS`, `randaugment` and `interpolation` are those of `data`. With `workers` processes the
+    batches are made ahead of time; they are the same for any number of workers, and with 0 they are made in this
+    process, without overhead.
 
     Damaged samples are replaced and put into `quarantine`, which raises DataError when they are too many. Of several
     ranks, each meets but a part of them, and finds it in `Batch.damages`, for the caller to put together. Whatever else
     goes wrong in a worker is a DataError of one line here.
     """
-    dataset = _Batches(source, seed=seed, batch_size=batch_size, augment=augment, rank=rank, world=world)
+    dataset = _Batches(
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        augment=augment,
+        randaugment=randaugment,
+        interpolation=interpolation,
+        rank=rank,
+        world=world,
+    )
     steps = range(start_step, stop_step)
     made = map(dataset.__getitem__, steps) if workers == 0 else _in_workers(dataset, steps, workers)
     quarantine = Quarantine(len(source)) if quarantine is None else quarantine

@@ -108,7 +108,14 @@ def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Sou
             f"{data.source}: a checkpoint's configuration alone is no reason to fetch data: who trusts it names them "
             "(`isoflop inspect --data`, say), or gives a run that has its data.json"
         )
-    source = open_source(data.source, split=split, image_size=data.image_size, heldout=data.heldout, seed=data.seed)
+    source = open_source(
+        data.source,
+        split=split,
+        image_size=data.image_size,
+        heldout=data.heldout,
+        seed=data.seed,
+        interpolation="bilinear" if data.interpolation == "bilinear" else "bicubic",
+    )
     if not len(source):
         raise DataError(f"{data.source}: too few different images to keep some for evaluation; it takes at least five")
     return source
@@ -123,14 +130,21 @@ def _is_remote(uri: str) -> bool:
 
 
 def open_source(
-    uri: str, *, split: Split, image_size: int, heldout: int = 8192, seed: int = 0, channels: int | None = None
+    uri: str,
+    *,
+    split: Split,
+    image_size: int,
+    heldout: int = 8192,
+    seed: int = 0,
+    channels: int | None = None,
+    interpolation: str = "bilinear",
 ) -> Source:
     """The source that `uri` names (see this module's first lines).
 
     "train" and "heldout" never share a sample: of stored data, a part keyed by `seed` is held out from the training
     files, `heldout` samples but at most a fifth. "test" is the data set's own test part. `seed` also chooses the
     fractals; it is the data's, not the run's. `channels` is 1 or 3; by default 1 for fractals and digits, 3 for stored
-    images.
+    images. `interpolation` is how evaluation resizes images that are decoded each time they are read.
 
     Raises DataError for an unknown kind, a bad option, or data that cannot be read.
     """
@@ -144,7 +158,15 @@ def open_source(
         stored = any(parse_uri(part)[0] in _STORED for part, _ in parts)
         own_channels = channels or (3 if stored else 1)
         sources = [
-            open_source(part, split=split, image_size=image_size, heldout=heldout, seed=seed, channels=own_channels)
+            open_source(
+                part,
+                split=split,
+                image_size=image_size,
+                heldout=heldout,
+                seed=seed,
+                channels=own_channels,
+                interpolation=interpolation,
+            )
             for part, _ in parts
         ]
         return Mixture(uri, sources, [weight for _, weight in parts])
@@ -164,6 +186,7 @@ def open_source(
     if decode == "each":
         source = ImageSource(records, subset, image_size=image_size, channels=channels or 3, order=order)
         source.fingerprint += unusual
+        source.interpolation = interpolation
         return source
     images, damages = decoded_images(records, image_size, channels or 3)
     train = records if split != "test" else open_records(uri, "train")

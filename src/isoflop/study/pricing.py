@@ -48,6 +48,8 @@ def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
         start_step=0,
         stop_step=PROBE_STEPS + 1,
         augment=config.data.augment,
+        randaugment=config.data.randaugment,
+        interpolation=config.data.interpolation,
         workers=0,
     )
     began = time.perf_counter()

@@ -212,6 +212,8 @@ class Attempt:
             start_step=progress.data_step,
             stop_step=config.steps + progress.data_step - progress.step,
             augment=config.data.augment,
+            randaugment=config.data.randaugment,
+            interpolation=config.data.interpolation,
             workers=config.data.workers,
             rank=self.ranks.rank,
             world=self.ranks.world,

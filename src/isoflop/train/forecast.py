@@ -136,6 +136,7 @@ def workload(config: RunConfig, num_classes: int, channels: int = 3) -> Workload
         two = _saved(objective, 2)  # not one, of which BatchNorm takes no statistics
     kept, recomputed = activations(two, _saved(objective, 3), config.parallel.recompute)
     forward = counter.get_total_flops() // 2
+
     def loss(images: int) -> Tensor:
         return _loss(objective, images)
 

@@ -1,5 +1,7 @@
 """A source of stored images that are decoded each time they are read, so that each time another part can be shown."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +13,15 @@ from isoflop.data.quarantine import REPLACEMENTS, Damage, replacements
 from isoflop.data.records import Records, read_surely
 from isoflop.data.source import SplitIndices
 from isoflop.data.sources.arrays import label_tensor
-from isoflop.data.transforms import AUGMENTATIONS, Augmentation, Uniforms, after_crop, crop_box, shift_flip
+from isoflop.data.transforms import (
+    AUGMENTATIONS,
+    Augmentation,
+    Uniforms,
+    after_crop,
+    crop_box,
+    interpolation_of,
+    shift_flip,
+)
 from isoflop.errors import DataError
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,6 +45,8 @@ class ImageSource:
         self.std: tuple[float, ...] = _IMAGENET_STD if channels == 3 else _GREY_STD
         self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
         self.order = order
+        self.interpolation = "bilinear"
+        """of evaluation, "bilinear" or "bicubic" """
         self._records, self._subset = records, subset
         self.unique_images: int | None = len(self)
 
@@ -43,7 +55,8 @@ class ImageSource:
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See `Source.read`: centre crops. Raises DataError for a sample that cannot be used or replaced."""
-        images, labels, _ = self.read_views(indices, AUGMENTATIONS["none"], np.zeros((len(indices), 64)))
+        shown = replace(AUGMENTATIONS["none"], interpolation=self.interpolation)
+        images, labels, _ = self.read_views(indices, shown, np.zeros((len(indices), 64)))
         return images, labels
 
     def read_views(
@@ -74,7 +87,14 @@ class ImageSource:
             encoded = read_surely(self._records, row)
             header = read_header(encoded)
             box = crop_box(augmentation, header.height, header.width, self.image_size, u)
-            image = decode_crop(encoded, header, box, size=self.image_size, channels=self.channels)
+            image = decode_crop(
+                encoded,
+                header,
+                box,
+                size=self.image_size,
+                channels=self.channels,
+                interpolation=interpolation_of(augmentation, u),
+            )
             return after_crop(augmentation, image, u)
         except DataError:
             raise
