@@ -18,6 +18,7 @@ test-long: .venv/.dev
 
 lint: .venv/.dev
 	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check --quiet src tests benchmarks examples
 	$(BIN)/mypy
 
 docs: .venv/.docs

@@ -59,3 +59,29 @@ def test_issue_forms_are_what_forges_take(path: Path) -> None:
 
 def test_the_changes_of_this_version_are_told() -> None:
     assert f"\n## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_targets_of_the_makefile_on_versions_of_python_that_are_supported(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    supported = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line}
+    for job in workflow["jobs"].values():
+        runs = [step["run"] for step in job["steps"] if "run" in step]
+        assert runs
+        assert all(run.startswith("make ") and set(run.split()[1:]) <= targets for run in runs)
+        setup = next(step for step in job["steps"] if "setup-python" in step.get("uses", ""))["with"]["python-version"]
+        versions = job["strategy"]["matrix"]["python"] if "matrix" in setup else [setup]
+        assert set(versions) <= supported
+
+
+def test_the_checks_before_a_commit_are_those_of_make_lint() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    lint = (ROOT / "Makefile").read_text(encoding="utf-8").partition("lint: ")[2].partition("\n\n")[0]
+    assert len(hooks) == lint.count("$(BIN)/")
+    for hook in hooks:
+        assert f"$(BIN)/{hook['entry']}" in lint
