@@ -12,6 +12,19 @@ def did_you_mean(
     return f" - did you mean `{written(near[0])}`?" if near else ""
 
 
+def printable(text: str, kept: str = "") -> str:
+    """`text` with everything escaped that is not a character of one line, except those in `kept`.
+
+    Names of classes, files and columns come from strangers: an escape sequence in one would move a terminal's cursor or
+    set its title, a line break would forge a line, a mark of direction turns round what stands beside it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 class IsoflopError(Exception):
     """Base of every error that isoflop raises on purpose; the command line prints it in one line and exits 2."""
 

@@ -1,8 +1,8 @@
 """The verbs, and what becomes of an error: one line on stderr, exit status 2."""
 
-import json
 import os
 import pwd
+import re
 import sys
 import tempfile
 import warnings
@@ -12,8 +12,9 @@ import typer
 
 from isoflop.cli import config, data, doctor, fit, inspect, models, predict, report, share, study, training, transfer
 from isoflop.cli.groups import group, help_when_alone
+from isoflop.cli.output import print_json
 from isoflop.cli.streams import guard_streams, lost_output
-from isoflop.errors import IsoflopError
+from isoflop.errors import IsoflopError, printable
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -93,7 +94,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str] | None) -> int:
     guard_streams()
     _name_the_user()
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of our source
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"warning: {_one_line(message)}\n"
+    )  # without the line of our source
     arguments = [_at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     as_json = "--json" in arguments
     try:
@@ -134,9 +137,15 @@ def _at_home(argument: str) -> str:
 def _fail(kind: str, message: str, as_json: bool) -> int:
     """One line for people on stderr; with `--json` an object on stdout as well, which always holds exactly one."""
     if as_json:
-        print(json.dumps({"error": message, "kind": kind}, indent=2, ensure_ascii=False))
-    print(f"error: {message}", file=sys.stderr)
+        print_json({"error": message, "kind": kind})
+    # A configuration's problems have a line each, indented; any other line break is out of somebody's file.
+    lines = re.sub(r"\n(?!  )", r"\\n", message) if kind == "ConfigError" else printable(message)
+    print(f"error: {lines}", file=sys.stderr)
     return 2
+
+
+def _one_line(message: object) -> str:
+    return printable(" ".join(str(message).split()))
 
 
 def _usage(message: str) -> str:

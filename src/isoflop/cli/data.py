@@ -9,6 +9,7 @@ import typer
 
 from isoflop.cli.groups import argument, examples, group
 from isoflop.cli.output import Json, print_json
+from isoflop.cli.streams import over_the_line
 
 app = group("data", "Check, index and convert data sets.")
 
@@ -123,4 +124,4 @@ def make_scenes(
 def _progress(done: int, total: int) -> None:
     """One line on stderr, only where it can be rewritten in place."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[2K{done:,} of {total:,}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        over_the_line(f"{done:,} of {total:,}", end="\n" if done >= total else "", to_stderr=True)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isoflop.cli.streams import over_the_line
 from isoflop.cli.tables import duration, power, print_table
 from isoflop.config import TransferConfig
 from isoflop.report.metric import metric_of
@@ -140,7 +141,7 @@ class TerminalNarrator(Narrator):
         left = duration((total_seconds - done_seconds) / self.workers * pace)
         text = f"{share:4.0%}  {finished} of {total} runs, {left} left"
         if self.in_place:
-            print(f"\r\x1b[2K{text}", end="", flush=True)
+            over_the_line(text)
         else:
             print(text, flush=True)
 
@@ -164,7 +165,10 @@ class TerminalNarrator(Narrator):
 
     def say(self, text: str) -> None:
         """Print on a line of its own, over the progress line if there is one."""
-        print(f"\r\x1b[2K{text}" if self.in_place else text, flush=True)
+        if self.in_place:
+            over_the_line(text, end="\n")
+        else:
+            print(text, flush=True)
 
 
 def tell_answer(document: Mapping[str, Any]) -> None:

@@ -18,7 +18,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and n
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print the one object. Paths become text, dataclasses objects; numbers that are not finite become null."""
-    print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    print(json_text(_plain(document)), flush=True)
+
+
+def json_text(document: Any) -> str:
+    """`document` as JSON whose text is readable, and escaped where it is not printable."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """stdout and stderr that take any text and survive whatever they lead to: a closed pipe, a full disk, an old terminal.
 
+All that is printed goes through here, names out of strangers' files among it: control characters are escaped.
+
 Python makes them raise where the terminal's encoding lacks a character, where the disk behind them is full, and where
 they were closed before the process began. A study must not end for that.
 """
@@ -12,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
+
+from isoflop.errors import printable
 
 _SPELT = "–=- −=- —=- ×=x ·=. …=... →=-> ½=1/2 ¼=1/4 ⅛=1/8 ²=^2 √=sqrt α=alpha β=beta μ=mu µ=mu ’=' ≈=~ █=#"
 _PLAIN = dict(pair.split("=") for pair in _SPELT.split()) | {"≤": "<=", "≥": ">=", "±": "+/-", "“": '"', "”": '"'}
@@ -27,15 +31,24 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 
 
 class _Surviving:
-    """A text stream, less the errors of writing: the first is noted, and what comes after goes nowhere."""
+    """A text stream, less control characters, and less the errors of writing: the first is noted, and what comes after
+    goes nowhere."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
 
     def write(self, text: str) -> int:
+        self._put(printable(text, kept="\n\t"))
+        return len(text)
+
+    def over_the_line(self, text: str, end: str) -> None:
+        """Writes `text` in the place of what the terminal's last line shows."""
+        self._put(f"\r\x1b[2K{printable(text, kept=chr(10))}{end}")
+        self.flush()
+
+    def _put(self, text: str) -> None:
         with self._noting():
             self._stream.write(text)
-        return len(text)
 
     def flush(self) -> None:
         with self._noting():
@@ -90,6 +103,21 @@ def guard_streams() -> None:
         with suppress(AttributeError, ValueError):  # what a test or a notebook has put there
             stream.reconfigure(errors="isoflop.plain")
         setattr(sys, name, _Surviving(stream, name))
+
+
+def over_the_line(text: str, *, end: str = "", to_stderr: bool = False) -> None:
+    """Prints `text` in the place of the terminal's last line."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    if isinstance(stream, _Surviving):
+        stream.over_the_line(text, end)
+    else:
+        print(text, end=end, file=stream, flush=True)
+
+
+def rich_stream() -> TextIO:
+    """stdout for Rich, which colours: it gets nothing but text that is escaped."""
+    stream: Any = sys.stdout
+    return stream._stream if isinstance(stream, _Surviving) else stream
 
 
 def outlast_output() -> None:

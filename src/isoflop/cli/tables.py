@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Sequence
 
+from isoflop.cli.streams import rich_stream
+from isoflop.errors import printable
+
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns, with Rich on a terminal and as plain text elsewhere; columns of numbers to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     right = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
     if sys.stdout.isatty():
         from rich import box
@@ -18,7 +22,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_column(title, justify="right" if is_right else "left")
         for row in rows:
             table.add_row(*map(Text, row))
-        Console().print(table)
+        Console(file=rich_stream()).print(table)
         return
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):

@@ -12,6 +12,7 @@ import typer
 from isoflop.cli.config import File, Overrides
 from isoflop.cli.groups import examples
 from isoflop.cli.output import Json, aside, print_json
+from isoflop.cli.streams import over_the_line
 from isoflop.errors import ModelError
 
 EXAMPLES = examples(
@@ -113,5 +114,7 @@ class _Progress:
         if row["step"] > done:
             left = (self.steps - row["step"]) * (now - began) / (row["step"] - done)
             text += f"  {left:.0f} s left"
-        start, end = ("\r\x1b[2K", "\n" if evaluated else "") if sys.stdout.isatty() else ("", "\n")
-        print(f"{start}{text}", end=end, flush=True)
+        if sys.stdout.isatty():
+            over_the_line(text, end="\n" if evaluated else "")
+        else:
+            print(text, flush=True)

@@ -16,9 +16,9 @@ from isoflop.data.keyed import derive_key
 from isoflop.data.opening import open_records, parse_uri
 from isoflop.data.order import permute
 from isoflop.data.quarantine import Damage
-from isoflop.data.records import Part, Records, read_surely
+from isoflop.data.records import Part, Records, class_lines, read_surely
 from isoflop.data.sources.shards import ShardRecords, list_shards
-from isoflop.errors import DataError
+from isoflop.errors import DataError, printable
 from isoflop.runs.files import replacing
 
 
@@ -130,7 +130,8 @@ def _sound(records: Records, places: Iterable[tuple[int, int]], left_out: list[D
 
 def _write_class_names(folder: Path, records: Records) -> None:
     if records.class_names:
-        (folder / "classes.txt").write_text("\n".join(records.class_names) + "\n", encoding="utf-8")
+        lines = class_lines(records.class_names, records.uri)
+        (folder / "classes.txt").write_text(lines, encoding="utf-8")
 
 
 def _write_shard(path: Path, samples: Iterable[_Sample]) -> None:
@@ -154,7 +155,7 @@ def _write_files(folder: Path, records: Records, samples: Iterable[_Sample]) -> 
     """Files named by their number, in a folder per class; numbered folders where names do not sort in class order."""
     if records.labels.ndim == 2:
         raise DataError("images with several classes do not fit a folder per class; convert to shards")
-    names = [name.replace("/", "_").strip(". ") or "class" for name in records.class_names]
+    names = [printable(name).replace("/", "_").strip(". ") or "class" for name in records.class_names]
     if sorted(set(names)) != names:
         names = [f"{number:05d} {name}" for number, name in enumerate(names)]
     for sample in samples:

@@ -30,7 +30,7 @@ from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecord
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.duplicates import equal_images
 from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
-from isoflop.data.quarantine import Note, printable, why
+from isoflop.data.quarantine import Note, why
 from isoflop.data.records import Part, Records
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, array_statistics, decoded_images
@@ -44,7 +44,7 @@ from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.data.sources.published import PUBLISHED
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.sources.table import TableRecords
-from isoflop.errors import DataError, DataNotice, did_you_mean
+from isoflop.errors import DataError, DataNotice, did_you_mean, printable
 
 _LARGEST_DECODED_ONCE = 64  # px
 _MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and gigabytes

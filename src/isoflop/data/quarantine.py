@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.data.keyed import derive_key, words
-from isoflop.errors import DataError
+from isoflop.errors import DataError, printable
 from isoflop.runs.files import write_atomically
 
 REPLACEMENTS = 16
@@ -48,11 +48,6 @@ class Note(NamedTuple):
             return printable(self.what)
         shown = [printable(name) for name in self.names[:most]] + ["…"] * (self.total > min(most, len(self.names)))
         return f"{printable(self.what)} left out: {self.total:,}" + (f" ({', '.join(shown)})" if most else "")
-
-
-def printable(text: str) -> str:
-    """`text` with everything that is not a character of one line escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def why(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import stat
 import time
 import unicodedata
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from isoflop.data.cache import content_hash
 from isoflop.data.decode import DamagedImage
-from isoflop.data.quarantine import Damage, Note, printable, why
-from isoflop.errors import DataError
+from isoflop.data.quarantine import Damage, Note, why
+from isoflop.errors import DataError, printable
 
 Part = Literal["train", "test"]
 """The parts in which data sets are stored; what is held out is taken from the first."""
@@ -112,6 +113,31 @@ def number_names(largest: int, where: str) -> tuple[str, ...]:
     if largest >= MOST_CLASSES:
         raise DataError(f"{where}: label {largest} is no class number; they are below {MOST_CLASSES:,}")
     return tuple(str(c) for c in range(largest + 1))
+
+
+def class_lines(names: Iterable[str], where: Path | str) -> str:
+    """The content of a `classes.txt`, a name a line. Raises DataError for a name that would come back as another."""
+    for name in names:
+        if name != name.strip() or not name or re.search(r"[\n\r]", name):
+            raise DataError(
+                f"{where}: the class `{printable(name)}` cannot be told in classes.txt, which has a name a line: "
+                "rename it (no line break, no blank at an end, not empty)"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: the class `{printable(name)}` is no Unicode text: rename it") from error
+    return "".join(f"{name}\n" for name in names)
+
+
+def read_class_lines(text: str, where: Path | str) -> tuple[str, ...]:
+    """The names in a `classes.txt`. Raises DataError for a line without a name: all after it would be numbered anew."""
+    names = [line.strip() for line in re.split(r"\r\n|\n|\r", text.removeprefix("\ufeff"))]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(f"{where}: line {names.index('') + 1} has no name; classes are numbered by their lines")
+    return tuple(names)
 
 
 def are_numbers(names: tuple[str, ...]) -> bool:

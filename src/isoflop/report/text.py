@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.errors import printable
 from isoflop.laws.checks import tells_nothing
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -76,16 +78,31 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 def escape(value: object) -> str:
     """`value` as text of an HTML element or of a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    return html.escape(printable(str(value), kept="\n\t"), quote=True)
+
+
+def markdown_text(value: object) -> str:
+    """`value` as plain text of one line of Markdown: no link, no markup, no HTML, no cell of a table ends in it."""
+    return re.sub(r"([\\`*\[\]<>|&~$])", r"\\\1", printable(str(value)))
+
+
+def markdown_code(value: object) -> str:
+    """`value` as code within a line of Markdown, whatever backticks it has."""
+    text = printable(str(value)).replace("|", "\\x7c")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    blank = " " if "`" in text or text != text.strip() or not text else ""
+    return f"{fence}{blank}{text}{blank}{fence}"
 
 
 def script_json(value: Any) -> str:
     """`value` as JSON that may stand inside a `<script>` element, whatever strings it holds.
 
     HTML ends a script at `</script` and changes its mind about one at `<!--`; older JavaScript ends a line at
-    U+2028 and U+2029. All of them, and `&`, are written as escapes that JSON reads back as themselves.
+    U+2028 and U+2029, and half a surrogate pair is no UTF-8. All of them, `&`, and whatever else is not printable, are
+    written as escapes that JSON reads back as themselves.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    text = text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

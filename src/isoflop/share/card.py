@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import CheckpointError
+from isoflop.report.text import markdown_code, markdown_text
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
 from isoflop.train.price import train_flops_per_image
@@ -46,7 +47,7 @@ def model_card(subject: Subject, format: str, agreement: str, licence: str | Non
     """Markdown with the front matter that model hubs read; of local paths only the last name."""
     parts = [
         _front_matter(subject, format, licence),
-        f"# {subject.name}\n",
+        f"# {markdown_text(subject.name)}\n",
         _model(subject),
         f"## Use\n\n{USES[format]}\n\n{agreement}\n",
         _preparation(subject),
@@ -82,10 +83,11 @@ def _model(subject: Subject) -> str:
         **description.options,
     )
     height, width = description.image_size
-    changed = ", ".join(f"{name} = {_short(value)}" for name, value in description.options.items())
+    changed = ", ".join(markdown_text(f"{name} = {_short(value)}") for name, value in description.options.items())
     gives = f"{description.num_classes} logits" if subject.classifies else f"{model.num_features} features, no logits"
     return (
-        f"isoflop's `{description.preset}`{f' with {changed}' if changed else ''}: {counted.parameters:,} parameters, "
+        f"isoflop's {markdown_code(description.preset)}{f' with {changed}' if changed else ''}: "
+        f"{counted.parameters:,} parameters, "
         f"{counted.flops:,} FLOPs forward for an image of {height}x{width} pixels and {description.channels} channels; "
         f"{gives}.\n"
     )
@@ -105,7 +107,8 @@ def _training(subject: Subject) -> Iterator[str]:
     status = read_status(run)
     unique = "which never repeat" if data.images is None else f"of {data.images:,} different ones"
     lines = [
-        f"- Source: `{data.uri}` (fingerprint `{data.fingerprint}`), {data.num_classes} classes.",
+        f"- Source: {markdown_code(data.uri)} (fingerprint {markdown_code(data.fingerprint)}), "
+        f"{data.num_classes} classes.",
         f"- Training saw {config.images:,} images, {unique}, at {config.data.image_size} px; augmentation "
         f"`{config.data.augment}`.",
         f"- Held out, and never trained on: at most {config.data.heldout:,} images, chosen by seed {config.data.seed}.",
@@ -131,7 +134,8 @@ def _compute(subject: Subject) -> Iterator[str]:
     last = next((row for row in reversed(read_journal(run)) if "device_hours" in row), {})
     environment = _json(run / "env.json")
     if last:
-        yield f"- {last['device_hours']:.3g} device-hours, measured, on {environment.get('device', 'a device')}."
+        device = markdown_text(environment.get("device", "a device"))
+        yield f"- {last['device_hours']:.3g} device-hours, measured, on {device}."
         watts = "the data sheet's watts" if environment.get("device") != "cpu" else "100 W, assumed of a CPU,"
         yield f"- {last['energy_kwh']:.3g} kWh, estimated: {watts} times the hours, nothing for hosts and cooling."
 
@@ -144,7 +148,8 @@ def _study(subject: Subject) -> Iterator[str]:
     found, final = answer["families"][family], answer.get("finals", {}).get(family, {})
     low, high = found["interval"]
     lines = [
-        f"- It is the answer of a study for {answer['target_flops']:.3g} training FLOPs, of the family `{family}`.",
+        f"- It is the answer of a study for {answer['target_flops']:.3g} training FLOPs, of the family "
+        f"{markdown_code(family)}.",
         f"- Before it was trained, the law predicted {found['predicted_loss']:.4g}, {100 * found['level']:.0f} % "
         f"interval {low:.4g}–{high:.4g}"
         + (
@@ -205,10 +210,14 @@ def _provenance(subject: Subject) -> str:
     if subject.run is not None:
         environment, identity = _json(subject.run / "env.json"), _json(subject.run / "identity.json")
         names = [name for name in ("isoflop", "torch", "python") if name in environment]
-        versions = ", ".join(f"{name} {environment[name]}" for name in names)
+        versions = markdown_text(", ".join(f"{name} {environment[name]}" for name in names))
         run = identity.get("run", subject.name)
-        lines.append(f"- Run `{run}`, the hash of its configuration; trained with {versions}.")
-    lines += [f"- {name}: {_short(value)}" for name, value in subject.description.origin.items() if value is not None]
+        lines.append(f"- Run {markdown_code(run)}, the hash of its configuration; trained with {versions}.")
+    lines += [
+        f"- {markdown_text(name)}: {markdown_text(_short(value))}"
+        for name, value in subject.description.origin.items()
+        if value is not None
+    ]
     return "## Provenance\n\n" + "\n".join(lines) + "\n"
 
 

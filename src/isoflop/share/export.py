@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def export(checkpoint: str, format: str, output: Path, *, licence: str | None = 
     Raises ConfigError for an unknown format or a package that is missing, CheckpointError for what is no checkpoint or
     cannot be written, ModelError where the format has no such model; `output` is then not there.
     """
+    if licence is not None and not re.fullmatch(r"[\w.+() -]+", licence):
+        raise ConfigError(f"`--licence` is an SPDX identifier (`apache-2.0`), not {licence!r}")
     if format not in FORMATS:
         raise ConfigError(f"`--to` is one of {', '.join(FORMATS)}, not {format!r}")
     with whole_folder(output) as folder:

@@ -8,6 +8,7 @@ from typing import Any
 
 from isoflop.config import TransferConfig
 from isoflop.errors import CheckpointError
+from isoflop.report.text import markdown_text
 from isoflop.runs.files import write_json
 
 HEAD = "| backbone | data | protocol | shots | accuracy (%) | 95 % interval | seeds |\n|---|---|---|---|---|---|---|\n"
@@ -36,5 +37,5 @@ def markdown_row(row: Mapping[str, Any]) -> str:
     """One line of that table."""
     interval = f"{100 * row['interval'][0]:.1f} – {100 * row['interval'][1]:.1f}" if row.get("interval") else ""
     cells = (row["name"], row["dataset"], row["protocol"], row["shots"] or "all", f"{100 * row['accuracy_mean']:.1f}")
-    text = (str(cell).replace("|", "\\|") for cell in (*cells, interval, row["seeds"]))
+    text = (markdown_text(cell) for cell in (*cells, interval, row["seeds"]))
     return f"| {' | '.join(text)} |\n"

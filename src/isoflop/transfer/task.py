@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.data import Source, Split, Subset, labels_of, open_source
-from isoflop.data.quarantine import printable
 from isoflop.data.records import are_numbers
-from isoflop.errors import DataError, DataNotice
+from isoflop.errors import DataError, DataNotice, printable
 from isoflop.transfer.backbones import Pretrained
 
 Indices = NDArray[np.int64]

@@ -21,7 +21,7 @@ from isoflop.data.decode import DamagedImage
 from isoflop.data.dense.objects import IGNORED, Task
 from isoflop.data.dense.pictures import read_map, read_picture
 from isoflop.data.quarantine import Note
-from isoflop.data.records import Part, fingerprint_images, read_image_file
+from isoflop.data.records import Part, fingerprint_images, read_class_lines, read_image_file
 from isoflop.errors import DataError
 
 _PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "val", "validation")}
@@ -113,14 +113,13 @@ def _class_names(folder: Path, classes: int | None) -> tuple[str, ...]:
     if classes is None and not listed.is_file():
         raise DataError(f"{folder}: how many classes there are is not known: give `classes=N`, or write classes.txt")
     try:
-        lines = listed.read_text(encoding="utf-8").split("\n") if listed.is_file() else []
+        names = read_class_lines(listed.read_text(encoding="utf-8"), listed) if listed.is_file() else ()
     except UnicodeDecodeError as error:
         raise DataError(f"{listed}: not UTF-8 text ({error})") from error
-    names = [line.strip() for line in lines if line.strip()]
     if classes is None:
         if not 1 <= len(names) <= IGNORED:
             raise DataError(f"{listed}: {len(names)} classes; maps of bytes have 1 to {IGNORED}")
-        return tuple(names)
+        return names
     if not 1 <= classes <= IGNORED:
         raise DataError(f"{folder}: classes={classes}; maps of bytes have 1 to {IGNORED}")
     return tuple(names[k] if k < len(names) else f"class {k}" for k in range(classes))

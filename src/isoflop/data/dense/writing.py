@@ -13,6 +13,7 @@ from PIL import Image
 from isoflop.data.dense.objects import Objects
 from isoflop.data.dense.run_lengths import run_lengths
 from isoflop.data.dense.scenes import SceneRecords, class_map
+from isoflop.data.records import class_lines
 from isoflop.data.source import Split
 from isoflop.errors import DataError
 
@@ -60,7 +61,9 @@ def write_scenes(
             categories = [{"id": c + 1, "name": name} for c, name in enumerate(records.class_names)]
             found = {"images": entries, "annotations": annotations, "categories": categories}
             (folder / f"{part}.json").write_text(json.dumps(found), encoding="utf-8")
-            (folder / "classes.txt").write_text("\n".join(["background", *records.class_names, ""]), encoding="utf-8")
+            (folder / "classes.txt").write_text(
+                class_lines(["background", *records.class_names], folder), encoding="utf-8"
+            )
     except OSError as error:
         raise DataError(f"{folder}: cannot write here: {error.strerror}") from error
 

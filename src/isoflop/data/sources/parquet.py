@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
 from isoflop.data.keyed import derive_key
-from isoflop.data.quarantine import Note, printable
+from isoflop.data.quarantine import Note
 from isoflop.data.records import (
     TEST_NAMES,
     Labels,
@@ -32,7 +32,7 @@ from isoflop.data.records import (
     number_names,
 )
 from isoflop.data.sources.parquet_images import ParquetImages, reading
-from isoflop.errors import DataError
+from isoflop.errors import DataError, printable
 
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from isoflop.data.cache import cache_directory, content_hash, is_whole, kept, opened, publish, signature
 from isoflop.data.keyed import derive_key
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, as_in_training, fingerprint_files
+from isoflop.data.records import TEST_NAMES, Labels, Part, as_in_training, fingerprint_files, read_class_lines
 from isoflop.data.shard_cache import ShardCache, reaching, remote_sign
 from isoflop.data.tar_index import RECORD, index_tar, resolve_labels
 from isoflop.errors import DataError
@@ -359,7 +359,7 @@ class ShardRecords:
         url = os.path.join(os.path.dirname(self._urls[0]), "classes.txt")
         try:
             with fsspec.open(url, "rt", encoding="utf-8") as file:
-                return tuple(line.strip() for line in file if line.strip())
+                return read_class_lines(file.read(), url)
         except OSError:
             return ()
         except UnicodeDecodeError as error:

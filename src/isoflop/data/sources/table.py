@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.config.nearest import nearest_path
-from isoflop.data.quarantine import Note, printable
+from isoflop.data.quarantine import Note
 from isoflop.data.records import (
     TEST_NAMES,
     Labels,
@@ -28,7 +28,7 @@ from isoflop.data.records import (
     notes_on_names,
     read_image_file,
 )
-from isoflop.errors import DataError
+from isoflop.errors import DataError, printable
 
 _SEPARATOR = "|"  # of several classes in a cell
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of cells
