@@ -1,5 +1,7 @@
 """The exceptions that isoflop raises on purpose: each message is one line that says what, where and what to do."""
 
+import json
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -18,11 +20,17 @@ def printable(text: str, kept: str = "") -> str:
     Names of classes, files and columns come from strangers: an escape sequence in one would move a terminal's cursor or
     set its title, a line break would forge a line, a mark of direction turns round what stands beside it.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c in kept else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
+
+    def escaped(found: re.Match[str]) -> str:
+        c = found[0]
+        return c if c.isprintable() or c in kept else c.encode("unicode_escape", "surrogatepass").decode()
+
+    return text if text.isprintable() else re.sub(r"[^ -~]", escaped, text)
+
+
+def escaped_json(text: str) -> str:
+    """JSON that says the same as `text` and is printable, line breaks between its values aside."""
+    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 
 class IsoflopError(Exception):

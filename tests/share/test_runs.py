@@ -110,7 +110,8 @@ def test_a_run_of_a_study_brings_what_the_law_said_of_it(run: Path, tmp_path: Pa
     (tmp_path / "study" / "answer.json").write_text(json.dumps(answer))
     export(str(moved), "safetensors", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "predicted 2.5, 90 % interval 2.25–2.75; probability that its family is the best of the study: 0.80" in card
+    assert "predicted 2.5, 90 % interval 2.25–2.75; probability that its family is the best of those that tr" in card
+    assert "trained: 0.80" in card
     assert "Measured: 2.8, outside of the interval" in card
     assert "| vit | digits | ridge | 5 | 50.0 |" in card
     assert "other" not in card

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.streams import outlast_output
+from isoflop.errors import escaped_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
@@ -23,8 +24,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def json_text(document: Any) -> str:
     """`document` as JSON whose text is readable, and escaped where it is not printable."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return escaped_json(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from isoflop.data.dense.objects import IGNORED, DenseRecords
 from isoflop.data.dense.source import picture_with_truth
 from isoflop.data.duplicates import digests_of, pixel_digest
 from isoflop.data.opening import DENSE, open_dense_records, open_records, parse_uri
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note, printable
+from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
 from isoflop.data.records import Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords
-from isoflop.errors import DataError
+from isoflop.errors import DataError, printable
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is"""

@@ -100,7 +100,7 @@ def read_description(config: dict[str, Any], where: Path | str) -> Description |
             class_names=found["class_names"],
             origin=found["origin"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: its config.json does not describe a model: {error!r}") from error
 
 

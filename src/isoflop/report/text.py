@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from isoflop.errors import printable
+from isoflop.errors import escaped_json, printable
 from isoflop.laws.checks import tells_nothing
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -101,8 +101,7 @@ def script_json(value: Any) -> str:
     U+2028 and U+2029, and half a surrogate pair is no UTF-8. All of them, `&`, and whatever else is not printable, are
     written as escapes that JSON reads back as themselves.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    text = escaped_json(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
