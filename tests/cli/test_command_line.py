@@ -121,7 +121,7 @@ def test_an_unknown_model_is_told_with_the_place_that_names_it(
     assert "vit_w16p" in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
-    assert isoflop(capsys, "train", run_file, "model.colour=3")[2].startswith("error: run.toml:6: ")
+    assert isoflop(capsys, "train", run_file, "model.colour=3")[2].startswith("error: command line: ")
 
 
 def test_train_trains_and_a_second_time_has_nothing_left_to_do(
