@@ -1,7 +1,5 @@
 """The exceptions that isoflop raises on purpose: each message is one line that says what, where and what to do."""
 
-import json
-import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -12,25 +10,6 @@ def did_you_mean(
     """` - did you mean `x`?` for the known word that is nearest, as it is `written`; nothing where none is near."""
     near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" - did you mean `{written(near[0])}`?" if near else ""
-
-
-def printable(text: str, kept: str = "") -> str:
-    """`text` with everything escaped that is not a character of one line, except those in `kept`.
-
-    Names of classes, files and columns come from strangers: an escape sequence in one would move a terminal's cursor or
-    set its title, a line break would forge a line, a mark of direction turns round what stands beside it.
-    """
-
-    def escaped(found: re.Match[str]) -> str:
-        c = found[0]
-        return c if c.isprintable() or c in kept else c.encode("unicode_escape", "surrogatepass").decode()
-
-    return text if text.isprintable() else re.sub(r"[^ -~]", escaped, text)
-
-
-def escaped_json(text: str) -> str:
-    """JSON that says the same as `text` and is printable, line breaks between its values aside."""
-    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 
 class IsoflopError(Exception):

@@ -16,8 +16,9 @@ from isoflop.cli.streams import guard_streams, over_the_line
 from isoflop.cli.tables import print_table
 from isoflop.data import open_source
 from isoflop.data.records import class_lines, read_class_lines
-from isoflop.errors import DataError, printable
-from isoflop.report.text import escape, markdown_code, markdown_text, script_json
+from isoflop.errors import DataError
+from isoflop.escapes import markdown_code, markdown_text, printable
+from isoflop.report.text import escape, script_json
 from tests.cli.lines import isoflop
 
 TITLE = "\x1b]0;owned\x07"

@@ -14,7 +14,8 @@ from isoflop.cli import config, data, doctor, fit, inspect, models, predict, rep
 from isoflop.cli.groups import group, help_when_alone
 from isoflop.cli.output import print_json
 from isoflop.cli.streams import guard_streams, lost_output
-from isoflop.errors import IsoflopError, printable
+from isoflop.errors import IsoflopError
+from isoflop.escapes import printable
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.streams import outlast_output
-from isoflop.errors import escaped_json
+from isoflop.escapes import escaped_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from isoflop.errors import printable
+from isoflop.escapes import printable
 
 _SPELT = "–=- −=- —=- ×=x ·=. …=... →=-> ½=1/2 ¼=1/4 ⅛=1/8 ²=^2 √=sqrt α=alpha β=beta μ=mu µ=mu ’=' ≈=~ █=#"
 _PLAIN = dict(pair.split("=") for pair in _SPELT.split()) | {"≤": "<=", "≥": ">=", "±": "+/-", "“": '"', "”": '"'}

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from isoflop.cli.streams import rich_stream
-from isoflop.errors import printable
+from isoflop.escapes import printable
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

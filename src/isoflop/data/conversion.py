@@ -18,7 +18,8 @@ from isoflop.data.order import permute
 from isoflop.data.quarantine import Damage
 from isoflop.data.records import Part, Records, class_lines, read_surely
 from isoflop.data.sources.shards import ShardRecords, list_shards
-from isoflop.errors import DataError, printable
+from isoflop.errors import DataError
+from isoflop.escapes import printable
 from isoflop.runs.files import replacing
 
 

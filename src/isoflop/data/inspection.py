@@ -22,7 +22,8 @@ from isoflop.data.opening import DENSE, open_dense_records, open_records, parse_
 from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
 from isoflop.data.records import Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords
-from isoflop.errors import DataError, printable
+from isoflop.errors import DataError
+from isoflop.escapes import printable
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is"""

@@ -44,7 +44,8 @@ from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.data.sources.published import PUBLISHED
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.sources.table import TableRecords
-from isoflop.errors import DataError, DataNotice, did_you_mean, printable
+from isoflop.errors import DataError, DataNotice, did_you_mean
+from isoflop.escapes import printable
 
 _LARGEST_DECODED_ONCE = 64  # px
 _MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and gigabytes

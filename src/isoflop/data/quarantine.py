@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.data.keyed import derive_key, words
-from isoflop.errors import DataError, printable
+from isoflop.errors import DataError
+from isoflop.escapes import printable
 from isoflop.runs.files import write_atomically
 
 REPLACEMENTS = 16

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from isoflop.data.cache import content_hash
 from isoflop.data.decode import DamagedImage
 from isoflop.data.quarantine import Damage, Note, why
-from isoflop.errors import DataError, printable
+from isoflop.errors import DataError
+from isoflop.escapes import printable
 
 Part = Literal["train", "test"]
 """The parts in which data sets are stored; what is held out is taken from the first."""

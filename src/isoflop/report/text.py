@@ -5,11 +5,10 @@ from __future__ import annotations
 import html
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from isoflop.errors import escaped_json, printable
+from isoflop.escapes import escaped_json, printable
 from isoflop.laws.checks import tells_nothing
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -79,19 +78,6 @@ def time_unit(seconds: float) -> tuple[float, str]:
 def escape(value: object) -> str:
     """`value` as text of an HTML element or of a quoted attribute."""
     return html.escape(printable(str(value), kept="\n\t"), quote=True)
-
-
-def markdown_text(value: object) -> str:
-    """`value` as plain text of one line of Markdown: no link, no markup, no HTML, no cell of a table ends in it."""
-    return re.sub(r"([\\`*\[\]<>|&~$])", r"\\\1", printable(str(value)))
-
-
-def markdown_code(value: object) -> str:
-    """`value` as code within a line of Markdown, whatever backticks it has."""
-    text = printable(str(value)).replace("|", "\\x7c")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    blank = " " if "`" in text or text != text.strip() or not text else ""
-    return f"{fence}{blank}{text}{blank}{fence}"
 
 
 def script_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import CheckpointError
-from isoflop.report.text import markdown_code, markdown_text
+from isoflop.escapes import markdown_code, markdown_text
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
 from isoflop.train.price import train_flops_per_image

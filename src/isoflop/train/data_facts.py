@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from isoflop.data import Source
 from isoflop.data.records import are_numbers
-from isoflop.errors import CheckpointError, DataError, printable
+from isoflop.errors import CheckpointError, DataError
+from isoflop.escapes import printable
 from isoflop.models.saved import read_description
 from isoflop.runs.files import write_json
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from isoflop.config import TransferConfig
 from isoflop.errors import CheckpointError
-from isoflop.report.text import markdown_text
+from isoflop.escapes import markdown_text
 from isoflop.runs.files import write_json
 
 HEAD = "| backbone | data | protocol | shots | accuracy (%) | 95 % interval | seeds |\n|---|---|---|---|---|---|---|\n"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from isoflop.data import Source, Split, Subset, labels_of, open_source
 from isoflop.data.records import are_numbers
-from isoflop.errors import DataError, DataNotice, printable
+from isoflop.errors import DataError, DataNotice
+from isoflop.escapes import printable
 from isoflop.transfer.backbones import Pretrained
 
 Indices = NDArray[np.int64]

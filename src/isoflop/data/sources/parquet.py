@@ -32,7 +32,8 @@ from isoflop.data.records import (
     number_names,
 )
 from isoflop.data.sources.parquet_images import ParquetImages, reading
-from isoflop.errors import DataError, printable
+from isoflop.errors import DataError
+from isoflop.escapes import printable
 
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")

@@ -28,7 +28,8 @@ from isoflop.data.records import (
     notes_on_names,
     read_image_file,
 )
-from isoflop.errors import DataError, printable
+from isoflop.errors import DataError
+from isoflop.escapes import printable
 
 _SEPARATOR = "|"  # of several classes in a cell
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of cells
