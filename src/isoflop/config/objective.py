@@ -61,7 +61,7 @@ class DistilledConfig(Table):
     """What imitates: a distillation token with a head of its own, or the same logits that learn the labels."""
     share: Fraction = 0.5
     """Weight of the teacher in the loss; the labels have the rest. Left out, 0.5 for hard and 0.1 for soft imitation
-    (section 5.2 of the paper)."""
+    (section 6 of the paper)."""
     temperature: Positive = 3.0
     """Softens both sides of a soft imitation."""
 

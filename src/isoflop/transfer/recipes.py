@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isoflop.models import Backbone
+from isoflop.models.positions import SINCOS
 
 Run = dict[str, Any]
 
@@ -110,11 +111,12 @@ def mae(images: int, backbone: Backbone) -> Recipe:
     """End-to-end fine-tuning of the masked autoencoders (arXiv 2111.06377, table 9): AdamW with layer decay."""
     epochs, rate, decay, drop_path = next(row for width, row in _MAE if backbone.num_features >= width)
     batch = min(1024, images)
+    has_sines = getattr(getattr(backbone, "config", None), "positions", None) in SINCOS  # trained from here on
     return Recipe(
         {
             "steps": max(1, round(epochs * images / batch)),
             "batch_size": batch,
-            "data": {"augment": "deit", "mixup": 0.8, "cutmix": 1.0},
+            "data": {"augment": "deit", "interpolation": "bicubic", "mixup": 0.8, "cutmix": 1.0},
             "optim": {
                 "name": "adamw",
                 "betas": (0.9, 0.999),
@@ -124,9 +126,9 @@ def mae(images: int, backbone: Backbone) -> Recipe:
                 "clip": "none",
                 "learning_rate": rate * batch / 256,
             },
-            "schedule": {"name": "cosine", "warmup": round(5 * images / batch)},
+            "schedule": {"name": "cosine", "warmup": round(5 * images / batch), "floor": 1e-6 / (rate * batch / 256)},
         },
-        model={"drop_path": drop_path},
+        model={"drop_path": drop_path, **({"positions": "learned"} if has_sines else {})},
     )
 
 
