@@ -10,8 +10,9 @@ from pathlib import Path
 
 from isoflop.config import load_run
 from isoflop.train.accelerators import ACCELERATORS
-from isoflop.train.forecast import UTILISATION, workload
+from isoflop.train.forecast import workload
 from isoflop.train.scaling import (
+    MATRIX_SHARE,
     Layout,
     Workload,
     checkpoint_bytes,
@@ -63,7 +64,7 @@ def _by_devices(work: Workload) -> str:
         for sharding in ("none", "full", "hybrid"):
             layout = Layout(devices, BATCH, sharding, DEVICE_BATCH)
             needs, sent = memory(work, layout), communication(work, layout, H100)
-            step = step_time(work, layout, H100, UTILISATION)
+            step = step_time(work, layout, H100, MATRIX_SHARE)
             rows.append(
                 (
                     f"{devices:,}",
