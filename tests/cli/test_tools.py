@@ -187,7 +187,7 @@ def test_watch_serves_a_study_until_it_is_interrupted(capsys: pytest.CaptureFixt
         assert told["url"].startswith("http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
         try:
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate()
         finally:
             process.kill()
     assert (process.returncode, err) == (0, "")

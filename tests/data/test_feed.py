@@ -1,6 +1,6 @@
 """Feeding a device: the same batches, in order, and the time that the run waits for them."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,18 +31,17 @@ def test_a_feed_to_a_gpu_hands_out_the_same_batches_in_order() -> None:
     check_feed(torch.device("cuda"))
 
 
-def test_the_meter_counts_the_time_spent_waiting_and_no_other() -> None:
+def test_the_meter_counts_the_time_spent_waiting_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("isoflop.data.feed.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     source = open_source("digits", split="train", image_size=16)
 
     def slow():  # type: ignore[no-untyped-def]
         for batch in batches(source, seed=0, batch_size=8, start_step=0, stop_step=5):
-            time.sleep(0.04)
+            clock[0] += 0.25
             yield batch
 
     feed = Feed(slow(), torch.device("cpu"))
-    began = time.perf_counter()
     for _ in feed:
-        time.sleep(0.1)
-    elapsed = time.perf_counter() - began
-    assert feed.seconds_waiting >= 0.19
-    assert elapsed - feed.seconds_waiting >= 0.49
+        clock[0] += 1.0
+    assert (feed.seconds_waiting, clock[0]) == (1.25, 6.25)

@@ -8,7 +8,7 @@ import pytest
 from isoflop.config import RunConfig
 from isoflop.train import read_journal, train
 from tests.dense.small import BACKBONES
-from tests.promises.chaos import join, kill, run_config, start_ranks, wait_for
+from tests.promises.chaos import EVERY_STEP, Blow, join, kill_after, run_config, start_ranks
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "mask_rcnn": {"name": "detect", "head": "mask_rcnn", "width": 16, "proposals": 32, "samples": 32, "anchor": 4},
@@ -35,7 +35,7 @@ def short(head: str, **parallel: Any) -> RunConfig:
             "augment": "large_scale_jitter",
         },
         evaluation={"batch_size": 2},
-        checkpoint={"every_seconds": 0.01},
+        checkpoint=EVERY_STEP,
         parallel=parallel,
     )
 
@@ -65,11 +65,8 @@ def test_a_batch_in_parts_has_the_losses_of_the_whole(head: str, tmp_path: Path)
 def test_two_ranks_have_the_losses_of_one_and_go_on_exactly_after_a_kill(head: str, tmp_path: Path) -> None:
     train(short(head), tmp_path / "alone")
     for name in ("whole", "killed"):
-        processes = start_ranks(short(head), tmp_path / name, 2)
         if name == "killed":
-            wait_for(tmp_path / name, 2)
-            kill(processes)
-            processes = start_ranks(short(head), tmp_path / name, 2)
-        assert set(join(processes)) == {0}
+            kill_after(short(head), tmp_path / name, 2, Blow(3))
+        assert set(join(start_ranks(short(head), tmp_path / name, 2))) == {0}
     assert journal(tmp_path / "killed") == journal(tmp_path / "whole")
     agree(tmp_path / "whole", tmp_path / "alone")

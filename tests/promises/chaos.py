@@ -1,4 +1,7 @@
-"""Runs that are killed, stopped and starved: real processes, real signals, random moments."""
+"""Runs that are killed, stopped and starved: real processes, real signals, random moments.
+
+A moment is a step and a change to the file system that a process has made, never a time.
+"""
 
 import contextlib
 import itertools
@@ -8,7 +11,8 @@ import random
 import signal
 import socket
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,47 @@ def run_config(**changes: Any) -> RunConfig:
     return parse({**values, **changes}, RunConfig)
 
 
+EVERY_STEP = {"every_seconds": 1e-6}  # a checkpoint after each step, on a machine of any speed
+CHANGES = frozenset({"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"})
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Blow:
+    """A signal that a process sends to itself: after so many steps of its own, and then so many changes to files.
+
+    The last of these changes does not happen. Of several ranks, the one of this number is hit.
+    """
+
+    steps: int
+    files: int = 0
+    number: signal.Signals = signal.SIGKILL
+    rank: int = 0
+
+    def awaited(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """What a run may ask at each step in the place of `stop`, for this blow to fall."""
+        asked, left = 0, self.files
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event not in CHANGES and not (event == "open" and (arguments[2] or 0) & WRITES):
+                return
+            if left > 0 and (asked > self.steps or self.steps == 0):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), self.number)
+
+        def count() -> bool:
+            nonlocal asked
+            if asked == self.steps and self.files == 0:
+                os.kill(os.getpid(), self.number)
+            asked += 1
+            return stop()
+
+        sys.addaudithook(hook)
+        return count
+
+
 class Poisoned(Supervised):
     """Supervised learning in which a share of the samples spoils the loss of its batch: times `factor`, or NaN."""
 
@@ -61,7 +106,9 @@ def poisoned(objective: Supervised, share: float, factor: float) -> Supervised:
     return objective
 
 
-def train_in(config: dict[str, Any], directory: str, trunk: str | None, environment: dict[str, str]) -> None:
+def train_in(
+    config: dict[str, Any], directory: str, trunk: str | None, environment: dict[str, str], blow: Blow | None
+) -> None:
     """The body of a training process."""
     import torch
 
@@ -74,13 +121,16 @@ def train_in(config: dict[str, Any], directory: str, trunk: str | None, environm
         build = loop.build_objective
         loop.build_objective = lambda config, source: poisoned(build(config, source), share, factor)
     with asked_to_stop() as stop:
-        result = train(parse(config, RunConfig), Path(directory), trunk=Path(trunk) if trunk else None, stop=stop)
+        asked = blow.awaited(stop) if blow else stop
+        result = train(parse(config, RunConfig), Path(directory), trunk=Path(trunk) if trunk else None, stop=asked)
     sys.exit(PREEMPTED if result.state == "preempted" else 0)
 
 
-def start(config: RunConfig, directory: Path, trunk: Path | None = None, **environment: str) -> Any:
+def start(
+    config: RunConfig, directory: Path, trunk: Path | None = None, blow: Blow | None = None, **environment: str
+) -> Any:
     """A process that trains `config` in `directory`."""
-    arguments = (config.model_dump(mode="json"), str(directory), str(trunk) if trunk else None, environment)
+    arguments = (config.model_dump(mode="json"), str(directory), str(trunk) if trunk else None, environment, blow)
     process = SERVER.Process(target=train_in, args=arguments)
     process.start()
     return process
@@ -95,78 +145,65 @@ def free_port() -> int:
             return port
 
 
-def start_ranks(config: RunConfig, directory: Path, world: int, **environment: str) -> list[Any]:
+def start_ranks(
+    config: RunConfig, directory: Path, world: int, blow: Blow | None = None, **environment: str
+) -> list[Any]:
     """The processes of `world` ranks, as torchrun would start them."""
     if world == 1:
-        return [start(config, directory, **environment)]
+        return [start(config, directory, blow=blow, **environment)]
     common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common = {name: str(value) for name, value in common.items()} | environment
-    return [start(config, directory, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world)]
+    blows = {blow.rank: blow} if blow else {}
+    return [
+        start(config, directory, blow=blows.get(rank), RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank in range(world)
+    ]
 
 
-def join(processes: list[Any], timeout: float = 900) -> list[int]:
+def join(processes: list[Any]) -> list[int]:
     """The exit statuses of `processes` once all have ended."""
     for process in processes:
-        process.join(timeout)
-        assert process.exitcode is not None, "a process does not end"
+        process.join()
     return [process.exitcode for process in processes]
 
 
 def kill(processes: list[Any]) -> None:
-    """SIGKILL for all that live."""
+    """SIGKILL for all that live, or are stopped."""
     for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     join(processes)
 
 
-def wait_for(directory: Path, steps: int, timeout: float = 300) -> None:
-    """Returns when a checkpoint of at least so many steps is there."""
-    from isoflop.train.checkpoints import saved_steps
-
-    deadline = time.monotonic() + timeout
-    while not (saved := saved_steps(directory / "checkpoints")) or saved[0] < steps:
-        assert time.monotonic() < deadline, f"no checkpoint of {steps} steps in {directory}"
-        time.sleep(0.005)
-
-
-def _nothing() -> None: ...
-
-
-def warm_up() -> None:
-    """Starts the server from which processes fork, so that later times are those of training."""
-    process = SERVER.Process(target=_nothing)
-    process.start()
-    process.join()
+def kill_after(config: RunConfig, directory: Path, world: int, blow: Blow, **environment: str) -> None:
+    """Starts ranks of which one kills itself; then the others are killed."""
+    ranks = start_ranks(config, directory, world, blow, **environment)
+    assert join(ranks[blow.rank : blow.rank + 1]) == [-signal.SIGKILL]
+    kill(ranks)
 
 
 def train_whole(
     config: RunConfig, directory: Path, trunk: Path | None = None, world: int = 1, **environment: str
-) -> float:
-    """Trains without disturbance; returns the seconds it took."""
-    began = time.monotonic()
+) -> None:
+    """Trains without disturbance."""
     if world == 1:
         processes = [start(config, directory, trunk, **environment)]
     else:
         processes = start_ranks(config, directory, world, **environment)
     assert set(join(processes)) == {0}
-    return time.monotonic() - began
 
 
-def train_under_fire(config: RunConfig, directory: Path, kills: int, seconds: float, chance: random.Random) -> int:
-    """Starts the run and kills it at a random moment within `seconds`, up to `kills` times or until it is done.
+def train_under_fire(config: RunConfig, directory: Path, kills: int, chance: random.Random) -> int:
+    """Starts the run again and again, up to `kills` times or until it is done; each attempt kills itself at a random
+    moment of its first steps, a third of them all at most, or before the first.
 
-    The last attempt is left to finish. Returns how many kills hit a live run.
+    The last attempt is left to finish. Returns how many were killed.
     """
     hits = 0
     while hits < kills and not finished(directory):
-        process = start(config, directory)
-        process.join(timeout=chance.uniform(0.0, seconds))
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            hits += 1
-        process.join()
-        assert process.exitcode in (0, -signal.SIGKILL)
+        steps = chance.choice((0, chance.randint(1, config.steps // 3)))
+        (status,) = join([start(config, directory, blow=Blow(steps, files=chance.randint(0, 20)))])
+        assert status in (0, -signal.SIGKILL)
+        hits += status != 0
     train_whole(config, directory)
     return hits
 

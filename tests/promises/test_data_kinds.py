@@ -18,7 +18,7 @@ from isoflop.train import read_journal, train, verify_ledger
 from isoflop.train.ranks import Ranks
 from isoflop.train.step import Step
 from tests.data.pictures import encoded, picture
-from tests.promises.chaos import train_under_fire, train_whole, warm_up
+from tests.promises.chaos import EVERY_STEP, train_under_fire, train_whole
 
 MIXED = {"mixup": 0.8, "cutmix": 1.0}
 CLASSES = ("cat", "dog", "owl")
@@ -56,7 +56,7 @@ def run_config(place: Path, source: str, **data: Any) -> RunConfig:
         "tensorboard": False,
         "data": {"source": source.replace("PLACE", str(place)), "image_size": 16, "heldout": 9, **data},
         "optim": {"label_smoothing": 0.1},
-        "checkpoint": {"every_seconds": 1e-6},
+        "checkpoint": EVERY_STEP,
     }
     return parse(values, RunConfig)
 
@@ -106,9 +106,8 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(place: Path, tmp_path: Pa
 def test_kills_change_no_bit_of_a_run_on_augmented_and_mixed_jpegs(place: Path, tmp_path: Path) -> None:
     uri, data = KINDS["a folder"]
     config = run_config(place, uri, **data).model_copy(update={"steps": 60})
-    warm_up()
-    seconds = train_whole(config, tmp_path / "calm")
-    hits = train_under_fire(config, tmp_path / "fire", kills=6, seconds=seconds, chance=random.Random(1))
+    train_whole(config, tmp_path / "calm")
+    hits = train_under_fire(config, tmp_path / "fire", kills=6, chance=random.Random(1))
     assert hits
     one, other = (tmp_path / name / "model.safetensors" for name in ("calm", "fire"))
     assert one.read_bytes() == other.read_bytes()

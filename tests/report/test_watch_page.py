@@ -44,6 +44,7 @@ class Visit:
 
     def __init__(self, browser: Any, server: Watch) -> None:
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.page.set_default_timeout(0)  # the time limit of the test is enough
         self.noise: list[str] = []
         self.page.on("console", lambda m: self.noise.append(m.text))
         self.page.on("pageerror", lambda e: self.noise.append(str(e)))
@@ -53,7 +54,7 @@ class Visit:
         self.page.goto(server.url)
 
     def until(self, text: str, where: str = "main") -> None:
-        self.page.locator(where).get_by_text(text).first.wait_for(timeout=60_000)
+        self.page.locator(where).get_by_text(text).first.wait_for()
 
 
 FRONTIER = "document.querySelector('[data-figure=frontier]')"
@@ -80,7 +81,7 @@ def test_the_page_changes_while_the_study_runs(chromium: Any, planted: Any, tmp_
         visit.until("No run of the ladder has finished")
         write_study(tmp_path, rows, planted.curves, 80)
         visit.until("So far: with 6×10¹² FLOPs of training")
-        visit.page.locator("[data-figure=frontier] .cartesianlayer").wait_for(timeout=60_000)
+        visit.page.locator("[data-figure=frontier] .cartesianlayer").wait_for()
         drag(visit, "frontier")
         zoom = visit.page.evaluate(f"{FRONTIER}.layout.yaxis.range")
         visit.page.locator("#runs-table th button", has_text="held-out loss").click()

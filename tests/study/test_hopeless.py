@@ -15,6 +15,7 @@ from isoflop.study.arena import Ledger, Result
 from isoflop.study.belief import Trial
 from isoflop.study.hopeless import TIE, limits, stopped
 from isoflop.train.halfway import SHARE, Limit, halfway
+from tests.study.here import Here
 from tests.study.test_adaptive import ALLOWANCE, BUDGETS, SIZES, arena, planted
 from tests.study.test_study import Listener, toy_study
 
@@ -124,9 +125,9 @@ def test_a_study_with_a_stopped_run_goes_on_after_a_kill_and_comes_out_the_same(
     monkeypatch.setattr(stages, "stopped", lambda trial, loss, *_: Result(trial, 2.5, loss, 0.5, 0.05))
     config = toy_study(tmp_path / "toy", study={"budget": 1.6e10})
     with pytest.raises(Stop):
-        run_study(config, Impatient())
+        run_study(config, Impatient(), executor=Here())
     listener = Listener()
-    document = run_study(config, listener)
+    document = run_study(config, listener, executor=Here())
     rows = Store(config.directory).rows()
     (gone,) = (row for row in rows if row["status"] == "stopped")
     assert gone["stopped_at"] == halfway(gone["steps"])
@@ -139,7 +140,7 @@ def test_a_study_with_a_stopped_run_goes_on_after_a_kill_and_comes_out_the_same(
     assert "stopped halfway as hopeless saved" in (config.directory / "report.html").read_text()
 
     again = Listener()
-    assert run_study(config, again)["families"] == document["families"]
+    assert run_study(config, again, executor=Here())["families"] == document["families"]
     assert again.trained == []
     assert again.stages == listener.stages
     assert Store(config.directory).rows() == rows

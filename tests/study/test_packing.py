@@ -1,7 +1,6 @@
 """Runs of a study that are trained as one: which, and what is left of them when their worker is killed."""
 
-import os
-import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +50,9 @@ def test_large_models_and_masked_ones_and_answers_are_trained_alone(catalogue: C
     assert packs(rung(masked, 8), 1) == {}
 
 
-def test_a_pack_whose_worker_is_killed_ends_as_if_it_had_not_been(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_a_pack_whose_worker_is_killed_ends_as_if_it_had_not_been(
+    catalogue: Catalogue, tmp_path: Path, mortal_workers: Callable[..., None]
+) -> None:
     runs = rung(catalogue, 6)
     together = packs(runs, 1)
 
@@ -65,10 +66,9 @@ def test_a_pack_whose_worker_is_killed_ends_as_if_it_had_not_been(catalogue: Cat
     messages: list[Message] = []
     train_load([task.to_json() for task in tasks(tmp_path / "undisturbed")], messages.append)
     ended, died = {}, set()
+    mortal_workers("")
     with LocalPool(1) as pool:
         for event in pool.run(tasks(tmp_path / "killed")):
-            if event.kind == "progress" and not died:
-                os.kill(pool._alive[0].process.pid, signal.SIGKILL)
             if event.kind == "died":
                 died.add(event.run_id)
             if event.kind == "ended":

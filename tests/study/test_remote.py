@@ -1,8 +1,6 @@
 """Training on other machines: bundles, mail on shared storage, and what becomes of jobs that are lost."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -13,19 +11,14 @@ import pytest
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.study import Store
-from isoflop.study.executors import Event, Task
+from isoflop.study.executors import Task
 from isoflop.study.executors.mail import Mailbox, Sender
 from isoflop.study.executors.remote import bundles, optional, train_remotely
 from isoflop.study.executors.task import loads
 from isoflop.study.planned import Catalogue
 from isoflop.train.run_directory import read_status
+from tests.study import mortal
 from tests.study.test_study import toy_study
-
-SERVE = """
-import sys, pathlib
-from isoflop.study.executors.remote import serve
-serve(sys.argv[1], pathlib.Path(sys.argv[2]))
-"""
 
 
 @dataclass
@@ -45,12 +38,14 @@ class Process:
 
 @dataclass
 class Machines:
-    """Remembers the jobs that were submitted."""
+    """Remembers the jobs that were submitted, which die as `deaths` says."""
 
+    deaths: Path
     jobs: list[Process] = field(default_factory=list)
 
     def submit(self, tasks: str, mail: Path) -> Process:
-        self.jobs.append(Process(subprocess.Popen([sys.executable, "-c", SERVE, tasks, str(mail)])))
+        command = [sys.executable, mortal.__file__, str(self.deaths), tasks, str(mail)]
+        self.jobs.append(Process(subprocess.Popen(command)))
         return self.jobs[-1]
 
 
@@ -88,20 +83,16 @@ def test_mail_is_read_once_and_torn_lines_are_passed_over(tmp_path: Path) -> Non
 
 
 def test_a_lost_job_is_resumed_without_what_it_had_finished(config: StudyConfig, tmp_path: Path) -> None:
-    tasks, machines = tasks_of(config, [1e8, 1e9, 1.2e8]), Machines()
+    tasks = tasks_of(config, [1e8, 3e8, 1.2e8])
+    machines = Machines(mortal.deaths_in(tmp_path / "deaths", tasks[1].run.run_id))
     tasks[:2] = [replace(task, seconds=0.0) for task in tasks[:2]]  # so that all are one bundle
-    events: list[Event] = []
-    for event in train_remotely(
-        tasks, machines.submit, workers=1, folder=tmp_path / ".mail", bundle_seconds=1.0, pause=0.05
-    ):
-        events.append(event)
-        if event.kind == "progress" and event.run_id == tasks[1].run.run_id and len(machines.jobs) == 1:
-            os.kill(machines.jobs[0].process.pid, signal.SIGKILL)
+    mail = tmp_path / ".mail"
+    events = list(train_remotely(tasks, machines.submit, workers=1, folder=mail, bundle_seconds=1.0, pause=0.05))
     assert [(e.run_id, e.state) for e in events if e.kind == "ended"] == [(t.run.run_id, "done") for t in tasks]
     assert [e.run_id for e in events if e.kind == "died"] == [tasks[1].run.run_id]
     assert len(machines.jobs) == 2
     assert all(read_status(task.directory)["state"] == "done" for task in tasks)
-    assert not list((tmp_path / ".mail").iterdir())
+    assert not list(mail.iterdir())
 
 
 @dataclass

@@ -3,9 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from isoflop.study.answer import answer_from
 from isoflop.study.executors import LocalPool, Task
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.train.run_directory import read_status
+from tests.study.here import Here
 from tests.study.test_rungs import study_config
 
 
@@ -208,19 +208,16 @@ def test_a_full_disk_stops_the_study_with_one_line(mounted: Path) -> None:
 
 
 @pytest.mark.parametrize("deaths", [1, 3])
-def test_a_killed_worker_costs_time_or_at_most_its_run(tmp_path: Path, deaths: int) -> None:
+def test_a_killed_worker_costs_time_or_at_most_its_run(
+    tmp_path: Path, deaths: int, mortal_workers: Callable[..., None]
+) -> None:
+    mortal_workers(*[""] * deaths)
     config = toy_study(tmp_path / "toy")
-    run = Catalogue(config).run("vit", "vit_w8d2p8", 6e9, 0.01)
+    run = Catalogue(config).run("vit", "vit_w8d2p8", 6e8, 0.01)
     store = Store(tmp_path)
-    kills, kinds, last = 0, [], None
     with LocalPool(1) as pool:
-        for event in pool.run([Task(run, store.run_directory(run.run_id), None)]):
-            kinds.append(event.kind)
-            if event.kind == "progress" and kills < deaths and (kills == 0 or kinds[-2] == "started"):
-                os.kill(pool._alive[0].process.pid, signal.SIGKILL)
-                kills += 1
-            last = event
-    assert last is not None
+        events = list(pool.run([Task(run, store.run_directory(run.run_id), None)]))
+    kinds, last = [event.kind for event in events], events[-1]
     assert kinds.count("died") == min(deaths, 2)
     if deaths == 1:
         assert (last.kind, last.state) == ("ended", "done")
@@ -240,9 +237,9 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
 
     config = toy_study(tmp_path / "toy", study={"budget": 1.6e10})
     with pytest.raises(Stop):
-        run_study(config, Impatient())
+        run_study(config, Impatient(), executor=Here())
     listener = Listener()
-    document = run_study(config, listener)
+    document = run_study(config, listener, executor=Here())
     rows = Store(config.directory).rows()
     assert len(listener.trained) <= len(rows) - 6
     assert document["final"]["status"] == "done"
@@ -253,7 +250,7 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
     assert any(row["trunk_steps"] for row in rows)
 
     again = Listener()
-    assert run_study(config, again)["families"] == document["families"]
+    assert run_study(config, again, executor=Here())["families"] == document["families"]
     assert again.trained == []
     assert again.stages == listener.stages
 

@@ -14,6 +14,7 @@ from isoflop.study.store import Store, finite_loss
 from isoflop.study.target import measure_target, read_target
 from isoflop.train import train
 from tests.promises.chaos import run_config
+from tests.study.here import Here
 from tests.study.test_rungs import study_config
 
 
@@ -69,7 +70,7 @@ def test_laws_are_fitted_to_the_error_on_the_target_task(tmp_path: Path) -> None
         transfer={"seeds": [0], "protocols": ["ridge"]},
         batch_size=8,
     )
-    document = run_study(config)
+    document = run_study(config, executor=Here())
     rows = Store(config.directory).rows()
     done = [row for row in rows if row["status"] == "done"]
     assert done

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from isoflop.train import loop, read_journal, train
 from isoflop.train.guards import robust_z
 from isoflop.train.journal import attempts, data_steps
 from isoflop.train.run_directory import read_status
-from tests.promises.chaos import kill, poisoned, run_config, start_ranks, train_whole, wait_for, warm_up
+from tests.promises.chaos import EVERY_STEP, Blow, kill_after, poisoned, run_config, train_whole
 from tests.promises.same import check_samples
 
 SHARE = 0.0015  # of the samples are poisoned: with 24 in a batch, about one step in thirty
@@ -29,7 +27,7 @@ def guarded(**guards: Any) -> RunConfig:
         log_every=5,
         optim={"learning_rate": 0.002},
         evaluation={"every": 40},
-        checkpoint={"every_seconds": 0.2},
+        checkpoint=EVERY_STEP,
         guards={"window": 10, **guards},
     )
 
@@ -128,15 +126,11 @@ def test_too_many_spikes_end_the_run_as_diverged(tmp_path: Path, poison: Any) ->
 def test_ranks_that_are_killed_go_around_the_same_spikes(tmp_path: Path) -> None:
     config = guarded(spike=20.0, rollbacks=20)
     calm, fire = tmp_path / "calm", tmp_path / "fire"
-    warm_up()
     environment = {"POISON": f"{SHARE} 30.0"}
     train_whole(config, calm, world=2, **environment)
     alone = tmp_path / "alone"
     train_whole(config, alone, **environment)
-    ranks = start_ranks(config, fire, 2, **environment)
-    wait_for(fire, 30)
-    os.kill(ranks[0].pid, signal.SIGKILL)
-    kill(ranks)
+    kill_after(config, fire, 2, Blow(35), **environment)
     train_whole(config, fire, world=2, **environment)
     assert (calm / "model.safetensors").read_bytes() == (fire / "model.safetensors").read_bytes()
     skipped = [[row["step"], row["from"] - row["step"]] for row in rollbacks_of(calm)]

@@ -1,6 +1,6 @@
 """After a restart, processes find each other and not the addresses of those that were killed."""
 
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ from isoflop.train.meeting import own_store
 
 def meet(store: Any, world: int) -> list[Any]:
     with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(lambda rank: own_store(store, rank, world, patience=60), reversed(range(world))))[::-1]
+        return list(pool.map(lambda rank: own_store(store, rank, world), reversed(range(world))))[::-1]
 
 
 def test_each_attempt_has_a_store_of_its_own() -> None:
@@ -34,10 +34,11 @@ def test_an_attempt_that_was_killed_while_it_met_leaves_nothing_behind() -> None
         own_store(kept, 0, 2, patience=0.1)
     with pytest.raises(IsoflopError, match="process 0 of 2 did not come"):
         own_store(kept, 1, 2, patience=0.1)
-    late = threading.Event()
+    token = kept.get("token-1")
     with ThreadPoolExecutor(2) as pool:
-        early = pool.submit(own_store, kept, 1, 2, 60)
-        late.wait(0.1)
-        first = own_store(kept, 0, 2, patience=60)
+        early = pool.submit(own_store, kept, 1, 2)
+        while kept.get("token-1") == token:  # until it has come
+            time.sleep(0.001)
+        first = own_store(kept, 0, 2)
         first.set("key", "value")
         assert early.result().get("key") == b"value"

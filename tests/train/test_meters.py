@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,18 +31,26 @@ def test_every_row_of_a_run_tells_how_well_the_machine_is_used(tmp_path: Path) -
         assert row["energy_kwh"] == pytest.approx(row["device_hours"] * CPU_WATTS / 1000, rel=0.01)
 
 
-def test_utilisation_is_flops_over_what_the_machine_can_do(tmp_path: Path) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the meters take for the time is its one element."""
+    clock = [100.0]
+    monkeypatch.setattr("isoflop.train.meters.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    return clock
+
+
+def test_utilisation_is_flops_over_what_the_machine_can_do(tmp_path: Path, clock: list[float]) -> None:
     device = torch.device("cpu")
-    meters = Meters(tmp_path, flops_per_image=1e6, device=device, devices=4, began=time.perf_counter())
+    meters = Meters(tmp_path, flops_per_image=1e6, device=device, devices=4, began=99.0)
     meters.resume(100)
-    time.sleep(0.05)
+    clock[0] += 0.5
     read = meters.read(300, seconds=0.01)
-    assert 0 < read["images_per_second"] <= 200 / 0.05
+    assert read["images_per_second"] == 400
     expected = read["images_per_second"] * 1e6 / (4 * matrix_rate(device)[0])
     assert read["mfu"] == pytest.approx(expected, rel=0.01)
 
 
-def test_goodput_counts_what_earlier_attempts_lost(tmp_path: Path) -> None:
+def test_goodput_counts_what_earlier_attempts_lost(tmp_path: Path, clock: list[float]) -> None:
     for number, walls in enumerate([[3.0, 60.0], [5.0, 30.0], []], start=1):
         folder = tmp_path / "attempts" / str(number)
         folder.mkdir(parents=True)
@@ -49,11 +58,10 @@ def test_goodput_counts_what_earlier_attempts_lost(tmp_path: Path) -> None:
         text = "\n".join(map(json.dumps, rows)) + '\n{"kind": "train", "wa'  # torn by a kill
         (folder / "metrics-0001.jsonl").write_text(text)
     assert wall_of_attempts(tmp_path) == 90.0
-    began = time.perf_counter() - 10.0
-    meters = Meters(tmp_path, flops_per_image=1.0, device=torch.device("cpu"), devices=2, began=began)
+    meters = Meters(tmp_path, flops_per_image=1.0, device=torch.device("cpu"), devices=2, began=clock[0] - 10.0)
     read = meters.read(1, seconds=75.0)
-    assert read["goodput"] == pytest.approx(0.75, rel=0.1)
-    assert read["device_hours"] == pytest.approx(2 * 100 / 3600, rel=0.1)
+    assert read["goodput"] == 0.75
+    assert read["device_hours"] == pytest.approx(2 * 100 / 3600, rel=1e-3)
 
 
 @pytest.mark.parametrize(

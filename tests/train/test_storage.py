@@ -15,7 +15,7 @@ from isoflop.errors import CheckpointError, ConfigError
 from isoflop.train import latest_checkpoint, train
 from isoflop.train.checkpoints import retired, saved_steps
 from isoflop.train.journal import JournalWriter, read_journal
-from tests.promises.chaos import run_config
+from tests.promises.chaos import EVERY_STEP, run_config
 from tests.promises.same import check_same
 
 
@@ -42,7 +42,7 @@ def fill(path: Path) -> None:
 
 
 def calm_config() -> RunConfig:
-    return run_config(steps=90, log_every=2, checkpoint={"every_seconds": 0.05})
+    return run_config(steps=70, log_every=2, checkpoint=EVERY_STEP)
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path, small_disk: Path) -> None:
@@ -86,7 +86,7 @@ def test_what_is_kept() -> None:
 
 
 def test_the_best_and_one_of_each_stretch_are_kept(tmp_path: Path) -> None:
-    checkpoint = {"every_seconds": 0.01, "keep": 1, "keep_every": 50, "keep_best": True}
+    checkpoint = {**EVERY_STEP, "keep": 1, "keep_every": 50, "keep_best": True}
     config = run_config(steps=120, checkpoint=checkpoint, evaluation={"every": 20})
     train(config, tmp_path / "run")
     rows = [row for row in read_journal(tmp_path / "run") if "heldout_loss" in row]
@@ -99,15 +99,15 @@ def test_the_best_and_one_of_each_stretch_are_kept(tmp_path: Path) -> None:
 
 def test_a_copy_on_far_storage_is_enough_to_go_on(tmp_path: Path) -> None:
     far = f"file://{tmp_path}/far"
-    config = run_config(steps=60, checkpoint={"every_seconds": 0.1, "folder": far})
+    config = run_config(steps=30, checkpoint={**EVERY_STEP, "folder": far})
     train(config, tmp_path / "calm")
     (copies,) = (tmp_path / "far").iterdir()
-    assert saved_steps(copies)[0] == 60
+    assert saved_steps(copies)[0] == 30
     run = tmp_path / "calm"
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(run, tmp_path / "moved")
     (tmp_path / "moved/status.json").unlink()
-    (copies / f"step-{60:012d}" / "manifest.json").unlink()  # a copy that was cut short does not count
+    (copies / f"step-{30:012d}" / "manifest.json").unlink()  # a copy that was cut short does not count
     train(config, tmp_path / "moved")
     check_same(config, run, tmp_path / "moved")
 

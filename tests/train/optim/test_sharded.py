@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from isoflop.config import RunConfig
 from isoflop.train import read_journal
-from tests.promises.chaos import kill, run_config, start_ranks, train_whole, wait_for
+from tests.promises.chaos import EVERY_STEP, Blow, kill_after, run_config, train_whole
 
 RULES: dict[str, dict[str, Any]] = {
     "adafactor": {"name": "adafactor", "learning_rate": 1e-3},
@@ -28,7 +28,7 @@ def short(optim: dict[str, Any], steps: int = 6, **parallel: Any) -> RunConfig:
         batch_size=12,
         log_every=1,
         data={"source": "fractals?classes=20&images=200", "heldout": 20},
-        checkpoint={"every_seconds": 60 if steps == 6 else 0.1},
+        checkpoint={"every_seconds": 60} if steps == 6 else EVERY_STEP,
         schedule={},
         parallel=parallel,
     )
@@ -55,9 +55,7 @@ def test_sharded_weights_take_the_same_steps_as_whole_ones(rule: str, tmp_path: 
 def test_a_killed_sharded_run_goes_on_with_the_same_bits(rule: str, tmp_path: Path) -> None:
     config = short(RULES[rule], steps=40, sharding="full")
     train_whole(config, tmp_path / "calm", world=2)
-    ranks = start_ranks(config, tmp_path / "killed", 2)
-    wait_for(tmp_path / "killed", 5)
-    kill(ranks)
+    kill_after(config, tmp_path / "killed", 2, Blow(8))
     train_whole(config, tmp_path / "killed", world=2)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("calm", "killed"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
