@@ -1,4 +1,4 @@
-"""An executor that trains in this process: a worker would import PyTorch first, and most tests are not about workers."""
+"""An executor that trains in this process: a worker would import PyTorch first, and few tests are about workers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
