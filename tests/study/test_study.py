@@ -59,7 +59,7 @@ def toy_study(folder: Path, **changes: Any) -> StudyConfig:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, dict[str, Any], Listener]:
     config = toy_study(tmp_path_factory.mktemp("study") / "toy")
     listener = Listener()
-    document = run_study(config, listener, command="isoflop study run toy.toml")
+    document = run_study(config, listener, command="isoflop study run toy.toml", executor=Here())
     return config, document, listener
 
 
@@ -93,7 +93,7 @@ def test_running_again_trains_nothing_and_answers_the_same(
 ) -> None:
     config, document, _ = finished
     listener = Listener()
-    again = run_study(config, listener)
+    again = run_study(config, listener, executor=Here())
     assert listener.trained == []
     assert again["families"] == document["families"]
     assert again["finals"] == document["finals"]
@@ -147,9 +147,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     bad = catalogue.run("vit", "vit_w12d2p8", 6e8, 0.01)
     object.__setattr__(bad.config.model, "name", "no_such_model")
     store = Store(tmp_path)
-    with LocalPool(2) as pool:
-        tasks = [Task(run, store.run_directory(run.run_id), None) for run in (bad, good)]
-        ended = {event.run_id: event for event in pool.run(tasks) if event.kind == "ended"}
+    tasks = [Task(run, store.run_directory(run.run_id), None) for run in (bad, good)]
+    ended = {event.run_id: event for event in Here().run(tasks) if event.kind == "ended"}
     assert ended[good.run_id].state == "done"
     assert ended[bad.run_id].state == "failed"
     assert "no_such_model" in ended[bad.run_id].error
@@ -201,7 +200,7 @@ def test_a_read_only_disk_is_refused_in_one_line(mounted: Path) -> None:
 @pytest.mark.parametrize("mounted", ["size=400k"], indirect=True)
 def test_a_full_disk_stops_the_study_with_one_line(mounted: Path) -> None:
     with pytest.raises(StudyError, match=r"No space left on device") as caught:
-        run_study(toy_study(mounted / "toy"))
+        run_study(toy_study(mounted / "toy"), executor=Here())
     assert "\n" not in str(caught.value)
     for status in mounted.rglob("status.json"):
         json.loads(status.read_text())  # what is there is whole
