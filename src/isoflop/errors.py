@@ -4,6 +4,15 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
+def stand_in(head: bytes) -> str:
+    """What a file is that begins with `head` and only stands for the one that is wanted; nothing for any other."""
+    if head.startswith((b"version https://git-lfs", b"version http://git-media")):
+        return "a Git LFS pointer, not the file itself: run `git lfs pull`"
+    if head.startswith((b"/annex/objects/", b".git/annex/objects/")):
+        return "a git-annex pointer, not the file itself: run `git annex get`"
+    return ""
+
+
 def did_you_mean(
     word: str, known: Iterable[str], cutoff: float = 0.7, written: Callable[[str], str] = lambda known: known
 ) -> str:

@@ -14,10 +14,11 @@ from isoflop.config.nearest import nearest_path
 from isoflop.config.problems import sentences
 from isoflop.config.toml_lines import key_lines
 from isoflop.config.tree import Path, dotted, flatten, reach
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, stand_in
 
 T = TypeVar("T", bound=Table)
 
+LARGEST_FILE = 1 << 24  # bytes of a configuration
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
@@ -128,7 +129,12 @@ def _written(path: Path, places: Mapping[Path, str]) -> Path:
 
 def _read(path: FilePath) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB: that is no configuration")
+        raw = path.read_bytes()
+        if told := stand_in(raw[:64]):
+            raise ConfigError(f"{path}: {told}")
+        return raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file{nearest_path(path)}") from None
     except UnicodeDecodeError as error:

@@ -27,7 +27,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.errors import DataError
+from isoflop.errors import DataError, stand_in
 
 # Of odd notes beside the pixels, which change nothing. Not by a context: several threads decode at once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -184,7 +184,7 @@ def open_with_pillow(encoded: bytes) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise DamagedImage(f"decompression bomb: {error}") from error
     except Exception as error:  # damaged bytes make decoders raise almost anything
-        raise DamagedImage("not an image in any known format") from error
+        raise DamagedImage(stand_in(encoded[:64]) or "not an image in any known format") from error
     try:
         with opened:
             yield opened

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from isoflop.errors import stand_in
+
 _BLOCK = 512
 _MOST_EXTENSION_BYTES = 1 << 20
 _REGULAR = frozenset(b"0\x007")
@@ -35,12 +37,14 @@ def tar_members(file: int) -> Iterator[Member]:
     while True:
         header = os.pread(file, _BLOCK, at)
         if len(header) < _BLOCK:
+            if at == 0 and (told := stand_in(header)):
+                raise DamagedTar(told)
             raise DamagedTar("truncated: the end of the archive is missing")
         if header[0] == 0 and not any(header):
             return
         if at == 0 and not re.fullmatch(rb"[ 0-7]{0,7}[0-7][ \x00]{0,7}", header[148:156]):
             packed = ", but packed with gzip: unpack it" if header.startswith(b"\x1f\x8b") else ""
-            raise DamagedTar(f"not a tar file{packed}")
+            raise DamagedTar(stand_in(header) or f"not a tar file{packed}")
         own_size, type_flag = _number(header[124:136]), header[156]
         if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
             raise DamagedTar(f"the header at byte {at} is damaged")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.errors import LawError, did_you_mean
+from isoflop.errors import LawError, did_you_mean, stand_in
 from isoflop.laws.checks import LARGEST, fault
 from isoflop.laws.solve import Array
 
@@ -67,6 +67,8 @@ def _text(path: Path) -> str:
         if path.stat().st_size > LARGEST_FILE:
             raise LawError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB: that is no table of results")
         raw = path.read_bytes()
+        if told := stand_in(raw[:64]):
+            raise LawError(f"{path}: {told}")
     except FileNotFoundError:
         raise LawError(f"there is no file {path}") from None
     except OSError as problem:

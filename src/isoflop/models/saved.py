@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from isoflop.config import REVISION, is_revised
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, ModelError
 from isoflop.models.backbone import Backbone
 from isoflop.models.create import create_model
 
 KEY = "isoflop"  # of our part of `config.json`, which other libraries leave alone
+_LARGEST_OPTION, _MOST_BLOCKS = 1 << 20, 512  # that a stranger's description may ask for
+_PARAMETERS_A_BYTE, _ALWAYS_ALLOWED = 2, 1 << 24  # of a description, beside the file of its weights
+_DEPTHS = ("depth", "depths", "layers", "num_blocks", "stages", "block_config", "depth_list")
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -41,8 +46,23 @@ class Description:
     class_names: tuple[str, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, image_size: int | None = None) -> Backbone:
-        """The backbone with random weights, for its own image size or another."""
+    def build(self, image_size: int | None = None, weights: Path | None = None) -> Backbone:
+        """The backbone with random weights, for its own image size or another.
+
+        Raises ModelError where it would be far larger than the file of its `weights`: it may be a stranger's.
+        """
+        if weights is not None and weights.is_file():
+            most = _PARAMETERS_A_BYTE * weights.stat().st_size + _ALWAYS_ALLOWED
+            with suppress(ModelError), torch.device("meta"):  # what cannot be built is told below
+                count = sum(parameter.numel() for parameter in self._made(image_size).parameters())
+                if count > most:
+                    raise CheckpointError(
+                        f"{weights.parent}: its config.json describes {count:,} parameters, and {weights.name} holds "
+                        f"{weights.stat().st_size:,} bytes"
+                    )
+        return self._made(image_size)
+
+    def _made(self, image_size: int | None) -> Backbone:
         return create_model(
             self.preset,
             num_classes=self.num_classes,
@@ -121,11 +141,22 @@ def checked_description(where: Path | str, **fields: Any) -> Description:
     for name in ("num_classes", "image_size", "in_channels", "seed"):
         if name in options:
             raise CheckpointError(f"{where}: its config.json has `{name}` among the options of the model")
+    for name, value in options.items():
+        if max((abs(number) for number in _numbers(value)), default=0) > _LARGEST_OPTION:
+            raise CheckpointError(f"{where}: its config.json has `{name}` = {value}: no model is as large")
+        if name in _DEPTHS and sum(_numbers(value)) > _MOST_BLOCKS:
+            raise CheckpointError(f"{where}: its config.json has `{name}` = {value}: no model is as deep")
     if made.moments and any(len(values) != made.channels for values in made.moments):
         raise CheckpointError(
             f"{where}: its config.json has a mean or deviation for other than {made.channels} channels"
         )
     return made
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def architecture_of(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_weights
 from isoflop.models.saved import Moments
+from isoflop.runs.files import read_json
 
 
 def load_teacher(config: DistilledConfig, student: Backbone) -> Backbone:
@@ -63,7 +63,7 @@ def teacher_moments(config: DistilledConfig) -> Moments | None:
     facts = Path(config.teacher).expanduser() / "data.json"
     try:
         if facts.is_file():
-            found = json.loads(facts.read_text(encoding="utf-8"))
+            found = read_json(facts)
         elif config.teacher.startswith("timm:") and not config.teacher_weights:
             found = _published(config.teacher)
         else:
@@ -89,7 +89,7 @@ def _run(folder: Path) -> tuple[str, dict[str, object], Path]:
     if not weights.is_file():
         raise CheckpointError(f"`objective.teacher` = {folder}: not a finished run (no model.safetensors)")
     try:
-        config = stored_run(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
+        config = stored_run(read_json(folder / "config.json"), str(folder / "config.json"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not readable: {error}") from error
     return config.model.name, dict(config.as_trained().model.overrides), weights

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from isoflop.errors import CheckpointError, IsoflopError
+from isoflop.errors import CheckpointError, IsoflopError, stand_in
 
+LARGEST_JSON = 1 << 30  # bytes
 PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial")  # what `private_path` makes
 
 
@@ -90,7 +91,12 @@ def read_json_value(path: Path, *, error: type[IsoflopError] = CheckpointError) 
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise error(f"{path}: not readable: not a file")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        if path.stat().st_size > LARGEST_JSON:
+            raise error(f"{path}: not readable: {path.stat().st_size / 2**20:,.0f} MiB are no description")
+        raw = path.read_bytes()
+        if told := stand_in(raw[:64]):
+            raise error(f"{path}: {told}")
+        return json.loads(raw.decode("utf-8-sig"))
     except FileNotFoundError:
         raise error(f"{path}: missing") from None
     except OSError as reason:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import Recognised, load_weights, read_weights, recognise
 from isoflop.models.saved import describe_model, save_model
+from isoflop.runs.files import sha256_of
 from isoflop.share.folders import whole_folder
 from isoflop.transfer import Pretrained, open_backbone
 
@@ -53,7 +53,7 @@ def import_weights(source: str, output: Path, *, model: str | None = None, image
                 found = _as_preset(found, model)
         origin = {**found.origin, "source": path.name if path.exists() else source, "release": release}
         if path.is_file():
-            origin["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            origin["sha256"] = sha256_of(path)
         description = describe_model(
             found.model, found.options, moments=found.moments, class_names=found.class_names, origin=origin
         )

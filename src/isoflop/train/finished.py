@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from isoflop.config import DistilledConfig, stored_run
 from isoflop.data import Source
 from isoflop.errors import CheckpointError, IsoflopError
+from isoflop.models.interop import read_tensors
 from isoflop.objectives import Objective
+from isoflop.runs.files import read_json
 from isoflop.train.loop import build_objective
 
 
@@ -24,12 +24,12 @@ def load_objective(run_directory: Path, source: Source) -> Objective:
     if not backbone.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
-        config = stored_run(json.loads((run_directory / "config.json").read_text())).as_trained()
+        config = stored_run(read_json(run_directory / "config.json")).as_trained()
         if isinstance(config.objective, DistilledConfig):
             raise CheckpointError("a teacher is not among the weights of a distilled run; its backbone is")
         objective = build_objective(config.model_copy(update={"start": None}), source)
-        weights = {f"backbone.{name}": tensor for name, tensor in load_file(backbone).items()}
-        objective.load_state_dict(weights | (load_file(rest) if rest.is_file() else {}))
+        weights = {f"backbone.{name}": tensor for name, tensor in read_tensors(backbone).items()}
+        objective.load_state_dict(weights | (read_tensors(rest) if rest.is_file() else {}))
     except (OSError, ValueError, SafetensorError, RuntimeError, IsoflopError) as error:
         raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
     return objective

@@ -6,13 +6,12 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from isoflop.config import StartConfig
 from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone
+from isoflop.models.interop import read_tensors
 from isoflop.models.positions import resize
 
 
@@ -33,10 +32,7 @@ def start_from(model: Backbone, start: StartConfig) -> None:
     when the file cannot be read, or is of another architecture, with what is missing, unexpected and mis-shaped.
     """
     path = Path(start.weights).expanduser()
-    try:
-        found = load_file(path / "model.safetensors" if path.is_dir() else path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not readable as weights: {' '.join(str(error).split())}") from error
+    found = read_tensors(path / "model.safetensors" if path.is_dir() else path)
     load_trunk(model, found, path, with_head=start.head == "keep")
 
 

@@ -10,7 +10,6 @@ some/folder                Hugging Face or timm: config.json with a `model_type`
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from isoflop.config import RunConfig, stored_run
@@ -27,8 +25,9 @@ from isoflop.config.nearest import nearest_path
 from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
-from isoflop.models.interop import load_weights
+from isoflop.models.interop import load_weights, read_tensors
 from isoflop.models.saved import KEY, Moments, checked_description, read_description
+from isoflop.runs.files import read_json
 from isoflop.train import build_model
 from isoflop.train.data_facts import Shape, read_facts
 from isoflop.train.start import load_trunk
@@ -112,14 +111,14 @@ def load_backbone(
     if not weights.is_file():
         raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
     try:
-        config = stored_run(json.loads((run_directory / "config.json").read_text())).as_trained()
+        config = stored_run(read_json(run_directory / "config.json")).as_trained()
         source: Shape = read_facts(run_directory) or open_split(config.data, "train", may_fetch=False)
         sized = config.model_copy(
             update={"data": config.data.model_copy(update={"image_size": image_size or config.data.image_size})}
         )
         model = build_model(sized, source)
         if not random_weights:
-            load_trunk(model, load_file(weights), weights, with_head=True)
+            load_trunk(model, read_tensors(weights), weights, with_head=True)
     except (OSError, ValueError, SafetensorError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
     return model, config
@@ -129,9 +128,9 @@ def _from_saved(path: Path, config: dict[str, Any], image_size: int | None, rand
     """A folder that isoflop wrote, in its own layout or in timm's or Hugging Face's."""
     found = read_description(config, path)
     assert found is not None
-    backbone = found.build(image_size)
+    backbone = found.build(image_size, path / "model.safetensors")
     if not random_weights:
-        state = _weights(path / "model.safetensors")
+        state = read_tensors(path / "model.safetensors")
         try:
             if "model_type" in config or ("architecture" in config and not found.preset.startswith("timm:")):
                 layout = "huggingface" if "model_type" in config else "timm"
@@ -164,9 +163,9 @@ def _from_timm_folder(path: Path, config: dict[str, Any], image_size: int | None
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config.json does not describe a model: {error!r}") from error
-    backbone = found.build(image_size)
+    backbone = found.build(image_size, path / "model.safetensors")
     if not random_weights:
-        state = {f"model.{name}": tensor for name, tensor in _weights(path / "model.safetensors").items()}
+        state = {f"model.{name}": tensor for name, tensor in read_tensors(path / "model.safetensors").items()}
         load_trunk(backbone, state, path, with_head=True)
     return Pretrained(backbone, path.name, found.preset, found.options, found.moments, found.class_names)
 
@@ -204,7 +203,7 @@ def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretr
 def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool) -> Pretrained:
     config = _config_of(path)
     preset, options, in_channels = huggingface_model(config, str(path))
-    state = {} if random_weights else _weights(path / "model.safetensors")
+    state = {} if random_weights else read_tensors(path / "model.safetensors")
     state = {name: tensor for name, tensor in state.items() if not _is_of_a_task(name)}
     head = next((tensor for name, tensor in state.items() if name.endswith(CLASSIFIERS)), None)
     size, seen = config.get("image_size", 224), _config_of(path, "preprocessor_config.json")
@@ -219,7 +218,7 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
         class_names=() if head is None else _label_names(config, len(head)),
         origin={} if head is not None else {"classifier": None},
     )
-    backbone = found.build(image_size)
+    backbone = found.build(image_size, path / "model.safetensors")
     if not random_weights:
         try:
             load_weights(backbone, state, "huggingface", head=head is not None)
@@ -237,7 +236,7 @@ def _label_names(config: dict[str, Any], count: int) -> list[str]:
 
 
 def _from_file(path: Path, image_size: int | None, random_weights: bool, preset: str | None) -> Pretrained:
-    state = _weights(path)
+    state = read_tensors(path)
     with safe_open(path, "pt") as file:
         preset = preset or (file.metadata() or {}).get("isoflop")
     if not preset:
@@ -286,18 +285,7 @@ _HEADS = (*CLASSIFIERS, "head.weight", "head.fc.weight", "fc.weight")
 
 
 def _config_of(path: Path, name: str = "config.json") -> dict[str, Any]:
-    try:
-        config = json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not readable as weights: {' '.join(str(error).split())}") from error
+    return read_json(path / name) if (path / name).is_file() else {}
 
 
 def _is_of_a_task(name: str) -> bool:

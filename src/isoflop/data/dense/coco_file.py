@@ -15,7 +15,7 @@ from isoflop.config.nearest import nearest_path
 from isoflop.data.decode import DamagedImage, read_header
 from isoflop.data.quarantine import Note
 from isoflop.data.records import TEST_NAMES, Part, read_image_file
-from isoflop.errors import DataError
+from isoflop.errors import DataError, stand_in
 
 Entry = dict[str, Any]
 _PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "test": (*TEST_NAMES, "valid")}
@@ -149,7 +149,10 @@ def read_coco_file(file: Path, folders: list[Path], *, masks: bool) -> CocoFile:
     used. What else is damaged is left out, and noted with its reason.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        raw = file.read_bytes()
+        if pointer := stand_in(raw[:64]):
+            raise DataError(f"{file}: {pointer}")
+        found = json.loads(raw.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not readable as annotations: {' '.join(str(error).split())}") from error
     for key in ("images", "annotations", "categories"):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from isoflop.data.cache import cache_directory, kept, remove
 from isoflop.data.decode import DamagedImage
 from isoflop.data.keyed import derive_key
-from isoflop.errors import DataError
+from isoflop.errors import DataError, stand_in
 
 _IMAGES, _PLACES = "images.bin", "places.npy"
 _ROWS = 256  # that are copied at a time
@@ -178,7 +178,11 @@ def reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+        head = b""
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            head = stream.read(64)
+        told = stand_in(head) or f"not readable as Parquet ({str(error).splitlines()[0]})"
+        raise DataError(f"{file}: {told}") from error
 
 
 def _bytes_of(chunk: Any) -> Any:

@@ -28,7 +28,7 @@ from isoflop.data.records import (
     notes_on_names,
     read_image_file,
 )
-from isoflop.errors import DataError
+from isoflop.errors import DataError, stand_in
 from isoflop.escapes import printable
 
 _SEPARATOR = "|"  # of several classes in a cell
@@ -122,6 +122,8 @@ class _Table:
             raise DataError(f"{self.uri}: no such file{nearest_path(file)}")
         try:
             content = file.read_bytes()
+            if pointer := stand_in(content[:64]):
+                raise DataError(f"{self.uri}: {pointer}")
             encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
             text = content.decode(encoding)
             first = text.partition("\n")[0]
