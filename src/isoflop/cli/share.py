@@ -74,9 +74,12 @@ def import_(
                 "release": done.release,
                 "parameters": done.parameters,
                 "left_out": done.left_out,
+                "by_name": done.by_name,
             }
         )
         return
     print(f"{done.model} in {done.folder}: {done.parameters:,} parameters, from {done.release}")
+    if done.by_name:
+        print("names and shapes fit more than one model: which, the name of the file says; --model names another")
     if done.left_out:
         print(f"not part of a backbone, left out: {len(done.left_out)} tensors ({', '.join(done.left_out[:3])}, ...)")

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from isoflop.config import REVISION
+
 CLASSIFIER = ("head", "head_distilled")  # where it is in models of ours
 
 
@@ -14,7 +16,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         family: "vit", "poolformer", "nfnet", ...
-        preset: the name that `create_model` was called with.
+        preset: the name that `create_model` was called with. revision: of the presets, that of now or an earlier one.
         num_features: D, the width of `features`.
         num_classes: the width of the logits.
         image_size: (height, width) in pixels that the model was built for.
@@ -25,6 +27,7 @@ class Backbone(nn.Module, ABC):
 
     family: str
     preset: str
+    revision: int = REVISION
     num_features: int
     num_classes: int
     image_size: tuple[int, int]

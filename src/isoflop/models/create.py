@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +69,7 @@ def create_model(
         family, config = resolve(name, **overrides)
         with _seeded(seed):
             model = _build(config, num_classes, size, in_channels)
-    model.family, model.preset = family, name
+    model.family, model.preset, model.revision = family, name, overrides.get("revision", REVISION)
     return model
 
 
@@ -101,7 +102,7 @@ def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str,
         return family, config
     changed = {**{field: getattr(config, field) for field in fields}, **overrides}
     try:
-        new: Config = TypeAdapter(type(config)).validate_python(changed)
+        new: Config = _reader(type(config)).validate_python(changed)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -115,6 +116,11 @@ def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str,
             error.option = key
             raise
     return family, new
+
+
+@functools.cache
+def _reader(kind: type[Config]) -> TypeAdapter[Config]:
+    return TypeAdapter(kind)
 
 
 def _check_value(place: str, key: str, value: Any) -> None:

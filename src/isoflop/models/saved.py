@@ -96,8 +96,21 @@ def describe_model(model: Backbone, options: dict[str, Any], **more: Any) -> Des
 def save_model(folder: Path, weights: dict[str, Tensor], description: Description) -> None:
     """Writes weights under our own names, and their description, into `folder`. OSError when the storage refuses."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(whole, folder / "model.safetensors", metadata={"isoflop": description.preset})
+    said = metadata_of(description.preset, description.options.get("revision", REVISION))
+    save_file(whole, folder / "model.safetensors", metadata=said)
     (folder / "config.json").write_text(json.dumps({KEY: description.to_dict()}, indent=1) + "\n", encoding="utf-8")
+
+
+def metadata_of(preset: str, revision: int) -> dict[str, str]:
+    """What a file of weights says about itself where it lies alone."""
+    return {"isoflop": preset, "revision": str(revision)}
+
+
+def preset_in(metadata: dict[str, str]) -> tuple[str | None, dict[str, Any]]:
+    """The preset that a file's metadata name, with its revision as an option where it is not that of now."""
+    preset, revision = metadata.get("isoflop"), metadata.get("revision", "1")
+    earlier = preset is not None and is_revised(preset, {}) and revision.isdecimal() and int(revision) < REVISION
+    return preset, {"revision": int(revision)} if earlier else {}
 
 
 def read_description(config: dict[str, Any], where: Path | str) -> Description | None:

@@ -12,6 +12,9 @@ from torch import Tensor
 from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import Recognised, load_weights, read_weights, recognise
+from isoflop.models.interop.recognise import IMAGENET
+from isoflop.models.interop.timm_names import TIMMS_OWN
+from isoflop.models.presets import PRESETS
 from isoflop.models.saved import describe_model, save_model
 from isoflop.runs.files import sha256_of
 from isoflop.share.folders import whole_folder
@@ -22,13 +25,17 @@ PICKLES = (".pth", ".pt", ".bin", ".tar", ".pkl")
 
 @dataclass(frozen=True)
 class Imported:
-    """A folder that was written; `left_out` are tensors that do not belong to a backbone (a decoder)."""
+    """A folder that was written; `left_out` are tensors that do not belong to a backbone (a decoder).
+
+    `by_name` is whether the name of the file said which of several models it is that have its names and shapes.
+    """
 
     folder: Path
     model: str
     release: str
     parameters: int
     left_out: tuple[str, ...]
+    by_name: bool = False
 
 
 def import_weights(source: str, output: Path, *, model: str | None = None, image_size: int | None = None) -> Imported:
@@ -60,56 +67,64 @@ def import_weights(source: str, output: Path, *, model: str | None = None, image
         save_model(folder, found.model.state_dict(), description)
         open_backbone(folder)
     count = sum(parameter.numel() for parameter in found.model.parameters())
-    return Imported(output, found.preset, release, count, tuple(left_out))
+    return Imported(output, found.preset, release, count, tuple(left_out), "by" in found.origin)
 
 
 def _from_file(path: Path, preset: str | None, image_size: int | None) -> tuple[Pretrained, str, list[str]]:
     state = read_weights(path)
-    found = recognise(state)
-    if preset is not None:
-        return _named(path, state, found, preset, image_size), f"weights of {preset}", found.left_out if found else []
-    if found is None:
-        if path.suffix == ".safetensors":
+    found, by_name, unclear = None, False, ""
+    try:
+        found = recognise(state)
+        if found is not None and preset is None:
+            preset, by_name = found.choose(path.name)
+    except ModelError as error:
+        unclear = str(error)
+    if preset is None:
+        if path.suffix == ".safetensors" and not unclear:
             return open_backbone(path, image_size=image_size), "safetensors", []
-        raise CheckpointError(
-            f"{path}: names and shapes do not tell which model this is (the first is `{next(iter(state))}`): name the "
-            "preset with --model"
+        nothing = (
+            f"names and shapes do not tell which model this is (the first is `{next(iter(state))}`): "
+            "name the preset with --model"
         )
+        raise CheckpointError(f"{path}: {unclear or nothing}")
+    found = found or _unrecognised(state, preset)
+    family = PRESETS[preset][0] if preset in PRESETS else ""
+    own = TIMMS_OWN.get(family, {}) if found.layout == "timm" and found.release.startswith("timm") else {}
+    options = found.fitting.get(preset, own)
     backbone = create_model(
-        found.preset,
+        preset,
         num_classes=found.classes or 1,
         image_size=image_size or found.image_size or 224,
         in_channels=found.channels,
         seed=0,
-        **found.options,
-    )
-    _load(backbone, found.state, found.layout, found.classes is not None, path)
-    origin: dict[str, Any] = {} if found.classes is not None else {"classifier": None}
-    name, options = found.preset, found.options
-    return Pretrained(backbone, path.stem, name, options, found.moments, origin=origin), found.release, found.left_out
-
-
-def _named(
-    path: Path, state: dict[str, Tensor], found: Recognised | None, preset: str, image_size: int | None
-) -> Pretrained:
-    """The weights of `state` in the model that the user says they are of, in whatever layout."""
-    layout, named = ("timm", state) if found is None else (found.layout, found.state)
-    bias = next((t for name, t in named.items() if name in HEADS and t.ndim == 1), None)
-    stem = next((t for name, t in named.items() if t.ndim == 4 and name.split(".")[0] in ("patch_embed", "stem")), None)
-    channels = found.channels if found else 3 if stem is None else int(stem.shape[1])
-    size = image_size or (found.image_size if found and found.image_size else 224)
-    backbone = create_model(
-        preset, num_classes=1 if bias is None else len(bias), image_size=size, in_channels=channels, seed=0
+        **options,
     )
     if preset.startswith("timm:"):
         try:
-            backbone.load_state_dict({f"model.{name}": tensor for name, tensor in named.items()})
+            backbone.load_state_dict({f"model.{name}": tensor for name, tensor in found.state.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
     else:
-        _load(backbone, named, layout, bias is not None, path)
-    origin: dict[str, Any] = {} if bias is not None else {"classifier": None}
-    return Pretrained(backbone, path.stem, preset, {}, found.moments if found else None, origin=origin)
+        _load(backbone, found.state, found.layout, found.classes is not None, path)
+    origin: dict[str, Any] = {} if found.classes is not None else {"classifier": None}
+    origin |= {"by": "the name of the file"} if by_name else {}
+    moments = found.moments or (IMAGENET if family in ("mae", "deit") else None)
+    return Pretrained(backbone, path.stem, preset, options, moments, origin=origin), found.release, found.left_out
+
+
+def _unrecognised(state: dict[str, Tensor], preset: str) -> Recognised:
+    """Weights under timm's names, of which the user says what they are of."""
+    bias = next((t for name, t in state.items() if name in HEADS and t.ndim == 1), None)
+    stem = next((t for name, t in state.items() if t.ndim == 4 and name.split(".")[0] in ("patch_embed", "stem")), None)
+    return Recognised(
+        release=f"timm's names of {preset}",
+        fitting={},
+        layout="timm",
+        state=state,
+        classes=None if bias is None else len(bias),
+        channels=3 if stem is None else int(stem.shape[1]),
+        image_size=None,
+    )
 
 
 HEADS = ("head.bias", "head/bias", "head.fc.bias", "head.fc.fc2.bias", "fc.bias")
@@ -120,12 +135,12 @@ def _as_preset(found: Pretrained, preset: str) -> Pretrained:
     model = found.model
     if not found.preset.startswith("timm:"):
         raise CheckpointError(f"these are weights of {found.preset}: --model is for those that do not say it")
-    ours = create_model(
-        preset, num_classes=model.num_classes, image_size=model.image_size, in_channels=model.in_channels, seed=0
-    )
+    shape: dict[str, Any] = {"num_classes": model.num_classes, "in_channels": model.in_channels}
+    options = TIMMS_OWN.get(PRESETS[preset][0], {}) if preset in PRESETS else {}
+    ours = create_model(preset, image_size=model.image_size, seed=0, **shape, **options)
     state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
     _load(ours, state, "timm", True, found.name)
-    return Pretrained(ours, found.name, preset, {}, found.moments, found.class_names, found.origin)
+    return Pretrained(ours, found.name, preset, options, found.moments, found.class_names, found.origin)
 
 
 def _load(backbone: Backbone, state: dict[str, Tensor], layout: str, has_head: bool, where: Path | str) -> None:

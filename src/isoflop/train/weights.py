@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from isoflop.models.saved import metadata_of
 from isoflop.objectives import Objective
 from isoflop.train.shards import whole
 
@@ -23,12 +24,13 @@ def publish_weights(objective: Objective, directory: Path, preset: str, *, is_fi
             kind[name.removeprefix("backbone.")] = complete.detach().to("cpu", copy=True).contiguous()
     if not is_first:
         return
-    _replace(directory / "model.safetensors", backbone, preset)
+    said = metadata_of(preset, objective.backbone.revision)
+    _replace(directory / "model.safetensors", backbone, said)
     if others:
-        _replace(directory / "objective.safetensors", others, preset)
+        _replace(directory / "objective.safetensors", others, said)
 
 
-def _replace(path: Path, tensors: dict[str, Tensor], preset: str) -> None:
+def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}")
-    save_file(tensors, partial, metadata={"isoflop": preset})
+    save_file(tensors, partial, metadata=metadata)
     partial.replace(path)

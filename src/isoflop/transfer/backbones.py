@@ -26,7 +26,8 @@ from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights, read_tensors
-from isoflop.models.saved import KEY, Moments, checked_description, read_description
+from isoflop.models.interop.timm_names import TIMMS_OWN
+from isoflop.models.saved import KEY, Moments, checked_description, preset_in, read_description
 from isoflop.runs.files import read_json
 from isoflop.train import build_model
 from isoflop.train.data_facts import Shape, read_facts
@@ -238,7 +239,10 @@ def _label_names(config: dict[str, Any], count: int) -> list[str]:
 def _from_file(path: Path, image_size: int | None, random_weights: bool, preset: str | None) -> Pretrained:
     state = read_tensors(path)
     with safe_open(path, "pt") as file:
-        preset = preset or (file.metadata() or {}).get("isoflop")
+        own, options = preset_in(file.metadata() or {})
+    if preset is not None and preset != own:
+        options = {}
+    preset = preset or own
     if not preset:
         raise CheckpointError(f"{path} does not say which model it is of: name the preset with --model")
     if preset.startswith("timm:") and not any(name.startswith("model.") for name in state):
@@ -248,7 +252,7 @@ def _from_file(path: Path, image_size: int | None, random_weights: bool, preset:
     problems: list[str] = []
     for in_channels in (3, 1):
         shape: dict[str, Any] = {"num_classes": 1000 if head is None else len(head), "in_channels": in_channels}
-        backbone = create_model(preset, image_size=size, seed=0, **shape)
+        backbone = create_model(preset, image_size=size, seed=0, **shape, **options)
         if random_weights:
             break
         try:
@@ -256,14 +260,17 @@ def _from_file(path: Path, image_size: int | None, random_weights: bool, preset:
             break
         except CheckpointError as error:
             problems.append(str(error))
-        try:
+        try:  # weights under timm's names, computed as timm computes them
+            theirs = TIMMS_OWN.get(backbone.family, {})
+            backbone = create_model(preset, image_size=size, seed=0, **shape, **theirs)
             load_weights(backbone, state, "timm", head=head is not None)
+            options = theirs
             break
         except ModelError:
             continue
     else:
         raise CheckpointError(problems[0])
-    return Pretrained(backbone, path.stem, preset)
+    return Pretrained(backbone, path.stem, preset, options)
 
 
 def _size_of(state: dict[str, Tensor], preset: str, path: Path) -> int:

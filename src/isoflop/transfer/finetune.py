@@ -16,6 +16,7 @@ from isoflop.config import RunConfig, parse
 from isoflop.data import Source, Subset
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
+from isoflop.models.saved import metadata_of
 from isoflop.train import build_model, train
 from isoflop.train.device import choose_device, to_device, to_unit_range
 from isoflop.train.record import OnRow
@@ -129,7 +130,7 @@ def save_weights(pretrained: Pretrained, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: t.detach().contiguous().cpu().clone() for name, t in pretrained.model.state_dict().items()}
         partial = path.with_name(f".{path.name}")
-        save_file(state, partial, metadata={"isoflop": pretrained.preset})
+        save_file(state, partial, metadata=metadata_of(pretrained.preset, pretrained.model.revision))
         partial.replace(path)
     return path
 

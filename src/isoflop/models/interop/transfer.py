@@ -13,7 +13,7 @@ from isoflop.models.backbone import Backbone
 from isoflop.models.interop.flax import from_flax
 from isoflop.models.interop.layouts import in_files, names_in, token_names
 from isoflop.models.metaformer import MetaFormer
-from isoflop.models.positions import resize
+from isoflop.models.positions import SINCOS, resize
 
 
 def load_weights(
@@ -26,6 +26,22 @@ def load_weights(
     With `head=False` the classifier keeps its own weights. Raises ModelError with the lists of missing, unexpected
     and mis-shaped tensors when the weights are of another architecture; `model` is then unchanged.
     """
+    loaded, problems = _collected(model, state, layout, head, resize_mode)
+    if any(problems.values()):
+        text = "; ".join(f"{len(found)} {kind}: {_shortened(found)}" for kind, found in problems.items() if found)
+        raise ModelError(f"these weights are not of {model.preset}: {text}")
+    model.load_state_dict({**model.state_dict(), **loaded})
+
+
+def misfits(model: Backbone, state: Mapping[str, Tensor], layout: str, *, head: bool = True) -> dict[str, list[str]]:
+    """What is missing, unexpected and mis-shaped in `state` for `model`, which may lie on the meta device."""
+    return _collected(model, state, layout, head, "bicubic")[1]
+
+
+def _collected(
+    model: Backbone, state: Mapping[str, Tensor], layout: str, head: bool, resize_mode: str
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """The tensors of `state` under our names, and what does not fit."""
     theirs = from_flax(state) if layout == "flax" else {in_files(name, layout): t for name, t in state.items()}
     ours = dict(model.state_dict())
     names = names_in(model, layout)
@@ -43,15 +59,24 @@ def load_weights(
         _fit(ours[name], value, name, loaded, problems)
     for stage, table, prefixes in token_names(model, layout):
         used.update((table, *prefixes))
-        absent = [part for part in (table, *prefixes) if part not in theirs]
+        is_stored = table in theirs or not _has_fixed_positions(model)
+        absent = [part for part in ((table, *prefixes) if is_stored else prefixes) if part not in theirs]
         problems["missing"] += absent
-        if not absent:
-            _read_tokens(model, stage, theirs[table], [theirs[p] for p in prefixes], loaded, layout, resize_mode)
+        if absent:
+            continue
+        tokens = [theirs[part] for part in prefixes]
+        if not is_stored:  # big_vision leaves out what is computed, and gives its class token no position
+            loaded |= {"prefix": torch.cat(tokens, dim=1)} if tokens else {}
+        elif theirs[table].shape[-1] != ours[f"positions.{stage}"].shape[-1]:
+            _fit(ours[f"positions.{stage}"], theirs[table], table, loaded, problems)
+        else:
+            _read_tokens(model, stage, theirs[table], tokens, loaded, layout, resize_mode)
     problems["unexpected"] = [name for name in theirs if name not in used]
-    if any(problems.values()):
-        text = "; ".join(f"{len(found)} {kind}: {_shortened(found)}" for kind, found in problems.items() if found)
-        raise ModelError(f"these weights are not of {model.preset}: {text}")
-    model.load_state_dict({**ours, **loaded})
+    return loaded, problems
+
+
+def _has_fixed_positions(model: Backbone) -> bool:
+    return isinstance(model, MetaFormer) and model.config.positions in SINCOS
 
 
 def to_layout(model: Backbone, layout: str) -> dict[str, Tensor]:
