@@ -45,7 +45,7 @@ MODELS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("swin_mixer_t_d24", 64, ONE),
     ("nfnet_w8d2", 32, {}),
     ("nfnet_f0", 64, {"depths": (1, 1, 2, 1), "widths": (32, 64, 96, 128), "final_width": 256, "group_width": 16,
-                      "stem_widths": (8, 16, 32, 64)}),
+                      "stem_widths": (8, 16, 32, 64), "activation": "gelu"}),
     ("bit_r50x1", 64, {}),
 )  # fmt: skip
 

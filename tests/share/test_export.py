@@ -26,6 +26,7 @@ TIMM = (
     ("vit_ti16_token", 32, {"depths": (1,), "pool": "gap", "pool_first": True}, "vit_base_patch16_224"),
     ("deit_ti16_distilled", 32, {"depths": (1,)}, "deit_tiny_distilled_patch16_224"),
     ("poolformerv2_s12", 64, {}, "poolformerv2_s12"),
+    ("convformer_s18", 64, {}, "convformer_s18"),  # whose head has another eps than timm's
     ("pvt_v2_b0", 64, {"depths": (1, 2, 1, 1)}, "pvt_v2_b0"),
     (
         "nfnet_f0",

@@ -102,7 +102,7 @@ def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str,
         return family, config
     changed = {**{field: getattr(config, field) for field in fields}, **overrides}
     try:
-        new: Config = _reader(type(config)).validate_python(changed)
+        new = _reader(type(config)).validate_python(changed)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from isoflop.data.transforms import crop_share
 from isoflop.errors import ModelError
 from isoflop.models import Backbone
 from isoflop.models.bit import BiT
 from isoflop.models.interop import shaped_like, to_layout
-from isoflop.models.interop.timm_names import TIMM
+from isoflop.models.interop.timm_names import TIMM, TIMMS_OWN
 from isoflop.models.metaformer import MetaFormer
+from isoflop.models.metaformer_config import MetaFormerConfig
 from isoflop.models.nfnet import NFNet
 from isoflop.models.presets import PRESETS
-from isoflop.models.saved import KEY, architecture_of
+from isoflop.models.saved import KEY, Description, architecture_of
 from isoflop.share.subject import Subject
 from isoflop.share.verify import IMAGES, check, difference
 
@@ -72,11 +75,11 @@ def write_timm(folder: Path, subject: Subject, licence: str | None) -> float:
         peer: Any = timm.create_model(name, num_classes=classes, in_chans=description.channels, **args)
     except (TypeError, RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(f"timm cannot build {model.preset} as {name}: {error}; {INSTEAD}") from error
-    state = (
-        {key.removeprefix("model."): tensor for key, tensor in model.state_dict().items()}
-        if model.family == "timm"
-        else shaped_like(to_layout(model, "timm"), peer.state_dict())
-    )
+    if model.family == "timm":
+        state = {key.removeprefix("model."): tensor for key, tensor in model.state_dict().items()}
+    else:
+        state, description = _with_timms_eps(model, to_layout(model, "timm"), description)
+        state = shaped_like(state, peer.state_dict())
     expected = peer.state_dict()
     state = {key: tensor for key, tensor in state.items() if key in expected or subject.classifies}
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
@@ -98,6 +101,22 @@ def write_timm(folder: Path, subject: Subject, licence: str | None) -> float:
     images = subject.images(IMAGES)
     with torch.inference_mode():
         return check(difference(loaded(images), subject.outputs(images)), f"timm's {name}")
+
+
+def _with_timms_eps(
+    model: Backbone, state: dict[str, Tensor], description: Description
+) -> tuple[dict[str, Tensor], Description]:
+    """The same function with timm's eps in the norm of a ConvFormer's head.
+
+    The norm of c·h with eps is that of h with eps/c², and what it normalises is the square of a ReLU of a linear map.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, MetaFormerConfig) or not config.mlp_head or not config.head_eps:
+        return state, description
+    timms = TIMMS_OWN["convformer"]["head_eps"]
+    factor = (timms / config.head_eps) ** 0.25
+    changed = {name: state[name] * factor for name in ("head.fc.fc1.weight", "head.fc.fc1.bias")}
+    return state | changed, replace(description, options={**description.options, "head_eps": timms})
 
 
 def _pretrained_cfg(subject: Subject, known: dict[str, Any], classes: int, licence: str | None) -> dict[str, Any]:

@@ -166,8 +166,8 @@ def _plain_vit(state: Mapping[str, Tensor]) -> Recognised | None:
     fitting: dict[str, dict[str, Any]] = {}
     is_published = False
     for family in ("mae",) if of_mae else ("deit",) if distilled else ("deit", "mae", "vit"):
-        presets = [*FAMILIES[family].items()]
-        presets.sort(key=lambda row: (getattr(row[1], "stem_stride", 0) != patch, row[1].pool != options["pool"]))
+        presets = [(name, c) for name, c in FAMILIES[family].items() if isinstance(c, MetaFormerConfig)]
+        presets.sort(key=lambda row: (row[1].stem_stride != patch, row[1].pool != options["pool"]))
         same = ((name, heads) for name, config in presets if (heads := _heads(config, width, depth, mlp)))
         name, heads = next(same, ("", 0))
         is_published |= bool(name)
@@ -260,7 +260,7 @@ def _square_side(named: Named) -> int | None:
             side = math.isqrt(tensor.shape[1])
             if side * side != tensor.shape[1]:
                 raise ModelError(f"{name} of {tensor.shape[1]} cells is not of a square image")
-            return side * 4 * 2 ** int(found[1])
+            return side * (4 << int(found[1]))
     return None
 
 
