@@ -102,15 +102,19 @@ def save_model(folder: Path, weights: dict[str, Tensor], description: Descriptio
 
 
 def metadata_of(preset: str, revision: int) -> dict[str, str]:
-    """What a file of weights says about itself where it lies alone."""
-    return {"isoflop": preset, "revision": str(revision)}
+    """What a file of weights says about itself where it lies alone.
+
+    One entry: safetensors writes several in an order of chance, and equal weights are to be equal files.
+    """
+    return {"isoflop": f"{preset} {revision}"}
 
 
 def preset_in(metadata: dict[str, str]) -> tuple[str | None, dict[str, Any]]:
     """The preset that a file's metadata name, with its revision as an option where it is not that of now."""
-    preset, revision = metadata.get("isoflop"), metadata.get("revision", "1")
-    earlier = preset is not None and is_revised(preset, {}) and revision.isdecimal() and int(revision) < REVISION
-    return preset, {"revision": int(revision)} if earlier else {}
+    preset, _, revision = metadata.get("isoflop", "").partition(" ")
+    revision = revision or metadata.get("revision", "1")
+    earlier = bool(preset) and is_revised(preset, {}) and revision.isdecimal() and int(revision) < REVISION
+    return preset or None, {"revision": int(revision)} if earlier else {}
 
 
 def read_description(config: dict[str, Any], where: Path | str) -> Description | None:
