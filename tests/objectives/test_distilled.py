@@ -125,7 +125,7 @@ def test_a_teacher_is_a_run_or_a_preset_with_weights_or_timms(tmp_path: Path) ->
     run, learner = tmp_path / "run", create_model("vit_w8d1p8", seed=0, **SIZE)
     run.mkdir()
     save(teacher().state_dict(), run / "model.safetensors")
-    (run / "config.json").write_text(json.dumps({"model": {"name": "nfnet_w8d1"}, "steps": 1}))
+    (run / "config.json").write_text(json.dumps({"model": {"name": "nfnet_w8d1", "revision": 2}, "steps": 1}))
     named = configured(teacher="nfnet_w8d1", teacher_weights=str(run / "model.safetensors"))
     network = timm.create_model("resnet18", num_classes=5)
     save({f"model.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "resnet.safetensors")
@@ -144,7 +144,7 @@ def test_a_teacher_sees_images_as_they_were_normalised_when_it_learnt(tmp_path: 
     run, learner, pixels = tmp_path / "run", create_model("vit_w8d1p8", seed=0, **SIZE), torch.rand(6, 3, 32, 32)
     run.mkdir()
     save(teacher().state_dict(), run / "model.safetensors")
-    (run / "config.json").write_text(json.dumps({"model": {"name": "nfnet_w8d1"}, "steps": 1}))
+    (run / "config.json").write_text(json.dumps({"model": {"name": "nfnet_w8d1", "revision": 2}, "steps": 1}))
     ours, theirs = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), ((0.1, 0.6, 0.5), (0.3, 0.2, 0.5))
     (run / "data.json").write_text(json.dumps({"mean": theirs[0], "std": theirs[1]}))
 
