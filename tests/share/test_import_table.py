@@ -274,3 +274,19 @@ def test_what_was_written_before_is_the_model_that_it_was(tmp_path: Path) -> Non
             shutil.copy(tmp_path / "new" / "model.safetensors", tmp_path / "other.safetensors"), image_size=32
         )
         assert torch.equal(alone.model.eval()(x), now(x))
+
+
+def test_weights_of_a_known_release_that_fit_nothing_are_told_what_does_not(tmp_path: Path) -> None:
+    state = baseline(create_model("identityformer_s12", image_size=64, num_classes=5, seed=0, **FOUR))
+    del state["stages.2.1.norm1.weight"]
+    state["stages.2.0.gamma"] = torch.zeros(3)
+    torch.save(state, tmp_path / "identityformer_s12.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing: stages\.2\.blocks\.1\.norm1\.weight; 1 unexpected: .*gamma"):
+        import_weights(str(tmp_path / "identityformer_s12.pth"), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"1 unexpected: stages\.2\.blocks\.0\.gamma; 40 mis-shaped"):
+        import_weights(str(tmp_path / "identityformer_s12.pth"), tmp_path / "out", model="identityformer_s12")
+
+
+def test_distilled_deits_are_called_so(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row[0].startswith("deit_tiny_distilled"))
+    assert import_weights(str(written(tmp_path, row)[1]), tmp_path / "out").model == "deit_ti16_distilled"

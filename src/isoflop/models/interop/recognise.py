@@ -45,6 +45,7 @@ class Recognised:
         image_size: pixels; None where no tensor depends on it.
         moments: mean and standard deviation of its images, as the release's code normalises them.
         left_out: tensors that do not belong to the backbone.
+        unfit: where `fitting` is empty, why.
     """
 
     release: str
@@ -57,12 +58,15 @@ class Recognised:
     moments: Moments | None = None
     left_out: list[str] = field(default_factory=list)
     proven: bool = True
+    unfit: str = ""
 
     def choose(self, told: str) -> tuple[str, bool]:
         """The one that fits, or that the words of a file's name (`told`) single out; whether it was these that did.
 
         Raises ModelError, which lists all that fit, where neither does.
         """
+        if not self.fitting:
+            raise ModelError(f"{self.release}: {self.unfit}")
         if len(self.fitting) == 1 and self.proven:
             return next(iter(self.fitting)), False
         words = set(re.split(r"[^a-z0-9+]+", told.lower()))
@@ -167,7 +171,8 @@ def _plain_vit(state: Mapping[str, Tensor]) -> Recognised | None:
     is_published = False
     for family in ("mae",) if of_mae else ("deit",) if distilled else ("deit", "mae", "vit"):
         presets = [(name, c) for name, c in FAMILIES[family].items() if isinstance(c, MetaFormerConfig)]
-        presets.sort(key=lambda row: (row[1].stem_stride != patch, row[1].pool != options["pool"]))
+        alike = ("distilled", "pool")
+        presets.sort(key=lambda row: (row[1].stem_stride != patch, *(getattr(row[1], k) != options[k] for k in alike)))
         same = ((name, heads) for name, config in presets if (heads := _heads(config, width, depth, mlp)))
         name, heads = next(same, ("", 0))
         is_published |= bool(name)
@@ -177,11 +182,6 @@ def _plain_vit(state: Mapping[str, Tensor]) -> Recognised | None:
             name, heads = base, next(other, 0)
         if heads:
             fitting[name] = options | _vit_options(width, depth, heads, patch, mlp)
-    if not fitting:
-        raise ModelError(
-            f"a ViT of width {width}, depth {depth} and MLPs of {mlp}: names and shapes do not tell its attention "
-            "heads, and no preset is of that size"
-        )
     return Recognised(
         release="MAE" if of_mae else "DeiT" if distilled else "timm's names of a ViT",
         fitting=fitting,
@@ -193,6 +193,8 @@ def _plain_vit(state: Mapping[str, Tensor]) -> Recognised | None:
         moments=IMAGENET if of_mae or distilled else None,
         left_out=left_out,
         proven=(of_mae or distilled) and is_published,
+        unfit=f"names and shapes do not tell the attention heads of a ViT of width {width}, depth {depth} and MLPs of "
+        f"{mlp}, and no preset is of that size",
     )
 
 
@@ -203,6 +205,7 @@ def _metaformer(named: Mapping[str, Tensor], release: str, families: tuple[str, 
     sizes, image_size = _stages(named), _square_side(named)
     fitting: dict[str, dict[str, Any]] = {}
     seen: set[Config] = set()
+    unfit = ""
     presets = [row for family in families for row in FAMILIES[family].items()]
     presets.sort(key=lambda row: any(getattr(row[1], key) != sizes[key] for key in ("depths", "widths")))
     for name, config in presets:
@@ -228,10 +231,11 @@ def _metaformer(named: Mapping[str, Tensor], release: str, families: tuple[str, 
                 model = create_model(name, **shape, **options)
         except ModelError:
             continue  # these sizes do not go with it
-        if not any(misfits(model, named, "timm", head=classes is not None).values()):
+        problems = misfits(model, named, "timm", head=classes is not None)
+        if problems:
+            unfit = unfit or f"no preset has these names and shapes; {name} has {problems}"
+        else:
             fitting[name] = {key: value for key, value in options.items() if getattr(config, key) != value}
-    if not fitting:
-        return None
     return Recognised(
         release=release,
         fitting=fitting,
@@ -241,6 +245,7 @@ def _metaformer(named: Mapping[str, Tensor], release: str, families: tuple[str, 
         channels=channels,
         image_size=image_size,
         moments=IMAGENET,
+        unfit=unfit or "no preset has as many stages and such a stem",
     )
 
 

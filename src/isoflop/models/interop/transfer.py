@@ -27,21 +27,20 @@ def load_weights(
     and mis-shaped tensors when the weights are of another architecture; `model` is then unchanged.
     """
     loaded, problems = _collected(model, state, layout, head, resize_mode)
-    if any(problems.values()):
-        text = "; ".join(f"{len(found)} {kind}: {_shortened(found)}" for kind, found in problems.items() if found)
-        raise ModelError(f"these weights are not of {model.preset}: {text}")
+    if problems:
+        raise ModelError(f"these weights are not of {model.preset}: {problems}")
     model.load_state_dict({**model.state_dict(), **loaded})
 
 
-def misfits(model: Backbone, state: Mapping[str, Tensor], layout: str, *, head: bool = True) -> dict[str, list[str]]:
-    """What is missing, unexpected and mis-shaped in `state` for `model`, which may lie on the meta device."""
+def misfits(model: Backbone, state: Mapping[str, Tensor], layout: str, *, head: bool = True) -> str:
+    """What is missing, unexpected and mis-shaped in `state` for `model`, which may lie on the meta device, or ""."""
     return _collected(model, state, layout, head, "bicubic")[1]
 
 
 def _collected(
     model: Backbone, state: Mapping[str, Tensor], layout: str, head: bool, resize_mode: str
-) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """The tensors of `state` under our names, and what does not fit."""
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors of `state` under our names, and what does not fit, in words."""
     theirs = from_flax(state) if layout == "flax" else {in_files(name, layout): t for name, t in state.items()}
     ours = dict(model.state_dict())
     names = names_in(model, layout)
@@ -72,7 +71,7 @@ def _collected(
         else:
             _read_tokens(model, stage, theirs[table], tokens, loaded, layout, resize_mode)
     problems["unexpected"] = [name for name in theirs if name not in used]
-    return loaded, problems
+    return loaded, "; ".join(f"{len(found)} {kind}: {_shortened(found)}" for kind, found in problems.items() if found)
 
 
 def _has_fixed_positions(model: Backbone) -> bool:
