@@ -49,6 +49,10 @@ class LawError(IsoflopError):
     """A table from which no law can be fitted."""
 
 
+class Preempted(IsoflopError):
+    """A study that was asked to stop, and has saved what it was training: started again, it goes on from there."""
+
+
 class StudyError(IsoflopError):
     """A study that cannot be planned, run or answered."""
 

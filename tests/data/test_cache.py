@@ -17,7 +17,7 @@ from isoflop.data.cache import content_hash
 from isoflop.data.records import fingerprint_files, is_fingerprint_of
 from isoflop.data.sources.folder import FolderRecords
 from isoflop.errors import CheckpointError, DataError
-from isoflop.train.run_directory import claim
+from isoflop.train.identity import claim_run
 from tests.processes import at_once, failures
 from tests.promises.chaos import run_config
 
@@ -234,12 +234,12 @@ def test_large_files_count_byte_by_byte_and_runs_of_before_go_on(
     directory.mkdir()
     source = open_source("digits", split="train", image_size=8)
     source.fingerprint = sampled
-    claim(config, directory, source)
+    claim_run(config, directory, source)
     source.fingerprint = first
-    claim(config, directory, source)
+    claim_run(config, directory, source)
     source.fingerprint = f"{'0' * 32}-{'0' * 32}"
     with pytest.raises(CheckpointError, match="the data have changed"):
-        claim(config, directory, source)
+        claim_run(config, directory, source)
 
 
 def test_no_warning_where_all_is_well(cache: Path, image_folder: Path) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from isoflop.config import RunConfig, parse
 from isoflop.objectives import Supervised, Uniforms
+from isoflop.runs.directory import read_status
 from isoflop.train.preemption import PREEMPTED, asked_to_stop
-from isoflop.train.run_directory import read_status
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["isoflop.train", "isoflop.train.sharded", "torch.distributed.fsdp"])
@@ -210,4 +210,4 @@ def train_under_fire(config: RunConfig, directory: Path, kills: int, chance: ran
 
 def finished(directory: Path) -> bool:
     """Whether the run in `directory` has ended by itself."""
-    return read_status(directory).get("state") in ("done", "diverged")
+    return getattr(read_status(directory), "state", "") in ("done", "diverged")

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from isoflop.config import RunConfig
 from isoflop.data import locate
+from isoflop.runs.journal import data_steps
 from isoflop.train import read_journal, verify_ledger
-from isoflop.train.journal import data_steps
 from isoflop.train.meters import MEASURED
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from isoflop.config import RunConfig
+from isoflop.runs.directory import read_status
 from isoflop.train import read_journal
 from isoflop.train.checkpoints import saved_steps
 from isoflop.train.preemption import PREEMPTED
-from isoflop.train.run_directory import read_status
 from tests.promises.chaos import (
     EVERY_STEP,
     Blow,
@@ -44,8 +44,8 @@ def preempt(config: RunConfig, directory: Path, world: int, steps: int, number: 
     ranks = start_ranks(config, directory, world, Blow(steps, number=number, rank=world - 1))
     assert set(join(ranks)) == {PREEMPTED}
     status = read_status(directory)
-    assert status["state"] == "preempted"
-    assert saved_steps(directory / "checkpoints")[0] == status["step"]  # to the step, not to the last regular save
+    assert status.state == "preempted"
+    assert saved_steps(directory / "checkpoints")[0] == status.step  # to the step, not to the last regular save
 
 
 def test_a_preempted_run_goes_on_with_any_number_of_ranks(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_damaged_shard_is_passed_over_by_all_ranks(tmp_path: Path) -> None:
 
 
 def _all_rows(directory: Path) -> list[dict[str, object]]:
-    from isoflop.train.journal import attempts
+    from isoflop.runs.journal import attempts
 
     return [row for rows in attempts(directory) for row in rows]
 

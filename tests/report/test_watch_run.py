@@ -10,7 +10,7 @@ from isoflop.errors import StudyError
 from isoflop.report.watch import Watch
 from isoflop.report.watch.run import LiveRun, run_snapshot
 from isoflop.report.watch.tail import Tail
-from isoflop.train.journal import restarts
+from isoflop.runs.journal import restarts
 from tests.report.conftest import HOSTILE
 from tests.report.test_watch import fetch, write_json
 from tests.report.test_watch_page import Visit

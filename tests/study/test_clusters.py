@@ -10,12 +10,12 @@ import pytest
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
+from isoflop.runs.directory import read_status
 from isoflop.study import Store, run_study
 from isoflop.study.executors import Event, Executor, Task, make_executor
 from isoflop.study.executors.ray import RayExecutor
 from isoflop.study.executors.slurm import SlurmExecutor
 from isoflop.study.planned import Catalogue
-from isoflop.train.run_directory import read_status
 from tests.study.test_study import Listener, toy_study
 
 MEASURED = "seconds"  # the column of the table in which two equal studies may differ
@@ -114,7 +114,7 @@ def test_a_run_resumes_on_another_node_from_its_checkpoint(tmp_path: Path, nodes
             died += [event.run_id] if event.kind == "died" else []
     for run in runs:
         directory = store.run_directory(run.run_id)
-        assert read_status(directory)["state"] == "done"
+        assert read_status(directory).state == "done"
         second = directory / "attempts" / "2" / "metrics-0001.jsonl"
         resumed += [run.run_id] if second.exists() and '"origin": "checkpoint"' in second.read_text() else []
     assert died

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.runs.directory import read_status
 from isoflop.study.executors import LocalPool, Task
 from isoflop.study.executors.training import Message, train_load
 from isoflop.study.packing import packs
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Store
-from isoflop.train.run_directory import read_status
 from tests.promises.same import measured
 from tests.study.test_study import toy_study
 
@@ -78,4 +78,4 @@ def test_a_pack_whose_worker_is_killed_ends_as_if_it_had_not_been(
         assert measured(undisturbed.directory) == measured(killed.directory)
         same = [(task.directory / "model.safetensors").read_bytes() for task in (undisturbed, killed)]
         assert same[0] == same[1]
-        assert read_status(killed.directory)["state"] == "done"
+        assert read_status(killed.directory).state == "done"

@@ -10,13 +10,13 @@ import pytest
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
+from isoflop.runs.directory import read_status
 from isoflop.study import Store
 from isoflop.study.executors import Task
 from isoflop.study.executors.mail import Mailbox, Sender
 from isoflop.study.executors.remote import bundles, optional, train_remotely
 from isoflop.study.executors.task import loads
 from isoflop.study.planned import Catalogue
-from isoflop.train.run_directory import read_status
 from tests.study import mortal
 from tests.study.test_study import toy_study
 
@@ -91,7 +91,7 @@ def test_a_lost_job_is_resumed_without_what_it_had_finished(config: StudyConfig,
     assert [(e.run_id, e.state) for e in events if e.kind == "ended"] == [(t.run.run_id, "done") for t in tasks]
     assert [e.run_id for e in events if e.kind == "died"] == [tasks[1].run.run_id]
     assert len(machines.jobs) == 2
-    assert all(read_status(task.directory)["state"] == "done" for task in tasks)
+    assert all(read_status(task.directory).state == "done" for task in tasks)
     assert not list(mail.iterdir())
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,12 +14,13 @@ import pytest
 
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
+from isoflop.runs import results
+from isoflop.runs.directory import read_status
 from isoflop.study import Narrator, Store, run_study
 from isoflop.study.adaptive import Stage
 from isoflop.study.answer import answer_from
 from isoflop.study.executors import LocalPool, Task
 from isoflop.study.planned import Catalogue, PlannedRun
-from isoflop.train.run_directory import read_status
 from tests.study.here import Here
 from tests.study.test_rungs import study_config
 
@@ -125,7 +127,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_two_studies_cannot_write_one_folder(tmp_path: Path) -> None:
-    from isoflop.train.lock import sole_writer
+    from isoflop.runs.lock import sole_writer
 
     with sole_writer(tmp_path / "toy", StudyError), pytest.raises(StudyError, match="another isoflop process"):
         run_study(toy_study(tmp_path / "toy"))
@@ -220,7 +222,7 @@ def test_a_killed_worker_costs_time_or_at_most_its_run(
     assert kinds.count("died") == min(deaths, 2)
     if deaths == 1:
         assert (last.kind, last.state) == ("ended", "done")
-        assert read_status(store.run_directory(run.run_id))["state"] == "done"
+        assert read_status(store.run_directory(run.run_id)).state == "done"
     else:
         assert (last.kind, last.state) == ("ended", "failed")
         assert "killed by SIGKILL, for the 3rd time" in last.error
@@ -281,15 +283,42 @@ def test_a_table_that_was_edited_by_hand_is_told_in_one_line(
         Store(tmp_path).rows()
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("study.json", "[]"), ("study.json", "{}"), ("prices.json", '{"prices": [3]}'), ("prices.json", "null")],
-)
-def test_files_of_a_study_that_are_not_what_it_wrote_are_told(name: str, text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[]", "{}", "", "null"])
+def test_a_study_whose_own_file_is_damaged_is_told_in_one_line(text: str, tmp_path: Path) -> None:
     config = toy_study(tmp_path)
     store = Store(tmp_path)
-    store.claim(config)
-    (tmp_path / name).write_text(text)
-    read = store.prices if name == "prices.json" else partial(store.claim, config)
-    with pytest.raises(StudyError, match=f"{name}: damaged"):
+    store.claim(config, "fingerprint")
+    (tmp_path / "study.json").write_text(text)
+    for read in (partial(store.claim, config, "fingerprint"), partial(store.begun_at, config)):
+        with pytest.raises(StudyError, match=r"study.json: not readable"):
+            read()
+
+
+def test_a_changed_digit_of_table_or_answer_is_noticed(
+    finished: tuple[StudyConfig, dict[str, Any], Listener], tmp_path: Path
+) -> None:
+    folder = tmp_path / "toy"
+    shutil.copytree(finished[0].directory, folder, ignore=shutil.ignore_patterns("runs", "trunks"))
+    store = Store(folder)
+    table = (folder / "results.csv").read_text()
+    for name, read in (("results.csv", store.rows), ("answer.json", partial(store.read, "answer.json"))):
         read()
+        path = folder / name
+        whole = path.read_bytes()
+        place = next(place for place in range(len(whole) // 2, len(whole)) if whole[place : place + 1] == b"3")
+        path.write_bytes(whole[:place] + b"2" + whole[place + 1 :])
+        with pytest.raises(StudyError, match=rf"{name}: damaged, or edited: its SHA-256 .* writes it again"):
+            read()
+        path.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "write_atomically", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.write_rows([])
+    assert (folder / "results.csv").read_text() == table
+    assert store.rows()  # killed between the record and the table
+    store.write_rows([])
+    assert store.rows() == []
+
+
+def _killed(path: Path, text: str) -> None:
+    raise KeyboardInterrupt

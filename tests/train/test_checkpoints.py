@@ -3,12 +3,14 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from isoflop.errors import CheckpointError
+from isoflop.runs.lock import this_process, unfinished_path
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint, saved_steps
 
 
@@ -68,12 +70,20 @@ def test_every_flipped_bit_of_the_tensors_is_noticed(tmp_path: Path) -> None:
 
 def test_a_writer_that_was_killed_leaves_nothing_that_counts(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    leftover = tmp_path / ".step-000000000002.999999999"
-    leftover.mkdir()
-    (leftover / "tensors.safetensors").write_bytes(b"half")
+    dead = replace(this_process(), began=1)  # of a process whose number another has now
+    foreign = replace(this_process(), boot="0badcafe")  # of a writer on another host, which cannot be asked
+    names = [unfinished_path(checkpoint_path(tmp_path, 2), writer.tag) for writer in (dead, foreign, this_process())]
+    names.append(tmp_path / ".step-000000000002.999999999")  # as earlier versions named it
+    for leftover in names:
+        leftover.mkdir()
+        (leftover / "tensors.safetensors").write_bytes(b"half")
     assert saved_steps(tmp_path) == [1]
     save(tmp_path, 2)
-    assert not leftover.exists()
+    assert [leftover.exists() for leftover in names] == [False, True, True, True]
+    for leftover in (*names[1:], *names[1].iterdir(), *names[3].iterdir(), *names[2].iterdir()):
+        os.utime(leftover, (0, 0))
+    save(tmp_path, 3)
+    assert [leftover.exists() for leftover in names] == [False, False, True, False]
 
 
 def test_no_checkpoint_at_all_is_none(tmp_path: Path) -> None:

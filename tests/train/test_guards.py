@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from isoflop.config import RunConfig
+from isoflop.runs.directory import read_status
+from isoflop.runs.journal import attempts, data_steps
 from isoflop.train import loop, read_journal, train
 from isoflop.train.guards import robust_z
-from isoflop.train.journal import attempts, data_steps
-from isoflop.train.run_directory import read_status
 from tests.promises.chaos import EVERY_STEP, Blow, kill_after, poisoned, run_config, train_whole
 from tests.promises.same import check_samples
 
@@ -98,7 +98,7 @@ def test_without_leave_the_first_such_step_ends_the_run_with_evidence(tmp_path: 
     result = train(guarded(), tmp_path / "run")
     assert result.state == "diverged"
     evidence = json.loads((tmp_path / "run/diverged.json").read_text())
-    assert evidence["step"] == result.step == read_status(tmp_path / "run")["step"]
+    assert evidence["step"] == result.step == read_status(tmp_path / "run").step
     assert len(evidence["samples"]) == 24
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from isoflop.config import RunConfig
+from isoflop.runs.directory import read_status
 from isoflop.train import train
 from isoflop.train.checkpoints import latest_checkpoint
 from isoflop.train.halfway import Limit, halfway, loss_at, note
-from isoflop.train.run_directory import read_status
 from tests.promises.chaos import run_config
 
 NEVER = Limit(step=30, loss=100.0, offset=0.0, slope=1.0, aim=1.0)
@@ -42,9 +42,9 @@ def test_a_hopeless_run_stops_at_its_mark_says_why_and_goes_on_without_a_limit(t
     result = train(config, tmp_path / "run", limit=ALWAYS)
     status = read_status(tmp_path / "run")
     assert (result.state, result.step) == ("stopped", 30)
-    assert status["halfway_loss"] == read_status(tmp_path / "whole")["halfway_loss"]
-    assert status["expected_loss"] == pytest.approx(status["halfway_loss"])
-    assert status["error"].startswith("at step 30 of 60: its loss of")
+    assert status.halfway_loss == read_status(tmp_path / "whole").halfway_loss
+    assert status.expected_loss == pytest.approx(status.halfway_loss)
+    assert status.error.startswith("at step 30 of 60: its loss of")
     assert train(config, tmp_path / "run", limit=ALWAYS).state == "stopped"
     assert train(config, tmp_path / "run").heldout_loss == whole.heldout_loss
 
@@ -56,7 +56,7 @@ def test_a_branch_looks_back_on_the_curve_of_its_trunk(tmp_path: Path) -> None:
     result = train(config, tmp_path / "branch", trunk=trunk, limit=NEVER)
     alone = train(config, tmp_path / "alone")
     assert result.heldout_loss == alone.heldout_loss
-    told = [read_status(tmp_path / name)["halfway_loss"] for name in ("branch", "alone")]
+    told = [read_status(tmp_path / name).halfway_loss for name in ("branch", "alone")]
     assert told[0] == told[1]
 
 
@@ -67,4 +67,4 @@ def test_a_run_that_begins_beyond_its_mark_is_judged_by_what_it_was_there(tmp_pa
     late, early = (train(config, tmp_path / name, trunk=t, limit=limit) for name, t in (("b", trunk), ("a", None)))
     assert (late.state, late.step) == ("stopped", 28)
     assert (early.state, early.step) == ("stopped", 25)
-    assert read_status(tmp_path / "b")["halfway_loss"] == read_status(tmp_path / "a")["halfway_loss"]
+    assert read_status(tmp_path / "b").halfway_loss == read_status(tmp_path / "a").halfway_loss

@@ -1,8 +1,10 @@
 """The training loop: it learns, it refuses what cannot be, and it records what went wrong."""
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from isoflop.errors import CheckpointError, ConfigError
+from isoflop.runs import directory
+from isoflop.runs.directory import read_status
+from isoflop.runs.journal import restarts
 from isoflop.train import read_journal, train
 from isoflop.train.checkpoints import saved_steps
-from isoflop.train.journal import restarts
-from isoflop.train.run_directory import read_status
+from isoflop.transfer.backbones import load_backbone
 from tests.promises.chaos import run_config
 
 
@@ -56,13 +60,98 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.txt"]
 
 
-def test_a_damaged_file_of_a_run_is_told_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["status.json", "env.json", "config.json", "data.json", "identity.json"])
+def test_files_that_a_resume_does_not_need_are_written_again_with_a_warning(tmp_path: Path, name: str) -> None:
+    config, run = run_config(steps=10), tmp_path / "run"
+    first = train(config, run)
+    path, weights = run / name, (run / "model.safetensors").read_bytes()
+    whole = json.loads(path.read_text())
+    later = [json.dumps({**whole, "state": state}) for state in ("done", "running")] if name == "status.json" else []
+    null = '{"state": "done", "step": 10, "steps": 10, "seconds": 1.0, "heldout_loss": null, "error": ""}'
+    for content in ("{", "", "\0\0", null if name == "status.json" else "[]", *later):
+        path.write_text(content)
+        if content in later:  # whole, but of a time before the end
+            assert train(config, run).heldout_loss == first.heldout_loss
+            continue
+        with pytest.warns(UserWarning, match=rf"run/{name}: not readable: .*; it is written again"):
+            again = train(config, run)
+        assert again.heldout_loss == first.heldout_loss
+        assert (run / "model.safetensors").read_bytes() == weights
+        assert json.loads(path.read_text()).keys() == whole.keys()
+
+
+def test_an_identity_that_nothing_else_confirms_is_refused_in_one_line(tmp_path: Path) -> None:
     train(run_config(steps=10), tmp_path / "run")
-    for name in ("status.json", "identity.json"):
-        for content in ("{", "[]", '{"state": "done"}', '{"state": "done", "step": 10}'):
-            (tmp_path / "run" / name).write_text(content)
-            with pytest.raises(CheckpointError, match=rf"run/{name}: not readable: .+"):
-                train(run_config(steps=10), tmp_path / "run")
+    (tmp_path / "run/identity.json").write_text("{")
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run/identity.json: not readable: .+"):
+        train(run_config(steps=10), tmp_path / "run")
+
+
+def test_a_status_of_a_later_version_is_read(tmp_path: Path) -> None:
+    first = train(run_config(steps=10), tmp_path / "run")
+    path = tmp_path / "run/status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mood": "fine"}))
+    assert train(run_config(steps=10), tmp_path / "run") == first
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_damaged_weights_of_a_finished_run_are_published_again(tmp_path: Path, old: bool) -> None:
+    config, run = run_config(steps=10), tmp_path / "run"
+    first = train(config, run)
+    path, status = run / "model.safetensors", run / "status.json"
+    weights = path.read_bytes()
+    assert json.loads(status.read_text())["files"] == {path.name: hashlib.sha256(weights).hexdigest()}
+    if old:  # earlier versions left no hash
+        found = json.loads(status.read_text())
+        del found["files"]
+        status.write_text(json.dumps(found))
+    for damage in (bytes(len(weights)), weights[:-9], b"", None):
+        path.unlink()
+        if damage is not None:
+            path.write_bytes(damage)
+            if not old:
+                with pytest.raises(CheckpointError, match=r"model.safetensors: damaged: its SHA-256"):
+                    load_backbone(run)
+        with pytest.warns(UserWarning, match="published again, from the last checkpoint"):
+            assert train(config, run).heldout_loss == first.heldout_loss
+        assert path.read_bytes() == weights
+    path.write_bytes(b"")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="without a whole checkpoint to publish them from"), pytest.warns():
+        train(config, run)
+
+
+def test_a_claim_that_was_killed_is_finished_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at each file that the claim writes; and as earlier versions left it, whose identity came last."""
+    config = run_config(steps=10)
+    write, count = directory.write_json, 0
+    for kill in range(5):
+
+        def killed(path: Path, value: object, kill: int = kill, **more: bool) -> None:
+            nonlocal count
+            count += 1
+            if count > kill:
+                raise KeyboardInterrupt
+            write(path, value, **more)
+
+        count = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(directory, "write_json", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path / f"run{kill}")
+        assert train(config, tmp_path / f"run{kill}").state == "done"
+    for names in (["config.json"], ["config.json", "env.json", "data.json"]):
+        run = tmp_path / f"old{len(names)}"
+        run.mkdir()
+        for name in names:
+            shutil.copy(tmp_path / "run0" / name, run)
+        assert train(config, run).state == "done"
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(tmp_path / "run0/config.json", other)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        train(run_config(steps=11), other)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +186,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path: Path) -> N
     result = train(run_config(optim=optim), tmp_path / "run")
     assert result.state == "diverged"
     assert math.isnan(result.heldout_loss)
-    assert "not finite" in read_status(tmp_path / "run")["error"]
+    assert "not finite" in read_status(tmp_path / "run").error
     again = train(run_config(optim=optim), tmp_path / "run")
     assert again.state == "diverged"
 
@@ -118,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> N
 
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
-    from isoflop.train.lock import sole_writer
+    from isoflop.runs.lock import sole_writer
 
     held = sole_writer(tmp_path / "run", CheckpointError)
     with held, pytest.raises(CheckpointError, match="another isoflop process"):

@@ -12,9 +12,9 @@ import torch
 
 from isoflop.config import RunConfig
 from isoflop.errors import CheckpointError, ConfigError
+from isoflop.runs.journal import JournalWriter, read_journal
 from isoflop.train import latest_checkpoint, train
 from isoflop.train.checkpoints import retired, saved_steps
-from isoflop.train.journal import JournalWriter, read_journal
 from tests.promises.chaos import EVERY_STEP, run_config
 from tests.promises.same import check_same
 

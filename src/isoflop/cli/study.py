@@ -1,6 +1,7 @@
 """`isoflop study`: plan, run, watch over and answer a ladder of runs."""
 
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from isoflop.cli.groups import argument, examples, group
 from isoflop.cli.output import Json, aside, print_json
 from isoflop.cli.paths import existing
 from isoflop.cli.tables import power, print_table
-from isoflop.errors import ConfigError, StudyError
+from isoflop.errors import ConfigError, Preempted, StudyError
 
 app = group("study", "Measure small runs at equal compute, and train the answer.")
 
@@ -61,7 +62,10 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Plan, train, fit, answer, train the answer, report. Run again, it goes on where it was."""
+    """Plan, train, fit, answer, train the answer, report. Run again, it goes on where it was.
+
+    SIGTERM and SIGUSR1 have its runs save a checkpoint; it then exits with 75.
+    """
     from isoflop.config import load_study
 
     overrides = list(overrides or [])
@@ -74,10 +78,15 @@ def run(
         )
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import open_study, run_study
+    from isoflop.train.preemption import PREEMPTED, asked_to_stop
 
     command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
-    with aside(as_json):
-        document = run_study(config, TerminalNarrator(), command=command)
+    with aside(as_json), asked_to_stop() as stop:
+        try:
+            document = run_study(config, TerminalNarrator(), command=command, stop=stop)
+        except Preempted as error:
+            print(f"{error} - the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(PREEMPTED) from None
     page = config.directory / "report.html"
     weights = open_study(config.directory).run_directory()
     if as_json:

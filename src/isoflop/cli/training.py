@@ -47,7 +47,7 @@ def train(
 
     SIGTERM and SIGUSR1 have it save a checkpoint and exit with 75. A run that diverges exits with 1.
     """
-    from isoflop.config import config_hash, load_run
+    from isoflop.config import load_run
 
     loaded = load_run(file, overrides or [])
     if dry_run:
@@ -56,12 +56,13 @@ def train(
         with _placed(loaded.origins):
             print_forecast(loaded.config, accelerator, devices, utilisation, as_json)
         return
-    directory = output or Path("runs") / f"{file.stem}-{config_hash(loaded.config)}"
     from isoflop.train import train as train_run
+    from isoflop.train.identity import run_directory
     from isoflop.train.preemption import PREEMPTED, asked_to_stop
     from isoflop.train.ranks import is_first_process
 
     with _placed(loaded.origins), aside(as_json), asked_to_stop() as stop:
+        directory = output or run_directory(Path("runs"), file.stem, loaded.config)
         result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
     speaks = is_first_process()
     if as_json and speaks:

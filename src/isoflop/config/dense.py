@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from isoflop.config.fields import Count, Listed, Maybe, Natural, NonNegative, Positive, Table, Text
+from isoflop.config.fields import Count, Listed, Maybe, Natural, NonNegative, Positive, Table, Text, names_data
 
 
 class DenseTable(Table):
@@ -56,7 +56,7 @@ class DenseTransferConfig(Table):
 
     protocol: Literal["detect", "segment"]
     """Boxes and masks, or a class for every pixel."""
-    dataset: Text
+    dataset: Text = names_data()
     """`coco:FOLDER`, `ade20k:FOLDER` or `scenes`, as in `data.source`."""
     head: Maybe[Literal["retinanet", "mask_rcnn", "semantic_fpn", "upernet"]] = None
     """RetinaNet and Semantic FPN when left out."""

@@ -77,6 +77,11 @@ def names_weights(default: Any = ...) -> Any:
     return Field(default=default, json_schema_extra={"in_hash": "content"})
 
 
+def names_data(default: Any = ...) -> Any:
+    """A field that says where data lie: `config_hash` leaves the path in it out where `places` do not count."""
+    return Field(default=default, json_schema_extra={"in_hash": "place"})
+
+
 def later_option(default: Any) -> Any:
     """A field that came after runs were made without it: at its default, `config_hash` leaves it out, and they keep
     their ids."""

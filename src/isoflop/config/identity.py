@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,28 @@ from isoflop.config.fields import Table
 from isoflop.config.run import EARLIER, ModelConfig
 
 
-def canonical_json(config: Table) -> str:
+def canonical_json(config: Table, *, places: bool = True) -> str:
     """The resolved configuration as JSON with sorted keys, without the fields that cannot change what is learned.
 
-    Of trained weights that it names and that are there, it has the SHA-256 as well.
+    Of trained weights that it names and that are there, it has the SHA-256 as well. Without `places` it does not say
+    where the data lie: beside their fingerprint, two configurations that differ in that alone are the same.
     """
-    return json.dumps(_identity(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_identity(config, places), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def config_hash(config: Table) -> str:
+def config_hash(config: Table, *, places: bool = True) -> str:
     """12 hexadecimal digits of the SHA-256 of `canonical_json`: a run's id.
 
     Left out are the cadence and number of checkpoints, evaluation batch size, output folder, workers, and device and
     CPU threads: these last two change rounding, and yet a run that was planned on one machine is the same on another.
     A teacher and what a run starts from count by their weights: with others under the same name, it is another run.
     """
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical_json(config, places=places).encode()).hexdigest()[:12]
 
 
-def _identity(value: Any) -> Any:
+def _identity(value: Any, places: bool) -> Any:
     if isinstance(value, Table):
-        found = {name: _identity(extra) for name, extra in (value.model_extra or {}).items()}
+        found = {name: _identity(extra, places) for name, extra in (value.model_extra or {}).items()}
         for name, field in type(value).model_fields.items():
             extra = field.json_schema_extra
             part = extra.get("in_hash") if isinstance(extra, dict) else None
@@ -40,16 +42,29 @@ def _identity(value: Any) -> Any:
                 continue  # as when the run was named
             if part is False or (part == "unless default" and getattr(value, name) == field.default):
                 continue
-            found[name] = _identity(getattr(value, name))
+            found[name] = _identity(getattr(value, name), places)
+            if part == "place" and not places:
+                found[name] = _without_path(str(getattr(value, name)))
             content = _content(getattr(value, name)) if part == "content" else None
             if content:
                 found[f"{name} content"] = content
         return found
     if isinstance(value, dict):
-        return {key: _identity(item) for key, item in value.items()}
+        return {key: _identity(item, places) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_identity(item) for item in value]
+        return [_identity(item, places) for item in value]
     return value
+
+
+def _without_path(uri: str) -> str:
+    """What a source's URI says beside where the data lie: their kind, how they are shown, and their shares."""
+    pieces = []
+    for piece in re.split(r"\s+\+\s+", uri.strip()):
+        head, mark, query = piece.partition("?")
+        kind = re.match(r"(?:mixture:)?(?:[\d./]+\*)?\w*", head)
+        options = "&".join(option for option in query.split("&") if not option.startswith(("root=", "cache_gb=")))
+        pieces.append((kind[0] if kind else "") + mark + options)
+    return " + ".join(pieces)
 
 
 def _content(name: str | None) -> str | None:

@@ -20,6 +20,7 @@ from isoflop.config.fields import (
     Table,
     Text,
     later_option,
+    names_data,
     no_effect,
     problem,
 )
@@ -90,7 +91,7 @@ WITH_RANDAUGMENT = ("randaugment", "deit")
 class DataConfig(Table):
     """Which images, at what size, in which order."""
 
-    source: Text = "fractals?classes=1000"
+    source: Text = names_data("fractals?classes=1000")
     """What kind and where: `fractals?classes=1000`, `digits`, or one of `folder:`, `table:`, `parquet:`, `shards:`,
     `hf:`, `torchvision:` and `mixture:` followed by a path, name or list (docs/data.md)."""
     image_size: Count = 32

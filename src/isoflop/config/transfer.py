@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from isoflop.config.fields import Count, Listed, Maybe, Natural, Positive, Table, Text, no_effect, problem
+from isoflop.config.fields import Count, Listed, Maybe, Natural, Positive, Table, Text, names_data, no_effect, problem
 
 Seeds = Annotated[tuple[Natural, ...], Listed, Field(min_length=1)]
 Shots = Annotated[
@@ -34,7 +34,7 @@ DEFAULT_SHOTS = 10
 class TransferConfig(Table):
     """Where backbones are tried after pretraining, beside the same backbones with random weights."""
 
-    dataset: Text = "digits"
+    dataset: Text = names_data("digits")
     """A labelled source, as in `data.source`."""
     shots: Maybe[Shots] = None
     """Labelled images a class, one number or several; 0 takes all. Left out, 10 for `ridge` and `finetune`, and all for

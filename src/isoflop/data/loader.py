@@ -8,8 +8,10 @@ step k reads exactly what the uninterrupted run would have read.
 """
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +225,26 @@ def _fits_shared_memory(batch_bytes: int, workers: int) -> bool:
     return (_AHEAD + 1) * workers * batch_bytes <= free.f_bavail * free.f_frsize
 
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def _ignore_stops(_worker: int) -> None:
+    """Schedulers and terminals signal the whole group; what to do about it is the run's to decide, not a worker's."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+@contextmanager
+def _stops_blocked() -> Iterator[None]:
+    """Workers that are started meanwhile begin with these signals blocked, until they ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch | _Failure]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # that is the user's choice
@@ -236,9 +258,16 @@ def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch
             )
         collate: Any = _as_it_is if fits else _as_arrays
         loader = DataLoader(
-            dataset, batch_size=None, sampler=steps, num_workers=workers, collate_fn=collate, prefetch_factor=_AHEAD
+            dataset,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            collate_fn=collate,
+            prefetch_factor=_AHEAD,
+            worker_init_fn=_ignore_stops,
         )
-        made: Any = iter(loader)
+        with _stops_blocked():
+            made: Any = iter(loader)
     try:
         for step in steps:
             try:
@@ -249,3 +278,5 @@ def _in_workers(dataset: _Batches, steps: range, workers: int) -> Iterator[Batch
     finally:
         # Left to the garbage collector, queues may go before workers, which then wait for five seconds each.
         made._shutdown_workers()
+        for worker in made._workers:
+            worker.kill()  # one that hangs, and would hold this process at its end; terminate() is ignored

@@ -12,6 +12,7 @@ from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_weights
 from isoflop.models.saved import Moments
+from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
 
 
@@ -85,13 +86,11 @@ def _published(name: str) -> dict[str, Any]:
 
 def _run(folder: Path) -> tuple[str, dict[str, object], Path]:
     """Name, overrides and weight file of the model that a finished run trained."""
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"`objective.teacher` = {folder}: not a finished run (no model.safetensors)")
     try:
-        config = stored_run(read_json(folder / "config.json"), str(folder / "config.json"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not readable: {error}") from error
+        weights = published(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"`objective.teacher` = {error}") from error
+    config = stored_run(read_json(folder / "config.json"), str(folder / "config.json"))
     return config.model.name, dict(config.as_trained().model.overrides), weights
 
 

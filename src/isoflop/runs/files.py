@@ -33,38 +33,49 @@ def private_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """A new, empty file to write to, which becomes `path` when the block ends, synced; after an error, nothing is left.
 
-    For libraries that write by name. An OSError names `path`.
+    For libraries that write by name. An OSError names `path`. What can be made again at no cost need not be `synced`:
+    after a power loss it may be empty.
     """
     partial = private_path(path)
     try:
         try:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            os.close(handle)
             yield partial
-            sync(partial)
+            os.chmod(partial, mode)  # safetensors makes files that nobody else may read
+            if synced:
+                sync(partial)
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
                 partial.unlink()
             raise
-        sync(path.parent)
+        if synced:
+            sync(path.parent)
     except OSError as error:
         if error.filename in (None, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, *, synced: bool = True) -> None:
     """Replaces the file `path` by `content` (text as UTF-8) in one step, synced. Raises OSError, which names `path`."""
-    with replacing(path) as partial:
+    with replacing(path, synced=synced) as partial:
         partial.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, synced: bool = True) -> None:
     """Replaces the JSON file `path` as `write_atomically` does."""
-    write_atomically(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_atomically(path, to_json(value), synced=synced)
+
+
+def to_json(value: Any) -> str:
+    """`value` as the text of a JSON file."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def read_json(
@@ -135,6 +146,14 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder `path` and those above it, each synced into its parent, so that a power loss takes none back."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def remove_partial_files(folder: Path, older_than: float = 0.0) -> None:

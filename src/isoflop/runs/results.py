@@ -1,16 +1,20 @@
-"""What a study keeps in its folder, read and written without torch: the table of its runs, and its JSON files."""
+"""What a study keeps in its folder, read and written without torch: the table of its runs, and its JSON files.
+
+`published.json` has the SHA-256 of the table and of the answer. It is written before them, with that of what is still
+there beside that of what comes: a kill in between leaves nothing that looks damaged.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import StudyError
-from isoflop.runs.files import write_atomically
+from isoflop.errors import CheckpointError, StudyError
+from isoflop.runs.files import read_json, sha256_of, write_atomically, write_json
 
 COLUMNS = (
     "run_id",
@@ -38,6 +42,7 @@ COLUMNS = (
     "parameters",
     "error",
 )
+PUBLISHED = "published.json"
 LATER = {"trunk_steps", "stopped_at", "halfway_loss", "expected_loss", "target"}  # columns that old tables lack
 Row = dict[str, Any]
 
@@ -51,15 +56,48 @@ def read_document(directory: Path, name: str) -> dict[str, Any]:
     return read_whole(directory, name)
 
 
+def publish(directory: Path, name: str, text: str) -> None:
+    """Replaces the file `name` of a study, after its SHA-256 in `published.json`; StudyError when the storage
+    refuses."""
+    path, record = directory / name, _published(directory)
+    try:
+        there = {sha256_of(path)} if path.exists() else set()
+        coming = hashlib.sha256(text.encode()).hexdigest()
+        record[name] = [coming, *(there & set(record.get(name, ())))]
+        write_json(directory / PUBLISHED, record)
+        write_atomically(path, text)
+    except OSError as error:
+        raise StudyError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def _published(directory: Path) -> dict[str, Any]:
+    try:
+        return read_json(directory / PUBLISHED)
+    except CheckpointError:  # of an earlier version; or damaged, and written again with the next file
+        return {}
+
+
+def _check(directory: Path, name: str) -> None:
+    """Raises StudyError where the file `name` is not as it was written."""
+    expected = _published(directory).get(name)
+    try:
+        while isinstance(expected, list) and expected and sha256_of(directory / name) not in expected:
+            before, expected = expected, _published(directory).get(name)
+            if before == expected:  # nobody has just written it
+                raise StudyError(
+                    f"{directory / name}: damaged, or edited: its SHA-256 is not that in {PUBLISHED}; "
+                    "`isoflop study run` writes it again from the runs"
+                )
+    except OSError as error:
+        raise StudyError(f"{directory / name}: not readable: {error.strerror}") from error
+
+
 def read_whole(directory: Path, name: str) -> dict[str, Any]:
     """A JSON file of the study that is there; StudyError where it is damaged."""
-    try:
-        value: dict[str, Any] = json.loads((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{directory / name}: not readable: {error}") from error
-    if not isinstance(value, dict) or (name == "study.json" and not {"study", "name"} <= set(value)):
-        raise StudyError(f"{directory / name}: damaged; it is not what `isoflop study run` has written")
-    return value
+    fields = {"study": str, "name": str} if name == "study.json" else {}
+    found = read_json(directory / name, fields, error=StudyError)
+    _check(directory, name)
+    return found
 
 
 def write_results(directory: Path, rows: Iterable[Row]) -> None:
@@ -68,10 +106,7 @@ def write_results(directory: Path, rows: Iterable[Row]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-    try:
-        write_atomically(directory / "results.csv", text.getvalue())
-    except OSError as error:
-        raise StudyError(f"{directory / 'results.csv'}: cannot write: {error.strerror}") from error
+    publish(directory, "results.csv", text.getvalue())
 
 
 def read_results(directory: Path) -> list[Row]:
@@ -84,9 +119,11 @@ def read_results(directory: Path) -> list[Row]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_row(line, names) for names, line in _lines(csv.reader(file))]
+            rows = [_row(line, names) for names, line in _lines(csv.reader(file))]
     except (OSError, ValueError, csv.Error) as error:
         raise StudyError(f"{path}: {error}; `isoflop study run` writes it again from the runs") from error
+    _check(directory, path.name)
+    return rows
 
 
 TEXT = {"run_id", "family", "model", "status", "role", "error"}

@@ -10,10 +10,10 @@ from typing import Any
 
 from isoflop.errors import CheckpointError
 from isoflop.escapes import markdown_code, markdown_text
+from isoflop.runs.directory import read_status
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
 from isoflop.train.price import train_flops_per_image
-from isoflop.train.run_directory import read_status
 from isoflop.transfer.report import markdown
 
 USES = {
@@ -113,7 +113,7 @@ def _training(subject: Subject) -> Iterator[str]:
         f"`{config.data.augment}`.",
         f"- Held out, and never trained on: at most {config.data.heldout:,} images, chosen by seed {config.data.seed}.",
     ]
-    measured = [("loss", status.get("heldout_loss")), ("accuracy", status.get("heldout_accuracy"))]
+    measured = [("loss", status.heldout_loss), ("accuracy", status.heldout_accuracy)] if status else []
     told = [f"{name} {value:.4f}" for name, value in measured if value is not None]
     if told:
         lines.append(f"- On the held-out images: {', '.join(told)}.")

@@ -13,8 +13,8 @@ from isoflop.data import open_split
 from isoflop.errors import CheckpointError
 from isoflop.models import Backbone
 from isoflop.models.saved import Description, describe_model
+from isoflop.runs.directory import read_status
 from isoflop.train.data_facts import DataFacts, facts_of, read_facts
-from isoflop.train.run_directory import read_status
 from isoflop.transfer import load_backbone, open_backbone
 
 CLASSIFYING = ("supervised", "distilled")
@@ -73,8 +73,8 @@ def open_subject(checkpoint: str) -> Subject:
 
 def _of_run(run: Path) -> Subject:
     status = read_status(run)
-    if status.get("state") != "done":
-        how_far = f"{status.get('state', 'not begun')}, step {status.get('step', 0)} of {status.get('steps', '?')}"
+    if status is None or status.state != "done":
+        how_far = f"{status.state}, step {status.step} of {status.steps}" if status else "not begun"
         raise CheckpointError(f"{run}: the run is not finished ({how_far}); `isoflop train` goes on with it")
     model, config = load_backbone(run)
     data = read_facts(run) or facts_of(open_split(config.data, "train", may_fetch=False))

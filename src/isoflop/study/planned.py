@@ -28,10 +28,16 @@ class PlannedRun:
     flops_per_image: float
     parameters: int
     config: RunConfig
+    begun_at: str = ""
+    """Where the data lay when the study began, if they have moved since: runs keep their names."""
 
     @property
     def run_id(self) -> str:
-        return config_hash(self.config)
+        return config_hash(self._named(self.config))
+
+    def _named(self, config: RunConfig) -> RunConfig:
+        source = self.begun_at or config.data.source
+        return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
 
     @property
     def images(self) -> int:
@@ -48,14 +54,15 @@ class PlannedRun:
             return None
         schedule = self.config.schedule.model_copy(update={"cooldown": 0.0})
         same = self.config.model_copy(update={"steps": 1, "schedule": schedule})
-        return hashlib.sha256(canonical_json(same).encode()).hexdigest()[:12]
+        return hashlib.sha256(canonical_json(self._named(same)).encode()).hexdigest()[:12]
 
 
 class Catalogue:
     """What the study's models cost on its data, each counted once; and how its runs are made."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, begun_at: str = "") -> None:
         self.config = config
+        self.begun_at = begun_at
         self.budgets: tuple[float, ...] = config.study.budgets or ()
         self.source: Source = open_split(config.data, "train")
         if len(self.source) < config.batch_size:
@@ -146,4 +153,5 @@ class Catalogue:
             flops_per_image=self.flops_per_image(family, model),
             parameters=counted.parameters,
             config=config,
+            begun_at=self.begun_at,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from isoflop.config import Loaded, StudyConfig, plain
-from isoflop.errors import StudyError
+from isoflop.errors import Preempted, StudyError
 from isoflop.report.savings import own_cost
+from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.clock import Clock
@@ -17,11 +18,10 @@ from isoflop.study.executors import Executor, Task, make_executor
 from isoflop.study.narrator import Narrator
 from isoflop.study.packing import packs
 from isoflop.study.plan import Plan, plan_study
-from isoflop.study.planned import PlannedRun
+from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.stages import Batch, Ended, stages
 from isoflop.study.store import Store, finite_loss
-from isoflop.train.lock import sole_writer
-from isoflop.train.run_directory import environment
+from isoflop.train.identity import environment
 from isoflop.transfer import open_backbone, transfer
 
 
@@ -31,29 +31,36 @@ def run_study(
     *,
     command: str = "",
     executor: Executor | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Plans, trains, fits, answers, trains the answer, transfers it and writes the report; returns the answer document.
 
     Everything lies in `config.directory`. Runs that are done are not trained again, interrupted ones are resumed.
-    `executor` trains them in the place of the one that `config` names.
+    `executor` trains them in the place of the one that `config` names. Once `stop` says yes, the runs that are trained
+    save a checkpoint, and Preempted is raised.
 
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
     """
     config = plain(config)
     store = Store(config.directory, config.target.protocol(config.transfer))
-    with executor or make_executor(config) as team:  # first: a cluster that does not answer is told at once
-        plan = plan_study(config, known=store.prices())  # what cannot be planned is refused before anything is written
+    with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
+        catalogue = Catalogue(config, store.begun_at(config))
+        # What cannot be planned is refused before anything is written.
+        plan = plan_study(config, catalogue, store.prices())
         with sole_writer(config.directory, StudyError):
-            store.claim(config)
+            store.claim(config, catalogue.source.fingerprint)
             store.write_prices(plan.seconds_per_image)
-            return _Study(plan, store, narrator or Narrator(), team, command).run()
+            return _Study(plan, store, narrator or Narrator(), team, command, stop).run()
 
 
 class _Study:
     """One attempt at a study."""
 
-    def __init__(self, plan: Plan, store: Store, narrator: Narrator, executor: Executor, command: str) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, narrator: Narrator, executor: Executor, command: str, stop: Callable[[], bool]
+    ) -> None:
+        self.stop = stop
         self.plan = plan
         self.catalogue = plan.catalogue
         self.config = plan.catalogue.config
@@ -146,6 +153,7 @@ class _Study:
             )
             for run in todo
         ]
+        self._check_stop()
         for event in self.executor.run(tasks):
             if event.kind in ("died", "warning"):
                 self.narrator.line(f"{self._label(event.run_id)}: {event.error}")
@@ -155,6 +163,7 @@ class _Study:
                 self._ended(event.run_id, event.state, event.error)
             self.narrator.progress(self.clock.done, self.clock.total, len(self.clock.over), len(self.runs))
         self.store.write_rows(self._rows())
+        self._check_stop()
         # Later batches of an adaptive study may be a few daring learning rates, and nothing is lost if all diverge.
         whole_rung = batch.thought is None or batch.number == 1
         if runs and whole_rung and not any(math.isfinite(loss) for loss in self._losses(runs).values()):
@@ -163,9 +172,15 @@ class _Study:
                 f"every run at {runs[0].budget:g} FLOPs failed; the first, {first['model']}: {first['error']}"
             )
 
+    def _check_stop(self) -> None:
+        if self.stop():
+            raise Preempted(f"{self.store.directory}: asked to stop; what was being trained is saved")
+
     def _ended(self, run_id: str, state: str, error: str) -> None:
         if state == "storage":
             raise StudyError(error)
+        if state == "preempted":
+            return
         if state == "failed":
             self.failures[run_id] = error
         if error:
@@ -199,6 +214,7 @@ class _Study:
     def _transfer(self, finals: list[PlannedRun], rows: dict[str, Row]) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
         for run in finals:
+            self._check_stop()
             if rows[run.run_id]["status"] != "done":
                 continue
             directory = self.store.run_directory(run.run_id)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from isoflop.config import StudyConfig, TransferConfig, config_hash
-from isoflop.errors import CheckpointError, StudyError
-from isoflop.runs.files import write_json
-from isoflop.runs.results import Row, read_document, read_results, read_whole, write_results
+from isoflop.config import StudyConfig, TransferConfig, config_hash, parse
+from isoflop.data.records import is_fingerprint_of
+from isoflop.errors import CheckpointError, IsoflopError, StudyError
+from isoflop.runs.directory import Status, read_identity, read_status
+from isoflop.runs.files import remove_partial_files, to_json, write_json
+from isoflop.runs.journal import attempts, restarts
+from isoflop.runs.results import Row, publish, read_document, read_results, read_whole, write_results
 from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
 from isoflop.train import read_journal
-from isoflop.train.journal import attempts, restarts
-from isoflop.train.run_directory import read_status
 
 
 class Store:
@@ -29,18 +32,40 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r}, {len(self.rows())} runs)"
 
-    def claim(self, config: StudyConfig) -> None:
-        """Makes the directory that of `config`, or checks that it is; StudyError when it is another study's."""
-        path = self.directory / "study.json"
+    def begun_at(self, config: StudyConfig) -> str:
+        """Where the data lay when the study in the directory began, if it is that of `config` but for the places of its
+        data; "" otherwise."""
+        if not (self.directory / "study.json").exists():
+            return ""
+        found = read_whole(self.directory, "study.json")
+        if found["study"] == config_hash(config) or not _is_same(found, config):
+            return ""
+        return str(found.get("begun_at") or found["config"]["data"]["source"])
+
+    def claim(self, config: StudyConfig, fingerprint: str) -> None:
+        """Makes the directory that of `config` on data of that `fingerprint`, or checks that it is; StudyError when it
+        is another study's. Data that have moved are the same."""
+        remove_partial_files(self.directory)
         identity = config_hash(config)
-        if path.exists():
+        values = config.model_dump(mode="json")
+        document = {"study": identity, "name": config.study.name, "data": fingerprint, "config": values}
+        if (self.directory / "study.json").exists():
             found = read_whole(self.directory, "study.json")
-            if found["study"] != identity:
+            if found["study"] != identity and not _is_same(found, config):
                 raise StudyError(
                     f"{self.directory}: belongs to another study ({found['name']}, "
                     f"{found['study']}; this one is {identity}); "
                     "set study.output to another folder, or delete this one"
                 )
+            before = str(found.get("data") or self._data_of_runs())
+            if before and not is_fingerprint_of(before, fingerprint):
+                raise StudyError(
+                    f"{self.directory}: the data have changed since the study began "
+                    f"(fingerprint {before}, now {fingerprint}); set study.output to another folder"
+                )
+            if found["study"] != identity:
+                moved = {"study": found["study"], "begun_at": self.begun_at(config)}
+                self.write("study.json", {**document, **moved})
             return
         strangers = sorted(p.name for p in self.directory.iterdir() if not p.name.startswith("."))
         if strangers:
@@ -48,9 +73,15 @@ class Store:
                 f"{self.directory}: not empty and not a study (it holds {strangers[0]}); "
                 "set study.output to another folder"
             )
-        self.write(
-            "study.json", {"study": identity, "name": config.study.name, "config": config.model_dump(mode="json")}
-        )
+        self.write("study.json", document)
+
+    def _data_of_runs(self) -> str:
+        """The fingerprint that the runs were trained on, for studies of earlier versions, which do not say it."""
+        for path in sorted(self.directory.glob("runs/*/identity.json")):
+            with suppress(CheckpointError):
+                if found := read_identity(path.parent):
+                    return found.data
+        return ""
 
     def run_directory(self, run_id: str) -> Path:
         return self.directory / "runs" / run_id
@@ -64,6 +95,9 @@ class Store:
 
     def write(self, name: str, value: Any) -> None:
         """Replaces a JSON file of the study; StudyError when the storage refuses."""
+        if name == "answer.json":
+            publish(self.directory, name, to_json(value))
+            return
         try:
             write_json(self.directory / name, value)
         except OSError as error:
@@ -81,8 +115,9 @@ class Store:
         try:
             rows = read_whole(self.directory, "prices.json")["prices"]
             return {(row["family"], row["model"]): float(row["seconds_per_image"]) for row in rows}
-        except (KeyError, TypeError, ValueError) as error:
-            raise StudyError(f"{path}: damaged; delete it, and prices are measured again") from error
+        except (StudyError, KeyError, TypeError, ValueError):
+            warnings.warn(f"{path}: damaged; prices are measured again", stacklevel=2)
+            return {}
 
     def write_prices(self, seconds: Mapping[tuple[str, str], float]) -> None:
         """Keeps what the plan was made with: with other prices a study that was stopped might go another way."""
@@ -93,10 +128,11 @@ class Store:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
         try:
             status = read_status(self.run_directory(run.run_id))
-        except CheckpointError as error:
-            status, failure = {}, str(error)
-        state = "failed" if failure else status.get("state", "planned")
-        target = status.get("heldout_loss")
+        except CheckpointError:  # a run that goes on, or ends again, writes it anew
+            status = None
+        state = "failed" if failure else status.state if status else "planned"
+        status = status or Status("", 0, 0, math.nan)
+        target = status.heldout_loss
         if self.target is not None:
             measured = read_target(self.run_directory(run.run_id), self.target)
             target = measured["error"] if measured else None
@@ -116,16 +152,16 @@ class Store:
             "seed": run.config.seed,
             "batch_size": run.config.batch_size,
             "steps": run.config.steps,
-            "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status else None,
-            "stopped_at": status.get("step") if state == "stopped" else None,
-            "halfway_loss": status.get("halfway_loss"),
-            "expected_loss": status.get("expected_loss"),
-            "heldout_loss": status.get("heldout_loss"),
-            "heldout_accuracy": status.get("heldout_accuracy"),
+            "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status.state else None,
+            "stopped_at": status.step if state == "stopped" else None,
+            "halfway_loss": status.halfway_loss,
+            "expected_loss": status.expected_loss,
+            "heldout_loss": status.heldout_loss,
+            "heldout_accuracy": status.heldout_accuracy,
             "target": target,
-            "seconds": status.get("seconds"),
+            "seconds": status.seconds if status.state else None,
             "parameters": run.parameters,
-            "error": failure or status.get("error", ""),
+            "error": failure or status.error,
         }
 
     def write_rows(self, rows: Iterable[Row]) -> None:
@@ -145,6 +181,15 @@ class Store:
         images seen at its restarts."""
         places = {run_id: self.run_directory(run_id) for run_id in run_ids}
         return {run_id: {**curve(read_journal(place)), "restarts": restarts(place)} for run_id, place in places.items()}
+
+
+def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
+    """Whether a `study.json` is of `config` but for the places of its data."""
+    try:
+        before = parse(found["config"], StudyConfig)
+    except (IsoflopError, KeyError, TypeError):  # of another version
+        return False
+    return config_hash(before, places=False) == config_hash(config, places=False)
 
 
 def curve(journal: list[Row]) -> dict[str, list[Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from isoflop.config import TransferConfig
-from isoflop.runs.files import write_json
+from isoflop.errors import CheckpointError
+from isoflop.runs.files import read_json, write_json
 
 FILE = "target.json"
 
@@ -28,7 +28,7 @@ def measure_target(directory: Path, protocol: TransferConfig) -> None:
 def read_target(directory: Path, protocol: TransferConfig) -> dict[str, Any] | None:
     """What `measure_target` found, or None where it has not yet, or under another protocol."""
     try:
-        found: dict[str, Any] = json.loads((directory / FILE).read_text())
-    except (OSError, ValueError):
+        found = read_json(directory / FILE, {"protocol": dict, "error": float})
+    except CheckpointError:
         return None
     return found if found["protocol"] == protocol.model_dump(mode="json") else None

@@ -1,8 +1,8 @@
 """Training: the loop, optimizers, schedules, checkpoints, the journal."""
 
+from isoflop.runs.journal import read_journal, verify_ledger
 from isoflop.train.attempt import RunResult
 from isoflop.train.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from isoflop.train.journal import read_journal, verify_ledger
 from isoflop.train.loop import build_model, build_objective, train
 from isoflop.train.schedules import rate_factor
 

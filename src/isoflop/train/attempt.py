@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +22,22 @@ from isoflop.data import Batch, Feed, Quarantine, Source, batches
 from isoflop.data.loader import locate_batch
 from isoflop.errors import CheckpointError, DataError
 from isoflop.objectives import Objective
-from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint
+from isoflop.runs.directory import Identity, Status
+from isoflop.runs.journal import Row, chain_samples
+from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint, set_aside
 from isoflop.train.evaluate import evaluate
 from isoflop.train.guards import Watchdog
 from isoflop.train.halfway import Limit, halfway, loss_at, note
-from isoflop.train.journal import Row, chain_samples
 from isoflop.train.meters import Meters
 from isoflop.train.price import train_flops_per_image
 from isoflop.train.ranks import Ranks
 from isoflop.train.reconstructions import save_reconstructions
 from isoflop.train.record import OnRow, Record, train_row
 from isoflop.train.rewind import Rewind
-from isoflop.train.run_directory import name_of
 from isoflop.train.saver import Saver
 from isoflop.train.schedules import rate_factor, trunk_steps
 from isoflop.train.stacked import Seat
-from isoflop.train.state import Progress, pack, unpack
+from isoflop.train.state import Progress, check_progress, pack, unpack
 from isoflop.train.step import Step
 from isoflop.train.weights import publish_weights
 
@@ -56,6 +57,12 @@ class RunResult:
     seconds: float
     error: str = ""
 
+    @classmethod
+    def of(cls, status: Status) -> RunResult:
+        """What a status says of the end of its run, at first sight and at every later one."""
+        loss = math.nan if status.heldout_loss is None else status.heldout_loss
+        return cls(status.state, status.step, loss, status.heldout_accuracy, status.seconds, status.error)
+
 
 class Attempt:
     """What stays the same through the loop, so that the loop itself reads plainly."""
@@ -72,8 +79,11 @@ class Attempt:
         ranks: Ranks,
         on_row: OnRow | None,
         stop: Callable[[], bool],
+        identity: Identity,
         limit: Limit | None = None,
         seat: Seat | None = None,
+        ends_when_stuck: bool = False,
+        heals: bool = False,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -85,14 +95,16 @@ class Attempt:
         self.ranks = ranks
         self.stop = stop
         self.limit = limit
+        self.heals = heals
         self.share = seat.share if seat else 1.0
         self.step = Step(objective, source, config, ranks, seat)
-        self.saver = Saver(directory, config.checkpoint, ranks, name_of(config, source))
+        self.record = Record(config, directory, is_first=ranks.is_first, on_row=on_row)
+        self.saver = Saver(directory, config.checkpoint, ranks, identity.names, self.record.sync)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
-        self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=not ranks.is_alone)
+        ends = ends_when_stuck or not ranks.is_alone
+        self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=ends)
         self.rewind = Rewind(config.guards, objective, self.step.optimizer)
-        self.record = Record(config, directory, is_first=ranks.is_first, on_row=on_row)
         self.meters = Meters(
             directory,
             flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),
@@ -106,6 +118,11 @@ class Attempt:
         config, objective, step = self.config, self.objective, self.step
         fork = trunk_steps(config.schedule, config.steps)
         origin = self._restore(fork)
+        if self.heals and origin != "checkpoint":
+            raise CheckpointError(
+                f"{self.directory}: a finished run whose files are damaged, without a whole checkpoint to publish them "
+                "from; delete status.json and model.safetensors to train it again"
+            )
         progress = self.progress
         self.record.open(progress.step, origin)
         seconds_before, began = progress.seconds, time.perf_counter()
@@ -164,8 +181,8 @@ class Attempt:
                     self.meters.resume(progress.data_step * config.batch_size)
                 if progress.step % config.guards.window == 0:
                     self.rewind.take(progress)
-                if self.trunk and progress.step == fork and not checkpoint_path(self.trunk, fork).exists():
-                    save_checkpoint(self.trunk, pack(objective, step.optimizer), progress.to_dict())
+                if progress.step == fork:
+                    self._leave_trunk(fork)
                 hopeless = self._is_hopeless()
                 if progress.step == config.steps or save_now or stopping or hopeless:
                     saved_at = now
@@ -193,14 +210,24 @@ class Attempt:
         """Puts back the newest checkpoint, of this run or of its trunk; says which."""
         state, origin = self.saver.restore(self.objective, self.step.optimizer), "checkpoint"
         if state is None and self.trunk:
-            checkpoint, origin = latest_checkpoint(self.trunk, at_most=fork), "trunk"
+            checkpoint = latest_checkpoint(self.trunk, at_most=fork, check=check_progress, unusable=set_aside)
+            origin = "trunk"
             if checkpoint:
                 unpack(checkpoint.tensors, self.objective, self.step.optimizer)
                 state = checkpoint.state
         if state is None:
             return "scratch"
-        self.progress = Progress(**state)
+        self.progress = Progress.from_dict(state)
         return origin
+
+    def _leave_trunk(self, fork: int) -> None:
+        """Leaves the present step to longer runs, where none is there. That is an economy: its failure ends no run."""
+        if not self.trunk or checkpoint_path(self.trunk, fork).exists():
+            return
+        try:
+            save_checkpoint(self.trunk, pack(self.objective, self.step.optimizer), self.progress.to_dict())
+        except CheckpointError as error:
+            warnings.warn(f"{error}; training goes on, longer runs train these steps again", stacklevel=2)
 
     def _feed(self) -> Feed:
         """The batches from the samples that come next to the end of the run."""
@@ -270,17 +297,17 @@ class Attempt:
     def _is_hopeless(self) -> bool:
         return self.limit is not None and self.limit.exceeded(self.progress.curve, self.progress.step)
 
-    def _end(self, state: str, error: str, **more: Any) -> RunResult:
+    def _end(self, state: str, **more: Any) -> RunResult:
+        """Commits how the run has ended, after all that speaks of it."""
         self.record.close()
-        self.record.status(state, self.progress, heldout_loss=None, heldout_accuracy=None, error=error, **more)
-        return RunResult(state, self.progress.step, math.nan, math.nan, self.progress.seconds, error)
+        return RunResult.of(self.record.status(state, self.progress, **more))
 
     def _diverged(self, batch: Batch, what: str) -> RunResult:
         self.saver.wait()
         self.record.divergence(what, self.progress, *self._consumed(batch))
         times = len(self.progress.skipped)
         after = f", after {times} rollbacks" if times else ""
-        return self._end("diverged", f"{what}{after} (learning rate {self.config.optim.learning_rate:g})")
+        return self._end("diverged", error=f"{what}{after} (learning rate {self.config.optim.learning_rate:g})")
 
     def _stopped(self) -> RunResult:
         assert self.limit
@@ -291,21 +318,22 @@ class Attempt:
             f"at step {self.progress.step} of {self.config.steps}: its loss of {found:.4g} at step {limit.step} "
             f"leads to about {expected:.4g}, and the best of its rung should reach {limit.aim:.4g}"
         )
-        return self._end("stopped", why, halfway_loss=found, expected_loss=expected)
+        return self._end("stopped", error=why, halfway_loss=found, expected_loss=expected)
 
     def _preempted(self) -> RunResult:
         self.saver.wait()
         if self.saver.failure:
             raise CheckpointError(f"asked to stop, but {self.saver.failure}")
-        return self._end("preempted", f"asked to stop at step {self.progress.step}")
+        return self._end("preempted", error=f"asked to stop at step {self.progress.step}")
 
     def _finish(self, row: Row) -> RunResult:
-        self.record.close()
         self.saver.wait()
+        if not math.isfinite(row["heldout_loss"]):
+            rate = self.config.optim.learning_rate
+            return self._end("diverged", error=f"the held-out loss is not finite (learning rate {rate:g})")
         with self.step.shown_weights():
             preset = self.config.model.name
-            publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
+            files = publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
         heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
         found = loss_at(self.progress.curve, halfway(self.config.steps))
-        self.record.status("done", self.progress, **heldout, error="", halfway_loss=found)
-        return RunResult("done", self.progress.step, seconds=self.progress.seconds, **heldout)
+        return self._end("done", **heldout, halfway_loss=found, files=files)

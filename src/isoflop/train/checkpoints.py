@@ -6,11 +6,12 @@ written under a hidden name, synced to the disk, and renamed: a kill at any mome
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoflop.errors import CheckpointError
-from isoflop.runs.files import read_json, sha256_of, sync
+from isoflop.runs.files import make_folder, read_json, sha256_of, sync, to_json
+from isoflop.runs.lock import remove_unfinished, unfinished_path
 
 FORMAT = 2
 WHOLE = "tensors.safetensors"  # what one process wrote; several write `shard-*.safetensors` (train/sharded.py)
@@ -45,37 +47,43 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in `folder`, newest first, verified or not."""
+    """The steps of the checkpoints in `folder`, newest first, verified or not. Copies under other names and what was
+    set aside do not count."""
     if not folder.is_dir():
         return []
-    return sorted((int(p.name[5:]) for p in folder.iterdir() if p.name.startswith("step-")), reverse=True)
+    found = (int(p.name[5:]) for p in folder.iterdir() if re.fullmatch(r"step-[0-9]{12,}", p.name))
+    return sorted((step for step in found if checkpoint_path(folder, step).is_dir()), reverse=True)
 
 
-def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: int | None = None) -> Path:
+def save_checkpoint(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int | None = None,
+    *,
+    before_commit: Callable[[], None] = lambda: None,
+) -> Path:
     """Writes a checkpoint for `state["step"]` and drops all but the `keep` newest; returns its path.
 
-    Raises CheckpointError when the storage refuses (full, read-only); what was there before is then untouched.
+    `before_commit` syncs what the checkpoint relies on. Raises CheckpointError when the storage refuses (full,
+    read-only); what was there before is then untouched.
     """
     final = checkpoint_path(folder, int(state["step"]))
-    partial = partial_path(folder, final.name, os.getpid())
+    partial = unfinished_path(final)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        make_folder(folder)
         partial.mkdir()
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial / WHOLE)
-        commit(partial, final, state, {WHOLE: sealed(partial / WHOLE)})
+        hashes = {WHOLE: sealed(partial / WHOLE)}
+        before_commit()
+        commit(partial, final, state, hashes)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{final}: cannot save the checkpoint: {error}") from error
     if keep:
         retire(folder, keep)
-    _remove_leftovers(folder)
+    remove_unfinished(folder, "step-")
     return final
-
-
-def partial_path(folder: Path, name: str, pid: int) -> Path:
-    """Where process `pid` writes what is to become checkpoint `name`."""
-    return folder / f".{name}.{pid}"
 
 
 def sealed(path: Path) -> str:
@@ -87,9 +95,9 @@ def sealed(path: Path) -> str:
 
 def commit(partial: Path, final: Path, state: dict[str, Any], hashes: dict[str, str]) -> None:
     """Makes the checkpoint whose tensors lie in `partial` count: state, manifest, and the rename. Raises OSError."""
-    _write_json(partial / "state.json", state)
+    (partial / "state.json").write_text(to_json(state), encoding="utf-8")
     hashes = {**hashes, "state.json": sealed(partial / "state.json")}
-    _write_json(partial / "manifest.json", {"format": FORMAT, "sha256": hashes})
+    (partial / "manifest.json").write_text(to_json({"format": FORMAT, "sha256": hashes}), encoding="utf-8")
     sync(partial / "manifest.json")
     sync(partial)
     if final.exists():  # the same step of the same run: its bytes are the same, unless they were damaged
@@ -120,11 +128,11 @@ def verify(path: Path, part: tuple[int, int] = (0, 1)) -> None:
 
     With `part` = (k, n), only every n-th file from the k-th is read: several processes share the work.
     """
-    manifest = read_json(path / "manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: written in format {manifest.get('format')}, this isoflop reads {FORMAT}")
+    manifest = read_json(path / "manifest.json", {"format": int, "sha256": dict})
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{path}: written in format {manifest['format']}, this isoflop reads {FORMAT}")
     for name, expected in sorted(manifest["sha256"].items())[part[0] :: part[1]]:
-        if not (path / name).is_file():
+        if Path(name).name != name or not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing")
         if sha256_of(path / name) != expected:
             raise CheckpointError(f"{path / name}: its SHA-256 differs from the manifest: truncated or altered")
@@ -149,28 +157,61 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def read_state(path: Path) -> dict[str, Any]:
     """What the checkpoint at `path` says beside its tensors."""
-    return read_json(path / "state.json")
+    return read_json(path / "state.json", {"step": int})
 
 
-def latest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
-    """The newest whole checkpoint of `folder` (of at most `at_most` steps); a damaged one is passed over, aloud."""
+def latest_checkpoint(
+    folder: Path,
+    at_most: int | None = None,
+    *,
+    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    unusable: Callable[[Path, str], None] = lambda path, why: warnings.warn(
+        f"{why}; using the checkpoint before it", stacklevel=3
+    ),
+) -> Checkpoint | None:
+    """The newest whole checkpoint of `folder` (of at most `at_most` steps) that `check` does not refuse.
+
+    One that is damaged, or of another format, is given to `unusable`, which by default warns. Raises CheckpointError
+    where one cannot be read now, though it may be whole.
+    """
     for step in saved_steps(folder):
         if at_most is not None and step > at_most:
             continue
-        try:
-            return load_checkpoint(checkpoint_path(folder, step))
-        except CheckpointError as error:
-            warnings.warn(f"{error}; using the checkpoint before it", stacklevel=2)
+        path = checkpoint_path(folder, step)
+        with told_unreadable(path):
+            try:
+                found = load_checkpoint(path)
+                check(found)
+                return found
+            except CheckpointError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
+                unusable(path, str(error))
     return None
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+@contextmanager
+def told_unreadable(path: Path) -> Iterator[None]:
+    """What the storage does not give is no damage: it says so, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path}: cannot read the checkpoint: {error.strerror or error}; try again, or rename "
+            f"{path.name} to go on from the checkpoint before it"
+        ) from error
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers left behind; a live writer in another process (a shared trunk) is left alone."""
-    for path in folder.glob(".step-*"):
-        pid = path.name.rpartition(".")[2]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
-            shutil.rmtree(path, ignore_errors=True)
+def set_aside(path: Path, why: str) -> None:
+    """Renames the checkpoint at `path`, which is of no use, to `unusable-step-…`, and warns."""
+    aside = path.with_name(f"unusable-{path.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"unusable-{path.name}-{number}")
+    try:
+        os.rename(path, aside)
+        where = f"it is set aside as {aside.name}, which can be deleted"
+    except OSError as error:
+        where = f"it cannot be set aside: {error.strerror}"
+    warnings.warn(f"{why}; using the checkpoint before it ({where})", stacklevel=3)

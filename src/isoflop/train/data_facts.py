@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from isoflop.data.records import are_numbers
 from isoflop.errors import CheckpointError, DataError
 from isoflop.escapes import printable
 from isoflop.models.saved import read_description
-from isoflop.runs.files import write_json
+from isoflop.runs.files import read_json
 
 FILE = "data.json"
 
@@ -60,22 +59,16 @@ def facts_of(source: Source) -> DataFacts:
     )
 
 
-def write_facts(directory: Path, source: Source) -> None:
-    """Writes `data.json`; OSError when the storage refuses."""
-    write_json(directory / FILE, asdict(facts_of(source)))
-
-
 def read_facts(directory: Path) -> DataFacts | None:
     """What `data.json` says; None where there is none, CheckpointError where it is damaged."""
     path = directory / FILE
     if not path.is_file():
         return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        lists = {name: tuple(found[name]) for name in ("mean", "std", "class_names")}
-        return DataFacts(**{**found, **lists})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not readable: {error!r}") from error
+    kinds: dict[str, Any] = {"uri": str, "num_classes": int, "channels": int, "fingerprint": str, "images": int | None}
+    kinds |= dict.fromkeys(("mean", "std", "class_names"), list)
+    found = read_json(path, kinds)
+    values: dict[str, Any] = {name: tuple(found[name]) if kind is list else found[name] for name, kind in kinds.items()}
+    return DataFacts(**values)
 
 
 def learnt_classes(weights: str) -> tuple[str, ...]:
@@ -89,8 +82,8 @@ def learnt_classes(weights: str) -> tuple[str, ...]:
         facts = read_facts(folder)
         return facts.class_names if facts else ()
     try:
-        described = read_description(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
-    except (OSError, ValueError, AttributeError):
+        described = read_description(read_json(folder / "config.json"), folder)
+    except CheckpointError:
         return ()
     return described.class_names if described else ()
 

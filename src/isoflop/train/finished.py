@@ -11,6 +11,7 @@ from isoflop.data import Source
 from isoflop.errors import CheckpointError, IsoflopError
 from isoflop.models.interop import read_tensors
 from isoflop.objectives import Objective
+from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
 from isoflop.train.loop import build_objective
 
@@ -20,16 +21,15 @@ def load_objective(run_directory: Path, source: Source) -> Objective:
 
     Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
     """
-    backbone, rest = run_directory / "model.safetensors", run_directory / "objective.safetensors"
-    if not backbone.is_file():
-        raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
+    backbone, rest = published(run_directory), run_directory / "objective.safetensors"
     try:
         config = stored_run(read_json(run_directory / "config.json")).as_trained()
         if isinstance(config.objective, DistilledConfig):
             raise CheckpointError("a teacher is not among the weights of a distilled run; its backbone is")
         objective = build_objective(config.model_copy(update={"start": None}), source)
         weights = {f"backbone.{name}": tensor for name, tensor in read_tensors(backbone).items()}
-        objective.load_state_dict(weights | (read_tensors(rest) if rest.is_file() else {}))
+        weights |= read_tensors(published(run_directory, rest.name)) if rest.is_file() else {}
+        objective.load_state_dict(weights)
     except (OSError, ValueError, SafetensorError, RuntimeError, IsoflopError) as error:
         raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
     return objective

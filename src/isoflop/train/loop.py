@@ -7,30 +7,34 @@ last whole checkpoint and ends with the bits that an undisturbed run would have 
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from isoflop.config import DetectConfig, DistilledConfig, Loaded, MaskedConfig, RunConfig, SegmentConfig, plain
 from isoflop.data import Source, open_split
-from isoflop.errors import CheckpointError, ConfigError, DataError
+from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError
 from isoflop.models import Backbone, create_model
 from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.dense.fit import check_fit
+from isoflop.runs.directory import WEIGHTS, Identity, Status, published, read_status
+from isoflop.runs.files import remove_partial_files
+from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
 from isoflop.train.data_facts import Shape, check_classes, learnt_classes
 from isoflop.train.device import choose_device
 from isoflop.train.halfway import Limit
+from isoflop.train.identity import claim_run
 from isoflop.train.layout import build_and_arrange
-from isoflop.train.lock import sole_writer
 from isoflop.train.optim import freeze
 from isoflop.train.ranks import check_parts, joined
 from isoflop.train.record import OnRow
-from isoflop.train.run_directory import claim, read_status
 from isoflop.train.stacked import Seat
 from isoflop.train.start import replace_head, start_from
 
@@ -62,6 +66,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     limit: Limit | None = None,
     seat: Seat | None = None,
+    ends_when_stuck: bool = False,
 ) -> RunResult:
     """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
 
@@ -77,6 +82,8 @@ def train(
         stop: asked at every step; once it says yes on any rank, all save a checkpoint and end as "preempted".
         limit: what the run is stopped by halfway, if at all. Trained again without one, it goes on.
         seat: its place among runs of other threads that are trained together with it.
+        ends_when_stuck: whether a process that makes no step for `guards.stuck_seconds` ends itself, since somebody
+            starts it again. Of several processes, each does.
 
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
@@ -89,7 +96,7 @@ def train(
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
-        finished = ranks.first_does(lambda: _claim(config, directory, source, held, limit))
+        identity, finished, heals = ranks.first_does(lambda: _claim(config, directory, source, held, limit))
         if finished:
             return finished
         attempt = Attempt(
@@ -102,8 +109,11 @@ def train(
             ranks=ranks,
             on_row=on_row,
             stop=stop,
+            identity=identity,
             limit=limit,
             seat=seat,
+            ends_when_stuck=ends_when_stuck,
+            heals=heals,
         )
         held.callback(attempt.close)
         try:
@@ -117,22 +127,52 @@ def train(
         except BrokenPipeError:  # whoever listens to `on_row` is gone
             raise
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{directory}: the storage failed: {' '.join(str(error).split())}") from error
+            raise _named(error, directory) from error
+
+
+def _named(error: OSError | SafetensorError, directory: Path) -> IsoflopError:
+    """What failed, by its own path: the run's storage, or something else."""
+    why = " ".join(str(error).split())
+    if not isinstance(error, OSError) or not error.filename:
+        return CheckpointError(f"{directory}: the storage failed, or that of the data: {why}")
+    path = Path(os.fsdecode(error.filename)).absolute()
+    if path.is_relative_to(directory.absolute()):
+        return CheckpointError(f"{path}: the storage failed: {error.strerror}")
+    return DataError(f"{path}: {error.strerror}")
 
 
 def _claim(
     config: RunConfig, directory: Path, source: Source, held: ExitStack, limit: Limit | None
-) -> RunResult | None:
-    """Takes `directory` for this run until `held` is left; the result, if the run has ended already."""
+) -> tuple[Identity, RunResult | None, bool]:
+    """Takes `directory` for this run until `held` is left; the result, if the run has ended already; and whether it had
+    ended, but what it left is damaged."""
     held.enter_context(sole_writer(directory, CheckpointError))
-    claim(config, directory, source)
-    finished = read_status(directory)
-    if finished.get("state") not in ("done", "diverged", "stopped" if limit else "done"):
-        return None
+    identity = claim_run(config, directory, source)
+    remove_partial_files(directory)
     try:
-        return RunResult(**{name: finished[name] for name in RunResult.__dataclass_fields__})
-    except KeyError as error:
-        raise CheckpointError(f"{directory / 'status.json'}: not readable: it lacks {error}") from error
+        status = read_status(directory)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; it is written again, from the last checkpoint", stacklevel=2)
+        return identity, None, (directory / WEIGHTS).exists()
+    if status is None or not status.is_over or (status.state == "stopped" and not limit):
+        return identity, None, False
+    if not _is_whole(directory, status):
+        return identity, None, True
+    return identity, RunResult.of(status), False
+
+
+def _is_whole(directory: Path, status: Status) -> bool:
+    """Whether what a run has published is as it was written. If not, the run publishes it again, from its
+    checkpoint."""
+    try:
+        for name in status.files or ([WEIGHTS] if status.state == "done" else []):
+            with safe_open(published(directory, name), "pt"):  # earlier versions leave no hash
+                pass
+    except (CheckpointError, SafetensorError) as error:
+        told = " ".join(str(error).split())
+        warnings.warn(f"{directory}: {told}; it is published again, from the last checkpoint", stacklevel=2)
+        return False
+    return True
 
 
 def build_objective(config: RunConfig, source: Source) -> Objective:

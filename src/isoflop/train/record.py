@@ -5,7 +5,6 @@ Rank 0 alone writes; of the others, every call does nothing.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable
@@ -17,9 +16,11 @@ from numpy.typing import NDArray
 
 from isoflop.config import RunConfig
 from isoflop.errors import CheckpointError
+from isoflop.runs.directory import Status, write_status
+from isoflop.runs.files import write_json
+from isoflop.runs.journal import JournalWriter, Row, warn_of_damage
 from isoflop.train.boards import Boards
-from isoflop.train.journal import JournalWriter, Row
-from isoflop.train.run_directory import write_status
+from isoflop.train.identity import environment, warn_of_other_versions
 from isoflop.train.state import Progress
 
 OnRow = Callable[[Row], None]
@@ -59,7 +60,10 @@ class Record:
     def open(self, step: int, origin: str) -> None:
         """Begins the attempt's own part, at step `step` of what it found at `origin`."""
         if self._is_first:
-            self._journal = JournalWriter(self._directory, step, origin)
+            machine = environment()
+            warn_of_damage(self._directory)
+            warn_of_other_versions(self._directory, machine)
+            self._journal = JournalWriter(self._directory, step, origin, environment=machine)
             self._boards = Boards(self._config, self._directory, step)
 
     def write(self, row: Row) -> None:
@@ -74,6 +78,11 @@ class Record:
         if self._on_row:
             self._on_row(row)
 
+    def sync(self) -> None:
+        """Returns when every row has reached the disk; OSError if rows could not be written."""
+        if self._journal:
+            self._journal.sync()
+
     def close(self) -> None:
         """Ends journal and boards; OSError if rows could not be written."""
         if self._journal:
@@ -81,18 +90,18 @@ class Record:
         if self._boards:
             self._boards.close()
 
-    def status(self, state: str, progress: Progress, **more: Any) -> None:
-        """Replaces `status.json`. Storage that refuses it is no reason to end a run that goes on; else
-        CheckpointError."""
-        if not self._is_first:
-            return
-        told = {"state": state, "step": progress.step, "steps": self._config.steps, "seconds": progress.seconds}
-        try:
-            write_status(self._directory, {**told, **more})
-        except CheckpointError as error:
-            if state != "running":
-                raise
-            warnings.warn(f"{error}; training goes on", stacklevel=2)
+    def status(self, state: str, progress: Progress, **more: Any) -> Status:
+        """Replaces `status.json`, and returns what it says. Storage that refuses it is no reason to end a run that goes
+        on; else CheckpointError."""
+        status = Status(state, progress.step, self._config.steps, progress.seconds, **more)
+        if self._is_first:
+            try:
+                write_status(self._directory, status)
+            except CheckpointError as error:
+                if state != "running":
+                    raise
+                warnings.warn(f"{error}; training goes on", stacklevel=2)
+        return status
 
     def divergence(self, what: str, progress: Progress, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> None:
         """Leaves the evidence in `diverged.json`: what happened, and the samples of the step at which it did."""
@@ -107,4 +116,4 @@ class Record:
             "nonfinite": progress.nonfinite,
             "samples": [[int(e), int(i)] for e, i in zip(epochs, indices, strict=True)],
         }
-        (self._directory / "diverged.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+        write_json(self._directory / "diverged.json", evidence)

@@ -1,10 +1,12 @@
 """Copies of checkpoints on storage that has no rename: object stores, through fsspec.
 
-A copy counts once its `manifest.json` is there, which is written last.
+A copy counts once its `manifest.json` is there, which is written last; after the journal, in `attempts/`, which is
+brought back where the run's own directory has none.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from isoflop.errors import CheckpointError, ConfigError
+from isoflop.runs.files import make_folder, replacing
 from isoflop.train.checkpoints import checkpoint_path, retired, saved_steps
 
 MANIFEST = "manifest.json"
@@ -29,17 +32,31 @@ class Remote:
             raise ConfigError(f"checkpoint.folder = {address}: {error}") from error
         self._files: Any = files
         self._address = address
+        self._sent: dict[Path, int] = {}  # bytes of each file of the journal that are there
         self._files.use_listings_cache = False
+
+    def exists(self) -> bool:
+        """Whether there is anything of the run. CheckpointError when the storage fails."""
+        with self._told():
+            return bool(self._files.exists(self._root))
 
     def steps(self) -> list[int]:
         """The steps of the copies that count, newest first."""
-        found = self._files.glob(f"{self._root}/step-*/{MANIFEST}")
-        return sorted((int(str(path).split("/")[-2][5:]) for path in found), reverse=True)
+        found = [str(path).split("/")[-2] for path in self._files.glob(f"{self._root}/step-*/{MANIFEST}")]
+        return sorted((int(name[5:]) for name in found if re.fullmatch(r"step-[0-9]{12,}", name)), reverse=True)
 
-    def upload(self, path: Path, keep: int, every: int | None, best: int | None) -> None:
-        """Copies the checkpoint at `path` and removes what `retired` says. CheckpointError when the storage fails."""
+    def upload(self, path: Path, directory: Path, keep: int, every: int | None, best: int | None) -> None:
+        """Copies the checkpoint at `path` and the journal in `directory`, and removes what `retired` says.
+        CheckpointError when the storage fails."""
         target = f"{self._root}/{path.name}"
         with self._told():
+            for file in sorted((directory / "attempts").glob("*/*.jsonl")):
+                size = file.stat().st_size
+                if self._sent.get(file) != size:
+                    place = f"{self._root}/{file.relative_to(directory)}"
+                    self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
+                    self._files.put_file(str(file), place)
+                    self._sent[file] = size
             self._files.makedirs(target, exist_ok=True)
             for file in sorted(path.iterdir(), key=lambda file: file.name == MANIFEST):
                 self._files.put_file(str(file), f"{target}/{file.name}")
@@ -48,11 +65,25 @@ class Remote:
                 self._files.rm(f"{old}/{MANIFEST}")  # first, so that it no longer counts
                 self._files.rm(old, recursive=True)
 
-    def download(self, folder: Path) -> None:
-        """Brings the newest copies that `folder` does not have, so that it holds at least as much. CheckpointError when
-        the storage fails."""
+    def discount(self, name: str) -> None:
+        """Has the copy of checkpoint `name` no longer count: it is of no use. CheckpointError when the storage
+        fails."""
+        with self._told():
+            if self._files.exists(f"{self._root}/{name}/{MANIFEST}"):
+                self._files.rm(f"{self._root}/{name}/{MANIFEST}")
+
+    def download(self, folder: Path, directory: Path) -> None:
+        """Brings the newest copies that `folder` does not have, so that it holds at least as much; and the journal,
+        where `directory` has none. CheckpointError when the storage fails."""
         here = saved_steps(folder)
         with self._told():
+            if not (directory / "attempts").exists():
+                for file in self._files.glob(f"{self._root}/attempts/*/*.jsonl"):
+                    attempt, name = str(file).split("/")[-2:]
+                    if attempt.isdigit():
+                        make_folder(directory / "attempts" / attempt)
+                        with replacing(directory / "attempts" / attempt / Path(name).name) as partial:
+                            self._files.get_file(file, str(partial))
             for step in self.steps():
                 if step not in here:
                     self._bring(checkpoint_path(folder, step))

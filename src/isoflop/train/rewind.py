@@ -10,8 +10,8 @@ from torch import Tensor
 
 from isoflop.config.scale import GuardsConfig
 from isoflop.objectives import Objective
+from isoflop.runs.journal import Row
 from isoflop.train.guards import robust_z
-from isoflop.train.journal import Row
 from isoflop.train.state import Progress, pack, unpack
 
 

@@ -7,10 +7,10 @@ of training; a save counts for all of them or for none.
 
 from __future__ import annotations
 
-import os
+import functools
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,25 @@ from torch import Tensor
 
 from isoflop.config import CheckpointConfig
 from isoflop.errors import CheckpointError, ConfigError
+from isoflop.runs.files import make_folder
+from isoflop.runs.lock import remove_unfinished, unfinished_path
 from isoflop.train.checkpoints import (
+    Checkpoint,
     checkpoint_path,
     commit,
     latest_checkpoint,
-    partial_path,
     read_state,
     retire,
     save_checkpoint,
     saved_steps,
     sealed,
+    set_aside,
+    told_unreadable,
     verify,
 )
 from isoflop.train.ranks import Ranks
 from isoflop.train.remote import Remote
-from isoflop.train.state import unpack
+from isoflop.train.state import check_progress, unpack
 
 
 class Saver:
@@ -44,17 +48,28 @@ class Saver:
     `config.folder` that cannot be reached, or written.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, ranks: Ranks, name: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        ranks: Ranks,
+        names: Sequence[str],
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = directory / "checkpoints"
         self.failure = ""
+        self._directory = directory
         self._config = config
         self._ranks = ranks
+        self._before_commit = before_commit
         self._remote: Remote | None = None
         if config.folder and "://" in config.folder:
-            ranks.first_does(lambda: self._reach(f"{config.folder}/{name}"))
+            ranks.first_does(lambda: self._reach([f"{config.folder}/{name}" for name in names]))
         elif config.folder:
-            self.folder = Path(config.folder).expanduser() / name
+            places = [Path(config.folder).expanduser() / name for name in names]
+            self.folder = next((place for place in places if place.is_dir()), places[0])
             ranks.first_does(self._make_folder)
+        ranks.first_does(self._remove_unfinished)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._group: Any = None
@@ -62,18 +77,25 @@ class Saver:
             import torch.distributed as dist
 
             self._group = dist.new_group(backend="gloo")
-            self._writer = int(ranks.from_first(os.getpid()))
 
-    def _reach(self, address: str) -> None:
-        self._remote = Remote(address)
+    def _reach(self, addresses: Sequence[str]) -> None:
+        self._remote = next((copy for copy in map(Remote, addresses) if copy.exists()), None) or Remote(addresses[0])
 
     def _download(self) -> None:
         if self._remote:
-            self._remote.download(self.folder)
+            self._remote.download(self.folder, self._directory)
+
+    def _remove_unfinished(self) -> None:
+        """Of a run's own folder it is the only writer: whatever is unfinished there was left by one that was killed."""
+        if self.folder.parent == self._directory:
+            for path in self.folder.glob(".step-*"):
+                shutil.rmtree(path, ignore_errors=True)
+        else:
+            remove_unfinished(self.folder, "step-")
 
     def _make_folder(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise ConfigError(f"checkpoint.folder = {self._config.folder}: cannot write: {error.strerror}") from error
 
@@ -85,13 +107,13 @@ class Saver:
             copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
             def write() -> None:
-                save_checkpoint(self.folder, copies, state)
+                save_checkpoint(self.folder, copies, state, before_commit=self._before_commit)
                 self._written(checkpoint_path(self.folder, int(state["step"])), best)
         else:
             from isoflop.train.sharded import begin_write
 
             final = checkpoint_path(self.folder, int(state["step"]))
-            partial = partial_path(self.folder, final.name, self._writer)
+            partial = self._ranks.from_first(unfinished_path(final))
             started = begin_write(partial, tensors, self._group)
 
             def write() -> None:
@@ -127,11 +149,11 @@ class Saver:
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Puts the newest whole checkpoint back, on any number of ranks whatever wrote it; its state, or None.
 
-        A damaged one is passed over, aloud.
+        A damaged one, or one of another format, is set aside with a warning.
         """
         self._ranks.first_does(self._download)
         if self._ranks.is_alone:
-            checkpoint = latest_checkpoint(self.folder)
+            checkpoint = latest_checkpoint(self.folder, check=check_progress, unusable=self._set_aside)
             if checkpoint:
                 unpack(checkpoint.tensors, model, optimizer)
             return checkpoint.state if checkpoint else None
@@ -139,26 +161,37 @@ class Saver:
 
         for step in self._ranks.from_first(saved_steps(self.folder)):
             path = checkpoint_path(self.folder, step)
-            found = [error for error in self._ranks.gather(self._damage(path)) if error]
+            told = self._ranks.gather(self._damage(path))
+            if unreadable := [error for error in told if isinstance(error, OSError)]:
+                with told_unreadable(path):
+                    raise unreadable[0]
+            found = [error for error in told if error]
             if not found:
                 unpack(read_into(path, model, optimizer, self._group), model, optimizer)
                 return read_state(path)
-            if self._ranks.is_first:
-                warnings.warn(f"{found[0]}; using the checkpoint before it", stacklevel=2)
+            self._ranks.first_does(functools.partial(self._set_aside, path, str(found[0])))
         return None
 
-    def _damage(self, path: Path) -> str:
+    def _set_aside(self, path: Path, why: str) -> None:
+        set_aside(path, why)
+        if self._remote:
+            self._remote.discount(path.name)
+
+    def _damage(self, path: Path) -> str | OSError:
         try:
             verify(path, (self._ranks.rank, self._ranks.world))
+            check_progress(Checkpoint(path, {}, read_state(path)))
         except CheckpointError as error:
-            return str(error)
+            return error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
+        except OSError as error:
+            return error
         return ""
 
     def _written(self, path: Path, best: int | None) -> None:
         config = self._config
         retire(self.folder, config.keep, config.keep_every, best)
         if self._remote:
-            self._remote.upload(path, config.keep, config.keep_every, best)
+            self._remote.upload(path, self._directory, config.keep, config.keep_every, best)
 
     def _finish_together(self, started: Future[Any], partial: Path, final: Path, state: dict[str, Any]) -> None:
         import torch.distributed as dist
@@ -171,12 +204,13 @@ class Saver:
             started.result()
             hashes = {file.name: sealed(file) for file in shard_files(partial, self._ranks.rank)}
         except (Exception, CheckpointException) as reason:  # whatever it is, the others must hear of it
-            error = f"{type(reason).__name__}: {reason}"
+            error = _told(reason)
         told: list[Any] = [None] * self._ranks.world
         dist.all_gather_object(told, (hashes, error), group=self._group)
         error = next((error for _, error in told if error), "")
         if self._ranks.is_first and not error:
             try:
+                self._before_commit()
                 commit(partial, final, state, {name: h for hashes, _ in told for name, h in hashes.items()})
             except OSError as reason:
                 error = str(reason)
@@ -186,3 +220,13 @@ class Saver:
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"{final}: cannot save the checkpoint: {' '.join(box[0].split())}")
+
+
+def _told(reason: BaseException) -> str:
+    """What went wrong in one line; of what `torch.distributed.checkpoint` says, the cause and not its traceback."""
+    failures = getattr(reason, "failures", None)
+    if isinstance(failures, dict) and failures:
+        found: Any = next(iter(failures.values()))
+        reason = found[0] if isinstance(found, tuple) else found
+    text = " ".join(str(reason).split())[:500]
+    return text if isinstance(reason, OSError) else f"{type(reason).__name__}: {text}"

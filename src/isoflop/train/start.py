@@ -13,6 +13,7 @@ from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone
 from isoflop.models.interop import read_tensors
 from isoflop.models.positions import resize
+from isoflop.runs.directory import published
 
 
 def replace_head(model: Backbone, start: StartConfig) -> None:
@@ -32,7 +33,7 @@ def start_from(model: Backbone, start: StartConfig) -> None:
     when the file cannot be read, or is of another architecture, with what is missing, unexpected and mis-shaped.
     """
     path = Path(start.weights).expanduser()
-    found = read_tensors(path / "model.safetensors" if path.is_dir() else path)
+    found = read_tensors(published(path) if path.is_dir() else path)
     load_trunk(model, found, path, with_head=start.head == "keep")
 
 

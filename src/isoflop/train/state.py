@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.errors import CheckpointError
+from isoflop.train.checkpoints import Checkpoint
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Progress:
     step: int = 0  # steps consumed
     since: int = 0  # the step of the last journal row
     loss_sum: float = 0.0  # of the steps after it
-    samples: str = ""  # the chain over all samples consumed (train/journal.py)
+    samples: str = ""  # the chain over all samples consumed (runs/journal.py)
     seconds: float = 0.0  # spent in training over all attempts; the only field that two equal runs may differ in
     missed: int = 0  # steps since the last journal row whose loss was not finite
     nonfinite: int = 0  # steps without an update, since loss or gradient were not finite
@@ -38,6 +39,26 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Progress:
+        """What `to_dict` made; what a later version has added is ignored. CheckpointError where it is something
+        else."""
+        known = {name: state[name] for name in cls.__dataclass_fields__ if name in state}
+        default = cls()
+        for name, value in known.items():
+            kind = type(getattr(default, name))
+            if isinstance(value, bool) or not isinstance(value, (kind, int) if kind is float else kind):
+                raise CheckpointError(f"state.json: not readable: `{name}` is {value!r}")
+        return cls(**known)
+
+
+def check_progress(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where the state of `checkpoint` is not that of a run."""
+    try:
+        Progress.from_dict(checkpoint.state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}/{error}") from error
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

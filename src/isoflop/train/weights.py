@@ -9,12 +9,14 @@ from torch import Tensor
 
 from isoflop.models.saved import metadata_of
 from isoflop.objectives import Objective
+from isoflop.runs.directory import WEIGHTS
+from isoflop.runs.files import replacing, sha256_of
 from isoflop.train.shards import whole
 
 
-def publish_weights(objective: Objective, directory: Path, preset: str, *, is_first: bool) -> None:
+def publish_weights(objective: Objective, directory: Path, preset: str, *, is_first: bool) -> dict[str, str]:
     """Leaves `model.safetensors`, the backbone, in `directory`; and `objective.safetensors`, where there is more that
-    learnt, a decoder say. Every rank must ask, the first writes."""
+    learnt, a decoder say. Every rank must ask, the first writes; returns the SHA-256 of each file, by name."""
     backbone: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, tensor in objective.state_dict().items():
@@ -23,14 +25,13 @@ def publish_weights(objective: Objective, directory: Path, preset: str, *, is_fi
             kind = backbone if name.startswith("backbone.") else others
             kind[name.removeprefix("backbone.")] = complete.detach().to("cpu", copy=True).contiguous()
     if not is_first:
-        return
+        return {}
     said = metadata_of(preset, objective.backbone.revision)
-    _replace(directory / "model.safetensors", backbone, said)
-    if others:
-        _replace(directory / "objective.safetensors", others, said)
+    files = {WEIGHTS: backbone, "objective.safetensors": others}
+    return {name: _replace(directory / name, tensors, said) for name, tensors in files.items() if tensors}
 
 
-def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
+def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+        return sha256_of(partial)

@@ -28,6 +28,7 @@ from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights, read_tensors
 from isoflop.models.interop.timm_names import TIMMS_OWN
 from isoflop.models.saved import KEY, Moments, checked_description, preset_in, read_description
+from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
 from isoflop.train import build_model
 from isoflop.train.data_facts import Shape, read_facts
@@ -108,9 +109,7 @@ def load_backbone(
     """
     if not run_directory.exists():
         raise CheckpointError(f"{run_directory}: no such file or folder{nearest_path(run_directory)}")
-    weights = run_directory / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"{run_directory}: not a finished run (no model.safetensors)")
+    weights = published(run_directory)
     try:
         config = stored_run(read_json(run_directory / "config.json")).as_trained()
         source: Shape = read_facts(run_directory) or open_split(config.data, "train", may_fetch=False)

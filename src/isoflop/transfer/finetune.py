@@ -17,6 +17,8 @@ from isoflop.data import Source, Subset
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
 from isoflop.models.saved import metadata_of
+from isoflop.runs.directory import published
+from isoflop.runs.files import replacing
 from isoflop.train import build_model, train
 from isoflop.train.device import choose_device, to_device, to_unit_range
 from isoflop.train.record import OnRow
@@ -129,9 +131,8 @@ def save_weights(pretrained: Pretrained, folder: Path) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: t.detach().contiguous().cpu().clone() for name, t in pretrained.model.state_dict().items()}
-        partial = path.with_name(f".{path.name}")
-        save_file(state, partial, metadata=metadata_of(pretrained.preset, pretrained.model.revision))
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(state, partial, metadata=metadata_of(pretrained.preset, pretrained.model.revision))
     return path
 
 
@@ -154,5 +155,5 @@ def _watched(test: Source) -> Source:
 
 def _trained(config: RunConfig, source: Source, directory: Path) -> Backbone:
     model = build_model(config, source)
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+    model.load_state_dict(load_file(published(directory)))
     return model

@@ -1,4 +1,8 @@
-"""The executor of one machine: a few worker processes that train runs side by side."""
+"""The executor of one machine: a few worker processes that train runs side by side.
+
+A worker says that it is alive every 20 seconds. One that does not (it was stopped, or hangs in the kernel) is named
+after two minutes, and after ten it is killed and its run goes on in another, as after any death of a worker.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +22,17 @@ from isoflop.study.executors.task import Event, Task, after_death, loads
 from isoflop.train.machine import usable_cores
 from isoflop.train.ranks import LAUNCHED
 
+SILENT_SECONDS = 120.0  # without a sign of life from a worker, after which it is named
+PATIENCE_SECONDS = 600.0  # after which it is killed, and its run goes on in another
+STOP_SECONDS = 600.0  # that workers get to save what they train, once they are asked to stop
+POLL_SECONDS = 1.0
+
 
 @dataclass
 class _Worker:
     process: subprocess.Popen[bytes]
+    heard_at: float  # when it last said something
+    is_named: bool = False  # whether its silence was told
     load: list[Task] = field(default_factory=list)  # what it has not ended yet
     cut: bytes = b""  # the beginning of a line whose end has not come
 
@@ -39,11 +51,21 @@ class _Worker:
 class LocalPool:
     """Processes of one CPU thread each, kept from run to run and from call to call: importing torch takes seconds.
 
-    `workers` is how many there are at most; by default one per core that this process may use.
+    `workers` is how many there are at most; by default one per core that this process may use. Once `stop` says yes,
+    no run is begun, and those that are trained save a checkpoint and end as "preempted".
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.workers = workers or usable_cores()
+        self._stop = stop
+        self._clock = clock
+        self._stopped_at: float | None = None
         self._alive: list[_Worker] = []
 
     def __enter__(self) -> LocalPool:
@@ -65,12 +87,14 @@ class LocalPool:
             for worker in self._alive:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
                 self._give(worker, waiting)
-            while any(worker.load for worker in self._alive):
-                for key, _ in selector.select():
+            while waiting or any(worker.load for worker in self._alive):
+                yield from self._look_after(waiting)
+                for key, _ in selector.select(POLL_SECONDS):
                     worker = key.data
                     if (lines := worker.lines()) is not None:
+                        worker.heard_at, worker.is_named = self._clock(), False
                         for line in lines:
-                            yield self._heard(worker, json.loads(line), waiting)
+                            yield from self._heard(worker, json.loads(line), waiting, deaths)
                         continue
                     selector.unregister(worker.process.stdout)
                     self._alive.remove(worker)
@@ -81,15 +105,40 @@ class LocalPool:
                         selector.register(replacement.process.stdout, selectors.EVENT_READ, replacement)  # type: ignore[arg-type]
                         self._give(replacement, waiting)
 
+    def _look_after(self, waiting: deque[list[Task]]) -> Iterator[Event]:
+        """Passes the wish to stop on, names workers that are silent, and kills those that stay so."""
+        now = self._clock()
+        if self._stopped_at is None and self._stop():
+            self._stopped_at = now
+            for worker in self._alive:
+                worker.process.send_signal(signal.SIGTERM)
+        if self._stopped_at is not None:
+            waiting.clear()
+        for worker in self._alive:
+            if not worker.load:
+                continue
+            silent = now - worker.heard_at
+            late = self._stopped_at is not None and now - self._stopped_at > STOP_SECONDS
+            if silent > PATIENCE_SECONDS or late:
+                worker.process.kill()  # its closed output says so next
+            elif silent > SILENT_SECONDS and not worker.is_named:
+                worker.is_named = True
+                told = (
+                    f"its worker, process {worker.process.pid}, has been silent for {silent / 60:.0f} minutes: it is "
+                    f"stopped, or hangs; after {PATIENCE_SECONDS / 60:.0f} it is killed, and the run goes on in another"
+                )
+                yield Event("warning", worker.load[0].run.run_id, error=told)
+
     def _start(self) -> _Worker:
         alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
         environment = {**alone, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "isoflop.study.executors.worker"]
         pipe = subprocess.PIPE
-        return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment))
+        return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment), self._clock())
 
     def _give(self, worker: _Worker, waiting: deque[list[Task]]) -> None:
         worker.load = list(waiting.popleft()) if waiting else []
+        worker.heard_at, worker.is_named = self._clock(), False
         if not worker.load:
             return
         assert worker.process.stdin
@@ -99,15 +148,26 @@ class LocalPool:
         except BrokenPipeError:
             return  # it has just died; its closed output says so next
 
-    def _heard(self, worker: _Worker, message: dict[str, Any], waiting: deque[list[Task]]) -> Event:
+    def _heard(
+        self, worker: _Worker, message: dict[str, Any], waiting: deque[list[Task]], deaths: Counter[str]
+    ) -> Iterator[Event]:
+        if message["event"] == "alive":
+            return
         event = Event.from_message(message, worker.load[0].run.run_id if worker.load else "")
         if event.kind == "ended":
-            worker.load = [task for task in worker.load if task.run.run_id != event.run_id]
-            if not worker.load:
+            (task,) = (task for task in worker.load if task.run.run_id == event.run_id)
+            worker.load.remove(task)
+            if event.state == "preempted" and self._stopped_at is None:  # somebody has stopped this worker alone
+                worker.process.stdin.close()  # type: ignore[union-attr]
+                event = after_death(task, deaths, "asked to stop")
+                if event.kind == "died":
+                    waiting.appendleft([task])
+            elif not worker.load:
                 self._give(worker, waiting)
-        return event
+        yield event
 
     def _died(self, worker: _Worker, waiting: deque[list[Task]], deaths: Counter[str]) -> Iterator[Event]:
+        worker.process.stdin.close()  # type: ignore[union-attr]
         code = worker.process.wait()
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         again = []

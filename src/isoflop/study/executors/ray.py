@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class RayExecutor:
     process has already is used and kept. Raises StudyError when Ray is not installed or no cluster answers.
     """
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, stop: Callable[[], bool] = lambda: False) -> None:
+        self.stop = stop
         self.ray = ray = optional("ray")
         self.folder = config.directory / ".mail"
         self.connected_before = bool(ray.is_initialized())
@@ -53,7 +54,13 @@ class RayExecutor:
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """See `Executor.run`."""
         return train_remotely(
-            tasks, self._submit, workers=self.workers, folder=self.folder, bundle_seconds=BUNDLE_SECONDS, pause=0.1
+            tasks,
+            self._submit,
+            workers=self.workers,
+            folder=self.folder,
+            bundle_seconds=BUNDLE_SECONDS,
+            pause=0.1,
+            stop=self.stop,
         )
 
     def _submit(self, tasks: str, mail: Path) -> _RayJob:

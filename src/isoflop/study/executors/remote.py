@@ -7,10 +7,13 @@ file on the shared storage, where the runs lie anyway; from the cluster itself c
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +23,7 @@ from isoflop.errors import StudyError
 from isoflop.study.executors.mail import Mailbox, Sender
 from isoflop.study.executors.task import Event, Task, after_death, loads
 from isoflop.study.executors.training import train_load, warnings_sent
+from isoflop.train.preemption import asked_to_stop
 
 PATIENCE = 120.0  # seconds in which a worker whose node is lost is sure to let go of its run's folder
 SLOW_MAIL = 30.0  # seconds that a shared file system may take to show what another machine has written
@@ -47,9 +51,13 @@ Submit = Callable[[str, Path], Job]  # takes the arguments of `serve`
 def serve(bundle: str, mail: Path) -> None:
     """What a job does: trains the loads of `bundle` (JSON), one after another, and writes what happens to `mail`."""
     send = Sender(mail)
-    with warnings_sent(send):
+    with ExitStack() as stack:
+        stack.enter_context(warnings_sent(send))
+        is_asked = "SLURM_JOB_ID" in os.environ and threading.current_thread() is threading.main_thread()
+        stop = stack.enter_context(asked_to_stop()) if is_asked else (lambda: False)  # Ray has its own use of signals
         for load in json.loads(bundle):
-            train_load(load, send, patience=PATIENCE)
+            if not stop():
+                train_load(load, send, patience=PATIENCE, stop=stop)
 
 
 @dataclass
@@ -65,6 +73,8 @@ class _Flight:
         for message in self.mailbox.news():
             self.silent_since = None
             event = Event.from_message(message, self.left[0][0].run.run_id if self.left else "")
+            if event.state == "preempted":
+                continue  # its job was asked to stop: it ends without this run, which goes on in another
             if event.kind == "ended":
                 loads = [[task for task in load if task.run.run_id != event.run_id] for load in self.left]
                 self.left = [load for load in loads if load]
@@ -76,7 +86,14 @@ class _Flight:
 
 
 def train_remotely(
-    tasks: Sequence[Task], submit: Submit, *, workers: int, folder: Path, bundle_seconds: float, pause: float
+    tasks: Sequence[Task],
+    submit: Submit,
+    *,
+    workers: int,
+    folder: Path,
+    bundle_seconds: float,
+    pause: float,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Trains `tasks` in jobs made by `submit`, `workers` at a time; yields what happens, see `Executor.run`.
 
@@ -84,6 +101,7 @@ def train_remotely(
         folder: where the mail lies, on storage that the jobs share.
         bundle_seconds: how much work a job should have at least.
         pause: seconds between two looks at the jobs.
+        stop: once it says yes, all jobs are cancelled. A job of SLURM then saves what it trains.
 
     Jobs that still live when the iterator is closed are cancelled.
     """
@@ -92,7 +110,7 @@ def train_remotely(
     flights: list[_Flight] = []
     deaths: Counter[str] = Counter()
     try:
-        while waiting or flights:
+        while (waiting or flights) and not stop():
             while waiting and len(flights) < workers:
                 flights.append(_launch(waiting.popleft(), submit, folder))
             time.sleep(pause)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ class SlurmExecutor:
     Raises StudyError when submitit is not installed, there is no SLURM, or `[slurm]` asks for what it has not.
     """
 
-    def __init__(self, config: StudyConfig, cluster: str = "slurm", pause: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        stop: Callable[[], bool] = lambda: False,
+        *,
+        cluster: str = "slurm",
+        pause: float = 1.0,
+    ) -> None:
+        self.stop = stop
         self.submitit = optional("submitit")
         self.pause = pause
         self.folder = config.directory / ".mail"
@@ -59,6 +67,7 @@ class SlurmExecutor:
             folder=self.folder,
             bundle_seconds=BUNDLE_SECONDS,
             pause=self.pause,
+            stop=self.stop,
         )
 
     def _executor(self, folder: Path) -> Any:

@@ -19,15 +19,17 @@ Message = dict[str, Any]
 Send = Callable[[Message], None]
 
 
-def train_load(tasks: Sequence[Message], send: Send, *, patience: float = 0.0) -> None:
+def train_load(
+    tasks: Sequence[Message], send: Send, *, patience: float = 0.0, stop: Callable[[], bool] = lambda: False
+) -> None:
     """Trains the runs of `tasks` (`Task.to_json`), one alone or those of a pack together, or goes on with them; `send`
     gets what happens, an "ended" for each.
 
-    `patience` is for how many seconds a worker that is thought dead may still hold a run's folder. Only the failure of
-    `send` itself (BrokenPipeError) is raised.
+    `patience` is for how many seconds a worker that is thought dead may still hold a run's folder. Once `stop` says
+    yes, runs save a checkpoint and end as "preempted". Only the failure of `send` itself (BrokenPipeError) is raised.
     """
     if len(tasks) == 1 and not tasks[0]["pack"]:
-        _train(tasks[0], send, patience)
+        _train(tasks[0], send, patience, stop)
         return
     from isoflop.train.stacked import Stack
 
@@ -35,19 +37,23 @@ def train_load(tasks: Sequence[Message], send: Send, *, patience: float = 0.0) -
 
     def train_seated(task: Message) -> None:
         with stack.seat(task["pack"]["place"]) as seat:
-            _train(task, send, patience, seat)
+            _train(task, send, patience, stop, seat)
 
     with ThreadPoolExecutor(len(tasks)) as pool:
         for future in [pool.submit(train_seated, task) for task in tasks]:
             future.result()
 
 
-def _train(task: Message, send: Send, patience: float, seat: Seat | None = None) -> None:
+def _train(
+    task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None = None
+) -> None:
     send({"event": "started", "run": task["run"]})
-    send({"event": "ended", "run": task["run"], **_outcome(task, send, patience, seat)})
+    send({"event": "ended", "run": task["run"], **_outcome(task, send, patience, stop, seat)})
 
 
-def _outcome(task: Message, send: Send, patience: float, seat: Seat | None) -> dict[str, str]:
+def _outcome(
+    task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None
+) -> dict[str, str]:
     from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
@@ -61,7 +67,16 @@ def _outcome(task: Message, send: Send, patience: float, seat: Seat | None) -> d
         limit = Limit(**task["limit"]) if task["limit"] else None
         config, directory = parse(task["config"], RunConfig), Path(task["directory"])
         _wait_until_free(directory, patience)
-        result = train(config, directory, trunk=trunk, on_row=on_row, limit=limit, seat=seat)
+        result = train(
+            config,
+            directory,
+            trunk=trunk,
+            on_row=on_row,
+            stop=stop,
+            limit=limit,
+            seat=seat,
+            ends_when_stuck=True,
+        )
         if task["target"] and result.state == "done":
             from isoflop.study.target import measure_target
 
@@ -78,7 +93,7 @@ def _outcome(task: Message, send: Send, patience: float, seat: Seat | None) -> d
 def _wait_until_free(directory: Path, patience: float) -> None:
     """Returns when nobody writes in `directory`, at the latest after `patience` seconds."""
     from isoflop.errors import CheckpointError
-    from isoflop.train.lock import sole_writer
+    from isoflop.runs.lock import sole_writer
 
     end = time.monotonic() + patience
     while time.monotonic() < end:

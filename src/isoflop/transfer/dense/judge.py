@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from isoflop.config import DenseTransferConfig, RunConfig, canonical_json, config_hash, parse
+from isoflop.config import DenseTransferConfig, RunConfig, canonical_json, parse
 from isoflop.data import Source, Split, open_source, open_split
 from isoflop.data.dense import DenseSource, Objects
 from isoflop.errors import CheckpointError, DataError, ModelError
@@ -25,6 +25,7 @@ from isoflop.runs.files import write_json
 from isoflop.train import train
 from isoflop.train.device import choose_device, to_device
 from isoflop.train.finished import load_objective
+from isoflop.train.identity import run_directory
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.dense.average_precision import average_precision
 from isoflop.transfer.dense.detections import detect
@@ -72,7 +73,7 @@ def judge_dense(
     weights = save_weights(pretrained, folder)
     for seed in config.seeds:
         run = run_config(pretrained, config, weights, seed)
-        directory = folder / f"{config.protocol}-{config_hash(run)[:12]}"
+        directory = run_directory(folder, config.protocol, run)
         who = f"{name or pretrained.name}, seed {seed}"
         outcomes.append(_outcome(run, directory, pretrained.moments, who, tell))
     rows = []
