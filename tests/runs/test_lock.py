@@ -94,9 +94,7 @@ def test_a_writer_on_another_host_lives_while_its_file_changes(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_storage_without_locks_has_another_guard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_storage_without_locks_has_another_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(handle: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 

@@ -186,9 +186,7 @@ def test_data_that_have_moved_are_the_same_run(tmp_path: Path, images: Path) -> 
 def test_a_shared_folder_of_checkpoints_serves_data_that_have_moved(tmp_path: Path, images: Path) -> None:
     def config(folder: Path) -> RunConfig:
         shared = {**EVERY_STEP, "folder": str(tmp_path / "shared")}
-        return on_images(folder).model_copy(
-            update={"checkpoint": run_config(checkpoint=shared).checkpoint}
-        )
+        return on_images(folder).model_copy(update={"checkpoint": run_config(checkpoint=shared).checkpoint})
 
     train(config(images), tmp_path / "run", **stopping_at(14))
     moved = images.rename(tmp_path / "moved")

@@ -44,16 +44,12 @@ def train_load(
             future.result()
 
 
-def _train(
-    task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None = None
-) -> None:
+def _train(task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None = None) -> None:
     send({"event": "started", "run": task["run"]})
     send({"event": "ended", "run": task["run"], **_outcome(task, send, patience, stop, seat)})
 
 
-def _outcome(
-    task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None
-) -> dict[str, str]:
+def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None) -> dict[str, str]:
     from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
