@@ -119,3 +119,30 @@ def test_the_page_of_a_run_follows_it_and_runs_nothing_that_it_says(chromium: An
         assert visit.page.locator("script").count() == 4
         assert visit.noise == []
         visit.page.close()
+
+
+def test_the_curve_of_a_long_journal_is_a_sample_with_every_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isoflop.report.watch import tail as reader
+    from isoflop.runs.journal import encode_row
+    from isoflop.study import store
+
+    rows: list[dict[str, Any]] = [{"kind": "start", "step": 0, "origin": "scratch"}]
+    for step in range(1, 3001):
+        row = {"kind": "train", "step": step, "since": step - 1, "images": 64 * step, "loss": 3.0 * step**-0.2}
+        rows.append(row | ({"heldout_loss": 3.2 * step**-0.2} if step % 1000 == 0 else {}))
+    rows.insert(2001, {"kind": "rollback", "step": 1990, "from": 2000, "loss": 9.0})
+    (tmp_path / "attempts/1").mkdir(parents=True)
+    (tmp_path / "attempts/1/metrics-0001.jsonl").write_bytes(b"".join(map(encode_row, rows)))
+    exact = store.curve(tmp_path)
+    assert len(exact["images"]) > 2900
+    monkeypatch.setattr(store, "LONG", 1000)
+    monkeypatch.setattr(reader, "BACKLOG", 20_000)
+    drawn = store.curve(tmp_path)
+    assert len(drawn["images"]) < 200
+    assert [loss for loss in drawn["heldout_loss"] if loss][-1] == pytest.approx(3.2 * 3000**-0.2)
+    assert drawn["restarts"] == pytest.approx(exact["restarts"], rel=0.1)
+    trained = [(x, y) for x, y in zip(drawn["images"], drawn["train_loss"], strict=True) if y]
+    for images, loss in trained[-20:]:
+        assert loss == pytest.approx(3.0 * (images / 64) ** -0.2, rel=0.01)

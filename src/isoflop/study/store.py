@@ -13,13 +13,13 @@ from typing import Any
 from isoflop.config import StudyConfig, TransferConfig, config_hash, parse
 from isoflop.data.records import is_fingerprint_of
 from isoflop.errors import CheckpointError, IsoflopError, StudyError
+from isoflop.report.watch.tail import Tail
 from isoflop.runs.directory import Status, read_identity, read_status
 from isoflop.runs.files import remove_partial_files, to_json, write_json
-from isoflop.runs.journal import attempts, restarts
+from isoflop.runs.journal import read_attempts, read_journal, restarts
 from isoflop.runs.results import Row, publish, read_document, read_results, read_whole, write_results
 from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
-from isoflop.train import read_journal
 
 
 class Store:
@@ -178,9 +178,8 @@ class Store:
 
     def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured), and the
-        images seen at its restarts."""
-        places = {run_id: self.run_directory(run_id) for run_id in run_ids}
-        return {run_id: {**curve(read_journal(place)), "restarts": restarts(place)} for run_id, place in places.items()}
+        images seen at its restarts. Of a journal beyond `LONG` it is averaged, as on the live page."""
+        return {run_id: curve(self.run_directory(run_id)) for run_id in run_ids}
 
 
 def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
@@ -192,9 +191,19 @@ def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
     return config_hash(before, places=False) == config_hash(config, places=False)
 
 
-def curve(journal: list[Row]) -> dict[str, list[Any]]:
-    """A journal as columns."""
+LONG = 1 << 24
+"""Bytes of a journal, some 60,000 rows, beyond which a curve is drawn from averages."""
+
+
+def curve(directory: Path) -> dict[str, list[Any]]:
+    """The journal of a run as columns, and the images seen at its restarts."""
+    if sum(file.stat().st_size for file in directory.glob("attempts/*/metrics-*.jsonl")) > LONG:
+        tail = Tail(directory)
+        tail.update()
+        return tail.curve()
+    journal = read_journal(directory)
     return {
+        "restarts": restarts(directory),
         "step": [row["step"] for row in journal],
         "images": [row["images"] for row in journal],
         "train_loss": [row["loss"] for row in journal],
@@ -204,8 +213,8 @@ def curve(journal: list[Row]) -> dict[str, list[Any]]:
 
 def shared_steps(directory: Path) -> int:
     """The steps that the run in `directory` found trained on its trunk instead of training them."""
-    first = next((rows for rows in attempts(directory) if rows), None)
-    return int(first[0]["step"]) if first and first[0].get("origin") == "trunk" else 0
+    first = next((row for rows in read_attempts(directory, lambda file, line: None) for row in rows), None)
+    return int(first["step"]) if first and first.get("origin") == "trunk" else 0
 
 
 def finite_loss(row: Row) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 BINS_A_DECADE = 24
 CHUNK = 1 << 22
 """Bytes read at a time."""
-BACKLOG = 1 << 23
-"""Bytes of one file that are parsed line by line; of a longer backlog an even sample of that size is."""
+BACKLOG = 1 << 25
+"""Bytes that are parsed line by line; of a longer backlog an even sample of that size is, with all evaluations."""
+TRAINING = b'{"kind": "train"'
+"""How a row of training begins: other lines (a start, a rollback) are few."""
 
 
 class Tail:
@@ -31,18 +34,15 @@ class Tail:
 
     def update(self) -> bool:
         """Read what was written since the last call; whether there was anything."""
-        changed = False
+        sizes: dict[Path, int] = {}
         for file in self._files():
-            try:
-                size = file.stat().st_size
-            except OSError:
-                continue
-            if size < self._read.get(file, 0):  # another run has taken the place of this one
-                self.__init__(self.folder.parent)  # type: ignore[misc]
-                return self.update()
-            if size > self._read.get(file, 0):
-                changed |= self._consume(file, size)
-        return changed
+            with suppress(OSError):
+                sizes[file] = file.stat().st_size
+        if any(size < self._read.get(file, 0) for file, size in sizes.items()):  # another run has taken its place
+            self.__init__(self.folder.parent)  # type: ignore[misc]
+        new = {file: size - self._read.get(file, 0) for file, size in sizes.items()}
+        stride = max(1, math.ceil(sum(new.values()) / BACKLOG))
+        return sum(self._consume(file, stride) for file, grown in new.items() if grown) > 0
 
     def curve(self) -> dict[str, list[Any]]:
         """The columns that `write_report` takes, and `restarts` in images seen."""
@@ -73,12 +73,18 @@ class Tail:
         except OSError:
             return []
 
-    def _consume(self, file: Path, size: int) -> bool:
-        stride = max(1, math.ceil((size - self._read.get(file, 0)) / BACKLOG))
+    def _consume(self, file: Path, stride: int) -> bool:
         seen = False
         for lines in self._chunks(file):
-            # The last line is where the run is now: it is never skipped.
-            for line in lines if stride == 1 else [*lines[:-1:stride], lines[-1]]:
+            # The last line is where the run is now. It is never skipped, and neither is what comes seldom.
+            *before, last = lines
+            if stride > 1:
+                before = [
+                    line
+                    for k, line in enumerate(before)
+                    if k % stride == 0 or b'"heldout_loss"' in line or line[:16] != TRAINING
+                ]
+            for line in (*before, last):
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):
