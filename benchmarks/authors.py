@@ -29,18 +29,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isoflop.config import OptimConfig
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights
 from isoflop.models.interop.official import from_baseline, from_poolformer
 from isoflop.models.positions import sincos_2d
 from isoflop.objectives import Masked
 from isoflop.objectives.distilled import Distilled
+from isoflop.train.optim import AdaptiveGradientClipping, adafactor, build_optimizer, set_rate
 
 LIMIT = 1e-6
+STEPS = 20  # of the rows that train
 Named = Mapping[str, Tensor]
 # A row: what is compared, and the function that returns its differences, by what they are of.
 Row = tuple[str, Callable[[Path], dict[str, float]]]
 REASONS: dict[str, str] = {  # of a row whose difference is above LIMIT
+    **{
+        f"big_vision ViT, {kind}: 20 steps of Adafactor, momentum in bfloat16": "JAX makes a bfloat16 number of their 0.9 "
+        "before it multiplies: 0.8984"
+        for kind in ("gap, sincos2d", "tok, learn", "map, learn")
+    },
     "DeiT, distilled: soft distillation loss": "their code divides the divergence by images × classes, eq. 2 by images",
 }
 
@@ -293,6 +301,8 @@ def mae_finetuned(folder: Path) -> dict[str, float]:
         "mae_b16", image_size=64, num_classes=10, depths=(3,), widths=(192,), heads=(3,), mlp_widths=(768,),
         positions="learned", pool="gap", pool_first=True,
     )  # fmt: skip
+    with torch.no_grad():
+        theirs.pos_embed[:, 0] = 0.0  # of the class token, to which ours adds it when it is loaded
     return forward_and_gradients(ours, theirs, without_position_of_tokens(1), 64)
 
 
@@ -369,6 +379,90 @@ def from_bit(state: Named) -> dict[str, Tensor]:
             new = f"{known[f'{part}.{rest[0]}']}.{rest[1]}"
         out[new] = tensor
     return out
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def stepped(model: Backbone, rate: float, size: int, **optim: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All parameters of `model` after `STEPS` steps, and how far they have moved; each step has a direction of its own,
+    and the gradient is that of the logits along it."""
+    config = OptimConfig.model_validate({"learning_rate": rate, "clip": None, **optim})
+    model, x, before = model.double().eval(), images(size), named(model)
+    optimizer = build_optimizer(model, config)
+    clip = AdaptiveGradientClipping(model, config.agc) if config.agc else None
+    for step in range(STEPS):
+        set_rate(optimizer, rate)
+        (model(x) * direction_of(step)).sum().backward()
+        if clip:
+            clip()
+        optimizer.step()
+        optimizer.zero_grad()
+    return named(model), moved(named(model), before)
+
+
+def direction_of(step: int) -> Tensor:
+    return torch.randn(2, 10, generator=generator(10 + step), dtype=torch.float64)
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
+
+
+def moved(after: Named, before: Named) -> dict[str, Tensor]:
+    return {name: tensor - before[name] for name, tensor in after.items()}
+
+
+def mae_steps(folder: Path) -> dict[str, float]:
+    """AdamW with layer decay, as MAE fine-tunes. The class token's position, which ours has not, is held."""
+    with imported(folder / "mae", "util.lr_decay", "models_vit", stand_ins=old_timm()) as (groups, code):
+        theirs = shaken(
+            code.VisionTransformer(
+                **MAE_SIZE, num_classes=10, global_pool=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+            )
+        ).eval()
+        rate, decay = 2e-3, 0.65
+        spared = ["pos_embed", "cls_token", "dist_token"]  # as `no_weight_decay` of timm's ViT has it
+        optimizer = torch.optim.AdamW(
+            groups.param_groups_lrd(theirs, 0.05, no_weight_decay_list=spared, layer_decay=decay), lr=rate
+        )
+    theirs.pos_embed.register_hook(lambda g: torch.cat([torch.zeros_like(g[:, :1]), g[:, 1:]], dim=1))
+    ours = create_model(
+        "mae_b16", image_size=64, num_classes=10, depths=(3,), widths=(192,), heads=(3,), mlp_widths=(768,),
+        positions="learned", pool="gap", pool_first=True,
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        theirs.pos_embed[:, 0] = 0.0
+    load_weights(ours, theirs.state_dict(), "timm")
+    before, x = named(ours), images(64)
+    _, path = stepped(ours, rate, 64, name="adamw", weight_decay=0.05, layer_decay=decay)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        (theirs(x) * direction_of(step)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"20 steps of AdamW": worst(path, moved(in_our_names(ours, theirs.state_dict()), before))}
+
+
+def mae_lars(folder: Path) -> dict[str, float]:
+    """LARS with weight decay on the classifier behind frozen features, as MAE's linear probe has it without."""
+    with imported(folder / "mae", "util.lars") as (code,):
+        ours, theirs = (nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 10)).double() for _ in range(2))
+        theirs.load_state_dict(ours.state_dict())
+        before = named(ours)
+        settings = {"learning_rate": 5.0, "momentum": 0.9, "weight_decay": 0.1}
+        optimizers = (
+            build_optimizer(ours, OptimConfig.model_validate({"name": "lars", **settings})),
+            code.LARS(theirs.parameters(), lr=5.0, momentum=0.9, weight_decay=0.1),
+        )
+    x = torch.randn(2, 32, generator=generator(1), dtype=torch.float64)
+    for step in range(STEPS):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            (model(x) * direction_of(step)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"20 steps of LARS": worst(moved(named(ours), before), moved(named(theirs), before))}
 
 
 # --- JAX -------------------------------------------------------------------------------------------------------------
@@ -474,6 +568,43 @@ def nfnet(folder: Path, thinner: int) -> dict[str, float]:
     }
 
 
+def nfnet_steps(folder: Path) -> dict[str, float]:
+    """SGD with AGC of every parameter: gains and biases do not decay, the classifier's matrix is not clipped."""
+    jax = in_float64()
+    net, weights, ours = nfnet_f0(folder, 8)
+    with imported(folder / "deepmind-research", "nfnets.optim", stand_ins={"dill": module("dill")}) as (code,):
+        x = images(64)
+        given = x.permute(0, 2, 3, 1).numpy()
+
+        def objective(weights: Any, direction: Any) -> Any:
+            return (net.apply(weights, jax.random.key(0), given, True) * direction).sum()
+
+        def those(wanted: Callable[[str, str], bool]) -> dict[str, dict[str, Any]]:
+            chosen = {key: {k: v for k, v in values.items() if wanted(key, k)} for key, values in weights.items()}
+            return {key: values for key, values in chosen.items() if values}
+
+        def is_vector(key: str, k: str) -> bool:  # as experiment_nfnets.py tells them apart
+            return k == "b" or "gain" in k or "bias" in k
+
+        def is_classifier(key: str, k: str) -> bool:
+            return not is_vector(key, k) and "linear" in key and "squeeze_excite" not in key
+
+        parts: list[dict[str, Any]] = [
+            {"params": those(is_vector), "weight_decay": None},
+            {"params": those(is_classifier), "clipping": None},
+            {"params": those(lambda key, k: not is_vector(key, k) and not is_classifier(key, k))},
+        ]
+        rates = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 2e-3, "clipping": 0.01, "eps": 1e-3}
+        optimizer = code.SGD_AGC(parts, **rates)
+        names, states, gradient = nfnet_names(ours), optimizer.states(), jax.jit(jax.grad(objective))
+        before, after = named(ours), weights
+        for step in range(STEPS):
+            after, states = optimizer.step(after, gradient(after, direction_of(step).numpy()), states)
+    _, path = stepped(ours, 0.1, 64, name="sgd", momentum=0.9, weight_decay=2e-3, agc=0.01)
+    wanted = {n: from_haiku(after[k][p], before[n]) - before[n] for n, (k, p) in names.items()}
+    return {"20 steps of SGD + AGC": worst(path, wanted)}
+
+
 def vit_module(folder: Path) -> Any:
     """big_vision's models/vit.py, without what only its trainer needs of `big_vision.utils` and `common`."""
     package = {name: module(name) for name in ("big_vision.utils", "big_vision.models.common")}
@@ -500,21 +631,70 @@ def big_vision(folder: Path, pool: str, posemb: str) -> dict[str, float]:
     ).double()  # fmt: skip
     direction = torch.randn(2, 10, generator=generator(2), dtype=torch.float64)
 
-    def objective(params: Any) -> Any:
+    def objective(params: Any, direction: Any) -> Any:
         logits = model.clone(dtype_mm="float64").apply({"params": params}, given)[0]
-        return (logits * direction.numpy()).sum(), logits
+        return (logits * direction).sum(), logits
 
-    (_, theirs), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    (_, theirs), grads = jax.value_and_grad(objective, has_aux=True)(params, direction.numpy())
     fixed = {} if posemb == "learn" else {"pos_embedding": ours.state_dict()["positions.0"].clone()}
     load_weights(ours, flat(params) | fixed, "flax")
     logits = ours(x)
     (logits * direction).sum().backward()
     wanted = in_our_names(ours, flat(grads) | fixed, "flax")
     learned = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    return {
+    found = {
         "logits": difference(logits, torch.from_numpy(np.array(theirs))),
         "gradients": worst(learned, {name: wanted[name] for name in learned}),
     }
+    for what, momentum in (("float64", torch.float64), ("bfloat16", torch.bfloat16)):
+        before, after = named(ours), adafactor_steps(folder, params, objective, what)
+        adafactor.MOMENTUM, kept = momentum, adafactor.MOMENTUM
+        mine = copy.deepcopy(ours)
+        mine.zero_grad()
+        _, path = stepped(mine, 1e-3, 32, name="adafactor", betas=(0.9, 0.999), weight_decay=0.1)
+        adafactor.MOMENTUM = kept
+        other = moved(in_our_names(ours, flat(after) | fixed, "flax"), before)
+        found[f"20 steps of Adafactor, momentum in {what}"] = worst(
+            without_key_biases({name: path[name] for name in learned}),
+            without_key_biases({name: other[name] for name in learned}),
+        )
+    return found
+
+
+def without_key_biases(state: Named) -> dict[str, Tensor]:
+    """Attention is the same whatever is added to all keys: the gradient of their bias is rounding, which Adafactor
+    divides by its own size."""
+    out = dict(state)
+    for name, tensor in state.items():
+        if name.endswith(("qkv.bias", "kv.bias")):
+            parts = list(tensor.chunk(3 if name.endswith("qkv.bias") else 2))
+            parts[-2] = torch.zeros_like(parts[-2])
+            out[name] = torch.cat(parts)
+    return out
+
+
+def adafactor_steps(folder: Path, params: Any, objective: Callable[..., Any], momentum: str) -> Any:
+    """Their parameters after `STEPS` steps of big_vision's Adafactor, with its weight decay of kernels."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    stand_ins = {"big_vision.utils": module("big_vision.utils")}
+    with imported(folder / "big_vision", "big_vision.optax", stand_ins=stand_ins) as (code,):
+        rule = optax.chain(
+            code.scale_by_adafactor(dtype_momentum=jnp.dtype(momentum)),
+            optax.scale(1e-3),
+            optax.add_decayed_weights(
+                1e-3 * 0.1, jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+            ),
+            optax.scale(-1.0),
+        )
+        state, gradient = rule.init(params), jax.jit(jax.grad(lambda params, d: objective(params, d)[0]))
+        update = jax.jit(rule.update)
+        for step in range(STEPS):
+            updates, state = update(gradient(params, direction_of(step).numpy()), state, params)
+            params = optax.apply_updates(params, updates)
+    return params
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -536,12 +716,15 @@ BASELINES = ("identityformer_s12", "randformer_s12", "poolformerv2_s12", "convfo
 ROWS: tuple[Row, ...] = (
     ("MAE, pretraining", mae),
     ("MAE, fine-tuned ViT", mae_finetuned),
+    ("MAE, fine-tuned ViT", mae_steps),
+    ("MAE, linear probe", mae_lars),
     ("DeiT, distilled", deit),
     *((f"PoolFormer, {n}", partial(poolformer, preset=p, name=n, size=s)) for n, (p, s) in POOLFORMERS.items()),
     *((f"MetaFormer baselines, {name}", partial(baseline, name=name)) for name in BASELINES),
     ("BiT, R50x1", bit),
     ("NFNet-F0", partial(nfnet, thinner=1)),
     ("NFNet-F0, an eighth as wide", partial(nfnet, thinner=8)),
+    ("NFNet-F0, an eighth as wide", nfnet_steps),
     *((f"big_vision ViT, {p}, {e}", partial(big_vision, pool=p, posemb=e))
       for p, e in (("gap", "sincos2d"), ("tok", "learn"), ("map", "learn"))),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from isoflop.train.shards import whole
 
 SMALLEST_FACTORED = 32  # a matrix with a shorter side keeps its second moment whole
 EPS = 1e-30  # added to squared gradients
+MOMENTUM = torch.bfloat16  # what the first moment is kept in
 DECAY_POWER = 0.8  # β2 of step t is 1 - t^-0.8 (arXiv 1804.04235, section 7.2)
 
 
@@ -40,7 +41,7 @@ class Adafactor(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for slots in self.state.values():  # loading gives every slot the type of its weight
-            slots["momentum"] = slots["momentum"].to(torch.bfloat16)
+            slots["momentum"] = slots["momentum"].to(MOMENTUM)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -53,10 +54,10 @@ class Adafactor(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         slots = self.state[parameter]
-        gradient = parameter.grad.float()
+        gradient = parameter.grad if parameter.grad.dtype == torch.float64 else parameter.grad.float()
         if "step" not in slots:
             slots["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-            slots["momentum"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+            slots["momentum"] = torch.zeros_like(parameter, dtype=MOMENTUM)
         slots["step"] += 1
         beta2 = min(group["beta2_cap"], 1.0 - slots["step"].item() ** -DECAY_POWER)
         shape = group["factored_as"]
@@ -65,7 +66,7 @@ class Adafactor(torch.optim.Optimizer):
         else:  # a head may lie on several ranks
             scaled = _divided_by_rms(whole(gradient).reshape(shape), slots, beta2)
             scaled = laid_out_like(scaled.reshape(gradient.shape), gradient)
-        moment = scaled.lerp_(slots["momentum"].float(), group["momentum"])
+        moment = scaled.lerp_(slots["momentum"].to(scaled.dtype), group["momentum"])
         slots["momentum"].copy_(moment)
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(moment.to(parameter.dtype), alpha=-group["lr"])
 
