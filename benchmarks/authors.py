@@ -45,8 +45,8 @@ Named = Mapping[str, Tensor]
 Row = tuple[str, Callable[[Path], dict[str, float]]]
 REASONS: dict[str, str] = {  # of a row whose difference is above LIMIT
     **{
-        f"big_vision ViT, {kind}: 20 steps of Adafactor, momentum in bfloat16": "JAX makes a bfloat16 number of their 0.9 "
-        "before it multiplies: 0.8984"
+        f"big_vision ViT, {kind}: 20 steps of Adafactor, momentum in bfloat16": "JAX makes a bfloat16 number of their "
+        "0.9 before it multiplies: 0.8984"
         for kind in ("gap, sincos2d", "tok, learn", "map, learn")
     },
     "DeiT, distilled: soft distillation loss": "their code divides the divergence by images × classes, eq. 2 by images",

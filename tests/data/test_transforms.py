@@ -130,7 +130,7 @@ def test_random_interpolation_is_either_for_each_picture() -> None:
 def test_the_stretched_crop_is_that_of_256_and_224() -> None:
     """Resized to 256 × 256 whatever the aspect ratio, the centre 224 of it (big_vision, evaluators/fewshot)."""
     photograph = Image.fromarray(load_sample_image("flower.jpg"))  # 640 × 427
-    top, left, height, width = stretched_box(427, 640)
+    top, left, height, width = stretched_box(427, 640, 224)
     ours = resize(torch.from_numpy(np.array(photograph)[top : top + height, left : left + width]).permute(2, 0, 1), 224)
     reference = photograph.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.array(reference)).mean() < 1.5

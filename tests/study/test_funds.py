@@ -117,7 +117,6 @@ def test_a_family_whose_smallest_size_no_chosen_rung_can_train_is_named() -> Non
     ("tables", "message"),
     [
         ({"transfer": {"dataset": "folder:absent"}}, "folder:absent: no such folder"),
-        ({"target": {"metric": "fewshot500"}}, "class 0 has 147 training images, fewer than 500 shots"),
         ({"transfer": {"dataset": "vtab:here"}}, "unknown data source `vtab:here`"),
     ],
 )

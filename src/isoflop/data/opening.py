@@ -16,6 +16,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
@@ -187,7 +188,7 @@ def open_source(
     if decode == "each":
         source = ImageSource(records, subset, image_size=image_size, channels=channels or 3, order=order)
         source.fingerprint += unusual
-        source.interpolation = interpolation
+        source.shown = replace(source.shown, interpolation=interpolation)
         return source
     images, damages = decoded_images(records, image_size, channels or 3)
     train = records if split != "test" else open_records(uri, "train")

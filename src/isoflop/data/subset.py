@@ -1,5 +1,9 @@
 """Some samples of a source, as a source: the shots of a few-shot task, the 1,000 images of a VTAB task. And labels."""
 
+import copy
+from dataclasses import replace
+from typing import Any, cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,6 +57,30 @@ class Subset:
             return self._source.read_views(rows, augmentation, u)
         images, labels = self._source.read(rows)
         return augment_batch(augmentation, images, u), labels, ()
+
+
+def stretched(source: Source) -> Source:
+    """`source` as few-shot evaluation sees it (arXiv 2106.04560, authors' code): the whole picture is resized to a
+    square, whatever its aspect ratio, before the centre is cut out. Itself where images are squares already."""
+    if isinstance(source, ImageSource):
+        twin: Any = copy.copy(source)
+        twin.shown = replace(source.shown, crop="stretch")
+    elif isinstance(source, Subset):
+        inner = stretched(source._source)
+        if inner is source._source:
+            return source
+        twin = copy.copy(source)
+        twin._source = inner
+    elif isinstance(source, Mixture):
+        parts = [stretched(part) for part in source._sources]
+        if all(part is own for part, own in zip(parts, source._sources, strict=True)):
+            return source
+        twin = copy.copy(source)
+        twin._sources = parts
+    else:
+        return source
+    twin.fingerprint = f"{source.fingerprint}-stretched"
+    return cast(Source, twin)
 
 
 def labels_of(source: Source) -> Tensor:

@@ -149,10 +149,12 @@ def tensorflow_box(height: int, width: int, u: Uniforms, smallest: float, least_
     return Box(0, 0, height, width)
 
 
-def stretched_box(height: int, width: int) -> Box:
-    """The middle 7/8 of each side: what is left when a picture is resized to 256 × 256, whatever its aspect ratio, and
-    224 × 224 of it are cut out (few-shot evaluation of arXiv 2106.04560, authors' code)."""
-    h, w = max(1, round(height * 7 / 8)), max(1, round(width * 7 / 8))
+def stretched_box(height: int, width: int, size: int) -> Box:
+    """The middle 7/8 of each side from `size` = 128 px on, else all of it: what is left when a picture is resized to
+    256 × 256, whatever its aspect ratio, and 224 × 224 of it are cut out (few-shot evaluation of arXiv 2106.04560,
+    authors' code)."""
+    share = 7 / 8 if size >= 128 else 1.0
+    h, w = max(1, round(height * share)), max(1, round(width * share))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
@@ -170,7 +172,7 @@ def crop_box(augmentation: Augmentation, height: int, width: int, size: int, u: 
     if augmentation.crop == "tensorflow":
         return tensorflow_box(height, width, u[_CROP], augmentation.smallest, augmentation.least_covered)
     if augmentation.crop == "stretch":
-        return stretched_box(height, width)
+        return stretched_box(height, width, size)
     return centre_box(height, width, size)
 
 

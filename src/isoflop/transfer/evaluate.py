@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from isoflop.config import Protocol, TransferConfig, canonical_json
 from isoflop.data import labels_of
-from isoflop.errors import CheckpointError
+from isoflop.data.subset import stretched
+from isoflop.errors import CheckpointError, DataNotice
+from isoflop.escapes import printable
 from isoflop.runs.files import write_json
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.features import features_of
@@ -90,7 +93,7 @@ def judge(
 ) -> list[Row]:
     """`transfer` on a task that is open already."""
     units = units_of(config)
-    _check_shots(task, units)  # before anything is computed
+    _tell_few(task, units)  # before anything is computed
     with tempfile.TemporaryDirectory(prefix="isoflop-transfer-") as temporary:
         place = Path(temporary) if folder is None else _claimed(folder, pretrained, config, task)
         judging = _Judge(pretrained, task, config, place, tell)
@@ -105,18 +108,26 @@ def judge(
 
 
 def check_transfer(pretrained: Pretrained, config: TransferConfig) -> None:
-    """Returns if `config` could be tried on `pretrained`: a task that can judge, with enough images a class.
+    """Returns if `config` could be tried on `pretrained`: a task that can judge.
 
     Raises what `transfer` would, so that a study need not train for hours to be told. Nothing is computed.
     """
     trained = config.model_copy(update={"protocols": tuple(p for p in config.protocols if p != "head")})
     if trained.protocols:
-        _check_shots(open_task(config.dataset, pretrained), units_of(trained))
+        _tell_few(open_task(config.dataset, pretrained), units_of(trained))
 
 
-def _check_shots(task: Task, units: Sequence[Unit]) -> None:
-    for unit in units:
-        draw_shots(task.labels, task.train.num_classes, unit.shots, unit.seed)
+def _tell_few(task: Task, units: Sequence[Unit]) -> None:
+    sizes = np.bincount(task.labels.numpy(), minlength=task.train.num_classes)
+    most = max((unit.shots for unit in units), default=0)
+    few = np.flatnonzero(sizes < most)
+    if len(few):
+        warnings.warn(
+            f"{task.name}: {len(few)} of {len(sizes)} classes have fewer training images than {most} shots, "
+            f"`{printable(task.train.class_names[few[0]])}` among them ({sizes[few[0]]}): these give what they have",
+            DataNotice,
+            stacklevel=1,
+        )
 
 
 def units_of(config: TransferConfig) -> list[Unit]:
@@ -135,7 +146,7 @@ class _Judge:
     def __init__(self, pretrained: Pretrained, task: Task, config: TransferConfig, folder: Path, tell: Tell) -> None:
         self.pretrained, self.task, self.config, self.folder, self.tell = pretrained, task, config, folder, tell
         self.test_labels = labels_of(task.test)
-        self._features: tuple[Tensor, Tensor] | None = None
+        self._features: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def outcome(self, unit: Unit, number: int, count: int) -> dict[str, Any]:
         """The JSON of a unit: from its file, or made and written there."""
@@ -163,7 +174,7 @@ class _Judge:
         chosen = draw_shots(self.task.labels, classes, unit.shots, unit.seed)
         if protocol not in FEATURE_PROTOCOLS:
             return self._finetuned(unit, chosen)
-        features, test = self._frozen()
+        features, test = self._frozen(protocol)
         rows = torch.from_numpy(chosen)
         train, labels = (features, self.task.labels) if unit.shots == 0 else (features[rows], self.task.labels[rows])
         if protocol == "ridge":
@@ -174,14 +185,18 @@ class _Judge:
             return logistic_scores(train, labels, test, classes, seed=unit.seed), {}
         return probe_scores(train, labels, test, classes, seed=unit.seed, epochs=self.config.probe_epochs), {}
 
-    def _frozen(self) -> tuple[Tensor, Tensor]:
-        if self._features is None:
+    def _frozen(self, protocol: str) -> tuple[Tensor, Tensor]:
+        """Features of the training and the test images, as the protocol shows them."""
+        show = stretched if protocol == "ridge" else lambda source: source
+        sources = show(self.task.train), show(self.task.test)
+        key = sources[0].fingerprint, sources[1].fingerprint
+        if key not in self._features:
             train, test = (
                 features_of(self.pretrained, source, workers=self.config.workers, on_progress=self._progress(part))
-                for part, source in (("training", self.task.train), ("test", self.task.test))
+                for part, source in zip(("training", "test"), sources, strict=True)
             )
-            self._features = train, test
-        return self._features
+            self._features[key] = train, test
+        return self._features[key]
 
     def _progress(self, part: str) -> Callable[[int, int], None]:
         told = time.monotonic()

@@ -1,7 +1,5 @@
 """A source of stored images that are decoded each time they are read, so that each time another part can be shown."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,8 +43,8 @@ class ImageSource:
         self.std: tuple[float, ...] = _IMAGENET_STD if channels == 3 else _GREY_STD
         self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
         self.order = order
-        self.interpolation = "bilinear"
-        """of evaluation, "bilinear" or "bicubic" """
+        self.shown = AUGMENTATIONS["none"]
+        """how evaluation sees the images: its crop and interpolation"""
         self._records, self._subset = records, subset
         self.unique_images: int | None = len(self)
 
@@ -55,8 +53,7 @@ class ImageSource:
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See `Source.read`: centre crops. Raises DataError for a sample that cannot be used or replaced."""
-        shown = replace(AUGMENTATIONS["none"], interpolation=self.interpolation)
-        images, labels, _ = self.read_views(indices, shown, np.zeros((len(indices), 64)))
+        images, labels, _ = self.read_views(indices, self.shown, np.zeros((len(indices), 64)))
         return images, labels
 
     def read_views(
