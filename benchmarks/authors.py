@@ -301,9 +301,16 @@ def mae_finetuned(folder: Path) -> dict[str, float]:
         "mae_b16", image_size=64, num_classes=10, depths=(3,), widths=(192,), heads=(3,), mlp_widths=(768,),
         positions="learned", pool="gap", pool_first=True,
     )  # fmt: skip
-    with torch.no_grad():
-        theirs.pos_embed[:, 0] = 0.0  # of the class token, to which ours adds it when it is loaded
+    move_positions_into(theirs, theirs.cls_token)
     return forward_and_gradients(ours, theirs, without_position_of_tokens(1), 64)
+
+
+@torch.no_grad()
+def move_positions_into(model: Any, *tokens: Tensor) -> None:
+    """Adds the positions of the class token, and of one for distillation, to the tokens, and makes them zero."""
+    for index, token in enumerate(tokens):
+        token += model.pos_embed[:, index : index + 1]
+    model.pos_embed[:, : len(tokens)] = 0.0
 
 
 def without_position_of_tokens(count: int) -> Callable[[Named], Named]:
@@ -328,10 +335,7 @@ def deit(folder: Path) -> dict[str, float]:
         teacher = create_model("nfnet_w8d2", image_size=64, num_classes=10, seed=1).double()
         shaken(teacher)
         ours = create_model("deit_ti16_distilled", image_size=64, num_classes=10, depths=(3,), drop_path=0.0)
-        with torch.no_grad():  # at which the positions of the tokens are in the tokens
-            theirs.cls_token += theirs.pos_embed[:, :1]
-            theirs.dist_token += theirs.pos_embed[:, 1:2]
-            theirs.pos_embed[:, :2] = 0.0
+        move_positions_into(theirs, theirs.cls_token, theirs.dist_token)
         renamed = without_position_of_tokens(2)
         out = forward_and_gradients(ours, theirs, renamed, 64)
         x, labels = images(64), torch.tensor([3, 7])
