@@ -389,7 +389,7 @@ def _write_study(folder: Path) -> None:
     config = toy_study(folder / "toy")
     catalogue, store = Catalogue(config), Store(folder / "toy")
     (folder / "toy").mkdir()
-    store.claim(config)
+    store.claim(config, catalogue.source.fingerprint)
     rows = []
     for budget in config.study.budgets or ():
         for size in ("vit_w8d2p8", "vit_w12d2p8"):
