@@ -54,7 +54,8 @@ def test_goodput_counts_what_earlier_attempts_lost(tmp_path: Path, clock: list[f
     for number, walls in enumerate([[3.0, 60.0], [5.0, 30.0], []], start=1):
         folder = tmp_path / "attempts" / str(number)
         folder.mkdir(parents=True)
-        rows = [{"kind": "start", "step": 0}, *({"kind": "train", "wall": wall} for wall in walls)]
+        trained = [{"kind": "train", "step": 1, "images": 8, "loss": 2.0, "wall": wall} for wall in walls]
+        rows = [{"kind": "start", "step": 0}, *trained]
         text = "\n".join(map(json.dumps, rows)) + '\n{"kind": "train", "wa'  # torn by a kill
         (folder / "metrics-0001.jsonl").write_text(text)
     assert wall_of_attempts(tmp_path) == 90.0

@@ -162,21 +162,22 @@ def _rows(files: Sequence[Path], damaged: Callable[[Path, int], None]) -> Iterat
         *lines, rest = file.read_bytes().split(b"\n")
         checked = any(map(_is_checked, lines))  # one flipped bit cannot make a file look as if it had no checksums
         for number, line in enumerate(lines, start=1):
-            row = _row(line, checked)
+            row = decode_row(line, checked=checked)
             if row is not None:
                 yield row
             else:
                 damaged(file, number)
         if rest:  # a line without its end: torn, or it is the end alone that is damaged
-            row = _row(rest, checked) or _row(rest[:-1], checked)
+            row = decode_row(rest, checked=checked) or decode_row(rest[:-1], checked=checked)
             if row is not None:
                 yield row
             elif file != files[-1]:
                 damaged(file, len(lines) + 1)
 
 
-def _row(line: bytes, checked: bool) -> Row | None:
-    """The row in a line of a journal; None for what is none: torn, damaged, or no words of ours."""
+def decode_row(line: bytes, *, checked: bool = False) -> Row | None:
+    """The row in a line of a journal; None for what is none: torn, damaged, or no words of ours. Where it must be
+    `checked`, a line without a checksum is damaged, too."""
     if checked or _is_checked(line):
         text = line[: -len(CRC % 0)]
         if line[len(text) :] != CRC % zlib.crc32(text):

@@ -8,14 +8,13 @@ by the data sheet, 100 W assumed of a CPU, nothing for hosts and cooling).
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from isoflop.runs.journal import decode_row
 from isoflop.train.accelerators import matrix_rate
 
 MEASURED = frozenset(
@@ -104,11 +103,8 @@ def _last_wall(attempt: Path) -> float:
 
 
 def _wall(line: bytes) -> float | None:
-    try:
-        row: Any = json.loads(line)
-    except ValueError:  # torn by a kill, or cut by where reading began
-        return None
-    return float(row["wall"]) if isinstance(row, dict) and "wall" in row else None
+    row = decode_row(line)  # None where it is torn, or cut by where reading began
+    return float(row["wall"]) if row and "wall" in row else None
 
 
 def _short(value: float) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from isoflop.runs.journal import decode_row
 
 BINS_A_DECADE = 24
 CHUNK = 1 << 22
@@ -85,11 +86,7 @@ class Tail:
                     if k % stride == 0 or b'"heldout_loss"' in line or line[:16] != TRAINING
                 ]
             for line in (*before, last):
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue  # a line that a kill has torn or somebody has damaged
-                if isinstance(row, dict):
+                if (row := decode_row(line)) is not None:  # else a kill has torn it, or it is damaged
                     self._take(row)
                     seen = True
         return seen
