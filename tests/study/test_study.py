@@ -246,7 +246,8 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
     assert document["final"]["status"] == "done"
     planner, spent = document["planner"], document["spent"]
     assert planner["stop"]
-    assert planner["spent"] <= planner["limit"] - planner["reserved"]
+    assert planner["ladder_spent"] <= planner["limit"] - planner["reserved"]
+    assert planner["ladder_spent"] < planner["spent"] <= planner["limit"]
     assert sum(row["train_flops"] for row in rows) <= 1.05 * config.study.budget / (1 - spent["saved"])
     assert any(row["trunk_steps"] for row in rows)
 
