@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from isoflop.errors import CheckpointError, ConfigError
+from isoflop.config import config_hash
+from isoflop.config.kinds import stored_run
+from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.runs import directory
 from isoflop.runs.directory import read_status
 from isoflop.runs.journal import restarts
@@ -220,6 +222,35 @@ def test_an_absent_device_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(ConfigError, match="no CUDA device"):
         train(run_config(device="cuda"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"randaugment": "foo"}, "randaugment `foo` begins neither"),
+        ({"augment": "flip"}, "unknown augmentation `flip`"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, data: dict[str, str], message: str
+) -> None:
+    config = run_config()
+    with pytest.raises(DataError, match=message):
+        train(config.model_copy(update={"data": config.data.model_copy(update=data)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_earlier_randaugment_is_read_and_not_continued(tmp_path: Path) -> None:
+    """It has no `data.randaugment`, and keeps its id."""
+    now = run_config(data={"source": "fractals?classes=4&images=64", "heldout": 8, "augment": "deit"})
+    stored = now.model_dump(mode="json")
+    del stored["data"]["randaugment"]
+    earlier = stored_run(stored)
+    assert config_hash(earlier) != config_hash(now)
+    assert config_hash(stored_run(earlier.model_dump(mode="json"))) == config_hash(earlier)
+    with pytest.raises(DataError, match="RandAugment of a third of its strength") as caught:
+        train(earlier, tmp_path / "run")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from isoflop.data.conversion import Conversion, convert, index_shards
 from isoflop.data.feed import Feed
 from isoflop.data.inspection import CheckReport, check
 from isoflop.data.keyed import derive_key, uniforms
-from isoflop.data.loader import Batch, batches
+from isoflop.data.loader import Batch, batches, check_augmentation
 from isoflop.data.mixing import mix, soft_targets
 from isoflop.data.opening import open_source, open_split
 from isoflop.data.order import locate
@@ -26,6 +26,7 @@ __all__ = [
     "Subset",
     "batches",
     "check",
+    "check_augmentation",
     "convert",
     "derive_key",
     "index_shards",

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from isoflop.config import DataConfig
+from isoflop.config.run import EARLIER
 from isoflop.data.dense import DenseSource
 from isoflop.data.dense.canvas import find_jitter
 from isoflop.data.quarantine import Damage, Quarantine
@@ -49,6 +51,14 @@ class Batch(NamedTuple):
     """the place of this part's first image in the global batch"""
     damages: tuple[Damage, ...] = ()
     """samples that could not be used and were replaced"""
+
+
+def check_augmentation(source: Source, data: DataConfig) -> None:
+    """Returns if the images of `source` can be augmented as `data` says; DataError, before anything is written."""
+    if isinstance(source, DenseSource):
+        find_jitter(data.augment)
+    elif data.randaugment != EARLIER:  # a finished run of that time may be opened
+        find_augmentation(data.augment, data.randaugment, data.interpolation)
 
 
 class _Failure(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from isoflop.config import DetectConfig, DistilledConfig, Loaded, MaskedConfig, RunConfig, SegmentConfig, plain
-from isoflop.data import Source, open_split
+from isoflop.data import Source, check_augmentation, open_split
 from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError
 from isoflop.models import Backbone, create_model
 from isoflop.models.mup import scale_start
@@ -93,6 +93,7 @@ def train(
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
+    check_augmentation(source, config.data)
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
