@@ -59,9 +59,8 @@ def test_a_backbone_is_judged_beside_random_weights_and_the_result_is_kept(capsy
         (("run", "-p", "knn", "last_blocks=0"), "`last_blocks` is for fine-tuning: name such a protocol, too"),
         (("run", "-d", "nothing:x"), "unknown data source `nothing:x`"),
         (("run", "-d", "vtab:nowhere"), "vtab:nowhere: no such folder"),
-        (("run", "-p", "ridge", "shots=500"), "class 0 has 147 training images, fewer than 500 shots: lower `shots`"),
         (("run", "-p", "finetune_vit", "run.stepz=3"), "fine-tuning: unknown key `stepz` - did you mean `steps`?"),
-        (("run", "-p", "head", "-d", "fractals?classes=7&images=9"), "has 7 classes, the classifier of vit_w12d2p8 20"),
+        (("run", "-p", "head", "-d", "digits"), "digits has 10 classes, the classifier of vit_w12d2p8 20"),
         (("timm:resnet81", "--random"), "timm has no model 'resnet81' - did you mean `timm:resnet18`?"),
     ],
 )

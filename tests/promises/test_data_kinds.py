@@ -158,7 +158,7 @@ def test_too_much_damage_stops_a_run_with_one_line(place: Path, tmp_path: Path) 
         (folder / f"{k:02d}.jpg").write_bytes(encoded(picture(k))[: 200 if k == 5 else None])
     for decode in ("once", "each"):
         config = run_config(place, f"folder:{tmp_path / 'damaged'}?decode={decode}")
-        with pytest.raises(DataError, match=r"of \d+ images are damaged.*05\.jpg: truncated") as caught:
+        with pytest.raises(DataError, match=r"of \d+ images are damaged.*05\.jpg: ") as caught:
             train(config, tmp_path / decode)
         assert "\n" not in str(caught.value)
 
