@@ -176,7 +176,8 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(capsys:
         status, _, err = isoflop(capsys, "study", "answer", "studies/other")
         assert (status, err.count("\n")) == (2, 1)
         assert "answer.json: damaged, or edited: its SHA-256 is not that in published.json" in err
-    shutil.copy("studies/tiny/answer.json", "studies/other")
+    for name in ("answer.json", "published.json"):  # which has the hash of the other
+        shutil.copy(f"studies/tiny/{name}", "studies/other")
     assert {run["status"] for run in as_json(capsys, "study", "status", "studies/tiny")["runs"]} == {"done"}
     assert as_json(capsys, "report", "studies/tiny")["report"] == "studies/tiny/report.html"
     assert as_json(capsys, "report", "studies/tiny", "studies/other")["comparison"] == "comparison.html"
