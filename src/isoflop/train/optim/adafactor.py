@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isoflop.errors import CheckpointError
-from isoflop.train.optim.sharded import complete, laid_out_like
+from isoflop.train.optim.sharded import EachParameter, complete, laid_out_like
 from isoflop.train.shards import whole
 
 SMALLEST_FACTORED = 32  # a matrix with a shorter side keeps its second moment whole
@@ -18,7 +18,7 @@ MOMENTUM = torch.bfloat16  # what the first moment is kept in
 DECAY_POWER = 0.8  # β2 of step t is 1 - t^-0.8 (arXiv 1804.04235, section 7.2)
 
 
-class Adafactor(torch.optim.Optimizer):
+class Adafactor(EachParameter):
     """Adafactor of arXiv 2106.04560, section 3.4: state of 0.5 × the memory of float32 weights.
 
     The second moment of a matrix is the outer product of its means over rows and columns (of a convolution, over its
@@ -42,14 +42,6 @@ class Adafactor(torch.optim.Optimizer):
         super().__setstate__(state)
         for slots in self.state.values():  # loading gives every slot the type of its weight
             slots["momentum"] = slots["momentum"].to(MOMENTUM)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates every parameter that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None

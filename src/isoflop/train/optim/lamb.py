@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isoflop.train.optim.sharded import norm
+from isoflop.train.optim.sharded import EachParameter, norm
 
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(EachParameter):
     """LAMB (arXiv 1904.00962, algorithm 2): Adam's direction, and each matrix moves by lr × its own norm.
 
     Groups with `is_vector` take Adam's step as it is, as in the authors' code (biases and norms are left out of the
@@ -29,14 +29,6 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "is_vector": False}
         )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates every parameter that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isoflop.train.optim.sharded import norm
+from isoflop.train.optim.sharded import EachParameter, norm
 
 TRUST = 1e-3  # the share (arXiv 1708.03888, section 4)
 
 
-class Lars(torch.optim.Optimizer):
+class Lars(EachParameter):
     """LARS (arXiv 1708.03888) as the masked autoencoders have it (mae, util/lars.py): u = g + wd·w of a kernel is made
     as long as 0.001·‖w‖, where w and u are not 0, and goes into the momentum.
 
@@ -25,14 +25,6 @@ class Lars(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "is_vector": False}
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates every parameter that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None

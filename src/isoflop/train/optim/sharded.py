@@ -1,13 +1,31 @@
-"""Sums over parameters that may lie in pieces on several ranks (DTensors of FSDP2)."""
+"""What our optimizers share: one parameter at a time, and sums over those that lie in pieces on several ranks
+(DTensors of FSDP2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from isoflop.train.shards import is_sharded
+
+
+class EachParameter(torch.optim.Optimizer):
+    """An optimizer that updates each parameter by itself, from its gradient and its own state."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Changes `parameter`, which has a gradient, as its `group` says."""
+        raise NotImplementedError
 
 
 def complete(tensor: Tensor) -> Tensor:
