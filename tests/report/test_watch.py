@@ -109,11 +109,15 @@ def test_only_new_bytes_are_read_and_a_torn_line_waits_for_its_end(tmp_path: Pat
     journal.parent.mkdir(parents=True)
     tail = Tail(tmp_path)
     assert not tail.update()
-    journal.write_text('{"kind": "start", "step": 0}\n{"step": 10, "images": 640, "loss": 5.0}\n{"step": 20, "ima')
+    journal.write_text(
+        '{"kind": "start", "step": 0}\n{"kind": "train", "step": 10, "images": 640, "loss": 5.0}\n{"kind": "train", "step": 20, "ima'
+    )
     assert tail.update()
     assert tail.curve()["train_loss"] == [5.0]
     with journal.open("a") as file:
-        file.write('ges": 1280, "loss": 4.0}\n[1]\nnot json\n{"step": 30, "images": 1920, "loss": NaN}\n')
+        file.write(
+            'ges": 1280, "loss": 4.0}\n[1]\nnot json\n{"kind": "train", "step": 30, "images": 1920, "loss": NaN}\n'
+        )
     assert tail.update()
     assert tail.curve()["train_loss"] == [5.0, 4.0]
     assert tail.last["step"] == 30
@@ -125,7 +129,10 @@ def test_an_attempt_replaces_what_was_not_committed(tmp_path: Path) -> None:
         journal = tmp_path / "attempts" / str(attempt) / "metrics-0001.jsonl"
         journal.parent.mkdir(parents=True)
         lines = [{"kind": "start", "step": start}]
-        lines += [{"step": start + 10 * i, "images": 640 * i + 64 * start, "loss": v} for i, v in enumerate(losses, 1)]
+        lines += [
+            {"kind": "train", "step": start + 10 * i, "images": 640 * i + 64 * start, "loss": v}
+            for i, v in enumerate(losses, 1)
+        ]
         journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     tail = Tail(tmp_path)
     tail.update()
@@ -136,10 +143,12 @@ def test_an_attempt_replaces_what_was_not_committed(tmp_path: Path) -> None:
 def test_a_journal_that_became_shorter_is_read_anew(tmp_path: Path) -> None:
     journal = tmp_path / "attempts" / "1" / "metrics-0001.jsonl"
     journal.parent.mkdir(parents=True)
-    journal.write_text('{"step": 10, "images": 640, "loss": 5.0}\n{"step": 20, "images": 1280, "loss": 4.0}\n')
+    journal.write_text(
+        '{"kind": "train", "step": 10, "images": 640, "loss": 5.0}\n{"kind": "train", "step": 20, "images": 1280, "loss": 4.0}\n'
+    )
     tail = Tail(tmp_path)
     tail.update()
-    journal.write_text('{"step": 10, "images": 640, "loss": 3.0}\n')
+    journal.write_text('{"kind": "train", "step": 10, "images": 640, "loss": 3.0}\n')
     tail.update()
     assert tail.curve()["train_loss"] == [3.0]
 

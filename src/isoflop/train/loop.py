@@ -93,7 +93,6 @@ def train(
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
-    check_augmentation(source, config.data)
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
@@ -181,6 +180,7 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
     mixes = config.data.mixup > 0 or config.data.cutmix > 0
     needs_labels = not isinstance(config.objective, MaskedConfig | DetectConfig | SegmentConfig)
     check_fit(config.objective, source, mixes=mixes)
+    check_augmentation(source, config.data)
     if not source.num_classes and (mixes or needs_labels):
         what = "Mixup and CutMix mix labels" if mixes else f"{config.objective.name} training needs labels"
         raise DataError(f"{source.uri}: {what}, and these images have none")
