@@ -109,9 +109,8 @@ def test_only_new_bytes_are_read_and_a_torn_line_waits_for_its_end(tmp_path: Pat
     journal.parent.mkdir(parents=True)
     tail = Tail(tmp_path)
     assert not tail.update()
-    journal.write_text(
-        '{"kind": "start", "step": 0}\n{"kind": "train", "step": 10, "images": 640, "loss": 5.0}\n{"kind": "train", "step": 20, "ima'
-    )
+    first = '{"kind": "train", "step": 10, "images": 640, "loss": 5.0}\n'
+    journal.write_text('{"kind": "start", "step": 0}\n' + first + '{"kind": "train", "step": 20, "ima')
     assert tail.update()
     assert tail.curve()["train_loss"] == [5.0]
     with journal.open("a") as file:
@@ -143,9 +142,8 @@ def test_an_attempt_replaces_what_was_not_committed(tmp_path: Path) -> None:
 def test_a_journal_that_became_shorter_is_read_anew(tmp_path: Path) -> None:
     journal = tmp_path / "attempts" / "1" / "metrics-0001.jsonl"
     journal.parent.mkdir(parents=True)
-    journal.write_text(
-        '{"kind": "train", "step": 10, "images": 640, "loss": 5.0}\n{"kind": "train", "step": 20, "images": 1280, "loss": 4.0}\n'
-    )
+    row = '{"kind": "train", "step": %d, "images": %d, "loss": %.1f}\n'
+    journal.write_text(row % (10, 640, 5) + row % (20, 1280, 4))
     tail = Tail(tmp_path)
     tail.update()
     journal.write_text('{"kind": "train", "step": 10, "images": 640, "loss": 3.0}\n')
