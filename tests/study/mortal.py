@@ -22,9 +22,9 @@ def deaths_in(folder: Path, *runs: str) -> Path:
 
 
 def main(deaths: Path, *job: str) -> None:
-    train_load = worker.train_load
+    train_task = worker.train_task
 
-    def mortal(tasks: Any, send: Any, **more: Any) -> None:
+    def mortal(task: Any, send: Any, **more: Any) -> None:
         def tell(message: dict[str, Any]) -> None:
             send(message)
             if message["event"] == "progress":
@@ -33,9 +33,9 @@ def main(deaths: Path, *job: str) -> None:
                         death.unlink()
                         os.kill(os.getpid(), signal.SIGKILL)
 
-        train_load(tasks, tell, **more)
+        train_task(task, tell, **more)
 
-    worker.train_load = remote.train_load = mortal
+    worker.train_task = remote.train_task = mortal
     if job:
         remote.serve(job[0], Path(job[1]))
     else:

@@ -29,14 +29,6 @@ def table(config: StudyConfig, executor: Executor | None = None) -> tuple[list[d
     return [{name: value for name, value in row.items() if name != MEASURED} for row in rows], listener
 
 
-def packed_study(folder: Path, **study: Any) -> StudyConfig:
-    """A toy study whose sweeps are trained as one."""
-    families = {
-        "vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.004, 0.006, 0.01, 0.014, 0.02, 0.03]}
-    }
-    return toy_study(folder, families=families, study=study)
-
-
 @dataclass
 class Nodes:
     """A Ray cluster of this machine: a head without CPUs for tasks, and two nodes with one each."""
@@ -83,16 +75,16 @@ def test_a_study_gives_the_same_table_here_as_jobs_and_on_ray_though_a_node_is_k
     tmp_path: Path, nodes: Nodes
 ) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
-    here, _ = table(packed_study(tmp_path / "here"))
+    here, _ = table(toy_study(tmp_path / "here"))
 
-    config = packed_study(tmp_path / "ray", address=nodes.cluster.address)
+    config = toy_study(tmp_path / "ray", study={"address": nodes.cluster.address})
     executor = Unlucky(config).lose(nodes)
     on_ray, listener = table(config, executor)
     assert executor.nodes is None
     assert any("its worker was lost" in line for line in listener.lines), listener.lines
     assert on_ray == here
 
-    config = packed_study(tmp_path / "jobs")
+    config = toy_study(tmp_path / "jobs")
     as_jobs, _ = table(config, SlurmExecutor(config, cluster="local", pause=0.2))
     assert as_jobs == here
 

@@ -15,7 +15,6 @@ from isoflop.study import Store
 from isoflop.study.executors import Task
 from isoflop.study.executors.mail import Mailbox, Sender
 from isoflop.study.executors.remote import bundles, optional, train_remotely
-from isoflop.study.executors.task import loads
 from isoflop.study.planned import Catalogue
 from tests.study import mortal
 from tests.study.test_study import toy_study
@@ -63,11 +62,11 @@ def tasks_of(config: StudyConfig, budgets: list[float]) -> list[Task]:
 def test_bundles_hold_every_run_once_and_no_worker_is_without_any(config: StudyConfig) -> None:
     tasks = tasks_of(config, [6e8 * k for k in range(1, 13)])
     for workers, seconds in ((1, 4.0), (2, 4.0), (3, 100.0), (64, 100.0), (2, 0.0)):
-        made = bundles(loads(tasks), workers, seconds)
-        assert [task for bundle in made for load in bundle for task in load] == tasks
+        made = bundles(tasks, workers, seconds)
+        assert [task for bundle in made for task in bundle] == tasks
         assert len(made) >= min(workers, len(tasks))
-    assert len(bundles(loads(tasks), 1, 4.0)) == 3
-    assert len(bundles(loads(tasks), 2, 0.0)) == 12
+    assert len(bundles(tasks, 1, 4.0)) == 3
+    assert len(bundles(tasks, 2, 0.0)) == 12
 
 
 def test_mail_is_read_once_and_torn_lines_are_passed_over(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_a_run_that_kills_its_worker_again_and_again_fails_and_the_others_go_on(
     submitted: list[list[str]] = []
 
     def submit(tasks: str, mail: Path) -> Told:
-        runs = [task["run"] for load in json.loads(tasks) for task in load]
+        runs = [task["run"] for task in json.loads(tasks)]
         submitted.append(runs)
         send = Sender(mail)
         send({"event": "started", "run": runs[0]})
@@ -138,7 +137,7 @@ def test_a_study_that_is_stopped_cancels_its_jobs(config: StudyConfig, tmp_path:
     job = Told(None)
 
     def submit(tasks: str, mail: Path) -> Told:
-        Sender(mail)({"event": "started", "run": json.loads(tasks)[0][0]["run"]})
+        Sender(mail)({"event": "started", "run": json.loads(tasks)[0]["run"]})
         return job
 
     events = train_remotely(

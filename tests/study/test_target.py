@@ -8,7 +8,7 @@ from isoflop.config import TargetConfig, TransferConfig
 from isoflop.errors import ConfigError
 from isoflop.study import run_study
 from isoflop.study.executors import Task
-from isoflop.study.executors.training import Message, train_load
+from isoflop.study.executors.training import Message, train_task
 from isoflop.study.planned import Catalogue
 from isoflop.study.store import Store, finite_loss
 from isoflop.study.target import measure_target, read_target
@@ -48,7 +48,7 @@ def test_a_worker_measures_the_target_and_a_run_is_done_only_then(tmp_path: Path
     messages: list[Message] = []
     train(run.config, store.run_directory(run.run_id))
     assert store.row(run, None)["status"] == "running"  # trained, not yet judged
-    train_load([task], messages.append)
+    train_task(task, messages.append)
     assert messages[-1]["state"] == "done"
     row = store.row(run, None)
     assert row["status"] == "done"

@@ -14,7 +14,6 @@ from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import NORMS, ChannelMLP, LayerNorm, Scale
 from isoflop.models.linear import linear
 from isoflop.models.mixers import MIXERS, Pooling, Site
-from isoflop.models.stacking import is_stacked
 
 
 class Block(nn.Module):
@@ -99,7 +98,7 @@ class Patches(nn.Module):
                 pixels = taken(pixels.flatten(1, 2), keep)
             out = linear(pixels, conv.weight.flatten(1), conv.bias)
         else:
-            out = conv(images if is_stacked() else images.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
+            out = conv(images.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
             if keep is not None:
                 out = taken(out.flatten(1, 2), keep)
         normed: Tensor = self.norm(out)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.models.parameters import Kinds
-from isoflop.models.stacking import is_stacked
 
 
 class GroupNorm(nn.Module):
@@ -24,10 +23,6 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_stacked() and self.groups == 1:
-            var, mean = torch.var_mean(x, dim=tuple(range(1, x.ndim)), keepdim=True, correction=0)
-            out = (x - mean) * (var + self.eps).rsqrt() * self.weight
-            return out if self.bias is None else out + self.bias
         # PyTorch's kernel for channels-last maps is several times as fast as a composition of means and products.
         grid = x if x.ndim == 4 else x[:, :, None]
         out = F.group_norm(grid.movedim(-1, 1), self.groups, self.weight, self.bias, self.eps)
@@ -69,9 +64,6 @@ def pool_residual(x: Tensor, gain: Tensor, bias: Tensor, keep: Tensor, size: int
     The mean of a neighbourhood minus the token itself does not see what all tokens share, so the norm's mean and bias
     cancel, and its division by σ commutes with the pooling: the normalised map is never made.
     """
-    if is_stacked():
-        var = x.var(dim=(1, 2, 3), keepdim=True, correction=0)
-        return torch.addcmul(x, _averaged(x, size) - x, gain * ((var + eps).rsqrt() * keep))
     out: Tensor = _PoolResidual.apply(x, gain, bias, keep, size, eps)  # type: ignore[no-untyped-call]
     return out
 

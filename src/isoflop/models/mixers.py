@@ -18,7 +18,6 @@ from isoflop.errors import ModelError
 from isoflop.models.layers import ACTIVATIONS, LayerNorm
 from isoflop.models.linear import Linear
 from isoflop.models.parameters import Kinds
-from isoflop.models.stacking import is_stacked
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,6 @@ class Site:
         return self.grid[0] * self.grid[1]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ/√width)·v of (batch, heads, tokens, width) each."""
-    if is_stacked():
-        weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
-        return weights @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention (arXiv 1706.03762) with one matrix product for query, key and value.
 
@@ -72,7 +63,7 @@ class Attention(nn.Module):
         """What the tokens from `first` on see of all of them: as many as these are. A map is mixed whole."""
         # (batch, tokens, 3, heads, head width) -> three of (batch, heads, tokens, head width), all views
         q, k, v = self.qkv(x).view(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).transpose(1, 3).unbind(2)
-        out = _attend(self.q_norm(q[:, :, first:]), self.k_norm(k), v)
+        out = F.scaled_dot_product_attention(self.q_norm(q[:, :, first:]), self.k_norm(k), v)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(x[:, first:].shape))
         return projected
 
@@ -107,7 +98,7 @@ class ReducedAttention(nn.Module):
             small = self.norm(self.shrink(x.movedim(-1, 1)).movedim(1, -1))
         q = self.q(x).view(batch, -1, self.heads, head_width).transpose(1, 2)
         k, v = self.kv(small).view(batch, -1, 2, self.heads, head_width).transpose(1, 3).unbind(2)
-        out = _attend(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
         return projected
 

@@ -21,7 +21,6 @@ from isoflop.models.backbone import Backbone
 from isoflop.models.drop import Dropout, drop_path
 from isoflop.models.linear import Linear
 from isoflop.models.parameters import Kinds
-from isoflop.models.stacking import is_stacked
 from isoflop.models.standardised import StandardisedConv
 
 # 1 / the standard deviation of act(z) for z ~ N(0, 1) (arXiv 2101.08692, section 3.2).
@@ -169,7 +168,7 @@ class NFNet(Backbone):
 
     def _stages(self, images: Tensor) -> list[Tensor]:
         act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]
-        x = (images if is_stacked() else images.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
+        x = images.contiguous(memory_format=torch.channels_last).movedim(1, -1)
         for index, conv in enumerate(self.stem):
             x = conv(x) if index == 0 else conv(act(x), gain)
         outputs = []

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from isoflop.models.linear import linear
 from isoflop.models.parameters import Kinds
-from isoflop.models.stacking import is_stacked
 
 FLOOR = 1e-4  # of fan_in·var (arXiv 2102.06171, authors' code)
 
@@ -69,8 +68,6 @@ class StandardisedConv(nn.Conv2d):
     def standardised(self, factor: float = 1.0) -> Tensor:
         """The weights of this step (new width, width/groups, kernel, kernel), times `factor`."""
         gain = self.gain.view(-1, 1) * factor
-        if is_stacked():
-            return _shaped(_plainly(_rows(self.weight), gain, self.eps), self.weight)
         return _shaped(_Standardise.apply(_rows(self.weight), gain, self.eps, FLOOR), self.weight)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
@@ -83,8 +80,6 @@ class StandardisedConv(nn.Conv2d):
         if stride > 1:
             rows, columns = (_same(side, kernel, stride) for side in x.shape[1:3])
             x, padding = F.pad(x, (0, 0, *columns, *rows)), 0
-        if is_stacked() and self.groups == 1:
-            return _as_product(F.pad(x, (0, 0, *(padding,) * 4)), weight, self.bias, stride)
         out = F.conv2d(x.movedim(-1, 1), weight, self.bias, stride, padding, groups=self.groups)
         return out.movedim(1, -1)
 
@@ -106,23 +101,6 @@ class PlainStandardisedConv(nn.Conv2d):
             return linear(x, rows)
         out = F.conv2d(x.movedim(-1, 1), _shaped(rows, self.weight), None, self.stride, self.padding)
         return out.movedim(1, -1)
-
-
-def _plainly(weight: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """What `_Standardise` computes, as a composition."""
-    centred = weight - weight.mean(dim=1, keepdim=True)
-    power = centred.square().sum(dim=1, keepdim=True) + eps * weight.shape[1]
-    return centred * (power.clamp(min=FLOOR).rsqrt() * gain)
-
-
-def _as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """The convolution of a padded map (batch, rows, columns, width) as one matrix product over its patches."""
-    size = weight.shape[-1]
-    rows, columns = ((side - size) // stride + 1 for side in x.shape[1:3])
-    down = [slice(i, i + stride * (rows - 1) + 1, stride) for i in range(size)]
-    along = [slice(j, j + stride * (columns - 1) + 1, stride) for j in range(size)]
-    patches = torch.cat([x[:, i, j] for i in down for j in along], dim=-1)
-    return F.linear(patches, _rows(weight), bias)
 
 
 def _rows(weight: Tensor) -> Tensor:

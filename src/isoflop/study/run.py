@@ -16,7 +16,6 @@ from isoflop.study.answer import answer_document, answer_from, grade, planner_do
 from isoflop.study.clock import Clock
 from isoflop.study.executors import Executor, Task, make_executor
 from isoflop.study.narrator import Narrator
-from isoflop.study.packing import packs
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.stages import Batch, Ended, stages
@@ -139,8 +138,6 @@ class _Study:
         for run in runs:
             if run not in todo:
                 self.clock.finished(run)
-        # Runs that are judged on another task are not packed: only the training of a stack is free of chance.
-        together = packs(runs, self.executor.workers) if self.store.target is None else {}
         tasks = [
             Task(
                 run,
@@ -149,7 +146,6 @@ class _Study:
                 self.store.target,
                 batch.limits.get(run.run_id),
                 self.clock.seconds(run),
-                together.get(run.run_id),
             )
             for run in todo
         ]

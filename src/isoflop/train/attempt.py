@@ -36,7 +36,6 @@ from isoflop.train.record import OnRow, Record, train_row
 from isoflop.train.rewind import Rewind
 from isoflop.train.saver import Saver
 from isoflop.train.schedules import rate_factor, trunk_steps
-from isoflop.train.stacked import Seat
 from isoflop.train.state import Progress, check_progress, pack, unpack
 from isoflop.train.step import Step
 from isoflop.train.weights import publish_weights
@@ -81,7 +80,6 @@ class Attempt:
         stop: Callable[[], bool],
         identity: Identity,
         limit: Limit | None = None,
-        seat: Seat | None = None,
         ends_when_stuck: bool = False,
         heals: bool = False,
     ) -> None:
@@ -96,8 +94,7 @@ class Attempt:
         self.stop = stop
         self.limit = limit
         self.heals = heals
-        self.share = seat.share if seat else 1.0
-        self.step = Step(objective, source, config, ranks, seat)
+        self.step = Step(objective, source, config, ranks)
         self.record = Record(config, directory, is_first=ranks.is_first, on_row=on_row)
         self.saver = Saver(directory, config.checkpoint, ranks, identity.names, self.record.sync)
         self.quarantine = Quarantine(len(source))
@@ -110,7 +107,6 @@ class Attempt:
             flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),
             device=ranks.device,
             devices=ranks.world,
-            share=self.share,
             began=time.perf_counter(),
         )
 
@@ -149,7 +145,7 @@ class Attempt:
                 progress.samples = chain_samples(progress.samples, *self._consumed(batch))
                 progress.step += 1
                 now = time.perf_counter()
-                progress.seconds = seconds_before + (now - began) * self.share
+                progress.seconds = seconds_before + now - began
                 self.watchdog.beat()
                 self.saver.check()
 

@@ -35,7 +35,6 @@ from isoflop.train.layout import build_and_arrange
 from isoflop.train.optim import freeze
 from isoflop.train.ranks import check_parts, joined
 from isoflop.train.record import OnRow
-from isoflop.train.stacked import Seat
 from isoflop.train.start import replace_head, start_from
 
 
@@ -65,7 +64,6 @@ def train(
     data: tuple[Source, Source] | None = None,
     stop: Callable[[], bool] = lambda: False,
     limit: Limit | None = None,
-    seat: Seat | None = None,
     ends_when_stuck: bool = False,
 ) -> RunResult:
     """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
@@ -81,7 +79,6 @@ def train(
         data: what to train on and what to hold out, in the place of what `config.data` names (a part of it, say).
         stop: asked at every step; once it says yes on any rank, all save a checkpoint and end as "preempted".
         limit: what the run is stopped by halfway, if at all. Trained again without one, it goes on.
-        seat: its place among runs of other threads that are trained together with it.
         ends_when_stuck: whether a process that makes no step for `guards.stuck_seconds` ends itself, since somebody
             starts it again. Of several processes, each does.
 
@@ -111,7 +108,6 @@ def train(
             stop=stop,
             identity=identity,
             limit=limit,
-            seat=seat,
             ends_when_stuck=ends_when_stuck,
             heals=heals,
         )

@@ -34,8 +34,7 @@ MEASURED = frozenset(
 
 
 class Meters:
-    """Measures one attempt, on rank 0 for all devices, of which it has `share` where others train beside it; `began` is
-    when it began, by `time.perf_counter`."""
+    """Measures one attempt, on rank 0 for all devices; `began` is when it began, by `time.perf_counter`."""
 
     def __init__(
         self,
@@ -45,12 +44,10 @@ class Meters:
         device: torch.device,
         devices: int,
         began: float,
-        share: float = 1.0,
     ) -> None:
         self.flops_per_image = flops_per_image
         self.device = device
-        self.devices = devices * share
-        self.share = share
+        self.devices = devices
         self.peak, self.watts = matrix_rate(device)
         self.before = wall_of_attempts(directory)
         self.began = began
@@ -69,7 +66,7 @@ class Meters:
             "mfu": _short(rate * self.flops_per_image / (self.peak * self.devices)),
             "memory_bytes": peak_memory(self.device),
             "wall": round(wall, 3),
-            "goodput": _short(min(1.0, seconds / (total * self.share))),
+            "goodput": _short(min(1.0, seconds / total)),
             "device_hours": _short(hours),
             "energy_kwh": _short(hours * self.watts / 1000),
         }

@@ -22,7 +22,6 @@ from isoflop.train.device import Precision, to_unit_range
 from isoflop.train.optim import AdaptiveGradientClipping, WeightAverage, build_optimizer, set_rate, uphill
 from isoflop.train.ranks import Ranks
 from isoflop.train.shards import gradient_norm, scale_gradients, sum_whole_gradients
-from isoflop.train.stacked import Seat
 from isoflop.train.state import step_seed
 
 
@@ -42,11 +41,8 @@ class Outcome(NamedTuple):
 class Step:
     """The update rule of a run: `step(batch, rate)` changes the weights of `objective`, as `arrange` laid it out."""
 
-    def __init__(
-        self, objective: Objective, source: Source, config: RunConfig, ranks: Ranks, seat: Seat | None = None
-    ) -> None:
+    def __init__(self, objective: Objective, source: Source, config: RunConfig, ranks: Ranks) -> None:
         self.objective = objective
-        self.seat = seat
         self.source = source
         self.config = config
         self.ranks = ranks
@@ -127,8 +123,6 @@ class Step:
                 mixup_alpha=data.mixup,
                 cutmix_alpha=data.cutmix,
             )
-        if self.seat:
-            return self.seat.gradients(self.objective, images, labels)
         total, count = self.config.batch_size, len(images)
         losses = []
         for number in range(self.parts):

@@ -15,10 +15,10 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from isoflop.study.executors.task import Event, Task, after_death, loads
+from isoflop.study.executors.task import Event, Task, after_death
 from isoflop.train.machine import usable_cores
 from isoflop.train.ranks import LAUNCHED
 
@@ -33,7 +33,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     heard_at: float  # when it last said something
     is_named: bool = False  # whether its silence was told
-    load: list[Task] = field(default_factory=list)  # what it has not ended yet
+    task: Task | None = None  # what it is at
     cut: bytes = b""  # the beginning of a line whose end has not come
 
     def lines(self) -> list[bytes] | None:
@@ -79,7 +79,7 @@ class LocalPool:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """See `Executor.run`."""
-        waiting = deque(loads(tasks))
+        waiting = deque(tasks)
         deaths: Counter[str] = Counter()
         while len(self._alive) < min(self.workers, len(waiting)):
             self._alive.append(self._start())
@@ -87,7 +87,7 @@ class LocalPool:
             for worker in self._alive:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
                 self._give(worker, waiting)
-            while waiting or any(worker.load for worker in self._alive):
+            while waiting or any(worker.task for worker in self._alive):
                 yield from self._look_after(waiting)
                 for key, _ in selector.select(POLL_SECONDS):
                     worker = key.data
@@ -105,7 +105,7 @@ class LocalPool:
                         selector.register(replacement.process.stdout, selectors.EVENT_READ, replacement)  # type: ignore[arg-type]
                         self._give(replacement, waiting)
 
-    def _look_after(self, waiting: deque[list[Task]]) -> Iterator[Event]:
+    def _look_after(self, waiting: deque[Task]) -> Iterator[Event]:
         """Passes the wish to stop on, names workers that are silent, and kills those that stay so."""
         now = self._clock()
         if self._stopped_at is None and self._stop():
@@ -115,7 +115,7 @@ class LocalPool:
         if self._stopped_at is not None:
             waiting.clear()
         for worker in self._alive:
-            if not worker.load:
+            if not worker.task:
                 continue
             silent = now - worker.heard_at
             late = self._stopped_at is not None and now - self._stopped_at > STOP_SECONDS
@@ -127,7 +127,7 @@ class LocalPool:
                     f"its worker, process {worker.process.pid}, has been silent for {silent / 60:.0f} minutes: it is "
                     f"stopped, or hangs; after {PATIENCE_SECONDS / 60:.0f} it is killed, and the run goes on in another"
                 )
-                yield Event("warning", worker.load[0].run.run_id, error=told)
+                yield Event("warning", worker.task.run.run_id, error=told)
 
     def _start(self) -> _Worker:
         alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
@@ -136,44 +136,43 @@ class LocalPool:
         pipe = subprocess.PIPE
         return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment), self._clock())
 
-    def _give(self, worker: _Worker, waiting: deque[list[Task]]) -> None:
-        worker.load = list(waiting.popleft()) if waiting else []
+    def _give(self, worker: _Worker, waiting: deque[Task]) -> None:
+        worker.task = waiting.popleft() if waiting else None
         worker.heard_at, worker.is_named = self._clock(), False
-        if not worker.load:
+        if not worker.task:
             return
         assert worker.process.stdin
         try:
-            worker.process.stdin.write(json.dumps([task.to_json() for task in worker.load]).encode() + b"\n")
+            worker.process.stdin.write(json.dumps(worker.task.to_json()).encode() + b"\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
             return  # it has just died; its closed output says so next
 
     def _heard(
-        self, worker: _Worker, message: dict[str, Any], waiting: deque[list[Task]], deaths: Counter[str]
+        self, worker: _Worker, message: dict[str, Any], waiting: deque[Task], deaths: Counter[str]
     ) -> Iterator[Event]:
         if message["event"] == "alive":
             return
-        event = Event.from_message(message, worker.load[0].run.run_id if worker.load else "")
+        event = Event.from_message(message, worker.task.run.run_id if worker.task else "")
         if event.kind == "ended":
-            (task,) = (task for task in worker.load if task.run.run_id == event.run_id)
-            worker.load.remove(task)
+            task, worker.task = worker.task, None
+            assert task is not None
             if event.state == "preempted" and self._stopped_at is None:  # somebody has stopped this worker alone
                 worker.process.stdin.close()  # type: ignore[union-attr]
                 event = after_death(task, deaths, "asked to stop")
                 if event.kind == "died":
-                    waiting.appendleft([task])
-            elif not worker.load:
+                    waiting.appendleft(task)
+            else:
                 self._give(worker, waiting)
         yield event
 
-    def _died(self, worker: _Worker, waiting: deque[list[Task]], deaths: Counter[str]) -> Iterator[Event]:
+    def _died(self, worker: _Worker, waiting: deque[Task], deaths: Counter[str]) -> Iterator[Event]:
         worker.process.stdin.close()  # type: ignore[union-attr]
         code = worker.process.wait()
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        again = []
-        for task in worker.load:
-            event = after_death(task, deaths, cause)
-            again += [task] if event.kind == "died" else []
-            yield event
-        if again:
-            waiting.appendleft(again)
+        if not worker.task:
+            return
+        event = after_death(worker.task, deaths, cause)
+        if event.kind == "died":
+            waiting.appendleft(worker.task)
+        yield event

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from isoflop.errors import StudyError
 from isoflop.study.executors.mail import Mailbox, Sender
-from isoflop.study.executors.task import Event, Task, after_death, loads
-from isoflop.study.executors.training import train_load, warnings_sent
+from isoflop.study.executors.task import Event, Task, after_death
+from isoflop.study.executors.training import train_task, warnings_sent
 from isoflop.train.preemption import asked_to_stop
 
 PATIENCE = 120.0  # seconds in which a worker whose node is lost is sure to let go of its run's folder
@@ -49,22 +49,22 @@ Submit = Callable[[str, Path], Job]  # takes the arguments of `serve`
 
 
 def serve(bundle: str, mail: Path) -> None:
-    """What a job does: trains the loads of `bundle` (JSON), one after another, and writes what happens to `mail`."""
+    """What a job does: trains the tasks of `bundle` (JSON), one after another, and writes what happens to `mail`."""
     send = Sender(mail)
     with ExitStack() as stack:
         stack.enter_context(warnings_sent(send))
         is_asked = "SLURM_JOB_ID" in os.environ and threading.current_thread() is threading.main_thread()
         stop = stack.enter_context(asked_to_stop()) if is_asked else (lambda: False)  # Ray has its own use of signals
-        for load in json.loads(bundle):
+        for task in json.loads(bundle):
             if not stop():
-                train_load(load, send, patience=PATIENCE, stop=stop)
+                train_task(task, send, patience=PATIENCE, stop=stop)
 
 
 @dataclass
 class _Flight:
     """A bundle on its way."""
 
-    left: list[list[Task]]  # loads, less the runs that have ended
+    left: list[Task]  # those that have not ended
     job: Job
     mailbox: Mailbox
     silent_since: float | None = field(default_factory=time.monotonic)  # None once it has said something
@@ -72,17 +72,16 @@ class _Flight:
     def news(self) -> Iterator[Event]:
         for message in self.mailbox.news():
             self.silent_since = None
-            event = Event.from_message(message, self.left[0][0].run.run_id if self.left else "")
+            event = Event.from_message(message, self.left[0].run.run_id if self.left else "")
             if event.state == "preempted":
                 continue  # its job was asked to stop: it ends without this run, which goes on in another
             if event.kind == "ended":
-                loads = [[task for task in load if task.run.run_id != event.run_id] for load in self.left]
-                self.left = [load for load in loads if load]
+                self.left = [task for task in self.left if task.run.run_id != event.run_id]
             yield event
         if self.silent_since is not None and time.monotonic() - self.silent_since > LONG_WAIT:
             self.silent_since = None
             waited = f"no machine has taken it for {LONG_WAIT / 60:.0f} minutes; waiting for room on the cluster"
-            yield Event("warning", self.left[0][0].run.run_id, error=waited)
+            yield Event("warning", self.left[0].run.run_id, error=waited)
 
 
 def train_remotely(
@@ -106,7 +105,7 @@ def train_remotely(
     Jobs that still live when the iterator is closed are cancelled.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = deque(bundles(loads(tasks), workers, bundle_seconds))
+    waiting = deque(bundles(tasks, workers, bundle_seconds))
     flights: list[_Flight] = []
     deaths: Counter[str] = Counter()
     try:
@@ -125,21 +124,20 @@ def train_remotely(
                 flight.mailbox.path.unlink(missing_ok=True)
                 if not flight.left:
                     continue
-                at, *later = flight.left  # loads are trained in their order, so it was at the first
-                events = [after_death(task, deaths, fate or "gone without a word") for task in at]
-                yield from events
-                again = [task for task, event in zip(at, events, strict=True) if event.kind == "died"]
-                if again or later:
-                    waiting.appendleft([again, *later] if again else later)
+                at, *later = flight.left  # tasks are trained in their order, so it was at the first
+                event = after_death(at, deaths, fate or "gone without a word")
+                yield event
+                if left := [at, *later] if event.kind == "died" else later:
+                    waiting.appendleft(left)
     finally:
         for flight in flights:
             flight.job.cancel()
             flight.mailbox.path.unlink(missing_ok=True)
 
 
-def _launch(bundle: list[list[Task]], submit: Submit, folder: Path) -> _Flight:
+def _launch(bundle: list[Task], submit: Submit, folder: Path) -> _Flight:
     mail = folder.absolute() / f"{uuid.uuid4().hex[:12]}.jsonl"
-    job = submit(json.dumps([[task.to_json() for task in load] for load in bundle]), mail)
+    job = submit(json.dumps([task.to_json() for task in bundle]), mail)
     return _Flight(bundle, job, Mailbox(mail))
 
 
@@ -150,18 +148,17 @@ def _late_news(flight: _Flight) -> Iterator[Event]:
         yield from flight.news()
 
 
-def bundles(loads: Sequence[list[Task]], workers: int, seconds: float) -> list[list[list[Task]]]:
-    """`loads` in their order, as many together as make up `seconds` of work, but so that no worker is without any."""
-    work = [sum(task.seconds for task in load) for load in loads]
-    goal = min(seconds, sum(work) / max(workers, 1) / 2)
-    made: list[list[list[Task]]] = []
+def bundles(tasks: Sequence[Task], workers: int, seconds: float) -> list[list[Task]]:
+    """`tasks` in their order, as many together as make up `seconds` of work, but so that no worker is without any."""
+    goal = min(seconds, sum(task.seconds for task in tasks) / max(workers, 1) / 2)
+    made: list[list[Task]] = []
     filled = goal
-    for load, own in zip(loads, work, strict=True):
+    for task in tasks:
         if filled >= goal:
             made.append([])
             filled = 0.0
-        made[-1].append(load)
-        filled += own
+        made[-1].append(task)
+        filled += task.seconds
     return made
 
 

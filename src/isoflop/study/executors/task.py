@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from isoflop.config import TransferConfig
-from isoflop.study.packing import Pack
 from isoflop.study.planned import PlannedRun
 from isoflop.train.halfway import Limit
 
@@ -30,8 +29,6 @@ class Task:
     """What it is stopped by halfway, if at all."""
     seconds: float = 0.0
     """What it should take, as far as anybody knows."""
-    pack: Pack | None = None
-    """The runs that it is trained with as one, if any."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -41,7 +38,6 @@ class Task:
             "trunk": str(self.trunk.absolute()) if self.trunk else None,
             "target": self.target.model_dump(mode="json") if self.target else None,
             "limit": asdict(self.limit) if self.limit else None,
-            "pack": asdict(self.pack) if self.pack else None,
         }
 
 
@@ -87,14 +83,6 @@ class Executor(Protocol):
         A run whose worker dies is given to another, which resumes it; after the third death it counts as failed.
         """
         ...
-
-
-def loads(tasks: Sequence[Task]) -> list[list[Task]]:
-    """`tasks` as workers get them: those of a pack at once, in the place of the first."""
-    found: dict[str, list[Task]] = {}
-    for task in tasks:
-        found.setdefault(task.pack.name if task.pack else f"alone {task.run.run_id}", []).append(task)
-    return list(found.values())
 
 
 def after_death(task: Task, deaths: Counter[str], cause: str) -> Event:

@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoflop.errors import DataNotice
-
-if TYPE_CHECKING:
-    from isoflop.train.stacked import Seat
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
 
 
-def train_load(
-    tasks: Sequence[Message], send: Send, *, patience: float = 0.0, stop: Callable[[], bool] = lambda: False
-) -> None:
-    """Trains the runs of `tasks` (`Task.to_json`), one alone or those of a pack together, or goes on with them; `send`
-    gets what happens, an "ended" for each.
+def train_task(task: Message, send: Send, *, patience: float = 0.0, stop: Callable[[], bool] = lambda: False) -> None:
+    """Trains the run of `task` (`Task.to_json`), or goes on with it; `send` gets what happens, an "ended" at last.
 
     `patience` is for how many seconds a worker that is thought dead may still hold a run's folder. Once `stop` says
-    yes, runs save a checkpoint and end as "preempted". Only the failure of `send` itself (BrokenPipeError) is raised.
+    yes, the run saves a checkpoint and ends as "preempted". Only the failure of `send` itself (BrokenPipeError) is
+    raised.
     """
-    if len(tasks) == 1 and not tasks[0]["pack"]:
-        _train(tasks[0], send, patience, stop)
-        return
-    from isoflop.train.stacked import Stack
-
-    stack = Stack(tasks[0]["pack"]["size"], [task["pack"]["place"] for task in tasks])
-
-    def train_seated(task: Message) -> None:
-        with stack.seat(task["pack"]["place"]) as seat:
-            _train(task, send, patience, stop, seat)
-
-    with ThreadPoolExecutor(len(tasks)) as pool:
-        for future in [pool.submit(train_seated, task) for task in tasks]:
-            future.result()
-
-
-def _train(task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None = None) -> None:
     send({"event": "started", "run": task["run"]})
-    send({"event": "ended", "run": task["run"], **_outcome(task, send, patience, stop, seat)})
+    send({"event": "ended", "run": task["run"], **_outcome(task, send, patience, stop)})
 
 
-def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool], seat: Seat | None) -> dict[str, str]:
+def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool]) -> dict[str, str]:
     from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
@@ -70,7 +47,6 @@ def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool
             on_row=on_row,
             stop=stop,
             limit=limit,
-            seat=seat,
             ends_when_stuck=True,
         )
         if task["target"] and result.state == "done":

@@ -1,4 +1,4 @@
-"""A worker process of this machine: reads loads of tasks as JSON lines, one after another, and answers in JSON lines.
+"""A worker process of this machine: reads tasks as JSON lines, one after another, and answers in JSON lines.
 
 Started as `python -m isoflop.study.executors.worker`. Every run is idempotent and resumes by itself, so a worker can be
 killed at any moment and its run given to another. A worker whose parent is gone ends at its next message.
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from isoflop.study.executors.training import Message, train_load, warnings_sent
+from isoflop.study.executors.training import Message, train_task, warnings_sent
 from isoflop.train.preemption import asked_to_stop
 
 ALIVE_SECONDS = 20.0  # between two signs of life
@@ -46,7 +46,7 @@ def main() -> None:
     with warnings_sent(send), asked_to_stop() as stop:
         for line in sys.stdin:
             try:
-                train_load(json.loads(line), send, stop=stop)
+                train_task(json.loads(line), send, stop=stop)
             except BrokenPipeError:
                 os._exit(1)
 
