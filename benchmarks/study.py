@@ -1,15 +1,12 @@
 """Does the adaptive study pay? It is replayed against a whole grid of runs, beside fixed rungs and Optuna's searches.
 
-    python benchmarks/study.py [TABLE] [--planted WORLD] [--planners 10] [--give-up P ...]
+    python benchmarks/study.py [TABLE] [--planted WORLD] [--planners 10]
 
 TABLE is `benchmarks/study_grid.csv`, what `benchmarks/study_grid.py` gave: three families, four sizes, several budgets,
 four learning rates, three seeds. Planner number k draws a seed of its own for each trunk, so that ten planners see ten
 tables. What a planner recommends for four times the largest budget is judged by the whole grid: by the laws of all its
 runs, and what a learning rate costs that is not the best.
 
-With `--give-up`, only the adaptive study is replayed, with runs stopped halfway at those probabilities (0: none); TABLE
-then needs the column `halfway_loss`, see `benchmarks/study_curves.py`. A stop was false if the run would have become
-the best of its family and budget among those that the planner trained, or tied with it within 1 %.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import argparse
 import csv
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +32,11 @@ from isoflop.study.answer import answer_from
 from isoflop.study.arena import Arena, Ledger, Result
 from isoflop.study.belief import Trial
 from isoflop.study.funds import Funds
-from isoflop.study.hopeless import TIE, stopped
 from isoflop.study.plan import Plan, arena_of
 from isoflop.study.planned import Catalogue
 from isoflop.study.pricing import RungForecast
 from isoflop.study.rungs import first_rung, ladder_sizes
 from isoflop.study.stages import SMALLEST_BATCH, Ended, stages
-from isoflop.train.halfway import SHARE as HALF
-from isoflop.train.halfway import Limit
 
 SHARE = 0.25  # of the grid's FLOPs: what a planner may spend
 REACH = 4.0  # the question is asked this factor above the largest budget
@@ -57,12 +51,9 @@ class Grid:
 
     def __init__(self, rows: Iterable[dict[str, str]]) -> None:
         self.losses: dict[Key, float] = {}
-        self.halfway: dict[Key, float] = {}
         for row in rows:
             key = (row["family"], row["model"], float(row["budget"]), float(row["learning_rate"]), int(row["seed"]))
             self.losses[key] = float(row["heldout_loss"]) if row["heldout_loss"] else math.inf
-            if row.get("halfway_loss"):
-                self.halfway[key] = float(row["halfway_loss"])
         self.budgets = tuple(sorted({key[2] for key in self.losses}))
         study: dict[str, Any] = {"name": "replay", "budgets": self.budgets, "target_budget": REACH * self.budgets[-1]}
         self.config = parse({**STUDY, "study": study}, StudyConfig)
@@ -161,9 +152,6 @@ class Outcome:
     shared: float
     separate: float
     runs: int
-    stopped: int = 0
-    falsely: int = 0
-    unspent: float = 0.0
 
 
 class Spender:
@@ -172,42 +160,26 @@ class Spender:
     def __init__(self, grid: Grid, planner: int) -> None:
         self.grid, self.planner = grid, planner
         self.ledger, self.results = Ledger(grid.arena), list[Result]()
-        self.shared = self.separate = self.unspent = 0.0
-        self.stopped: dict[Trial, float] = {}  # what they would have ended with
+        self.shared = self.separate = 0.0
 
-    def run(self, trial: Trial, limit: Limit | None = None, before: Sequence[Result] = ()) -> float:
-        """What `trial` gives; with a limit that came from the results `before`, it may be stopped."""
+    def run(self, trial: Trial) -> float:
+        """What `trial` gives."""
         key = self.grid.key(trial, self.planner)
         loss = self.grid.losses[key] if key else math.inf
-        halfway = self.grid.halfway.get(key) if key else None
-        if limit and halfway and halfway > limit.loss:
-            whole = self.ledger.cost(trial)
-            cost = self.ledger.enter(trial, HALF)
-            self.unspent += whole - cost
-            self.stopped[trial] = loss
-            self.results.append(stopped(trial, halfway, before, HALF))
-        else:
-            cost = self.ledger.enter(trial)
-            self.results.append(Result(trial, loss, halfway))
-        self.shared += cost
+        self.results.append(Result(trial, loss))
+        self.shared += self.ledger.enter(trial)
         self.separate += trial.n * trial.d
         return loss
 
     def outcome(self, answer: Trial) -> Outcome:
-        falsely = sum(loss <= (1 + TIE) * self._best_beside(trial) for trial, loss in self.stopped.items())
-        return Outcome(answer, self.shared, self.separate, len(self.results), len(self.stopped), falsely, self.unspent)
-
-    def _best_beside(self, trial: Trial) -> float:
-        rung = (trial.family, trial.budget)
-        whole = [r.loss for r in self.results if (r.trial.family, r.trial.budget) == rung and r.is_whole]
-        return min(whole, default=math.inf)
+        return Outcome(answer, self.shared, self.separate, len(self.results))
 
     def answer(self) -> Trial:
         """What a study answers after fixed rungs."""
         rows = [
             {
                 "family": r.trial.family, "model": r.trial.model, "role": "ladder",
-                "status": "done" if r.is_whole else "diverged",
+                "status": "done" if math.isfinite(r.loss) else "diverged",
                 "flops_per_image": r.trial.n, "images": r.trial.d, "budget": r.trial.budget,
                 "learning_rate": r.trial.rate, "heldout_loss": r.loss,
             }
@@ -223,15 +195,14 @@ def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], No
     """The study with a limit: `next_stage` until it stops; what it then believes best is what the study answers."""
     spender = Spender(grid, planner)
     while True:
-        before = tuple(spender.results)
-        stage = next_stage(grid.arena, before, allowance, SMALLEST_BATCH)
+        stage = next_stage(grid.arena, tuple(spender.results), allowance, SMALLEST_BATCH)
         if stage.stop:
             assert stage.outlook
             standing = {s.answer.family: round(s.p_best, 2) for s in stage.outlook.standings}
             say(f"planner {planner}: {len(spender.results)} runs, {stage.stop}; P(best) {standing}")
             return spender.outcome(stage.outlook.standings[0].answer)
         for trial in stage.trials:
-            spender.run(trial, stage.limits.get(trial), before)
+            spender.run(trial)
 
 
 def fixed(grid: Grid, planner: int) -> Outcome:
@@ -310,26 +281,6 @@ def report(name: str, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
     )
 
 
-STOPS_HEAD = (
-    "| give up below | runs | stopped | falsely | FLOPs, mean | not trained | right family | within 1 % | worst |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def stops(chance: float, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
-    """A row of the table of stopped runs, over all planners; `not trained` is the share of what would have been."""
-    best = truth.best(grid.arena)
-    family = min(best, key=lambda f: best[f][0])
-    regrets = [truth.loss(o.answer) / best[family][0] - 1 for o in outcomes]
-    spent, unspent = sum(o.shared for o in outcomes), sum(o.unspent for o in outcomes)
-    return (
-        f"| {chance:g} | {sum(o.runs for o in outcomes)} | {sum(o.stopped for o in outcomes)} "
-        f"| {sum(o.falsely for o in outcomes)} | {spent / len(outcomes) / grid_costs(grid)[0]:.1%} "
-        f"| {unspent / (spent + unspent):.1%} | {sum(o.answer.family == family for o in outcomes)} "
-        f"| {sum(r <= CLOSE for r in regrets)} | {max(regrets):.2%} |"
-    )
-
-
 def grid_costs(grid: Grid) -> tuple[float, float]:
     """FLOPs of the whole grid, with shared trunks and as separate runs."""
     ledger = Ledger(grid.arena)
@@ -342,7 +293,6 @@ def main() -> None:
     parser.add_argument("table", nargs="?", type=Path, default=Path(__file__).parent / "study_grid.csv")
     parser.add_argument("--planners", type=int, default=10)
     parser.add_argument("--planted", choices=WORLDS, help="planted laws in the place of a table")
-    parser.add_argument("--give-up", type=float, nargs="+", help="probabilities at which runs are stopped halfway")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.planted:
@@ -357,12 +307,6 @@ def main() -> None:
     for family, (loss, trial) in sorted(truth.best(grid.arena).items(), key=lambda item: item[1]):
         print(f"  {family}: loss {loss:.4f} by {trial.model} at {trial.rate:.3g}; bowl {truth.curvature[family]:.3f}")
     planners = range(options.planners)
-    if options.give_up:
-        print(f"\n{STOPS_HEAD}")
-        for chance in options.give_up:
-            grid.arena = replace(grid.arena, give_up=chance)
-            print(stops(chance, [adaptive(grid, k, SHARE * shared, lambda _: None) for k in planners], truth, grid))
-        return
     ours = [adaptive(grid, k, SHARE * shared, print) for k in planners]
     rows = [
         report("adaptive study", ours, truth, grid),

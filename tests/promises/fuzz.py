@@ -397,7 +397,7 @@ def _write_study(folder: Path) -> None:
                 run = catalogue.run("vit", size, budget, rate)
                 loss = 1.0 + 3e3 * run.flops_per_image**-0.6 + 5.0 * run.images**-0.4 + rate
                 status = {"state": "done", "step": run.config.steps, "steps": run.config.steps, "seconds": 1.0,
-                          "heldout_loss": loss, "heldout_accuracy": 0.5, "error": "", "halfway_loss": loss}  # fmt: skip
+                          "heldout_loss": loss, "heldout_accuracy": 0.5, "error": ""}  # fmt: skip
                 directory = store.run_directory(run.run_id)
                 (directory / "attempts" / "1").mkdir(parents=True)
                 (directory / "status.json").write_text(json.dumps(status))

@@ -50,15 +50,15 @@ def test_what_trunks_saved_is_told_in_flops() -> None:
     assert spent["saved"] == pytest.approx(0.16)
 
 
-def test_what_stopped_runs_did_not_train_is_told_beside_it() -> None:
-    stopped = row(train_flops=4e9, steps=400, trunk_steps=80, status="stopped", stopped_at=200)
-    spent = spending([row(), stopped, row(status="failed")])
-    assert (spent["trunk_flops"], spent["stop_flops"], spent["stopped_runs"]) == (8e8, 2e9, 1)
-    assert spent["trained_flops"] == pytest.approx(1e9 + 1.2e9)
-    told = savings([row(), stopped]).sentences()
-    assert told[0].startswith("shared trunks saved 8×10⁸ FLOPs, 16")
-    assert told[1].startswith("1 run stopped halfway as hopeless saved 2×10⁹ FLOPs, 40")
+def test_what_trunks_saved_is_said_only_where_they_did() -> None:
+    told = savings([row(), row(train_flops=4e9, steps=400, trunk_steps=80)]).sentences()
+    assert told == ["shared trunks saved 8×10⁸ FLOPs, 16\u00a0% of what separate runs would have taken"]
     assert savings([row()]).sentences() == []
+
+
+def test_a_run_that_an_earlier_version_stopped_costs_what_it_took() -> None:
+    stopped = row(train_flops=4e9, steps=400, trunk_steps=80, status="stopped", stopped_at=200, seconds=100.0)
+    assert total_cost([stopped]) == (pytest.approx(1.2e9), pytest.approx(60.0))
 
 
 def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes() -> None:

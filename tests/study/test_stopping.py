@@ -146,6 +146,9 @@ def test_a_study_whose_data_have_moved_is_the_same_and_one_on_other_data_is_not(
     ids = [first.run(*run).run_id for run in runs]
     trunks = [first.run(*run).trunk_id for run in runs]
     shutil.move(images, tmp_path / "moved")
+    stored = json.loads((tmp_path / "toy/study.json").read_text())
+    stored["config"]["study"]["give_up"] = 0.0  # an option of earlier versions, which was not used
+    (tmp_path / "toy/study.json").write_text(json.dumps(stored))
     for _ in range(2):
         moved = claimed(study(tmp_path / "moved"))
         assert [moved.run(*run).run_id for run in runs] == ids

@@ -97,6 +97,18 @@ def test_a_status_of_a_later_version_is_read(tmp_path: Path) -> None:
     assert train(run_config(steps=10), tmp_path / "run") == first
 
 
+def test_a_run_that_an_earlier_version_stopped_halfway_goes_on_to_its_end(tmp_path: Path) -> None:
+    config, run = run_config(steps=10), tmp_path / "run"
+    first = train(config, run)
+    found = json.loads((run / "status.json").read_text())
+    stopped = {**found, "state": "stopped", "step": 5, "heldout_loss": None, "halfway_loss": 2.0, "expected_loss": 1.9}
+    (run / "status.json").write_text(json.dumps(stopped))
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.is_over) == ("preempted", False)
+    assert train(config, run).heldout_loss == first.heldout_loss
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_damaged_weights_of_a_finished_run_are_published_again(tmp_path: Path, old: bool) -> None:
     config, run = run_config(steps=10), tmp_path / "run"

@@ -239,12 +239,11 @@ def tell_grades(document: Mapping[str, Any]) -> None:
         print(f"{told}.")
     spent = document.get("spent")
     if spent and spent["saved"] > 0:
-        separate, stopped = spent["separate_flops"], spent.get("stopped_runs", 0)
-        trunks, stops = spent.get("trunk_flops", spent["saved"] * separate), spent.get("stop_flops", 0.0)
+        separate = spent["separate_flops"]
+        trunks = spent.get("trunk_flops", spent["saved"] * separate)
         print(
             f"{power(spent['trained_flops'])} FLOPs were trained; separate runs would have taken {power(separate)}: "
-            f"shared trunks saved {trunks / separate:.0%}"
-            + (f", {stopped} runs stopped halfway {stops / separate:.0%}." if stopped else ".")
+            f"shared trunks saved {trunks / separate:.0%}."
         )
 
 

@@ -3,7 +3,7 @@
 from isoflop.config.dense import DenseTransferConfig, DetectConfig, SegmentConfig
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
-from isoflop.config.kinds import load_any, load_run, load_study, stored_run
+from isoflop.config.kinds import load_any, load_run, load_study, stored_run, stored_study
 from isoflop.config.load import Loaded, load, parse, plain
 from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
 from isoflop.config.optim import GroupConfig, OptimConfig, OptimizerConfig
@@ -67,4 +67,5 @@ __all__ = [
     "plain",
     "reference",
     "stored_run",
+    "stored_study",
 ]

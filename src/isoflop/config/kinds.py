@@ -31,6 +31,15 @@ def stored_run(raw: Any, source: str = "configuration") -> RunConfig:
     return parse(raw, RunConfig, source)
 
 
+def stored_study(raw: Any) -> StudyConfig:
+    """The study in the `config` of a `study.json`. Options that there are no longer may stand there at the default that
+    they had; ConfigError lists every problem."""
+    table = raw.get("study") if isinstance(raw, dict) else None
+    if isinstance(table, dict) and table.get("give_up") == 0.0:
+        raw = {**raw, "study": {name: value for name, value in table.items() if name != "give_up"}}
+    return parse(raw, StudyConfig)
+
+
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[StudyConfig]:
     """The study in a TOML file, with `key=value` overrides; `ConfigError` lists every problem."""
     if not _is_study(path) and "model" in read_toml(path)[0]:

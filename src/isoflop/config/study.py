@@ -22,7 +22,6 @@ from isoflop.config.fields import (
     Seed,
     Table,
     Text,
-    later_option,
     no_effect,
     problem,
 )
@@ -56,9 +55,6 @@ class StudyTable(Table):
     """Price of a device-hour; without `money` it only adds the cost to plan and report."""
     sure: BelowOne = 0.95
     """Probability of the best family at which a study with a limit stops early."""
-    give_up: BelowOne = later_option(0.0)
-    """Probability of becoming the best of its family and rung below which a run of a study with a limit is stopped
-    halfway, by its learning curve; 0 lets all go on (docs/planner.md says why)."""
     seed: Seed = 0
     """Seed of every run of the ladder; further copies of a run take the next ones."""
     finals: Count = 1

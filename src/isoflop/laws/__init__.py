@@ -9,7 +9,6 @@ from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table
 from isoflop.laws.form_fit import FormLaw, fit_form
 from isoflop.laws.forms import FORMS, Form
 from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points, lower_envelope
-from isoflop.laws.learning_curve import CurveEnds, fit_curve_ends
 from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_rate
 from isoflop.laws.match import Match, match_at_equal_compute
 from isoflop.laws.present import markdown, picture, svg
@@ -23,7 +22,6 @@ __all__ = [
     "Backtests",
     "Comparison",
     "Crossover",
-    "CurveEnds",
     "CurveLaw",
     "Finding",
     "FiniteDataLaw",
@@ -45,7 +43,6 @@ __all__ = [
     "audit_size_data",
     "compare",
     "fit_curve",
-    "fit_curve_ends",
     "fit_finite_data",
     "fit_form",
     "fit_frontier",

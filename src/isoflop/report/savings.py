@@ -1,4 +1,4 @@
-"""What a study did not have to train: steps that runs share on their trunks, and the rest of runs that were stopped."""
+"""What a study took to train, and what it did not have to: steps that runs share on their trunks."""
 
 from __future__ import annotations
 
@@ -12,52 +12,38 @@ from isoflop.report.text import quantity
 
 @dataclass(frozen=True)
 class Savings:
-    """Training FLOPs of all runs that have ended, had each been trained alone and to its end; of these, what trunks and
-    what stops saved; and how many were stopped."""
+    """Training FLOPs of all runs that have ended, had each been trained alone; and of these, what trunks saved."""
 
     separate: float
     trunks: float
-    stops: float
-    stopped: int
 
     @property
     def trained(self) -> float:
-        return self.separate - self.trunks - self.stops
+        return self.separate - self.trunks
 
     def sentences(self) -> list[str]:
         """What was saved, where anything was."""
-        told = []
-        if self.trunks > 0:
-            share = f"{100 * self.trunks / self.separate:.0f}\u00a0%"
-            told.append(
-                f"shared trunks saved {quantity(self.trunks)} FLOPs, {share} of what separate runs would have taken"
-            )
-        if self.stopped:
-            share = f"{100 * self.stops / self.separate:.0f}\u00a0%"
-            runs = f"{self.stopped} run{'s' if self.stopped > 1 else ''}"
-            told.append(f"{runs} stopped halfway as hopeless saved {quantity(self.stops)} FLOPs, {share}")
-        return told
+        if self.trunks <= 0:
+            return []
+        share = f"{100 * self.trunks / self.separate:.0f}\u00a0%"
+        return [f"shared trunks saved {quantity(self.trunks)} FLOPs, {share} of what separate runs would have taken"]
 
 
 def savings(rows: Sequence[Row]) -> Savings:
     """What the runs of a table saved. Cells that are missing count as nothing saved."""
-    separate = trunks = stops = 0.0
-    stopped = 0
+    separate = trunks = 0.0
     for row in rows:
-        if row.get("status") not in ("done", "diverged", "stopped") or not positive(row, "train_flops", "steps"):
+        if row.get("status") not in ("done", "diverged") or not positive(row, "train_flops", "steps"):
             continue
-        step = row["train_flops"] / row["steps"]
         separate += row["train_flops"]
-        trunks += step * _steps(row, "trunk_steps")
-        if row["status"] == "stopped":
-            stopped += 1
-            stops += step * (row["steps"] - _steps(row, "stopped_at")) if positive(row, "stopped_at") else 0.0
-    return Savings(separate, trunks, stops, stopped)
+        trunks += row["train_flops"] / row["steps"] * _steps(row, "trunk_steps")
+    return Savings(separate, trunks)
 
 
 def own_cost(row: Row) -> tuple[float, float]:
     """Training FLOPs and seconds that a run took itself: without the steps of its trunk, which another run has taken,
-    and without those after it was stopped. A row that does not tell steps counts whole."""
+    and without those after `stopped_at`, where an earlier version has stopped it. A row that does not tell steps counts
+    whole."""
     flops = row["train_flops"] if finite(row.get("train_flops")) else 0.0
     seconds = row["seconds"] if finite(row.get("seconds")) else 0.0
     if not positive(row, "steps"):

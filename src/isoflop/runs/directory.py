@@ -20,7 +20,7 @@ from isoflop.errors import CheckpointError
 from isoflop.runs.files import read_json, sha256_of, write_json
 
 WEIGHTS = "model.safetensors"
-STATES = ("running", "preempted", "done", "diverged", "stopped")
+STATES = ("running", "preempted", "done", "diverged")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,8 @@ def _describe(directory: Path, files: Mapping[str, Any], *, is_new: bool, has_mo
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is, and how it has ended: "done", "diverged", "stopped" (above its limit halfway) or "preempted"
-    (it goes on when started again); "running" before. What there is none of is None, as is a loss that is not finite.
-    """
+    """How far a run is, and how it has ended: "done", "diverged" or "preempted" (it goes on when started again);
+    "running" before. What there is none of is None, as is a loss that is not finite."""
 
     state: str
     step: int
@@ -162,20 +161,18 @@ class Status:
     heldout_loss: float | None = None
     heldout_accuracy: float | None = None
     error: str = ""
-    halfway_loss: float | None = None
-    expected_loss: float | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of each published file by its name; empty for runs of earlier versions."""
 
     @property
     def is_over(self) -> bool:
         """Whether starting the run again would change nothing."""
-        return self.state in ("done", "diverged", "stopped")
+        return self.state in ("done", "diverged")
 
 
 def write_status(directory: Path, status: Status) -> None:
     """Replaces `status.json`; CheckpointError when the storage refuses."""
-    losses = ("heldout_loss", "heldout_accuracy", "halfway_loss", "expected_loss")
+    losses = ("heldout_loss", "heldout_accuracy")
     gone: dict[str, Any] = {name: None for name in losses if not math.isfinite(getattr(status, name) or 0.0)}
     try:
         written = asdict(replace(status, **gone))
@@ -187,7 +184,7 @@ def write_status(directory: Path, status: Status) -> None:
 def read_status(directory: Path) -> Status | None:
     """What `status.json` says, None before the run began; CheckpointError where it is damaged.
 
-    What a later version adds is ignored.
+    What a later version adds is ignored. A run that an earlier version has stopped halfway goes on when started again.
     """
     path = directory / "status.json"
     if not path.exists():
@@ -195,11 +192,13 @@ def read_status(directory: Path) -> Status | None:
     kinds: dict[str, Any] = {"state": str, "step": int}
     found = read_json(path, kinds)
     kinds |= {"steps": int, "seconds": float, "error": str, "files": dict}
-    kinds |= dict.fromkeys(("heldout_loss", "heldout_accuracy", "halfway_loss", "expected_loss"), float | None)
+    kinds |= dict.fromkeys(("heldout_loss", "heldout_accuracy"), float | None)
     known = {name: found[name] for name in kinds if name in found}
     if "files" in known and known["files"] is None:
         del known["files"]
     read_json(path, {name: kinds[name] for name in known})
+    if found["state"] == "stopped":
+        known["state"] = found["state"] = "preempted"
     if found["state"] not in STATES:
         raise CheckpointError(f"{path}: not readable: a state of {found['state']!r}")
     if found["state"] == "done" and not math.isfinite(known.get("heldout_loss") or math.nan):

@@ -32,9 +32,6 @@ COLUMNS = (
     "batch_size",
     "steps",
     "trunk_steps",
-    "stopped_at",
-    "halfway_loss",
-    "expected_loss",
     "heldout_loss",
     "heldout_accuracy",
     "target",
@@ -43,7 +40,7 @@ COLUMNS = (
     "error",
 )
 PUBLISHED = "published.json"
-LATER = {"trunk_steps", "stopped_at", "halfway_loss", "expected_loss", "target"}  # columns that old tables lack
+LATER = {"trunk_steps", "target"}  # columns that old tables lack
 Row = dict[str, Any]
 
 

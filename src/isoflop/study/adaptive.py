@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from isoflop.study.arena import Arena, Ledger, Result, answers, candidates, rates_near, trunk
 from isoflop.study.belief import Belief, Trial, fit_belief
 from isoflop.study.decide import Decision, Outlook, Standing
-from isoflop.study.hopeless import limits
-from isoflop.train.halfway import Limit
 
 NEGLIGIBLE = 0.02
 """P(best) below which a family gets no more runs."""
@@ -39,7 +37,6 @@ class Stage:
         trials: in the order of their worth. outlook: how the families stand; None before the first rung.
         gain: regret that the trials are expected to remove. dropped: families that got their last run.
         stop: why the study ends here, "" while it goes on. spent: what the finished runs have cost.
-        limits: of those trials that may be stopped halfway, by what.
     """
 
     trials: tuple[Trial, ...]
@@ -48,7 +45,6 @@ class Stage:
     dropped: tuple[str, ...] = ()
     stop: str = ""
     spent: float = 0.0
-    limits: Mapping[Trial, Limit] = field(default_factory=dict)
 
 
 def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch: int) -> Stage:
@@ -91,7 +87,7 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     gain = decision.gain(trials)
     if gain < NO_GAIN:
         return Stage((), outlook, gain, dropped, "no run that is left would tell much more", spent)
-    return Stage(tuple(trials), outlook, gain, dropped, spent=spent, limits=limits(arena, beliefs, results, trials))
+    return Stage(tuple(trials), outlook, gain, dropped, spent=spent)
 
 
 def opening(arena: Arena) -> list[Trial]:
@@ -147,7 +143,6 @@ def believe(arena: Arena, results: Sequence[Result]) -> dict[str, Belief]:
             [result.loss for result in own],
             (*arena.budgets, arena.target),
             (math.exp(usual), contender.exponent, contender.doubt),
-            [result.deviation for result in own],
         )
         if belief is not None:
             beliefs[family] = belief

@@ -217,15 +217,13 @@ def planner_document(plan: Plan, last: Stage | None, rows: list[Row]) -> dict[st
 
 def spending(rows: list[Row]) -> dict[str, Any]:
     """Training FLOPs of the ladder and the answers as they were trained, as separate whole runs would have taken them,
-    and what shared trunks and stopped runs saved of that."""
+    and what shared trunks saved of that."""
     found = savings(rows)
     return {
         "separate_flops": found.separate,
         "trained_flops": found.trained,
         "saved": 1 - found.trained / found.separate if found.separate else 0.0,
         "trunk_flops": found.trunks,
-        "stop_flops": found.stops,
-        "stopped_runs": found.stopped,
     }
 
 

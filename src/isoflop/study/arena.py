@@ -16,24 +16,13 @@ class Result:
     """How a run ended.
 
     Attributes:
-        loss: held-out loss, +inf if it diverged; of a run that was stopped, the one it was expected to end with.
-        halfway: its training loss halfway, None where that is not known.
-        trained: share of its steps that it took, below 1 if it was stopped.
-        deviation: of the log of a loss that is only expected.
+        loss: held-out loss, +inf if it diverged.
         cost: what its training took, measured, in the unit of the study's limit; None where only the price is known.
     """
 
     trial: Trial
     loss: float
-    halfway: float | None = None
-    trained: float = 1.0
-    deviation: float = 0.0
     cost: float | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it was trained to its end, with a loss there."""
-        return self.trained == 1.0 and math.isfinite(self.loss)
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class Contender:
 @dataclass(frozen=True)
 class Arena:
     """The question: families, rungs, the target; batch size and the fewest steps that make a run; the P(best) at which
-    the study ends, and the probability of being the best of its family and rung below which a run does."""
+    the study ends."""
 
     contenders: dict[str, Contender]
     budgets: tuple[float, ...]
@@ -75,7 +64,6 @@ class Arena:
     batch_size: int
     min_steps: int = 20
     sure: float = 0.95
-    give_up: float = 0.0
 
     def trial(self, family: str, model: str, budget: float, rate: float, copy: int = 0) -> Trial:
         contender = self.contenders[family]
@@ -104,15 +92,13 @@ class Ledger:
 
     def spent(self, result: Result) -> float:
         """`result` was trained; returns what it cost: as measured where that is known, its evaluation by its price."""
-        priced = self.enter(result.trial, result.trained)
+        priced = self.enter(result.trial)
         each = self.arena.contenders[result.trial.family].each.get(result.trial.model, 0.0)
         return priced if result.cost is None else result.cost + each
 
-    def enter(self, trial: Trial, trained: float = 1.0) -> float:
-        """`trial` is trained, up to a share of its steps; returns its cost. One that is stopped leaves no trunk."""
+    def enter(self, trial: Trial) -> float:
+        """`trial` is trained; returns its cost."""
         cost = self.cost(trial)
-        if trained < 1.0:
-            return max(cost - (1.0 - trained) * trial.d * self.arena.contenders[trial.family].price[trial.model], 0.0)
         self.longest[trunk(trial)] = max(trial.d, self.longest.get(trunk(trial), 0.0))
         return cost
 

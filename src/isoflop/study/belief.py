@@ -77,7 +77,6 @@ def fit_belief(
     losses: Sequence[float],
     levels: tuple[float, ...],
     usual_rate: tuple[float, float, float],
-    deviations: Sequence[float] | None = None,
 ) -> Belief | None:
     """The belief that finished trials of one family and their losses give; None without a finite loss.
 
@@ -86,25 +85,22 @@ def fit_belief(
         levels: every budget that a trial may have, ascending, the target last.
         usual_rate: learning rate to expect at the geometric mean size, the exponent of n to expect in it, and how far
             that may be off.
-        deviations: of the log losses of runs that were stopped, whose end is expected only; 0 stands for the noise.
     """
-    unsure = deviations or [0.0] * len(trials)
-    known = [row for row in zip(trials, losses, unsure, strict=True) if math.isfinite(row[1])]
+    known = [row for row in zip(trials, losses, strict=True) if math.isfinite(row[1])]
     if not known:
         return None
-    done = [trial for trial, *_ in known]
-    y = np.log([loss for _, loss, _ in known])
-    extra = np.array([deviation**2 for *_, deviation in known])
+    done = [trial for trial, _ in known]
+    y = np.log([loss for _, loss in known])
     centre = float(np.mean([math.log(t.n) for t in done])), float(np.mean([math.log(t.d) for t in done]))
     columns = _columns(done, levels, centre)
     mean, width = _opinions(float(y.min()), levels, usual_rate)
     theta, noise, weight = mean.copy(), NOISE, np.ones(y.size)
     for _ in range(6):
-        theta = _minimise(theta, columns, y, weight / np.maximum(noise**2, extra), mean, width)
-        residual = (y - _model(theta, columns)[0]) / np.sqrt(np.maximum(1.0, extra / noise**2))
+        theta = _minimise(theta, columns, y, weight / noise**2, mean, width)
+        residual = y - _model(theta, columns)[0]
         weight = 1.0 / np.maximum(1.0, np.abs(residual) / (1.345 * noise))
         # Each run frees or binds parameters by less than one: the opinions hold the rest.
-        information = _information(theta, columns, weight / np.maximum(noise**2, extra))
+        information = _information(theta, columns, weight / noise**2)
         spent = float(np.trace(np.linalg.solve(information + np.diag(width**-2), information)))
         before, noise = (
             noise,
@@ -115,7 +111,7 @@ def fit_belief(
         )
         if abs(noise - before) < 0.02 * noise:
             break
-    information = _information(theta, columns, weight / np.maximum(noise**2, extra))
+    information = _information(theta, columns, weight / noise**2)
     covariance: Array = np.linalg.inv(information + np.diag(width**-2)).astype(np.float64)
     return Belief(theta, covariance, noise, levels, centre, len(done))
 

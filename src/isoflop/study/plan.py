@@ -189,9 +189,7 @@ def arena_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Fun
             first=first_rates(config, catalogue, family, start),
         )
     study = config.study
-    return Arena(
-        contenders, catalogue.budgets, study.target_budget, config.batch_size, MIN_STEPS, study.sure, study.give_up
-    )
+    return Arena(contenders, catalogue.budgets, study.target_budget, config.batch_size, MIN_STEPS, study.sure)
 
 
 def _check_opening(arena: Arena, funds: Funds) -> None:

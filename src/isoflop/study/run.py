@@ -131,7 +131,7 @@ class _Study:
         finals = self.plan.final_seconds if batch.number != batch.count else 0.0
         self.clock.begin(runs, batch.later + finals)
         self.store.write_rows(self._rows())
-        todo = [run for run in runs if self._row(run)["status"] not in ("done", "diverged", "stopped")]
+        todo = [run for run in runs if self._row(run)["status"] not in ("done", "diverged")]
         todo.sort(key=self.clock.seconds, reverse=True)
         if todo:
             self.narrator.rung(batch.number, batch.count, todo)
@@ -144,7 +144,6 @@ class _Study:
                 self.store.run_directory(run.run_id),
                 self.store.trunk_directory(run),
                 self.store.target,
-                batch.limits.get(run.run_id),
                 self.clock.seconds(run),
             )
             for run in todo
@@ -201,10 +200,9 @@ class _Study:
         ends = {}
         for run in self.runs.values():
             row = self._row(run)
-            trained = row["stopped_at"] / row["steps"] if row["stopped_at"] else 1.0
             flops, seconds = own_cost(row)
             took = seconds if row["seconds"] is not None else None
-            ends[run.run_id] = Ended(finite_loss(row), row["halfway_loss"], trained, flops / run.flops_per_image, took)
+            ends[run.run_id] = Ended(finite_loss(row), flops / run.flops_per_image, took)
         return ends
 
     def _transfer(self, finals: list[PlannedRun], rows: dict[str, Row]) -> list[dict[str, Any]]:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from isoflop.study.adaptive import Stage, next_stage
 from isoflop.study.arena import Result
-from isoflop.study.belief import Trial
-from isoflop.study.hopeless import stopped
 from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
-from isoflop.train.halfway import Limit
 
 SMALLEST_BATCH = 6  # runs that are chosen together however few workers there are
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its loss (+inf if it diverged, failed or was stopped), the one halfway if that is known, and the
-    share of its steps that it took. `seconds` are those that it trained itself, on `images`: without its trunk's."""
+    """How a run ended: its loss (+inf if it diverged or failed). `seconds` are those that it trained itself, on
+    `images`: without its trunk's."""
 
     loss: float
-    halfway: float | None = None
-    trained: float = 1.0
     images: float = 0.0
     seconds: float | None = None
 
@@ -35,8 +30,8 @@ class Batch:
     """Runs to train side by side, as stage `number` (from 1) of `count` (None when nobody knows yet).
 
     `later` is the core-seconds that the ladder may still take after them; `thought` what the adaptive planner based
-    them on; `limits` what some of them are stopped by halfway, by run id; `plan` the plan at the prices that the runs
-    before have corrected. A last batch without runs says why the ladder ends.
+    them on; `plan` the plan at the prices that the runs before have corrected. A last batch without runs says why the
+    ladder ends.
     """
 
     runs: list[PlannedRun]
@@ -44,7 +39,6 @@ class Batch:
     count: int | None
     later: float
     thought: Stage | None = None
-    limits: Mapping[str, Limit] = field(default_factory=dict)
     plan: Plan | None = None
 
 
@@ -95,8 +89,7 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
         ]
         allowance = now.funds.allowance
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
-        limits = {run.run_id: stage.limits[t] for t, run in zip(stage.trials, runs, strict=True) if t in stage.limits}
-        yield Batch(runs, number, None, later, stage, limits, now)
+        yield Batch(runs, number, None, later, stage, now)
         if stage.stop:
             return
         known = ended()
@@ -106,12 +99,6 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
             images, seconds = measured.get(key, (0.0, 0.0))
             if math.isfinite(end.loss) and end.seconds:
                 measured[key] = images + end.images, seconds + end.seconds
-        before, rate = tuple(results), plan.funds.per_second
-        results += [_result(trial, end, before, rate) for trial, end in zip(stage.trials, ends, strict=True)]
-
-
-def _result(trial: Trial, end: Ended, before: Sequence[Result], per_second: float) -> Result:
-    cost = end.seconds * per_second if per_second and end.seconds is not None else None
-    if end.trained < 1.0 and end.halfway:
-        return replace(stopped(trial, end.halfway, before, end.trained), cost=cost)
-    return Result(trial, end.loss, end.halfway, cost=cost)
+        rate = plan.funds.per_second
+        costs = [end.seconds * rate if rate and end.seconds is not None else None for end in ends]
+        results += [Result(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]

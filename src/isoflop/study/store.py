@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from isoflop.config import StudyConfig, TransferConfig, config_hash, parse
+from isoflop.config import StudyConfig, TransferConfig, config_hash, stored_study
 from isoflop.data.records import is_fingerprint_of
 from isoflop.errors import CheckpointError, IsoflopError, StudyError
 from isoflop.report.watch.tail import Tail
@@ -153,9 +153,6 @@ class Store:
             "batch_size": run.config.batch_size,
             "steps": run.config.steps,
             "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status.state else None,
-            "stopped_at": status.step if state == "stopped" else None,
-            "halfway_loss": status.halfway_loss,
-            "expected_loss": status.expected_loss,
             "heldout_loss": status.heldout_loss,
             "heldout_accuracy": status.heldout_accuracy,
             "target": target,
@@ -185,7 +182,7 @@ class Store:
 def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
     """Whether a `study.json` is of `config` but for the places of its data."""
     try:
-        before = parse(found["config"], StudyConfig)
+        before = stored_study(found["config"])
     except (IsoflopError, KeyError, TypeError):  # of another version
         return False
     return config_hash(before, places=False) == config_hash(config, places=False)

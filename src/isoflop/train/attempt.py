@@ -27,7 +27,6 @@ from isoflop.runs.journal import Row, chain_samples
 from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint, set_aside
 from isoflop.train.evaluate import evaluate
 from isoflop.train.guards import Watchdog
-from isoflop.train.halfway import Limit, halfway, loss_at, note
 from isoflop.train.meters import Meters
 from isoflop.train.price import train_flops_per_image
 from isoflop.train.ranks import Ranks
@@ -43,8 +42,7 @@ from isoflop.train.weights import publish_weights
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `state` is "done", "diverged", "stopped" (above its limit halfway) or "preempted" (asked to
-    stop, it goes on when started again).
+    """How a run ended: `state` is "done", "diverged" or "preempted" (asked to stop, it goes on when started again).
 
     Losses in nats, no accuracy where nothing is classified, `seconds` of training over all attempts.
     """
@@ -79,7 +77,6 @@ class Attempt:
         on_row: OnRow | None,
         stop: Callable[[], bool],
         identity: Identity,
-        limit: Limit | None = None,
         ends_when_stuck: bool = False,
         heals: bool = False,
     ) -> None:
@@ -92,7 +89,6 @@ class Attempt:
         self.heldout = heldout
         self.ranks = ranks
         self.stop = stop
-        self.limit = limit
         self.heals = heals
         self.step = Step(objective, source, config, ranks)
         self.record = Record(config, directory, is_first=ranks.is_first, on_row=on_row)
@@ -129,8 +125,6 @@ class Attempt:
         objective.train()
         self.meters.resume(progress.data_step * config.batch_size)
         row: Row = {}
-        if self._is_hopeless():
-            return self._stopped()
         while progress.step < config.steps and not stopping:
             feed = self._feed()
             for batch in feed:
@@ -151,7 +145,6 @@ class Attempt:
 
                 if outcome.updated:
                     progress.loss_sum += outcome.loss
-                    note(progress.curve, progress.step, outcome.loss)
                 else:
                     progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
                     if progress.nonfinite > config.guards.skip_nonfinite:
@@ -179,13 +172,10 @@ class Attempt:
                     self.rewind.take(progress)
                 if progress.step == fork:
                     self._leave_trunk(fork)
-                hopeless = self._is_hopeless()
-                if progress.step == config.steps or save_now or stopping or hopeless:
+                if progress.step == config.steps or save_now or stopping:
                     saved_at = now
                     self._save()
                     self.record.status("running", progress)
-                if hopeless:
-                    return self._stopped()
                 if stopping:
                     break
             waited += feed.seconds_waiting
@@ -290,9 +280,6 @@ class Attempt:
         best = int(self.progress.best[1]) if self.progress.best else None
         self.saver.save(tensors, state, best)
 
-    def _is_hopeless(self) -> bool:
-        return self.limit is not None and self.limit.exceeded(self.progress.curve, self.progress.step)
-
     def _end(self, state: str, **more: Any) -> RunResult:
         """Commits how the run has ended, after all that speaks of it."""
         self.record.close()
@@ -304,17 +291,6 @@ class Attempt:
         times = len(self.progress.skipped)
         after = f", after {times} rollbacks" if times else ""
         return self._end("diverged", error=f"{what}{after} (learning rate {self.config.optim.learning_rate:g})")
-
-    def _stopped(self) -> RunResult:
-        assert self.limit
-        self.saver.wait()
-        limit, found = self.limit, loss_at(self.progress.curve, self.limit.step)
-        expected = limit.expected(found)
-        why = (
-            f"at step {self.progress.step} of {self.config.steps}: its loss of {found:.4g} at step {limit.step} "
-            f"leads to about {expected:.4g}, and the best of its rung should reach {limit.aim:.4g}"
-        )
-        return self._end("stopped", error=why, halfway_loss=found, expected_loss=expected)
 
     def _preempted(self) -> RunResult:
         self.saver.wait()
@@ -331,5 +307,4 @@ class Attempt:
             preset = self.config.model.name
             files = publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
         heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
-        found = loss_at(self.progress.curve, halfway(self.config.steps))
-        return self._end("done", **heldout, halfway_loss=found, files=files)
+        return self._end("done", **heldout, files=files)

@@ -29,7 +29,6 @@ from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
 from isoflop.train.data_facts import Shape, check_classes, learnt_classes
 from isoflop.train.device import choose_device
-from isoflop.train.halfway import Limit
 from isoflop.train.identity import claim_run
 from isoflop.train.layout import build_and_arrange
 from isoflop.train.optim import freeze
@@ -63,7 +62,6 @@ def train(
     on_row: OnRow | None = None,
     data: tuple[Source, Source] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    limit: Limit | None = None,
     ends_when_stuck: bool = False,
 ) -> RunResult:
     """Trains `config` in `directory`, or goes on where the last attempt ended; returns how it ended.
@@ -78,7 +76,6 @@ def train(
         on_row: called with each journal row, by rank 0.
         data: what to train on and what to hold out, in the place of what `config.data` names (a part of it, say).
         stop: asked at every step; once it says yes on any rank, all save a checkpoint and end as "preempted".
-        limit: what the run is stopped by halfway, if at all. Trained again without one, it goes on.
         ends_when_stuck: whether a process that makes no step for `guards.stuck_seconds` ends itself, since somebody
             starts it again. Of several processes, each does.
 
@@ -93,7 +90,7 @@ def train(
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
-        identity, finished, heals = ranks.first_does(lambda: _claim(config, directory, source, held, limit))
+        identity, finished, heals = ranks.first_does(lambda: _claim(config, directory, source, held))
         if finished:
             return finished
         attempt = Attempt(
@@ -107,7 +104,6 @@ def train(
             on_row=on_row,
             stop=stop,
             identity=identity,
-            limit=limit,
             ends_when_stuck=ends_when_stuck,
             heals=heals,
         )
@@ -138,7 +134,7 @@ def _named(error: OSError | SafetensorError, directory: Path) -> IsoflopError:
 
 
 def _claim(
-    config: RunConfig, directory: Path, source: Source, held: ExitStack, limit: Limit | None
+    config: RunConfig, directory: Path, source: Source, held: ExitStack
 ) -> tuple[Identity, RunResult | None, bool]:
     """Takes `directory` for this run until `held` is left; the result, if the run has ended already; and whether it had
     ended, but what it left is damaged."""
@@ -150,7 +146,7 @@ def _claim(
     except CheckpointError as error:
         warnings.warn(f"{error}; it is written again, from the last checkpoint", stacklevel=2)
         return identity, None, (directory / WEIGHTS).exists()
-    if status is None or not status.is_over or (status.state == "stopped" and not limit):
+    if status is None or not status.is_over:
         return identity, None, False
     if not _is_whole(directory, status):
         return identity, None, True

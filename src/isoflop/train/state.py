@@ -30,7 +30,6 @@ class Progress:
     skipped: list[list[int]] = field(default_factory=list)  # [step, steps of samples passed over before it], in order
     recent: list[float] = field(default_factory=list)  # losses that a spike is told by
     best: list[float] = field(default_factory=list)  # the lowest held-out loss and its step
-    curve: list[list[float]] = field(default_factory=list)  # the losses so far, in bins (train/halfway.py)
 
     @property
     def data_step(self) -> int:

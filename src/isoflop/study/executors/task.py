@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from isoflop.config import TransferConfig
 from isoflop.study.planned import PlannedRun
-from isoflop.train.halfway import Limit
 
 MAX_DEATHS = 3  # of workers, over one run, before the run counts as failed
 
@@ -25,8 +24,6 @@ class Task:
     trunk: Path | None
     target: TransferConfig | None = None
     """What the finished run is measured by, if not by its held-out loss."""
-    limit: Limit | None = None
-    """What it is stopped by halfway, if at all."""
     seconds: float = 0.0
     """What it should take, as far as anybody knows."""
 
@@ -37,7 +34,6 @@ class Task:
             "directory": str(self.directory.absolute()),  # where a worker of another machine finds it as well
             "trunk": str(self.trunk.absolute()) if self.trunk else None,
             "target": self.target.model_dump(mode="json") if self.target else None,
-            "limit": asdict(self.limit) if self.limit else None,
         }
 
 

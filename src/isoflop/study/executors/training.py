@@ -30,14 +30,12 @@ def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool
     from isoflop.config import RunConfig, TransferConfig, parse
     from isoflop.errors import CheckpointError
     from isoflop.train import train
-    from isoflop.train.halfway import Limit
 
     def on_row(row: dict[str, Any]) -> None:
         send({"event": "progress", "run": task["run"], "step": row["step"]})
 
     try:
         trunk = Path(task["trunk"]) if task["trunk"] else None
-        limit = Limit(**task["limit"]) if task["limit"] else None
         config, directory = parse(task["config"], RunConfig), Path(task["directory"])
         _wait_until_free(directory, patience)
         result = train(
@@ -46,7 +44,6 @@ def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool
             trunk=trunk,
             on_row=on_row,
             stop=stop,
-            limit=limit,
             ends_when_stuck=True,
         )
         if task["target"] and result.state == "done":
