@@ -100,10 +100,6 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:,.2f} GB"
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:,.1f}"
-
-
 def _time(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:

@@ -20,8 +20,6 @@ from isoflop.runs.files import sha256_of
 from isoflop.share.folders import whole_folder
 from isoflop.transfer import Pretrained, open_backbone
 
-PICKLES = (".pth", ".pt", ".bin", ".tar", ".pkl")
-
 
 @dataclass(frozen=True)
 class Imported:
