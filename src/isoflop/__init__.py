@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .errors import ModelError as ModelError
     from .errors import StudyError as StudyError
     from .models import create_model as create_model
-    from .study import open_study as open_study
+    from .report.result import open_study as open_study
 
 _HOME = {
     "RunConfig": "config",
@@ -30,7 +30,7 @@ _HOME = {
     "ModelError": "errors",
     "StudyError": "errors",
     "create_model": "models",
-    "open_study": "study",
+    "open_study": "report.result",
 }
 _PACKAGES = (
     *("config", "data", "errors", "laws", "models", "objectives"),

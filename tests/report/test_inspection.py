@@ -12,7 +12,6 @@ from PIL import Image
 
 from isoflop.errors import ModelError
 from isoflop.models import create_model
-from isoflop.report.inspection import inspect_model, reconstruction_grid
 from isoflop.report.inspection.attention import (
     attention_distance,
     attention_layers,
@@ -20,7 +19,8 @@ from isoflop.report.inspection.attention import (
     attention_weights,
     rollout_maps,
 )
-from isoflop.report.inspection.pictures import GREY, mosaic
+from isoflop.report.inspection.model import inspect_model
+from isoflop.report.inspection.pictures import GREY, mosaic, reconstruction_grid
 from isoflop.report.inspection.structure import (
     feature_components,
     filter_components,

@@ -6,17 +6,17 @@ import dataclasses
 
 import numpy as np
 
-from isoflop.report.inspection import Made, progress_sheet, reconstruction_sheet
-from isoflop.report.inspection.masked import LABEL_HEIGHT, labelled
+from isoflop.report.inspection.masked import LABEL_HEIGHT, labelled, progress_sheet, reconstruction_sheet
 from isoflop.report.inspection.pictures import GREY
+from isoflop.runs.reconstructions import SavedReconstruction
 
 
-def made(normalised: bool = False, step: int = 5) -> Made:
+def made(normalised: bool = False, step: int = 5) -> SavedReconstruction:
     """One image of 64 px in black, its prediction in white, the left half hidden."""
     images = np.zeros((1, 3, 64, 64), dtype=np.uint8)
     hidden = np.zeros((1, 2, 2), dtype=bool)
     hidden[:, :, 0] = True
-    return Made(images, np.full_like(images, 255), hidden, normalised, step)
+    return SavedReconstruction(step, images, np.full_like(images, 255), hidden, normalised)
 
 
 def test_input_masked_reconstruction_overlay() -> None:

@@ -10,7 +10,7 @@ from isoflop.errors import StudyError
 from isoflop.report.watch import Watch
 from isoflop.report.watch.run import LiveRun, run_snapshot
 from isoflop.report.watch.tail import Tail
-from isoflop.runs.journal import restarts
+from isoflop.runs.journal import read_journal
 from tests.report.conftest import HOSTILE
 from tests.report.test_watch import fetch, write_json
 from tests.report.test_watch_page import Visit
@@ -76,8 +76,8 @@ def test_restarts_and_rollbacks_take_back_what_came_after_them(run: Path) -> Non
     assert len(tail.restarts) == 2
     assert max(tail.curve()["images"]) <= 64 * 250
     assert max(v for v in tail.pace()["images"] if v) <= 64 * 250
-    assert restarts(run) == [64 * 150, 64 * 250]  # what the report marks
-    assert tail.restarts == pytest.approx(restarts(run), rel=0.1)  # means of spans
+    assert read_journal(run).restarts == (64 * 150, 64 * 250)  # what the report marks
+    assert tail.restarts == pytest.approx(read_journal(run).restarts, rel=0.1)  # means of spans
 
 
 @pytest.mark.parametrize("name", ["config.json", "status.json", "attempts/1/metrics-0001.jsonl"])
@@ -126,7 +126,6 @@ def test_the_curve_of_a_long_journal_is_a_sample_with_every_evaluation(
 ) -> None:
     from isoflop.report.watch import tail as reader
     from isoflop.runs.journal import encode_row
-    from isoflop.study import store
 
     rows: list[dict[str, Any]] = [{"kind": "start", "step": 0, "origin": "scratch"}]
     for step in range(1, 3001):
@@ -135,11 +134,11 @@ def test_the_curve_of_a_long_journal_is_a_sample_with_every_evaluation(
     rows.insert(2001, {"kind": "rollback", "step": 1990, "from": 2000, "loss": 9.0})
     (tmp_path / "attempts/1").mkdir(parents=True)
     (tmp_path / "attempts/1/metrics-0001.jsonl").write_bytes(b"".join(map(encode_row, rows)))
-    exact = store.curve(tmp_path)
+    exact = reader.read_curve(tmp_path)
     assert len(exact["images"]) > 2900
-    monkeypatch.setattr(store, "LONG", 1000)
+    monkeypatch.setattr(reader, "LONG", 1000)
     monkeypatch.setattr(reader, "BACKLOG", 20_000)
-    drawn = store.curve(tmp_path)
+    drawn = reader.read_curve(tmp_path)
     assert len(drawn["images"]) < 200
     assert [loss for loss in drawn["heldout_loss"] if loss][-1] == pytest.approx(3.2 * 3000**-0.2)
     assert drawn["restarts"] == pytest.approx(exact["restarts"], rel=0.1)

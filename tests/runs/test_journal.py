@@ -18,7 +18,6 @@ from isoflop.runs.journal import (
     chain_samples,
     encode_row,
     read_journal,
-    restarts,
     verify_ledger,
 )
 
@@ -84,7 +83,7 @@ def test_a_line_torn_by_a_kill_is_dropped_without_a_word(tmp_path: Path) -> None
             assert read_journal(tmp_path) == expected
     attempt(tmp_path, 4, 8, "checkpoint")
     assert verify_ledger(read_journal(tmp_path), ORDER, steps=8) == 8
-    assert restarts(tmp_path) == [4]
+    assert read_journal(tmp_path).restarts == (4,)
 
 
 def test_rows_after_a_damaged_one_count_and_a_later_attempt_replaces_it(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from PIL import Image
 
 from isoflop.config import RunConfig, parse
 from isoflop.report import write_report
-from isoflop.study.reconstructions import reconstruction_pictures
-from isoflop.study.store import Store
+from isoflop.report.inspection.masked import reconstruction_pictures
 from isoflop.train import train
 
 MASKED = {
@@ -26,11 +25,10 @@ MASKED = {
 
 
 def test_the_report_shows_the_reconstructions_of_masked_runs(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    train(parse(MASKED, RunConfig), store.run_directory("masked"))
+    train(parse(MASKED, RunConfig), tmp_path / "runs" / "masked")
     row = {"run_id": "masked", "role": "final", "model": "vit_w12d2p8", "budget": 1e6, "train_flops": 1e6}
     labelled = {**row, "run_id": "never-masked"}
-    (picture,) = reconstruction_pictures(store, [labelled, row])
+    (picture,) = reconstruction_pictures(tmp_path, [labelled, row])
     page = write_report([], {}, {}, tmp_path / "report.html", [picture]).read_text()
     (shown,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))))

@@ -6,6 +6,7 @@ import pytest
 
 from isoflop.config import TargetConfig, TransferConfig
 from isoflop.errors import ConfigError
+from isoflop.runs.results import judged
 from isoflop.study import run_study
 from isoflop.study.executors import Task
 from isoflop.study.executors.training import Message, train_task
@@ -54,7 +55,7 @@ def test_a_worker_measures_the_target_and_a_run_is_done_only_then(tmp_path: Path
     assert row["status"] == "done"
     assert 0 < row["target"] < 1 < row["heldout_loss"]
     assert finite_loss(row) == row["target"]
-    assert store.judged([row])[0]["heldout_loss"] == row["target"]
+    assert judged([row])[0]["heldout_loss"] == row["target"]
     assert Store(tmp_path).row(run, None)["target"] == row["heldout_loss"]  # a study of the held-out loss
 
 

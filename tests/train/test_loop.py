@@ -17,7 +17,6 @@ from isoflop.config.kinds import stored_run
 from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.runs import directory
 from isoflop.runs.directory import read_status
-from isoflop.runs.journal import restarts
 from isoflop.train import read_journal, train
 from isoflop.train.checkpoints import saved_steps
 from isoflop.transfer.backbones import load_backbone
@@ -177,7 +176,7 @@ def test_a_journal_is_read_up_to_what_is_no_row(tmp_path: Path, torn: bytes) -> 
     whole = {"kind": "train", "step": 1, "images": 8, "loss": 2.5}
     (attempt / "metrics-0001.jsonl").write_bytes(json.dumps(whole).encode() + b"\n" + torn)
     assert read_journal(tmp_path) == [whole]
-    assert restarts(tmp_path) == []
+    assert read_journal(tmp_path).restarts == ()
 
 
 def test_one_image_is_no_batch_for_batch_normalisation(tmp_path: Path) -> None:

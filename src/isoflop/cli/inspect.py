@@ -39,7 +39,7 @@ def inspect(
 
     from isoflop.data import Subset, open_source, open_split
     from isoflop.errors import CheckpointError
-    from isoflop.report.inspection import inspect_model
+    from isoflop.report.inspection.model import inspect_model
     from isoflop.train.device import to_unit_range
     from isoflop.transfer import load_backbone, open_backbone
 
@@ -76,18 +76,18 @@ def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
 
     from isoflop.data import open_split
     from isoflop.objectives import Masked
-    from isoflop.report.inspection import progress_sheet, reconstruction_sheet, save_png
-    from isoflop.study.reconstructions import made
+    from isoflop.report.inspection.masked import progress_sheet, reconstruction_sheet
+    from isoflop.report.inspection.pictures import save_png
+    from isoflop.runs.reconstructions import read_reconstructions
     from isoflop.train.device import Precision
     from isoflop.train.finished import load_objective
-    from isoflop.train.reconstructions import read_reconstructions, reconstruct
+    from isoflop.train.reconstructions import reconstruct
 
     objective = load_objective(run, open_split(config.data, "train", may_fetch=False))
     assert isinstance(objective, Masked)
     now = reconstruct(objective, open_split(config.data, "heldout", may_fetch=False), torch.device("cpu"), Precision())
-    save_png(folder / "reconstructions.png", reconstruction_sheet(made(now)))
-    history = [made(saved) for saved in read_reconstructions(run)]
-    if history:
+    save_png(folder / "reconstructions.png", reconstruction_sheet(now))
+    if history := read_reconstructions(run):
         save_png(folder / "reconstructions-over-time.png", progress_sheet(history))
     if now.is_normalised:
         print("reconstructions: normalised targets, shown with mean and deviation of the hidden pixels")

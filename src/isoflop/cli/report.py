@@ -73,14 +73,14 @@ def report(
 
 def _study(directory: Path, output: Path | None, figures: Path | None) -> dict[str, Path | list[Path]]:
     from isoflop.report import report_figures, write_figures, write_report
-    from isoflop.study import Store
-    from isoflop.study.reconstructions import reconstruction_pictures
+    from isoflop.report.inspection.masked import reconstruction_pictures
+    from isoflop.report.watch.tail import read_curves
+    from isoflop.runs.results import judged, read_document, read_results
 
-    store = Store(directory)
-    answer = store.read("answer.json")
-    rows = store.judged(store.rows())
-    curves = store.curves(row["run_id"] for row in rows)
-    pictures = reconstruction_pictures(store, rows)
+    answer = read_document(directory, "answer.json")
+    rows = judged(read_results(directory))
+    curves = read_curves(directory, rows)
+    pictures = reconstruction_pictures(directory, rows)
     page = write_report(rows, answer, curves, output or directory / "report.html", pictures)
     written = write_figures(report_figures(rows, answer, curves), figures) if figures else []
     return {"report": page, "figures": written}
@@ -88,10 +88,10 @@ def _study(directory: Path, output: Path | None, figures: Path | None) -> dict[s
 
 def _comparison(directories: list[Path], output: Path | None) -> Path:
     from isoflop.report import StudyTables, write_comparison
-    from isoflop.study import Store
+    from isoflop.runs.results import judged, read_document, read_results
 
-    stores = [Store(existing(directory)) for directory in directories]
-    studies = [StudyTables(store.judged(store.rows()), store.read("answer.json")) for store in stores]
+    folders = [existing(directory) for directory in directories]
+    studies = [StudyTables(judged(read_results(folder)), read_document(folder, "answer.json")) for folder in folders]
     return write_comparison(studies, output or Path("comparison.html"))
 
 

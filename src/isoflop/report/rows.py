@@ -23,7 +23,11 @@ def finite(value: Any) -> TypeGuard[float]:
 
 def positive(row: Row, *names: str) -> bool:
     """Whether every named cell of `row` is a finite number above zero, so that a logarithmic axis can show it."""
-    return all(finite(row.get(name)) and row[name] > 0 for name in names)
+    for name in names:  # half the time of all(), and asked a million times of a large study
+        value = row.get(name)
+        if not (finite(value) and value > 0):
+            return False
+    return True
 
 
 def measured(rows: Iterable[Row], role: str | None = None) -> list[Row]:

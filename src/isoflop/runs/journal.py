@@ -48,11 +48,13 @@ class Journal(list[Row]):
     """The rows of a run, one a step, as an uninterrupted run would have written them.
 
     `damaged` are the lines that could not be read, but for those that a later attempt has replaced. `begins` is the
-    step up to which the run took its steps from a trunk, and has no rows.
+    step up to which the run took its steps from a trunk, and has no rows. `restarts` are the images seen at each step
+    to which the run went back: after a kill, or by its guards.
     """
 
     damaged: tuple[Damage, ...] = ()
     begins: int = 0
+    restarts: tuple[int, ...] = ()
 
 
 def chain_samples(previous: str, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> str:
@@ -184,7 +186,7 @@ def decode_row(line: bytes, *, checked: bool = False) -> Row | None:
             return None
         line = text + b"}"
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())  # of bytes, json would guess the encoding
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or not isinstance(row.get("step"), int):
@@ -222,6 +224,8 @@ def read_journal(directory: Path) -> Journal:
         for row in rows:
             if row["kind"] in GOES_BACK:
                 go_back(row["step"])
+                if journal:
+                    journal.restarts += (journal[-1]["images"],)
                 if not journal and (row["step"] == 0 or row.get("origin") == "trunk"):
                     journal.begins = row["step"]
                 continue
@@ -251,20 +255,6 @@ def warn_of_damage(directory: Path) -> None:
 def _warn(file: Path, lines: Sequence[int]) -> None:
     named = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
     warnings.warn(f"{file}: damaged: line {named} is not as it was written, and its row is missing", stacklevel=3)
-
-
-def restarts(directory: Path) -> list[int]:
-    """The images seen at each step to which the run in `directory` went back: after a kill, or by its guards."""
-    found: list[int] = []
-    seen: dict[int, int] = {}
-    for rows in attempts(directory):
-        for row in rows:
-            if row["kind"] not in GOES_BACK:
-                seen[row["step"]] = row["images"]
-            elif before := [images for step, images in seen.items() if step <= row["step"]]:
-                found.append(max(before))
-                seen = {step: images for step, images in seen.items() if step <= row["step"]}
-    return found
 
 
 def data_steps(steps: int, skipped: Iterable[Sequence[int]]) -> Iterator[int]:

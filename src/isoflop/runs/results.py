@@ -123,6 +123,11 @@ def read_results(directory: Path) -> list[Row]:
     return rows
 
 
+def judged(rows: Iterable[Row]) -> list[Row]:
+    """`rows` for the report, whose losses are then what the runs were judged by."""
+    return [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
+
+
 TEXT = {"run_id", "family", "model", "status", "role", "error"}
 WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "stopped_at", "parameters"}
 

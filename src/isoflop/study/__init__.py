@@ -1,8 +1,8 @@
 """Studies: plan a ladder of runs at equal compute, train them, answer, train the answer."""
 
+from isoflop.report.result import StudyResult, open_study
 from isoflop.study.narrator import Narrator
 from isoflop.study.plan import Plan, plan_study
-from isoflop.study.result import StudyResult, open_study
 from isoflop.study.run import run_study
 from isoflop.study.store import Store
 

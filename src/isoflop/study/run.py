@@ -11,7 +11,7 @@ from isoflop.config import Loaded, StudyConfig, plain
 from isoflop.errors import Preempted, StudyError
 from isoflop.report.savings import own_cost
 from isoflop.runs.lock import sole_writer
-from isoflop.runs.results import Row
+from isoflop.runs.results import Row, judged
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.clock import Clock
 from isoflop.study.executors import Executor, Task, make_executor
@@ -224,7 +224,8 @@ class _Study:
 
     def _write_answer(self, document: dict[str, Any]) -> None:
         from isoflop.report import write_report
-        from isoflop.study.reconstructions import reconstruction_pictures
+        from isoflop.report.inspection.masked import reconstruction_pictures
+        from isoflop.report.watch.tail import read_curves
 
         machine = environment()
         document["study"] = {
@@ -240,7 +241,6 @@ class _Study:
         self.store.write("answer.json", document)
         rows = self._rows()
         self.store.write_rows(rows)
-        shown = self.store.judged(rows)
-        pictures = reconstruction_pictures(self.store, shown)
-        curves = self.store.curves(row["run_id"] for row in rows)
-        write_report(shown, document, curves, self.store.directory / "report.html", pictures)
+        shown, directory = judged(rows), self.store.directory
+        pictures, curves = reconstruction_pictures(directory, shown), read_curves(directory, shown)
+        write_report(shown, document, curves, directory / "report.html", pictures)

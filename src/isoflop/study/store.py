@@ -13,10 +13,9 @@ from typing import Any
 from isoflop.config import StudyConfig, TransferConfig, config_hash, stored_study
 from isoflop.data.records import is_fingerprint_of
 from isoflop.errors import CheckpointError, IsoflopError, StudyError
-from isoflop.report.watch.tail import Tail
 from isoflop.runs.directory import Status, read_identity, read_status
 from isoflop.runs.files import remove_partial_files, to_json, write_json
-from isoflop.runs.journal import read_attempts, read_journal, restarts
+from isoflop.runs.journal import read_attempts
 from isoflop.runs.results import Row, publish, read_document, read_results, read_whole, write_results
 from isoflop.study.planned import PlannedRun
 from isoflop.study.target import read_target
@@ -169,15 +168,6 @@ class Store:
         """The results table as written last, as `read_results`."""
         return read_results(self.directory)
 
-    def judged(self, rows: Iterable[Row]) -> list[Row]:
-        """`rows` for the report, whose losses are then what the runs were judged by."""
-        return [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
-
-    def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
-        """The training curve of each run: step, images, train_loss, heldout_loss (None where not measured), and the
-        images seen at its restarts. Of a journal beyond `LONG` it is averaged, as on the live page."""
-        return {run_id: curve(self.run_directory(run_id)) for run_id in run_ids}
-
 
 def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
     """Whether a `study.json` is of `config` but for the places of its data."""
@@ -186,26 +176,6 @@ def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
     except (IsoflopError, KeyError, TypeError):  # of another version
         return False
     return config_hash(before, places=False) == config_hash(config, places=False)
-
-
-LONG = 1 << 24
-"""Bytes of a journal, some 60,000 rows, beyond which a curve is drawn from averages."""
-
-
-def curve(directory: Path) -> dict[str, list[Any]]:
-    """The journal of a run as columns, and the images seen at its restarts."""
-    if sum(file.stat().st_size for file in directory.glob("attempts/*/metrics-*.jsonl")) > LONG:
-        tail = Tail(directory)
-        tail.update()
-        return tail.curve()
-    journal = read_journal(directory)
-    return {
-        "restarts": restarts(directory),
-        "step": [row["step"] for row in journal],
-        "images": [row["images"] for row in journal],
-        "train_loss": [row["loss"] for row in journal],
-        "heldout_loss": [row.get("heldout_loss") for row in journal],
-    }
 
 
 def shared_steps(directory: Path) -> int:

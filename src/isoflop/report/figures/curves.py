@@ -26,8 +26,7 @@ POINTS = 24_000
 
 def curves(rows: Sequence[Row], answer: Answer, histories: Curves) -> Figure:
     """One panel a family, one line a run, coloured by budget; the run of the answer in ink."""
-    known = [row for row in rows if table.positive(row, "train_flops") or table.positive(row, "budget")]
-    drawn = [row for row in _worth_drawing(known) if _history(row, histories)]
+    drawn = [row for row in worth_drawing(rows) if _history(row, histories)]
     if not drawn:
         return Figure.missing(KEY, TITLE, "No run has recorded a training loss yet.")
     budgets = table.rungs(drawn)
@@ -93,11 +92,12 @@ def thin(
     )
 
 
-def _worth_drawing(rows: Sequence[Row]) -> list[Row]:
-    """Of the finished runs of a model and budget the best; every other run as it is."""
-    done = {id(row) for row in table.measured(rows)}
-    best = {id(row) for row in table.best_by((r for r in rows if id(r) in done), "role", "family", "model", "budget")}
-    return [row for row in rows if id(row) in best or id(row) not in done]
+def worth_drawing(rows: Sequence[Row]) -> list[Row]:
+    """Of the finished runs of a model and budget the best; every other run whose budget is known as it is."""
+    known = [row for row in rows if table.positive(row, "train_flops") or table.positive(row, "budget")]
+    done = {id(row) for row in table.measured(known)}
+    best = {id(row) for row in table.best_by((r for r in known if id(r) in done), "role", "family", "model", "budget")}
+    return [row for row in known if id(row) in best or id(row) not in done]
 
 
 def marks(history: Mapping[str, Any], name: str) -> list[Series]:

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from isoflop.report.inspection.pictures import GREY, Pixels, colour_images, enlarged, mosaic
+from isoflop.report.pictures import Picture
+from isoflop.report.rows import Row
+from isoflop.runs.reconstructions import SavedReconstruction, read_reconstructions
 
 LABEL_HEIGHT = 16
+MOST = 4  # runs shown, so that the page stays small
 NORMALISED = "normalised targets: shown with mean and deviation of the hidden pixels, which the model did not know"
 
 
-@dataclass(frozen=True)
-class Made:
-    """Images and their reconstructions, uint8 (n, C, H, W), with the hidden patches, bool (n, rows, columns).
+def reconstruction_pictures(study: Path, rows: Sequence[Row]) -> list[Picture]:
+    """One picture for each of the largest masked runs of a study, the answers first; nothing where none was masked."""
+    pictures: list[Picture] = []
+    for row in sorted(rows, key=lambda row: (row["role"] != "final", -row["train_flops"])):
+        history = read_reconstructions(study / "runs" / row["run_id"])
+        if not history:
+            continue
+        caption = (
+            "Each row is a held-out image: what the model was shown, what it made of that after more and more steps, "
+            "and the image."
+        )
+        title = f"{row['model']} at {row['budget']:g} FLOPs"
+        pictures.append(Picture(title, caption, progress_sheet(history)))
+        if len(pictures) == MOST:
+            break
+    return pictures
 
-    `normalised` says that predictions were shown with mean and deviation of the hidden pixels; `step` after how many
-    steps of training they were made.
-    """
 
-    images: NDArray[np.uint8]
-    reconstructed: NDArray[np.uint8]
-    hidden: NDArray[np.bool_]
-    normalised: bool
-    step: int = 0
-
-
-def reconstruction_sheet(made: Made, columns: int = 2) -> Pixels:
+def reconstruction_sheet(made: SavedReconstruction, columns: int = 2) -> Pixels:
     """Fours of input, masked input, what was predicted, and that over the visible rest; one picture (h, w, 3).
 
     Its first line names the four; a second one says so where targets were normalised.
@@ -46,11 +53,11 @@ def reconstruction_sheet(made: Made, columns: int = 2) -> Pixels:
     ]
     fours = [_enlarged(picture) for picture in fours]
     sheet = mosaic(np.concatenate(fours, axis=2), columns, margin=6)
-    lines = ["input | masked | reconstruction | overlay"] + ([NORMALISED] if made.normalised else [])
+    lines = ["input | masked | reconstruction | overlay"] + ([NORMALISED] if made.is_normalised else [])
     return labelled(sheet, lines)
 
 
-def progress_sheet(history: Sequence[Made], most: int = 6) -> Pixels:
+def progress_sheet(history: Sequence[SavedReconstruction], most: int = 6) -> Pixels:
     """A row for every image: masked, then its reconstruction after more and more steps, then the image (h, w, 3).
 
     Of a long history, `most` moments are shown, the first and the last among them.
@@ -62,7 +69,7 @@ def progress_sheet(history: Sequence[Made], most: int = 6) -> Pixels:
     row = [np.where(hidden, np.uint8(GREY), original), *(_shown(made.reconstructed) for made in chosen), original]
     sheet = mosaic(np.concatenate([_enlarged(picture) for picture in row], axis=2), 1, margin=6)
     steps = ", ".join(f"{made.step:,}" for made in chosen)
-    lines = [f"masked | after {steps} steps | input"] + ([NORMALISED] if last.normalised else [])
+    lines = [f"masked | after {steps} steps | input"] + ([NORMALISED] if last.is_normalised else [])
     return labelled(sheet, lines)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from isoflop.runs.journal import decode_row
+from isoflop.report.figures.curves import worth_drawing
+from isoflop.report.rows import Row
+from isoflop.runs.journal import decode_row, read_journal
 
 BINS_A_DECADE = 24
 CHUNK = 1 << 22
 """Bytes read at a time."""
-BACKLOG = 1 << 25
+BACKLOG = 1 << 24
 """Bytes that are parsed line by line; of a longer backlog an even sample of that size is, with all evaluations."""
+LONG = 1 << 24
+"""Bytes of a journal, some 60,000 rows, beyond which a curve is drawn from averages."""
 TRAINING = b'{"kind": "train"'
 """How a row of training begins: other lines (a start, a rollback) are few."""
 
@@ -35,10 +39,7 @@ class Tail:
 
     def update(self) -> bool:
         """Read what was written since the last call; whether there was anything."""
-        sizes: dict[Path, int] = {}
-        for file in self._files():
-            with suppress(OSError):
-                sizes[file] = file.stat().st_size
+        sizes = self._sizes()
         if any(size < self._read.get(file, 0) for file, size in sizes.items()):  # another run has taken its place
             self.__init__(self.folder.parent)  # type: ignore[misc]
         new = {file: size - self._read.get(file, 0) for file, size in sizes.items()}
@@ -66,6 +67,17 @@ class Tail:
             if t0 is not None and t1 is not None and t1 > t0:
                 speeds[i + 1] = (x1 - x0) / (t1 - t0)
         return {"images": [p[0] for p in points], "learning_rate": [p[2] for p in points], "images_per_second": speeds}
+
+    def size(self) -> int:
+        """Bytes of the journal now."""
+        return sum(self._sizes().values())
+
+    def _sizes(self) -> dict[Path, int]:
+        sizes: dict[Path, int] = {}
+        for file in self._files():
+            with suppress(OSError):
+                sizes[file] = file.stat().st_size
+        return sizes
 
     def _files(self) -> list[Path]:
         try:
@@ -135,6 +147,28 @@ class Tail:
         self._train = {k: v for k, v in self._train.items() if v[3] <= step}
         self._heldout = {k: v for k, v in self._heldout.items() if v[1] <= step}
         self._pace = {k: v for k, v in self._pace.items() if v[1] <= step}
+
+
+def read_curves(study: Path, rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
+    """The training curve of each run of a study that its report draws, by the run's id."""
+    return {row["run_id"]: read_curve(study / "runs" / row["run_id"]) for row in worth_drawing(rows)}
+
+
+def read_curve(run: Path) -> dict[str, list[Any]]:
+    """The journal of a run as columns: step, images, train_loss, heldout_loss (None where not measured), and the images
+    seen at its restarts. Of a journal beyond `LONG` it is averaged, as on the live page."""
+    tail = Tail(run)
+    if tail.size() > LONG:
+        tail.update()
+        return tail.curve()
+    journal = read_journal(run)
+    return {
+        "restarts": list(journal.restarts),
+        "step": [row["step"] for row in journal],
+        "images": [row["images"] for row in journal],
+        "train_loss": [row["loss"] for row in journal],
+        "heldout_loss": [row.get("heldout_loss") for row in journal],
+    }
 
 
 def _positive(value: Any) -> bool:

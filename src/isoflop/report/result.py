@@ -11,8 +11,8 @@ from isoflop.report import report_figures
 from isoflop.report.figure import Figure
 from isoflop.report.headline import sentence, study_name
 from isoflop.report.inline import inline_page
-from isoflop.runs.results import Row
-from isoflop.study.store import Store
+from isoflop.report.watch.tail import read_curves
+from isoflop.runs.results import Row, judged, read_document, read_results
 
 
 class StudyResult:
@@ -26,18 +26,17 @@ class StudyResult:
     def __init__(self, directory: Path | str) -> None:
         """Raises StudyError where the folder is no study."""
         self.directory = Path(directory)
-        self._store = Store(self.directory)
-        self._store.read("study.json")
-        self.rows: list[Row] = self._store.judged(self._store.rows())
+        read_document(self.directory, "study.json")
+        self.rows: list[Row] = judged(read_results(self.directory))
         try:
-            self.answer: dict[str, Any] = self._store.read("answer.json")
+            self.answer: dict[str, Any] = read_document(self.directory, "answer.json")
         except StudyError:
             self.answer = {}
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """The figures of the report by their names (`frontier`, `profiles` …), those that have something to show."""
-        curves = self._store.curves(row["run_id"] for row in self.rows)
+        curves = read_curves(self.directory, self.rows)
         return {figure.key: figure for figure in report_figures(self.rows, self.answer, curves) if figure.panels}
 
     def run_directory(self, family: str | None = None) -> Path:
@@ -49,7 +48,7 @@ class StudyResult:
         finals = [row for row in self.rows if row["role"] == "final" and row["family"] == family]
         if not finals:
             raise StudyError(f"{self.directory}: no answer of {family or 'any family'} was trained; see study.finals")
-        return self._store.run_directory(finals[0]["run_id"])
+        return self.directory / "runs" / str(finals[0]["run_id"])
 
     def __repr__(self) -> str:
         return f"{study_name(self.answer)} ({self.directory}): {sentence(self.rows, self.answer)}"
