@@ -2,7 +2,7 @@
 
     python benchmarks/coordinate_check.py [--picture docs/images/coordinate_check.png]
 
-Each point is the mean |change| of a layer's output on a fixed batch (`isoflop.train.coordinates`), the mean of three
+Each point is the mean |change| of a layer's output on a fixed batch (`coordinates.py`), the mean of three
 seeds; the number behind a line is its slope in log-log. μP is right if they are flat (arXiv 2203.03466, appendix D.1).
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coordinates import coordinate_changes
 
 from isoflop.config import RunConfig, parse
-from isoflop.train.coordinates import coordinate_changes
 
 WIDTHS = (16, 32, 64, 128, 256)
 BASE, STEPS, SEEDS, RATE = 16, 4, (0, 1, 2), 0.01

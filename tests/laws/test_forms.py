@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isoflop.errors import LawError
-from isoflop.laws import FORMS, fit_form, fit_shape
+from isoflop.laws import FORMS, fit_form
 
 T = np.linspace(-4.0, 0.0, 25)
 PLANTED = {
@@ -65,20 +65,8 @@ def test_exponent_intervals_hold_about_as_often_as_they_say():
     assert 0.87 <= np.mean(inside) <= 1.0
 
 
-def test_the_shape_law_finds_the_planted_optimum():
-    x, t = (g.ravel() for g in np.meshgrid(np.geomspace(64, 2048, 7), np.geomspace(1, 1e4, 6)))
-    loss = 8.0 * x**-0.7 + (0.02 * x**0.6 + 0.5) * t**-0.3 + 0.4
-    rng = np.random.default_rng(0)
-    law = fit_shape(x, t, loss * np.exp(0.002 * rng.standard_normal(x.size)))
-    assert law.exponent == pytest.approx(0.3 / 1.3, rel=0.2)
-    best = (8.0 * 0.7 / (0.02 * 0.6) * 100.0**0.3) ** (1 / 1.3)
-    assert float(law.optimal(100.0)) == pytest.approx(best, rel=0.2)
-
-
 def test_forms_that_do_not_exist_or_cannot_be_fitted_are_refused():
     with pytest.raises(LawError, match="no form `cubic`"):
         fit_form("cubic", [1, 2, 3], [3, 2, 1])
     with pytest.raises(LawError, match="at least 6"):
         fit_form("m4", [1, 2, 3], [3, 2, 1])
-    with pytest.raises(LawError, match="three dimensions"):
-        fit_shape([1, 2] * 5, [1, 2, 3, 4, 5] * 2, [1.0] * 10)

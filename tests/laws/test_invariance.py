@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isoflop.laws import FORMS, fit_finite_data, fit_form, fit_frontier, fit_learning_rate, fit_shape
+from isoflop.laws import FORMS, fit_finite_data, fit_form, fit_frontier, fit_learning_rate
 
 RNG = np.random.default_rng(0)
 
@@ -35,15 +35,6 @@ def test_of_the_finite_data_form():
     base = float(fit(n, seen, y).predict(1e12, 1e10))
     assert float(fit(n[order], seen[order], y[order], seed=9).predict(1e12, 1e10)) == pytest.approx(base, rel=1e-3)
     assert float(fit(n / 1e9, seen / 1e3, y).predict(1e3, 1e7)) == pytest.approx(base, rel=1e-3)
-
-
-def test_of_the_shape_law():
-    x, t = (g.ravel() for g in np.meshgrid(np.geomspace(64, 2048, 6), np.geomspace(1, 1e4, 5)))
-    y = 8.0 * x**-0.7 + (0.02 * x**0.6 + 0.5) * t**-0.3 + 0.4
-    order = RNG.permutation(x.size)
-    base = float(fit_shape(x, t, y).optimal(100.0))
-    assert float(fit_shape(x[order], t[order], y[order]).optimal(100.0)) == pytest.approx(base, rel=0.01)
-    assert float(fit_shape(x / 64, t * 10, 3 * y).optimal(1000.0)) == pytest.approx(base / 64, rel=0.01)
 
 
 def test_of_the_learning_rate_law():

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.coordinates import coordinate_changes
 from isoflop.config import OptimConfig, RunConfig, canonical_json, config_hash, parse
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import create_model
 from isoflop.models.mup import scale_start, width_scales
-from isoflop.train.coordinates import coordinate_changes
 from isoflop.train.optim import parameter_groups
 
 WIDTHS = (16, 64, 256)

@@ -20,7 +20,7 @@ from isoflop.report.inspection.attention import (
     rollout_maps,
 )
 from isoflop.report.inspection.model import inspect_model
-from isoflop.report.inspection.pictures import GREY, mosaic, reconstruction_grid
+from isoflop.report.inspection.pictures import mosaic
 from isoflop.report.inspection.structure import (
     feature_components,
     filter_components,
@@ -210,16 +210,6 @@ def test_weights_that_are_not_finite_are_told_in_one_line(images: torch.Tensor, 
 def test_a_model_without_attention_says_so(images: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="no attention"):
         attention_weights(create_model("poolformer_s12", num_classes=2, image_size=64), images)
-
-
-def test_masked_images_stand_beside_their_reconstruction() -> None:
-    images, made = np.zeros((1, 4, 4, 3)), np.ones((1, 4, 4, 3))
-    masked = np.array([[[True, False], [False, False]]])
-    sheet = reconstruction_grid(images, masked, made, columns=1)[4:-4, 4:-4]
-    assert (sheet[:2, :2] == GREY).all()
-    assert (sheet[:2, 4:6] == 255).all()
-    assert (sheet[2:, 4:8] == 0).all()
-    assert (sheet[:, 8:] == 0).all()
 
 
 def test_a_mosaic_has_every_picture_once() -> None:

@@ -13,7 +13,6 @@ from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_ra
 from isoflop.laws.match import Match, match_at_equal_compute
 from isoflop.laws.present import markdown, picture, svg
 from isoflop.laws.published import SOURCES, load_table
-from isoflop.laws.shape import ShapeLaw, fit_shape
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "Member",
     "Optimum",
     "Prediction",
-    "ShapeLaw",
     "SizeDataLaw",
     "Standing",
     "TableFit",
@@ -47,7 +45,6 @@ __all__ = [
     "fit_form",
     "fit_frontier",
     "fit_learning_rate",
-    "fit_shape",
     "fit_size_data",
     "fit_table",
     "frontier_points",

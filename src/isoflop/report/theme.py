@@ -8,13 +8,12 @@ ends that fade into a page.
 
 from __future__ import annotations
 
-from isoflop.report.figure import Dash, Symbol
+from isoflop.report.figure import Symbol
 
 FAMILY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # The same hues, lifted so that each keeps 4.5:1 on the dark page.
 FAMILY_COLORS_DARK = ("#4AA3DF", "#F0803C", "#2BBF95", "#DE97BE", "#F0B43C", "#7CC8F2")
 FAMILY_SYMBOLS: tuple[Symbol, ...] = ("circle", "square", "triangle-up", "diamond", "cross", "x")
-FAMILY_DASHES: tuple[Dash, ...] = ("solid", "solid", "solid", "dash", "dash", "dash")
 
 # Yellow is small and blue is large on either page.
 RAMP = ("#cfae1b", "#b79d3a", "#9f8f4f", "#89825e", "#74766a", "#606b74", "#4b5e7c", "#345082", "#0f3f86")

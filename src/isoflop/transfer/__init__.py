@@ -2,14 +2,13 @@
 
 from isoflop.transfer.backbones import Pretrained, load_backbone, open_backbone
 from isoflop.transfer.evaluate import check_transfer, transfer
-from isoflop.transfer.few_shot import few_shot_accuracy, ridge
+from isoflop.transfer.few_shot import ridge
 from isoflop.transfer.predict import Guess, predict
 
 __all__ = [
     "Guess",
     "Pretrained",
     "check_transfer",
-    "few_shot_accuracy",
     "load_backbone",
     "open_backbone",
     "predict",

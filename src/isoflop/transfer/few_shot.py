@@ -81,11 +81,3 @@ def _solve(columns: NDArray[np.float64], l2: float, right: NDArray[np.float64], 
 
 def _with_bias(features: Tensor, bias: float) -> Tensor:
     return F.pad(features.double(), (0, 1), value=bias)
-
-
-def few_shot_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_classes: int, *, l2: float = L2
-) -> float:
-    """Top-1 accuracy on `test` of `ridge_scores`."""
-    scores = ridge_scores(train, train_labels, test, num_classes, l2=l2)
-    return float((scores.argmax(dim=1) == test_labels).double().mean())

@@ -54,23 +54,6 @@ def colour_images(images: Array) -> Pixels:
     return (255 * np.clip(shown[..., :3], 0, 1)).round().astype(np.uint8)
 
 
-def reconstruction_grid(images: Array, masked: NDArray[np.bool_], reconstructed: Array, columns: int = 4) -> Pixels:
-    """Threes of the masked image, the reconstruction and the original (arXiv 2111.06377, fig. 2), in rows of `columns`.
-
-    Args:
-        images, reconstructed: (n, h, w, channels) in 0 … 1.
-        masked: (n, rows, columns) of patches, True where the model did not see. Visible patches of the
-            reconstruction are shown as they were given.
-    """
-    original, made = colour_images(images), colour_images(reconstructed)
-    _, h, w, _ = original.shape
-    hidden = masked.repeat(h // masked.shape[1], axis=1).repeat(w // masked.shape[2], axis=2)[..., None]
-    seen = np.where(hidden, np.uint8(GREY), original)
-    filled = np.where(hidden, made, original)
-    threes = np.concatenate([seen, filled, original], axis=2)
-    return mosaic(threes, columns, margin=4)
-
-
 def save_png(path: Path, picture: Pixels) -> Path:
     """Write a picture (h, w, 3) and return its path."""
     Image.fromarray(picture).save(path, format="PNG")
