@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from isoflop.config import OptimConfig
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights
-from isoflop.models.interop.official import from_baseline, from_poolformer
-from isoflop.models.positions import sincos_2d
+from isoflop.models.interop.names import from_baseline, from_poolformer
+from isoflop.models.layers import sincos_2d
 from isoflop.objectives import Masked
 from isoflop.objectives.distilled import Distilled
-from isoflop.train.optim import AdaptiveGradientClipping, adafactor, build_optimizer, set_rate
+from isoflop.train.optim import AdaptiveGradientClipping, build_optimizer, optimizers, set_rate
 
 LIMIT = 1e-6
 STEPS = 20  # of the rows that train
@@ -652,11 +652,11 @@ def big_vision(folder: Path, pool: str, posemb: str) -> dict[str, float]:
     }
     for what, momentum in (("float64", torch.float64), ("bfloat16", torch.bfloat16)):
         before, after = named(ours), adafactor_steps(folder, params, objective, what)
-        adafactor.MOMENTUM, kept = momentum, adafactor.MOMENTUM
+        optimizers.MOMENTUM, kept = momentum, optimizers.MOMENTUM
         mine = copy.deepcopy(ours)
         mine.zero_grad()
         _, path = stepped(mine, 1e-3, 32, name="adafactor", betas=(0.9, 0.999), weight_decay=0.1)
-        adafactor.MOMENTUM = kept
+        optimizers.MOMENTUM = kept
         other = moved(in_our_names(ours, flat(after) | fixed, "flax"), before)
         found[f"20 steps of Adafactor, momentum in {what}"] = worst(
             without_key_biases({name: path[name] for name in learned}),

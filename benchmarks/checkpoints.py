@@ -21,11 +21,11 @@ import torch
 
 from isoflop.config import RunConfig, parse
 from isoflop.data import batches, open_split
+from isoflop.train.checkpoints import Progress, pack
 from isoflop.train.layout import arrange, built
 from isoflop.train.loop import build_objective
 from isoflop.train.ranks import Ranks
 from isoflop.train.saver import Saver
-from isoflop.train.state import Progress, pack
 from isoflop.train.step import Step
 
 

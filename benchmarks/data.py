@@ -27,7 +27,7 @@ from PIL import Image
 
 from isoflop.data import batches, locate, open_source
 from isoflop.data.decode import Box, decode_crop, read_header, snap
-from isoflop.data.keyed import uniforms
+from isoflop.data.order import uniforms
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.transforms import inception_box
 

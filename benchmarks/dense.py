@@ -27,7 +27,7 @@ from isoflop.models import create_model
 from isoflop.objectives import Objective, make_objective
 from isoflop.train import train
 from isoflop.train.device import to_device
-from isoflop.train.price import train_flops_per_image
+from isoflop.train.forecast import train_flops_per_image
 from isoflop.transfer import open_backbone
 from isoflop.transfer.dense import judge_dense
 from isoflop.transfer.dense.judge import mean_interval

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from isoflop import laws
 from isoflop.laws import curve as curve_module
 from isoflop.laws import forms as forms_module
-from isoflop.laws.present import COLOURS
-from isoflop.laws.published import VIT_GFLOPS
+from isoflop.laws.fit_table import COLOURS
+from isoflop.laws.forms import VIT_GFLOPS
 
 Array = NDArray[np.float64]
 Points = tuple[Array, Array]

@@ -21,7 +21,7 @@ import torch
 from isoflop import laws
 from isoflop.config import RunConfig, TransferConfig, parse
 from isoflop.train import train
-from isoflop.train.price import train_flops_per_image
+from isoflop.train.forecast import train_flops_per_image
 from isoflop.transfer import open_backbone, transfer
 
 MODELS = {"vit": "vit_w16d2p8", "poolformer": "poolformer_w16d4p4", "nfnet": "nfnet_w8d2"}

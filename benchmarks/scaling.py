@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isoflop.config import load_run
-from isoflop.train.accelerators import ACCELERATORS
+from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import workload
 from isoflop.train.scaling import (
     MATRIX_SHARE,

@@ -27,16 +27,14 @@ from study_planted import WORLDS, planted_rows
 
 from isoflop import laws
 from isoflop.config import StudyConfig, parse
-from isoflop.study.adaptive import next_stage
+from isoflop.study.adaptive import Funds, next_stage
 from isoflop.study.answer import answer_from
 from isoflop.study.arena import Arena, Ledger, Result
 from isoflop.study.belief import Trial
-from isoflop.study.funds import Funds
-from isoflop.study.plan import Plan, arena_of
+from isoflop.study.plan import Plan, RungForecast, arena_of
 from isoflop.study.planned import Catalogue
-from isoflop.study.pricing import RungForecast
+from isoflop.study.run import SMALLEST_BATCH, Ended, stages
 from isoflop.study.rungs import first_rung, ladder_sizes
-from isoflop.study.stages import SMALLEST_BATCH, Ended, stages
 
 SHARE = 0.25  # of the grid's FLOPs: what a planner may spend
 REACH = 4.0  # the question is asked this factor above the largest budget

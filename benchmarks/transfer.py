@@ -15,7 +15,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from isoflop.transfer.few_shot import BIAS, L2, neighbour_scores, ridge, ridge_scores
-from isoflop.transfer.intervals import accuracy_interval
+from isoflop.transfer.metrics import accuracy_interval
 
 CLASSES, SHOTS, WIDTH = 1000, 10, 1664
 

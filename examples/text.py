@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop import create_model
 from isoflop.config import RunConfig, parse
 from isoflop.data import batches
-from isoflop.data.orders import GlobalOrder, Order
+from isoflop.data.order import GlobalOrder, Order
 from isoflop.objectives import Supervised
 from isoflop.train import rate_factor
 from isoflop.train.device import Precision

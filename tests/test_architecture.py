@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,44 @@ def test_every_package_is_a_table_of_contents() -> None:
             if isinstance(node, ast.FunctionDef | ast.ClassDef)
         ]
         assert not defined, f"{file.relative_to(SOURCE)} defines {defined}"
+
+
+def _name(file: Path) -> str:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(file: Path, modules: Collection[str], *, late: bool) -> set[str]:
+    """The modules that a file imports when it is imported, or (`late`) when its functions are called."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            if isinstance(child, ast.ImportFrom) and child.module and inside == late:
+                names = [f"{child.module}.{alias.name}" for alias in child.names]
+                found.update(name if name in modules else str(child.module) for name in names)
+            visit(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+    visit(ast.parse(file.read_text(encoding="utf-8")), False)
+    return (found & set(modules)) - {_name(file)}
+
+
+def test_modules_do_not_import_each_other_in_circles_not_even_late() -> None:
+    files = {_name(file): file for file in SOURCE.rglob("*.py")}
+    early = {name: _imports(file, files, late=False) for name, file in files.items()}
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [name]
+        while todo:
+            new = early[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    for name, file in files.items():
+        assert name not in reached(name), f"{name} imports itself, by way of others"
+        for other in _imports(file, files, late=True):
+            assert name not in reached(other), f"{name} imports {other} late, which imports {name}"

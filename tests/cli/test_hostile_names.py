@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isoflop.cli.output import json_text
-from isoflop.cli.streams import guard_streams, over_the_line
-from isoflop.cli.tables import print_table
+from isoflop.cli.output import guard_streams, json_text, over_the_line, print_table
 from isoflop.data import open_source
 from isoflop.data.records import class_lines, read_class_lines
 from isoflop.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.cli.streams import guard_streams
+from isoflop.cli.output import guard_streams
 from isoflop.errors import ConfigError
 from isoflop.train.ranks import launched_world
 

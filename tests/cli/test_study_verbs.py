@@ -11,10 +11,9 @@ import pytest
 
 from isoflop.cli import main
 from isoflop.cli.narration import TerminalNarrator
-from isoflop.cli.tables import duration, power, print_table
-from isoflop.study.adaptive import Stage
+from isoflop.cli.output import duration, power, print_table
+from isoflop.study.adaptive import Outlook, Stage, Standing
 from isoflop.study.belief import Trial
-from isoflop.study.decide import Outlook, Standing
 
 STUDY = """\
 batch_size = 8

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.config.toml_lines import key_lines
+from isoflop.config.load import key_lines
 
 TEXT = '''\
 # a comment with = and [brackets]

@@ -78,7 +78,7 @@ def test_a_read_that_fails_twice_is_tried_a_third_time(
 def test_an_image_that_was_gone_is_looked_for_again(
     cache: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isoflop.data.quarantine.Quarantine.add", lambda *rest: None)
+    monkeypatch.setattr("isoflop.data.records.Quarantine.add", lambda *rest: None)
     with monkeypatch.context() as patch:
         break_reads(patch, errno.ENOENT)
         source = open_source(f"folder:{image_folder}?decode=once", split="train", image_size=16, heldout=0)

@@ -92,7 +92,7 @@ def test_a_fault_in_the_code_names_the_sample_in_one_line(
     image_folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(f"folder:{image_folder}?decode=each", split="train", image_size=16, heldout=0)
-    monkeypatch.setattr("isoflop.data.sources.images.crop_box", lambda *rest: 1 / 0)
+    monkeypatch.setattr("isoflop.data.sources.arrays.crop_box", lambda *rest: 1 / 0)
     with pytest.raises(DataError, match=r"\.png: ZeroDivisionError: division by zero") as raised:
         list(batches(source, workers=workers, **PLAN))
     assert "\n" not in str(raised.value)
@@ -106,7 +106,7 @@ def test_a_killed_worker_is_one_clear_line(image_folder: Path, monkeypatch: pyte
         if os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("isoflop.data.sources.images.crop_box", die)
+    monkeypatch.setattr("isoflop.data.sources.arrays.crop_box", die)
     with pytest.raises(DataError, match=r"a data worker died while making step \d+ .*try fewer workers"):
         list(batches(source, workers=1, **PLAN))
 

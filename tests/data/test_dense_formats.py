@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from isoflop.cli import main
 from isoflop.data import batches, open_source
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords
-from isoflop.data.dense.run_lengths import mask_of, run_lengths
-from isoflop.data.dense.writing import write_scenes
-from isoflop.data.quarantine import Note
+from isoflop.data.dense.coco import mask_of, run_lengths
+from isoflop.data.dense.scenes import write_scenes
+from isoflop.data.records import Note
 from isoflop.errors import DataError
 from tests.cli.lines import isoflop
 

@@ -33,7 +33,7 @@ def test_a_feed_to_a_gpu_hands_out_the_same_batches_in_order() -> None:
 
 def test_the_meter_counts_the_time_spent_waiting_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("isoflop.data.feed.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("isoflop.data.loader.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     source = open_source("digits", split="train", image_size=16)
 
     def slow():  # type: ignore[no-untyped-def]

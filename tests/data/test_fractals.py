@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from isoflop.data import open_source
-from isoflop.data.fractals import draw, orbits, zipf_probabilities
+from isoflop.data.sources.fractals import draw, orbits, zipf_probabilities
 
 SHARES = zipf_probabilities(1000, 1.5)
 

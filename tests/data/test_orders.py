@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isoflop.data.orders import BalancedOrder, GlobalOrder, MixtureOrder, Order, RepeatedOrder, WindowedOrder
+from isoflop.data.order import BalancedOrder, GlobalOrder, MixtureOrder, Order, RepeatedOrder, WindowedOrder
 from isoflop.errors import DataError
 
 SHARDS = np.array([100, 30, 0, 77, 100, 1, 100, 92])

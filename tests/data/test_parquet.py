@@ -15,7 +15,7 @@ import pytest
 
 from isoflop.data import batches, check, open_source
 from isoflop.data.opening import open_records
-from isoflop.data.sources import parquet_images
+from isoflop.data.sources import parquet
 from isoflop.errors import DataError
 from tests.data.pictures import encoded, picture
 from tests.processes import at_once, failures
@@ -228,8 +228,8 @@ def test_images_are_read_in_any_order_and_by_other_processes(
     tmp_path: Path, has_copy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_copy:
-        monkeypatch.setattr(parquet_images, "_SHARE_OF_DISK", 0.0)
-        monkeypatch.setattr(parquet_images, "_MOST_HELD", 2_000_000)
+        monkeypatch.setattr(parquet, "_SHARE_OF_DISK", 0.0)
+        monkeypatch.setattr(parquet, "_MOST_HELD", 2_000_000)
     uri, contents = large(tmp_path / "a.parquet")
     if has_copy:
         records = open_records(uri, "train")

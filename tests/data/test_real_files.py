@@ -31,8 +31,8 @@ def test_cifar10_is_the_same_in_every_layout(cifar10: dict[str, str]) -> None:
 
 
 def test_cifar10_gives_the_same_batches_from_shards_and_parquet(cifar10: dict[str, str]) -> None:
-    from isoflop.data.orders import GlobalOrder
-    from isoflop.data.sources.images import ImageSource
+    from isoflop.data.order import GlobalOrder
+    from isoflop.data.sources.arrays import ImageSource
 
     plan = {"seed": 5, "batch_size": 128, "start_step": 70, "stop_step": 82, "augment": "inception"}
     made = []

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from isoflop.data import batches, open_source
-from isoflop.data.shard_cache import ShardCache
 from isoflop.data.sources.shards import ShardRecords, list_shards
+from isoflop.data.tar import ShardCache
 from isoflop.errors import DataError
 from tests.data.pictures import encoded, picture
 from tests.processes import at_once, failures
@@ -340,7 +340,7 @@ def test_a_remote_shard_that_the_index_beside_it_does_not_know_is_refused(shards
 def test_where_the_storage_says_nothing_of_changes_no_index_is_kept(
     remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isoflop.data.shard_cache._SIGNS", ())
+    monkeypatch.setattr("isoflop.data.tar._SIGNS", ())
     for _ in range(2):
         built: list[int] = []
         with pytest.warns(UserWarning, match="does not say when shards change, so no index is kept"):

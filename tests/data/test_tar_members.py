@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.data.tar_members import DamagedTar, Member, tar_members
+from isoflop.data.tar import DamagedTar, Member, tar_members
 
 NAMES = st.lists(
     st.text(

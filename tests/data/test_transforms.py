@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 from isoflop.config import DataConfig
 from isoflop.data.decode import resize
 from isoflop.data.dense.canvas import JITTERS
-from isoflop.data.mixing import mix, soft_targets
 from isoflop.data.transforms import (
     AUGMENTATIONS,
     Augmentation,
@@ -24,6 +23,8 @@ from isoflop.data.transforms import (
     find_augmentation,
     inception_box,
     interpolation_of,
+    mix,
+    soft_targets,
     stretched_box,
     tensorflow_box,
 )

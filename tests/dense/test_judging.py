@@ -16,15 +16,14 @@ from isoflop.cli import main
 from isoflop.config import DenseTransferConfig, parse
 from isoflop.data import open_source
 from isoflop.data.dense import CocoRecords, DenseSource, Objects
-from isoflop.data.dense.run_lengths import run_lengths
-from isoflop.data.dense.writing import write_scenes
+from isoflop.data.dense.coco import run_lengths
+from isoflop.data.dense.scenes import write_scenes
 from isoflop.errors import ModelError
 from isoflop.models import create_model
 from isoflop.transfer.backbones import Pretrained
-from isoflop.transfer.dense.average_precision import average_precision
-from isoflop.transfer.dense.detections import Detections, in_own_pixels, pasted
+from isoflop.transfer.dense.average_precision import Detections, average_precision, in_own_pixels, pasted
 from isoflop.transfer.dense.judge import judge_dense, mean_interval
-from isoflop.transfer.dense.pixels import class_maps, confusion, intersection_over_union, slide
+from isoflop.transfer.dense.pictures import class_maps, confusion, intersection_over_union, slide
 from tests.dense.small import BACKBONES, FPN, backbone, objective
 
 

@@ -5,8 +5,7 @@ import torch
 
 from isoflop.errors import ModelError
 from isoflop.models import create_model
-from isoflop.objectives.dense.maps import make_maps
-from isoflop.objectives.dense.plain import PlainBlocks
+from isoflop.objectives.dense.maps import PlainBlocks, make_maps
 from tests.dense.small import BACKBONES, SIZE, backbone, batch
 
 

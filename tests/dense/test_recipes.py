@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from isoflop.config import RunConfig, load_run
-from isoflop.data.dense.writing import write_scenes
+from isoflop.data.dense.scenes import write_scenes
 from isoflop.errors import CheckpointError
 from isoflop.train import train
-from isoflop.train.accelerators import ACCELERATORS
+from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import forecast
 from isoflop.transfer import predict
 from isoflop.transfer.dense.judge import evaluate_run

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from isoflop.config import load_run
-from isoflop.train.preemption import PREEMPTED
+from isoflop.train.guards import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "examples" / "launch"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from isoflop.laws.published import load_table
+from isoflop.laws.forms import load_table
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 
 from isoflop.errors import LawError
 from isoflop.laws import FiniteDataLaw, fit_finite_data, load_table
-from isoflop.laws.finite_data_fit import finite_data_model
-from isoflop.laws.published import VIT_GFLOPS
+from isoflop.laws.finite_data import finite_data_model
+from isoflop.laws.forms import VIT_GFLOPS
 
 
 def few_shot(column="inet10"):

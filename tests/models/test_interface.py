@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, cost, create_model
-from isoflop.models.listing import describe, find_models
+from isoflop.models.cost import describe, find_models
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.presets import FAMILIES, PRESETS
 

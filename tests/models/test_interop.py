@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from isoflop.errors import ModelError
 from isoflop.models import create_model
 from isoflop.models.interop import load_weights, shaped_like, to_layout
-from isoflop.models.interop.layouts import in_files
-from isoflop.models.interop.timm_names import TIMMS_OWN
+from isoflop.models.interop.names import TIMMS_OWN, in_files
 from isoflop.models.presets import PRESETS
 
 # ours, theirs, side in pixels, our options, their options. Depth is cut where it adds only time.

@@ -6,11 +6,9 @@ import torch.nn.functional as F
 
 from isoflop.models import create_model
 from isoflop.models.bit import GroupNormReLU
-from isoflop.models.grouped import GroupNorm, pool_residual
 from isoflop.models.layers import StarReLU, _StarReLU
-from isoflop.models.linear import WORTHWHILE, linear
 from isoflop.models.mixers import Pooling, Site
-from isoflop.models.norm_relu import _Narrow, group_norm_relu
+from isoflop.models.operators import WORTHWHILE, GroupNorm, _Narrow, group_norm_relu, linear, pool_residual
 from isoflop.models.standardised import FLOOR, _Standardise
 
 

@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from isoflop.config.optim import ParameterKind
+from isoflop.config.run import ParameterKind
 from isoflop.models import create_model
 from isoflop.models.parameters import Kind, parameter_kinds, shapes_by_head
-from isoflop.objectives.decoder import Decoder
+from isoflop.objectives.masked import Decoder
 
 OURS = {
     "nfnet_w8d2": {

@@ -13,8 +13,8 @@ from isoflop.config import DistilledConfig, MaskedConfig, RunConfig, SupervisedC
 from isoflop.errors import CheckpointError
 from isoflop.models import Backbone, cost, create_model
 from isoflop.objectives import build, objective_cost
-from isoflop.objectives.teacher import open_teacher
-from isoflop.train.price import train_flops_per_image
+from isoflop.objectives.distilled import open_teacher
+from isoflop.train.forecast import train_flops_per_image
 
 
 def masked(**values: object) -> MaskedConfig:

@@ -17,7 +17,7 @@ from isoflop.config import DistilledConfig, parse
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.objectives import Distilled, load_teacher, make_objective
-from isoflop.objectives.teacher import teacher_moments
+from isoflop.objectives.distilled import teacher_moments
 
 SIZE: dict[str, Any] = {"image_size": 32, "num_classes": 5}
 TOKEN: dict[str, Any] = {"depths": (1,), "widths": (24,), "mlp_widths": (48,), "heads": (2,), "drop_path": 0.0}

@@ -11,10 +11,10 @@ from torch import Tensor
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import create_model
 from isoflop.models.blocks import Block
-from isoflop.models.positions import sincos_2d
+from isoflop.models.layers import sincos_2d
 from isoflop.objectives import Masked, load_huggingface_mae
 from isoflop.objectives.masked import patches, unpatched
-from isoflop.objectives.objective import Uniforms
+from isoflop.objectives.supervised import Uniforms
 
 LABELS = torch.zeros(3, dtype=torch.int64)
 SMALL = {"decoder_depth": 2, "decoder_width": 32, "decoder_heads": 4}

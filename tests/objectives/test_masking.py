@@ -7,8 +7,8 @@ from torch import Tensor
 
 from isoflop.data import derive_key, uniforms
 from isoflop.errors import ConfigError
-from isoflop.objectives.masking import SAMPLERS, shuffle, visible_count
-from isoflop.objectives.objective import Uniforms
+from isoflop.objectives.masked import SAMPLERS, shuffle, visible_count
+from isoflop.objectives.supervised import Uniforms
 
 GRIDS = [(14, 14), (4, 4), (7, 12), (3, 5)]
 

@@ -15,7 +15,7 @@ from isoflop.models.mixers import Attention
 from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 from isoflop.objectives import Masked
 from isoflop.objectives.masked import is_plain, patches, unpatched
-from isoflop.objectives.objective import Uniforms
+from isoflop.objectives.supervised import Uniforms
 from isoflop.objectives.visible import Sight, only_visible
 
 THIN = {"depths": (1, 1, 1, 1), "widths": (16, 16, 32, 32), "mlp_widths": (32, 32, 32, 32), "drop_path": 0.1}

@@ -21,7 +21,7 @@ from torch import Tensor
 from isoflop.config import RunConfig, parse
 from isoflop.objectives import Supervised, Uniforms
 from isoflop.runs.directory import read_status
-from isoflop.train.preemption import PREEMPTED, asked_to_stop
+from isoflop.train.guards import PREEMPTED, asked_to_stop
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["isoflop.train", "isoflop.train.sharded", "torch.distributed.fsdp"])

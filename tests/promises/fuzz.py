@@ -36,8 +36,8 @@ from isoflop.data import batches, check, open_source
 from isoflop.data.decode import Box, decode_crop, decode_whole, find_damage, read_header
 from isoflop.errors import IsoflopError
 from isoflop.models import create_model
-from isoflop.models.interop.files import read_weights
-from isoflop.report.watch.run import LiveRun, run_snapshot
+from isoflop.models.interop.transfer import read_weights
+from isoflop.report.watch.server import LiveRun, run_snapshot
 from isoflop.study import Store
 from isoflop.study.answer import answer_document, answer_from
 from isoflop.study.planned import Catalogue

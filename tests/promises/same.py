@@ -11,7 +11,7 @@ from isoflop.config import RunConfig
 from isoflop.data import locate
 from isoflop.runs.journal import data_steps
 from isoflop.train import read_journal, verify_ledger
-from isoflop.train.meters import MEASURED
+from isoflop.train.record import MEASURED
 
 
 def measured(directory: Path) -> list[dict[str, Any]]:

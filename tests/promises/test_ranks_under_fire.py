@@ -13,7 +13,7 @@ from isoflop.config import RunConfig
 from isoflop.runs.directory import read_status
 from isoflop.train import read_journal
 from isoflop.train.checkpoints import saved_steps
-from isoflop.train.preemption import PREEMPTED
+from isoflop.train.guards import PREEMPTED
 from tests.promises.chaos import (
     EVERY_STEP,
     Blow,

@@ -8,7 +8,7 @@ import pytest
 from isoflop.cli import main
 from isoflop.config import RunConfig, load_run
 from isoflop.train import train
-from isoflop.train.accelerators import ACCELERATORS
+from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import forecast
 
 RECIPES = sorted(

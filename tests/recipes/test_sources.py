@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from isoflop.models import create_model
-from isoflop.transfer.recipes import PUBLISHED
+from isoflop.transfer.finetune import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

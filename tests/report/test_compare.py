@@ -6,7 +6,7 @@ import pytest
 
 from isoflop.errors import StudyError
 from isoflop.report import StudyTables, differences, write_comparison
-from isoflop.report.studies import common_compute
+from isoflop.report.compare import common_compute
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ import pytest
 
 from isoflop.laws import FrontierLaw
 from isoflop.report import figures as draw
-from isoflop.report.figure import Figure
+from isoflop.report.figure import DARK, LIGHT, Figure, to_plotly
 from isoflop.report.figures.curves import thin
 from isoflop.report.law import family_laws
 from isoflop.report.page import report_figures
 from isoflop.report.text import quantity
-from isoflop.report.theme import DARK, LIGHT
-from isoflop.report.to_plotly import to_plotly
 
 
 def series_named(figure: Figure, name: str) -> Any:

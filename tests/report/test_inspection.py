@@ -17,16 +17,14 @@ from isoflop.report.inspection.attention import (
     attention_layers,
     attention_rollout,
     attention_weights,
-    rollout_maps,
-)
-from isoflop.report.inspection.model import inspect_model
-from isoflop.report.inspection.pictures import mosaic
-from isoflop.report.inspection.structure import (
     feature_components,
     filter_components,
     first_filters,
     position_similarity,
+    rollout_maps,
 )
+from isoflop.report.inspection.model import inspect_model
+from isoflop.report.inspection.pictures import mosaic
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from isoflop.report.inspection.masked import LABEL_HEIGHT, labelled, progress_sheet, reconstruction_sheet
-from isoflop.report.inspection.pictures import GREY
+from isoflop.report.inspection.pictures import GREY, LABEL_HEIGHT, labelled, progress_sheet, reconstruction_sheet
 from isoflop.runs.reconstructions import SavedReconstruction
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from isoflop.errors import StudyError
 from isoflop.report import StudyTables, differences, write_comparison, write_report
-from isoflop.report.metric import Metric, metric_of
 from isoflop.report.page import report_figures
-from isoflop.report.watch.page import snapshot
+from isoflop.report.rows import Metric, metric_of
+from isoflop.report.watch.server import snapshot
 from isoflop.report.watch.state import Live
 from tests.report.test_watch import write_json, write_run, write_table
 

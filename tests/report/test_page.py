@@ -11,7 +11,7 @@ import pytest
 
 import isoflop.report
 from isoflop.report import write_report
-from isoflop.report.headline import sentence
+from isoflop.report.law import answer_sentence
 from isoflop.report.page import render
 
 
@@ -90,7 +90,7 @@ def test_one_point_a_family_is_drawn(planted: Any) -> None:
 
 
 def test_the_answer_is_one_sentence_with_its_outcome(planted: Any) -> None:
-    text = sentence(planted.rows, planted.answer)
+    text = answer_sentence(planted.rows, planted.answer)
     assert text.startswith("With 6×10¹² FLOPs of training, train poolformer_w20 on ")
     assert "(90 % interval " in text
     assert "with probability 0.93" in text
@@ -100,7 +100,7 @@ def test_the_answer_is_one_sentence_with_its_outcome(planted: Any) -> None:
 def test_an_outcome_outside_its_interval_is_said_so(planted: Any) -> None:
     answer = copy.deepcopy(planted.answer)
     answer["families"][answer["best"]]["interval"] = [0.1, 0.2]
-    assert sentence(planted.rows, answer).endswith("above the interval.")
+    assert answer_sentence(planted.rows, answer).endswith("above the interval.")
 
 
 DAMAGE = [

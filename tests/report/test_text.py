@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.report.text import duration, number, quantity, script_json
-from isoflop.report.ticks import log_ticks
+from isoflop.report.text import duration, log_ticks, number, quantity, script_json
 
 
 @pytest.mark.parametrize(

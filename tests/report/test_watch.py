@@ -13,8 +13,7 @@ import pytest
 from isoflop.errors import StudyError
 from isoflop.report.interim import interim_answer
 from isoflop.report.watch import Watch
-from isoflop.report.watch.state import Live
-from isoflop.report.watch.tail import BINS_A_DECADE, Tail
+from isoflop.report.watch.state import BINS_A_DECADE, Live, Tail
 
 
 def write_json(path: Path, value: Any) -> None:

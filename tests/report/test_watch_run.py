@@ -8,8 +8,8 @@ import pytest
 
 from isoflop.errors import StudyError
 from isoflop.report.watch import Watch
-from isoflop.report.watch.run import LiveRun, run_snapshot
-from isoflop.report.watch.tail import Tail
+from isoflop.report.watch.server import LiveRun, run_snapshot
+from isoflop.report.watch.state import Tail
 from isoflop.runs.journal import read_journal
 from tests.report.conftest import HOSTILE
 from tests.report.test_watch import fetch, write_json
@@ -124,7 +124,7 @@ def test_the_page_of_a_run_follows_it_and_runs_nothing_that_it_says(chromium: An
 def test_the_curve_of_a_long_journal_is_a_sample_with_every_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isoflop.report.watch import tail as reader
+    from isoflop.report.watch import state as reader
     from isoflop.runs.journal import encode_row
 
     rows: list[dict[str, Any]] = [{"kind": "start", "step": 0, "origin": "scratch"}]

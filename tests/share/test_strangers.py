@@ -17,9 +17,9 @@ from isoflop.errors import CheckpointError, DataError, IsoflopError, ModelError
 from isoflop.models import create_model
 from isoflop.models.saved import KEY
 from isoflop.models.timm_adapter import OPTIONS
-from isoflop.objectives.teacher import open_teacher
+from isoflop.objectives.distilled import open_teacher
 from isoflop.share import export, import_weights
-from isoflop.train.finished import load_objective
+from isoflop.train.loop import load_objective
 from isoflop.transfer import load_backbone, open_backbone
 from tests.cli.lines import isoflop
 

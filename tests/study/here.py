@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from isoflop.study.executors import Event, Task
-from isoflop.study.executors.training import Message, train_task
+from isoflop.study.executors.worker import Message, train_task
 
 
 class Here:

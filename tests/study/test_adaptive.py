@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.study.adaptive import Stage, next_stage
+from isoflop.study.adaptive import Decision, Stage, next_stage
 from isoflop.study.arena import Arena, Contender, Ledger, Result
 from isoflop.study.belief import Trial, fit_belief
-from isoflop.study.decide import Decision
 
 BUDGETS = (1e9, 2.5e9, 6e9, 1.5e10, 4e10)
 TARGET = 1.6e11

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from isoflop.models import family_ladder
-from isoflop.report.headline import sentence
 from isoflop.report.interim import best_rates, interim_answer
+from isoflop.report.law import answer_sentence
 from isoflop.report.savings import limit_sentence, savings, total_cost
 from isoflop.report.tables import summary
 from isoflop.study.answer import spending
@@ -90,7 +90,7 @@ def test_a_family_that_did_not_train_is_shown_with_what_became_of_its_runs() -> 
         "stopped": "all its runs, 12, were stopped halfway",
     }
     assert found["families"]["sound"]["p_best"] is None  # it was compared with nothing
-    told = sentence(rows, found)
+    told = answer_sentence(rows, found)
     assert "lost is not compared: all its runs, 12, diverged" in told
     assert "probability" not in told
     page = summary(rows, found)

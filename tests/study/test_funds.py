@@ -9,13 +9,11 @@ import pytest
 
 from isoflop.config import StudyConfig
 from isoflop.errors import DataError, StudyError
-from isoflop.study.adaptive import next_stage
+from isoflop.study.adaptive import TARGET_DISTANCE, choose_budgets, next_stage
 from isoflop.study.arena import Ledger
-from isoflop.study.funds import TARGET_DISTANCE, choose_budgets
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue
-from isoflop.study.run import run_study
-from isoflop.study.stages import Ended, stages
+from isoflop.study.run import Ended, run_study, stages
 from tests.study.test_rungs import SIZES, study_config
 
 SECONDS = {("vit", name): 1e-4 * (k + 1) for k, name in enumerate(SIZES)}

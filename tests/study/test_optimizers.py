@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from isoflop.config import OptimizerConfig, StudyConfig, parse
-from isoflop.study.learning_rates import USUAL_RATE, rate_grid
 from isoflop.study.planned import Catalogue
+from isoflop.study.rungs import USUAL_RATE, rate_grid
 from isoflop.train.optim.build import OPTIMIZERS
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from isoflop.config import RunConfig, parse
 from isoflop.report import write_report
-from isoflop.report.inspection.masked import reconstruction_pictures
+from isoflop.report.inspection.pictures import reconstruction_pictures
 from isoflop.train import train
 
 MASKED = {

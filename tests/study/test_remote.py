@@ -13,8 +13,7 @@ from isoflop.errors import StudyError
 from isoflop.runs.directory import read_status
 from isoflop.study import Store
 from isoflop.study.executors import Task
-from isoflop.study.executors.mail import Mailbox, Sender
-from isoflop.study.executors.remote import bundles, optional, train_remotely
+from isoflop.study.executors.remote import Mailbox, Sender, bundles, optional, train_remotely
 from isoflop.study.planned import Catalogue
 from tests.study import mortal
 from tests.study.test_study import toy_study

@@ -6,10 +6,9 @@ import pytest
 
 from isoflop.config import StudyConfig, parse
 from isoflop.errors import ModelError, StudyError
-from isoflop.study.learning_rates import rate_grid, usual_exponent
+from isoflop.study.plan import forecast
 from isoflop.study.planned import Catalogue
-from isoflop.study.pricing import forecast
-from isoflop.study.rungs import extensions, first_rung, ladder_sizes, next_rung
+from isoflop.study.rungs import extensions, first_rung, ladder_sizes, next_rung, rate_grid, usual_exponent
 
 SIZES = ["vit_w8d2p8", "vit_w12d2p8", "vit_w16d2p8"]
 

@@ -19,7 +19,7 @@ from isoflop.runs.journal import attempts
 from isoflop.study import Store, run_study
 from isoflop.study.executors import LocalPool, Task, local
 from isoflop.study.planned import Catalogue
-from isoflop.train.preemption import PREEMPTED
+from isoflop.train.guards import PREEMPTED
 from tests.data.pictures import encoded, picture
 from tests.study.test_study import Listener, toy_study
 

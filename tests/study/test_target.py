@@ -9,10 +9,9 @@ from isoflop.errors import ConfigError
 from isoflop.runs.results import judged
 from isoflop.study import run_study
 from isoflop.study.executors import Task
-from isoflop.study.executors.training import Message, train_task
+from isoflop.study.executors.worker import Message, measure_target, read_target, train_task
 from isoflop.study.planned import Catalogue
 from isoflop.study.store import Store, finite_loss
-from isoflop.study.target import measure_target, read_target
 from isoflop.train import train
 from tests.promises.chaos import run_config
 from tests.study.here import Here

@@ -22,9 +22,8 @@ from isoflop.runs.directory import read_status
 from isoflop.runs.journal import JournalWriter, attempts, read_journal
 from isoflop.train import attempt, checkpoints, identity, train
 from isoflop.train.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, saved_steps
-from isoflop.train.guards import Watchdog, robust_z
+from isoflop.train.guards import PREEMPTED, Watchdog, robust_z
 from isoflop.train.identity import run_directory
-from isoflop.train.preemption import PREEMPTED
 from isoflop.train.saver import _told
 from tests.data.pictures import encoded, picture
 from tests.promises.chaos import EVERY_STEP, run_config

@@ -9,7 +9,7 @@ import pytest
 
 from isoflop.config import config_hash
 from isoflop.train import read_journal, train
-from isoflop.train.boards.boards import named_values
+from isoflop.train.boards import named_values
 from tests.promises.chaos import run_config
 
 

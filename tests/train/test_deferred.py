@@ -14,11 +14,10 @@ from isoflop.config import RunConfig
 from isoflop.data import open_split
 from isoflop.errors import ModelError
 from isoflop.models import create_model
-from isoflop.train.deferred import Deferred
-from isoflop.train.layout import build_and_arrange
+from isoflop.train.layout import Deferred, build_and_arrange
 from isoflop.train.loop import build_objective
 from isoflop.train.ranks import Ranks
-from isoflop.train.shards import local
+from isoflop.train.sharded import local
 from tests.promises.chaos import run_config
 
 WORLD = 4
@@ -139,7 +138,7 @@ def test_a_rank_holds_its_shards_and_one_block_at_a_time(
         objectives.append(build_objective(config, source))
         return objectives[0]
 
-    monkeypatch.setattr("isoflop.train.deferred.LEAST_BYTES", 1 << 10)
+    monkeypatch.setattr("isoflop.train.layout.LEAST_BYTES", 1 << 10)
     monkeypatch.setattr(Deferred, "settle", watched)
     divided = build_and_arrange(build, config, one_of_four)
     parts = WORLD if sharding == "full" else 2

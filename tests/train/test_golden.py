@@ -17,8 +17,8 @@ from isoflop.data import batches, open_split
 from isoflop.models import create_model
 from isoflop.objectives import Supervised
 from isoflop.train.layout import arrange
+from isoflop.train.optim.build import rate_factor
 from isoflop.train.ranks import Ranks
-from isoflop.train.schedules import rate_factor
 from isoflop.train.step import Step
 
 STORED = Path(__file__).with_name("golden.json")

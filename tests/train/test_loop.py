@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from isoflop.config import config_hash
-from isoflop.config.kinds import stored_run
+from isoflop.config.study import stored_run
 from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.runs import directory
 from isoflop.runs.directory import read_status

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from isoflop.errors import IsoflopError
-from isoflop.train.meeting import own_store
+from isoflop.train.ranks import own_store
 
 
 def meet(store: Any, world: int) -> list[Any]:

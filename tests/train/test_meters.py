@@ -11,9 +11,9 @@ import torch
 from isoflop.config import RunConfig, parse
 from isoflop.models import cost
 from isoflop.train import read_journal, train
-from isoflop.train.accelerators import ACCELERATORS, CPU_WATTS, identify, matrix_rate
-from isoflop.train.meters import MEASURED, Meters, wall_of_attempts
-from isoflop.train.price import train_flops_per_image
+from isoflop.train.device import ACCELERATORS, CPU_WATTS, identify, matrix_rate
+from isoflop.train.forecast import train_flops_per_image
+from isoflop.train.record import MEASURED, Meters, wall_of_attempts
 from tests.promises.chaos import run_config
 
 
@@ -35,7 +35,7 @@ def test_every_row_of_a_run_tells_how_well_the_machine_is_used(tmp_path: Path) -
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the meters take for the time is its one element."""
     clock = [100.0]
-    monkeypatch.setattr("isoflop.train.meters.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("isoflop.train.record.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     return clock
 
 

@@ -11,7 +11,7 @@ from isoflop.config.run import RunConfig
 from isoflop.data import batches, open_split
 from isoflop.data.loader import rank_part
 from isoflop.errors import ConfigError
-from isoflop.models.drop import Dropout, drop_path, rows_of_batch
+from isoflop.models.blocks import Dropout, drop_path, rows_of_batch
 from isoflop.train import read_journal, train
 from isoflop.train.layout import blocks, built, make_independent_of_layout
 from isoflop.train.step import parts_per_step
@@ -124,7 +124,7 @@ def test_layers_of_timm_draw_for_the_whole_batch() -> None:
 
     model = nn.Sequential(nn.Dropout(0.3), DropPath(0.3))
     make_independent_of_layout(model)
-    assert [type(layer).__module__ for layer in model] == ["isoflop.models.drop"] * 2
+    assert [type(layer).__module__ for layer in model] == ["isoflop.models.blocks"] * 2
 
 
 def test_every_family_has_blocks() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from isoflop.config import RunConfig
 from isoflop.config.load import parse
-from isoflop.train.accelerators import ACCELERATORS
+from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import Forecast, forecast
 from isoflop.train.scaling import step_time
 

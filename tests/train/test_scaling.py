@@ -14,10 +14,18 @@ from isoflop.config import RunConfig, parse
 from isoflop.errors import ConfigError
 from isoflop.models import cost, create_model
 from isoflop.objectives import objective_cost
-from isoflop.train.accelerators import ACCELERATORS
+from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import forecast, workload
-from isoflop.train.roofline import Operator
-from isoflop.train.scaling import MEMORY_SHARE, Layout, Workload, communication, memory, reliability, step_time
+from isoflop.train.scaling import (
+    MEMORY_SHARE,
+    Layout,
+    Operator,
+    Workload,
+    communication,
+    memory,
+    reliability,
+    step_time,
+)
 
 H100 = ACCELERATORS["h100"]
 WORK = Workload(

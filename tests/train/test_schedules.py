@@ -5,7 +5,7 @@ import math
 import pytest
 
 from isoflop.config import ScheduleConfig
-from isoflop.train.schedules import rate_factor, trunk_steps
+from isoflop.train.optim.build import rate_factor, trunk_steps
 
 
 def schedule(**values: object) -> ScheduleConfig:

@@ -10,7 +10,7 @@ from isoflop.config import StartConfig
 from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import create_model
 from isoflop.train import read_journal, train
-from isoflop.train.meters import MEASURED
+from isoflop.train.record import MEASURED
 from isoflop.train.start import replace_head, start_from
 from tests.promises.chaos import run_config
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from isoflop.train.state import pack, unpack
+from isoflop.train.checkpoints import pack, unpack
 
 
 def network() -> nn.Module:

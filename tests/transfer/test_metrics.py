@@ -7,8 +7,14 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from isoflop.transfer.intervals import accuracy_interval
-from isoflop.transfer.metrics import accuracy_per_class, calibration_error, confusion, is_right, summary
+from isoflop.transfer.metrics import (
+    accuracy_interval,
+    accuracy_per_class,
+    calibration_error,
+    confusion,
+    is_right,
+    summary,
+)
 
 
 def scored(n: int = 500, classes: int = 8, sharpness: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,9 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from isoflop.config import OptimConfig
-from isoflop.transfer import probe
-from isoflop.transfer.few_shot import neighbour_scores
-from isoflop.transfer.probe import logistic_scores, probe_scores
+from isoflop.transfer import few_shot
+from isoflop.transfer.few_shot import logistic_scores, neighbour_scores, probe_scores
 
 
 def clouds(n: int, width: int = 8, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,13 +53,13 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
 
 def test_the_batch_norm_of_the_probe_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[tuple[str, ...]] = []
-    real = probe.build_optimizer
+    real = few_shot.build_optimizer
 
     def build(model: nn.Module, options: OptimConfig) -> torch.optim.Optimizer:
         trained.append(tuple(name for name, _ in model.named_parameters()))
         return real(model, options)
 
-    monkeypatch.setattr(probe, "build_optimizer", build)
+    monkeypatch.setattr(few_shot, "build_optimizer", build)
     probe_scores(*clouds(40), clouds(8)[0], 4, epochs=1)
     assert trained == [("1.weight", "1.bias")]
 

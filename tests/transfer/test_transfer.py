@@ -21,7 +21,7 @@ from isoflop.models import create_model
 from isoflop.train import train
 from isoflop.transfer import Pretrained, load_backbone, open_backbone, transfer
 from isoflop.transfer import evaluate as module
-from isoflop.transfer.recipes import PUBLISHED
+from isoflop.transfer.finetune import PUBLISHED
 from tests.processes import at_once, failures
 from tests.promises.chaos import run_config
 

@@ -10,10 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, data, doctor, fit, inspect, models, predict, report, share, study, training, transfer
-from isoflop.cli.groups import group, help_when_alone
-from isoflop.cli.output import print_json
-from isoflop.cli.streams import guard_streams, lost_output
+from isoflop.cli import config, data, doctor, models, report, study, training, transfer
+from isoflop.cli.output import group, guard_streams, help_when_alone, lost_output, print_json
 from isoflop.errors import IsoflopError
 from isoflop.escapes import printable
 
@@ -33,21 +31,23 @@ app.command("train", short_help="Train one run, or go on with it where it was in
 app.command("transfer", short_help="Judge a backbone by few-shot, probe or fine-tuning.", epilog=transfer.EXAMPLES)(
     transfer.transfer
 )
-app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
-app.command("fit", epilog=fit.EXAMPLES)(fit.fit)
+app.command("predict", epilog=transfer.PREDICT_EXAMPLES)(transfer.predict)
+app.command("fit", epilog=report.FIT_EXAMPLES)(report.fit)
 app.command(
-    "inspect", short_help="Look into a backbone: attention, positions, filters, features.", epilog=inspect.EXAMPLES
-)(inspect.inspect)
+    "inspect",
+    short_help="Look into a backbone: attention, positions, filters, features.",
+    epilog=models.INSPECT_EXAMPLES,
+)(models.inspect)
 app.command(
     "report", short_help="Write a study's page again; compare studies; show a table.", epilog=report.REPORT_EXAMPLES
 )(report.report)
 app.command(
     "watch", short_help="Show a study or a run that still goes on, in a browser.", epilog=report.WATCH_EXAMPLES
 )(report.watch)
-app.command("export", short_help="Write trained weights as another library reads them.", epilog=share.EXPORT_EXAMPLES)(
-    share.export
+app.command("export", short_help="Write trained weights as another library reads them.", epilog=models.EXPORT_EXAMPLES)(
+    models.export
 )
-app.command("import", short_help="Bring public weights in.", epilog=share.IMPORT_EXAMPLES)(share.import_)
+app.command("import", short_help="Bring public weights in.", epilog=models.IMPORT_EXAMPLES)(models.import_)
 app.command("doctor", short_help="Tell what this machine can do, and what is missing.", epilog=doctor.EXAMPLES)(
     doctor.doctor
 )

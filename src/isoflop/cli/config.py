@@ -4,9 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from isoflop.cli.groups import argument, examples, group
-from isoflop.cli.output import Json, print_json
-from isoflop.cli.tables import print_table
+from isoflop.cli.output import Json, argument, examples, group, print_json, print_table
 
 app = group("config", "Look at configurations.")
 

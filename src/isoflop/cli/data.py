@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.groups import argument, examples, group
-from isoflop.cli.output import Json, print_json
-from isoflop.cli.streams import over_the_line
+from isoflop.cli.output import Json, argument, examples, group, over_the_line, print_json
 
 app = group("data", "Check, index and convert data sets.")
 
@@ -110,7 +108,7 @@ def make_scenes(
     as_json: Json = False,
 ) -> None:
     """Generate pictures of objects with boxes, masks and maps of classes, as coco:DIR and ade20k:DIR."""
-    from isoflop.data.dense.writing import write_scenes
+    from isoflop.data.dense.scenes import write_scenes
 
     write_scenes(
         destination, images=images, val_images=val_images, size=size, classes=classes, seed=seed, progress=_progress

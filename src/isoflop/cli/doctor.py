@@ -5,9 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isoflop.cli.groups import examples
-from isoflop.cli.output import Json, print_json
-from isoflop.cli.tables import print_table
+from isoflop.cli.output import Json, examples, print_json, print_table
 
 EXAMPLES = examples("isoflop doctor", "isoflop doctor --compile --json")
 EXTRAS = {
@@ -26,7 +24,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Tell what this machine can do: devices, precision, decoders, extras, room. Always exits 0."""
-    from isoflop.train.machine import describe_machine
+    from isoflop.train.device import describe_machine
 
     found = describe_machine(Path.cwd(), compile=compile)
     if as_json:

@@ -1,12 +1,15 @@
 """`isoflop models`: what can be trained, and what it takes."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.groups import argument, examples
-from isoflop.cli.output import Json, print_json
-from isoflop.cli.tables import print_table
+from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
+
+if TYPE_CHECKING:
+    from isoflop.config import RunConfig
+
 
 EXAMPLES = examples(
     "isoflop models",
@@ -32,7 +35,7 @@ def models(
 
     For one model, and for all that match where --image-size or --measure asks for it: parameters, FLOPs, memory, speed.
     """
-    from isoflop.models.listing import find_models
+    from isoflop.models.cost import find_models
     from isoflop.models.presets import FAMILIES, PRESETS
 
     if not name and not family and as_json:
@@ -81,7 +84,7 @@ def _print_published(names: list[str], as_json: bool) -> None:
 
 def _print_counted(names: list[str], image_size: int, num_classes: int, measure: bool, as_json: bool) -> None:
     from isoflop.errors import ModelError
-    from isoflop.models.listing import describe
+    from isoflop.models.cost import describe
 
     counted, refused = [], []
     for model in names:
@@ -138,3 +141,166 @@ def _short(count: int) -> str:
             value = count / size
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
     return str(count)
+
+
+# `isoflop inspect`: what a trained backbone has learnt to look at.
+
+
+INSPECT_EXAMPLES = examples(
+    "isoflop inspect runs/vit-1a2b3c --images 16 --output pictures",
+    "isoflop inspect timm:vit_tiny_patch16_224 --data folder:my_images",
+)
+
+
+def inspect(
+    checkpoint: Annotated[
+        str, argument("Folder of a finished run; with --data, all that `isoflop transfer` takes.", "CHECKPOINT")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="CHECKPOINT/inspect, or inspect/NAME, when left out."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Other images than the run's own.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Held-out images to look at.")] = 64,
+    random: Annotated[bool, typer.Option("--random", help="Random weights: what was there before training.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Positions, attention, first filters, feature maps, reconstructions of a masked run: pictures and numbers."""
+    import numpy as np
+    import torch
+
+    from isoflop.data import Subset, open_source, open_split
+    from isoflop.errors import CheckpointError
+    from isoflop.report.inspection.model import inspect_model
+    from isoflop.train.device import to_unit_range
+    from isoflop.transfer import load_backbone, open_backbone
+
+    path, is_named = Path(checkpoint).expanduser(), checkpoint.startswith("timm:")
+    config: RunConfig | None = None
+    if data is None:
+        if is_named or not (existing(path) / "config.json").is_file():
+            raise CheckpointError(f"{checkpoint}: not a finished run; say with --data what it is to look at")
+        model, config = load_backbone(path, random_weights=random)
+        heldout = open_split(config.data, "heldout", may_fetch=False)
+    else:
+        opened = open_backbone(checkpoint if is_named else existing(path), random_weights=random)
+        model = opened.model
+        heldout = open_source(data, split="heldout", image_size=model.image_size[0], channels=model.in_channels)
+        heldout = Subset(heldout, moments=opened.moments) if opened.moments else heldout
+    pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
+    kind = "inspect-random" if random else "inspect"
+    folder = output or (path / kind if path.is_dir() else Path(kind) / Path(checkpoint.replace(":", "-")).name)
+    found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)
+    if config is not None and config.objective.name == "masked" and not random:
+        with aside(as_json):
+            _reconstructions(path, config, folder)
+    if as_json:
+        print_json({"model": model.preset, "directory": folder, **found})
+        return
+    for part, reason in found["skipped"].items():
+        print(f"no {part.replace('_', ' ')}: {reason}")
+    print(f"{model.preset} on {found['images']} images: pictures and inspect.json in {folder}")
+
+
+def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
+    """Pictures of what the masked autoencoder of `run` makes of held-out images, now and while it was trained."""
+    import torch
+
+    from isoflop.data import open_split
+    from isoflop.objectives import Masked
+    from isoflop.report.inspection.pictures import progress_sheet, reconstruction_sheet, save_png
+    from isoflop.runs.reconstructions import read_reconstructions
+    from isoflop.train.device import Precision
+    from isoflop.train.evaluate import reconstruct
+    from isoflop.train.loop import load_objective
+
+    objective = load_objective(run, open_split(config.data, "train", may_fetch=False))
+    assert isinstance(objective, Masked)
+    now = reconstruct(objective, open_split(config.data, "heldout", may_fetch=False), torch.device("cpu"), Precision())
+    save_png(folder / "reconstructions.png", reconstruction_sheet(now))
+    if history := read_reconstructions(run):
+        save_png(folder / "reconstructions-over-time.png", progress_sheet(history))
+    if now.is_normalised:
+        print("reconstructions: normalised targets, shown with mean and deviation of the hidden pixels")
+
+
+# `isoflop export` and `isoflop import`: weights that leave, and weights that come in.
+
+
+EXPORT_EXAMPLES = examples(
+    "isoflop export runs/vit-1a2b3c --to timm --output vit-timm",
+    "isoflop export runs/vit-1a2b3c --to onnx --output vit-onnx --licence cc-by-4.0",
+)
+IMPORT_EXAMPLES = examples(
+    "isoflop import mae_pretrain_vit_base.pth --output mae-b16",
+    "isoflop import weights.pth --model poolformerv2_s12 --output poolformerv2",
+)
+
+
+def export(
+    checkpoint: Annotated[
+        str, argument("Folder of a finished run, or what else `isoflop transfer` takes.", "CHECKPOINT")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="timm, huggingface, onnx or safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")],
+    licence: Annotated[
+        str | None, typer.Option("--licence", metavar="SPDX", help="Of the weights, for the model card.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write trained weights as another library reads them, with a model card.
+
+    That library reads them first, and must come to the same outputs: else nothing is written.
+    """
+    from isoflop.share import export as write
+
+    with aside(as_json):
+        done = write(checkpoint, to, output, licence=licence)
+    if as_json:
+        print_json({"folder": done.folder, "format": done.format, "model": done.model, "difference": done.difference})
+        return
+    print(f"{done.model} in {done.folder}, for {done.format}")
+    print(f"largest difference over {done.images} images: {done.difference:.1e} of the largest output")
+    if licence is None:
+        print("the model card names no licence: --licence does, before you publish it")
+
+
+def import_(
+    source: Annotated[str, argument("A weight file, a folder of timm's or Hugging Face's, or timm:NAME.", "SOURCE")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="PRESET", help="Whose weights they are, where it does not tell."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", metavar="PX", min=1, help="Not the one they were trained for.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring public weights in: big_vision, AugReg, MAE, PoolFormer, MetaFormer, timm, Hugging Face.
+
+    The folder is a checkpoint like any other: for transfer, export, inspect, and `start.weights` of a run.
+    """
+    from isoflop.share import import_weights
+
+    with aside(as_json):
+        done = import_weights(source, output, model=model, image_size=image_size)
+    if as_json:
+        print_json(
+            {
+                "folder": done.folder,
+                "model": done.model,
+                "release": done.release,
+                "parameters": done.parameters,
+                "left_out": done.left_out,
+                "by_name": done.by_name,
+            }
+        )
+        return
+    print(f"{done.model} in {done.folder}: {done.parameters:,} parameters, from {done.release}")
+    if done.by_name:
+        print("names and shapes fit more than one model: which, the name of the file says; --model names another")
+    if done.left_out:
+        print(f"not part of a backbone, left out: {len(done.left_out)} tensors ({', '.join(done.left_out[:3])}, ...)")

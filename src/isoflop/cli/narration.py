@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.cli.streams import over_the_line
-from isoflop.cli.tables import duration, power, print_table
+from isoflop.cli.output import duration, over_the_line, power, print_table
 from isoflop.config import TransferConfig
-from isoflop.report.metric import metric_of
+from isoflop.report.rows import metric_of
 from isoflop.report.savings import limit_sentence
 from isoflop.report.text import between
 from isoflop.study import Narrator
-from isoflop.study.adaptive import Stage
-from isoflop.study.funds import Funds
+from isoflop.study.adaptive import Funds, Stage
 from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
 

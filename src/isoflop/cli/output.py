@@ -1,18 +1,144 @@
 """What programs read: with `--json` a verb prints one JSON object on stdout, and nothing else."""
 
+from __future__ import annotations
+
+import codecs
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from isoflop.cli.streams import outlast_output
-from isoflop.escapes import escaped_json
+from isoflop.errors import ConfigError
+from isoflop.escapes import escaped_json, printable
+
+# stdout and stderr that take any text and survive whatever they lead to: a closed pipe, a full disk, an old terminal.
+#
+# All that is printed goes through here, names out of strangers' files among it: control characters are escaped.
+#
+# Python makes them raise where the terminal's encoding lacks a character, where the disk behind them is full, and where
+# they were closed before the process began. A study must not end for that.
+
+
+_SPELT = "–=- −=- —=- ×=x ·=. …=... →=-> ½=1/2 ¼=1/4 ⅛=1/8 ²=^2 √=sqrt α=alpha β=beta μ=mu µ=mu ’=' ≈=~ █=#"
+_PLAIN = dict(pair.split("=") for pair in _SPELT.split()) | {"≤": "<=", "≥": ">=", "±": "+/-", "“": '"', "”": '"'}
+_failures: dict[str, OSError] = {}  # of the streams that could not be written, by name
+_ends_the_verb = True  # whether output that cannot be written ends what is being done
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Text for characters that an encoding lacks: our typography as a typewriter has it, the rest as \\uXXXX."""
+    assert isinstance(error, UnicodeEncodeError)
+    wanted = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in wanted), error.end
+
+
+class _Surviving:
+    """A text stream, less control characters, and less the errors of writing: the first is noted, and what comes after
+    goes nowhere."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        self._put(printable(text, kept="\n\t"))
+        return len(text)
+
+    def over_the_line(self, text: str, end: str) -> None:
+        """Writes `text` in the place of what the terminal's last line shows."""
+        self._put(f"\r\x1b[2K{printable(text, kept=chr(10))}{end}")
+        self.flush()
+
+    def _put(self, text: str) -> None:
+        with self._noting():
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._noting():
+            self._stream.flush()
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def isatty(self) -> bool:
+        return not self._stream.closed and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            failure = error if isinstance(error, OSError) else OSError(str(error))
+            _failures.setdefault(self._name, failure)
+            self._lead_nowhere()
+            if _ends_the_verb and self._name == "stdout":
+                raise failure from error
+
+    def _lead_nowhere(self) -> None:
+        """What is still in the buffer has to go somewhere when the process ends."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def guard_streams() -> None:
+    """Makes `sys.stdout` and `sys.stderr` survive; for the streams of a process, before anything is printed."""
+    global _ends_the_verb
+    _ends_the_verb = True
+    _failures.clear()
+    for descriptor in range(3):  # a closed one would be given to the next file that is opened, and printed into
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error("isoflop.plain", _plainly)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the process began
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+        if isinstance(stream, _Surviving):
+            continue
+        with suppress(AttributeError, ValueError):  # what a test or a notebook has put there
+            stream.reconfigure(errors="isoflop.plain")
+        setattr(sys, name, _Surviving(stream, name))
+
+
+def over_the_line(text: str, *, end: str = "", to_stderr: bool = False) -> None:
+    """Prints `text` in the place of the terminal's last line."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    if isinstance(stream, _Surviving):
+        stream.over_the_line(text, end)
+    else:
+        print(text, end=end, file=stream, flush=True)
+
+
+def rich_stream() -> TextIO:
+    """stdout for Rich, which colours: it gets nothing but text that is escaped."""
+    stream: Any = sys.stdout
+    return stream._stream if isinstance(stream, _Surviving) else stream
+
+
+def outlast_output() -> None:
+    """From here on output that cannot be written does not end the verb: its result is kept elsewhere."""
+    global _ends_the_verb
+    _ends_the_verb = False
+
+
+def lost_output() -> OSError | None:
+    """Why stdout could not be written, if it could not."""
+    return _failures.get("stdout")
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
@@ -57,3 +183,98 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [_plain(part) for part in value]
     raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+# How tables and numbers look on the command line.
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, with Rich on a terminal and as plain text elsewhere; columns of numbers to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    right = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD)
+        for title, is_right in zip(head, right, strict=True):
+            table.add_column(title, justify="right" if is_right else "left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console(file=rich_stream()).print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = zip(row, widths, right, strict=True)
+        print("  ".join(f"{cell:{'>' if is_right else '<'}{width}}" for cell, width, is_right in cells).rstrip())
+
+
+def power(value: float, digits: int = 2) -> str:
+    """`1.5e+12` as `1.5e12`."""
+    return f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell[0] in "0123456789-+."
+
+
+# A group of verbs: what all of them have in common.
+
+
+def group(name: str, help: str, *, completion: bool = False) -> typer.Typer:
+    """A group of verbs whose bare name prints its help; `completion` adds the options that teach it to a shell."""
+    app = typer.Typer(
+        name=name,
+        help=help,
+        add_completion=completion,
+        rich_markup_mode=None,  # plain help starts in half the time
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True, help=help)
+    def alone(context: typer.Context) -> None:
+        help_when_alone(context)
+
+    return app
+
+
+def help_when_alone(context: typer.Context) -> None:
+    """Print the help of a group that was named without a verb."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+def examples(*lines: str) -> str:
+    """The end of a verb's help: command lines that a test holds to be valid."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def argument(help: str, metavar: str, **more: Any) -> Any:
+    """An argument whose name in the help is that of the documentation."""
+    return typer.Argument(help=help, metavar=metavar, show_default=False, **more)
+
+
+# Files and folders that must be there.
+
+
+def existing(path: Path) -> Path:
+    """`path`, where there is something of that name; ConfigError with the nearest name where there is not."""
+    if not path.exists():
+        from isoflop.config.load import nearest_path
+
+        raise ConfigError(f"{path}: no such file{nearest_path(path)}")
+    return path

@@ -9,10 +9,7 @@ from typing import Annotated
 import typer
 
 from isoflop.cli.config import File, Overrides
-from isoflop.cli.groups import argument, examples, group
-from isoflop.cli.output import Json, aside, print_json
-from isoflop.cli.paths import existing
-from isoflop.cli.tables import power, print_table
+from isoflop.cli.output import Json, argument, aside, examples, existing, group, power, print_json, print_table
 from isoflop.errors import ConfigError, Preempted, StudyError
 
 app = group("study", "Measure small runs at equal compute, and train the answer.")
@@ -32,7 +29,7 @@ def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import plan_study
     from isoflop.study.executors.slurm import JOBS
-    from isoflop.train.machine import usable_cores
+    from isoflop.train.device import usable_cores
 
     workers = config.study.workers or (JOBS if config.study.executor == "slurm" else usable_cores())
     planned = plan_study(config)
@@ -78,7 +75,7 @@ def run(
         )
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import open_study, run_study
-    from isoflop.train.preemption import PREEMPTED, asked_to_stop
+    from isoflop.train.guards import PREEMPTED, asked_to_stop
 
     command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
     with aside(as_json), asked_to_stop() as stop:

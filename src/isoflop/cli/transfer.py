@@ -1,18 +1,24 @@
 """`isoflop transfer`: what a trained backbone is worth on another task."""
 
+from __future__ import annotations
+
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isoflop.cli.config import Overrides
-from isoflop.cli.groups import argument, examples
-from isoflop.cli.output import Json, aside, print_json
-from isoflop.cli.paths import existing
+from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
 from isoflop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from isoflop.transfer.predict import Guess
+
 
 EXAMPLES = examples(
     "isoflop transfer runs/vit-1a2b3c --data folder:my_images -p ridge shots=5",
@@ -56,8 +62,6 @@ def transfer(
         existing(Path(checkpoint).expanduser())
     given = list(overrides or [])
     if protocol and set(protocol) & {"detect", "segment"}:
-        from isoflop.cli.dense import transfer_dense
-
         how = {"image_size": image_size, "model": model}
         transfer_dense(checkpoint, protocol, data, given, random, beside_random, output, how, as_json)
         return
@@ -71,7 +75,7 @@ def transfer(
         raise ConfigError(f"`{min(idle)}` is for fine-tuning: name such a protocol, too, with --protocol")
     from isoflop.transfer import open_backbone
     from isoflop.transfer import transfer as evaluate
-    from isoflop.transfer.report import write_result
+    from isoflop.transfer.evaluate import write_result
     from isoflop.transfer.vtab import is_vtab, vtab
 
     folder = output or Path("transfer") / Path(checkpoint.replace(":", "-")).name
@@ -94,7 +98,7 @@ def transfer(
 
 def tell_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print accuracies with their intervals."""
-    from isoflop.cli.tables import print_table
+    from isoflop.cli.output import print_table
 
     table = [
         (
@@ -113,3 +117,120 @@ def tell_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+# `isoflop transfer --protocol detect|segment`: what a backbone is worth where every place in a picture counts.
+
+
+def transfer_dense(
+    checkpoint: str,
+    protocols: list[str],
+    data: str | None,
+    overrides: list[str],
+    random: bool,
+    beside_random: bool,
+    output: Path | None,
+    how: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Trains a detector or segmenter for each seed and prints what it finds; `how` goes to `open_backbone`."""
+    from isoflop.config import DenseTransferConfig, load
+
+    if len(protocols) > 1:
+        raise ConfigError(f"--protocol {protocols[0]} goes alone: each of detect and segment has data of its own kind")
+    given = [*overrides, f"protocol={protocols[0]}"]
+    if data:
+        given.append(f"dataset={json.dumps(data)}")
+    config = load(None, given, DenseTransferConfig).config
+    tell_once = cache(_report_progress)  # data are opened for training and for judging
+    warnings.showwarning = lambda message, *_rest, **_more: tell_once(f"warning: {message}")
+    from isoflop.cli.output import print_table
+    from isoflop.runs.files import write_json
+    from isoflop.transfer import open_backbone
+    from isoflop.transfer.dense import judge_dense
+
+    folder = output or Path("transfer") / Path(checkpoint.replace(":", "-")).name
+    rows: list[dict[str, Any]] = []
+    with aside(as_json):
+        for random_weights in [True] if random else [False, True] if beside_random else [False]:
+            backbone = open_backbone(checkpoint, random_weights=random_weights, **how)
+            name = backbone.name
+            if random_weights and "random weights" not in name:
+                name += ", random weights"
+            rows += judge_dense(backbone, config, name, folder=folder, tell=_report_progress)
+    document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": rows}
+    write_json(folder / f"{config.protocol}.json", document)
+    if as_json:
+        print_json({"result": folder / f"{config.protocol}.json", "rows": rows})
+        return
+    cells = [
+        (
+            row["name"],
+            row["dataset"],
+            row["measure"].replace("_ap", " AP").replace("miou", "mIoU"),
+            f"{100 * row['mean']:.1f}",
+            f"{100 * row['interval'][0]:.1f}–{100 * row['interval'][1]:.1f}" if row["interval"] else "",
+            str(row["seeds"]),
+        )
+        for row in rows
+    ]
+    print_table(("backbone", "data", "measure", "%", "95% interval", "seeds"), cells)
+    print(f"result: {folder / f'{config.protocol}.json'}")
+
+
+def _report_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# `isoflop predict`: what a trained classifier says about image files.
+
+
+PREDICT_EXAMPLES = examples(
+    "isoflop predict runs/vit-1a2b3c cat.jpg dog.jpg", "isoflop predict vit-timm my_images --top 1 --json"
+)
+
+
+def predict(
+    checkpoint: Annotated[
+        str, argument("Folder of a finished run, or what else `isoflop transfer` takes.", "CHECKPOINT")
+    ],
+    images: Annotated[list[Path], argument("Image files, or folders of them.", "IMAGE...")],
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Classes to name for each.")] = 5,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PRESET", help="Whose weights a .safetensors file holds.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Name the likeliest classes of images, with their probabilities. Exit 1 if some were damaged, and left out."""
+    if ":" not in checkpoint:
+        existing(Path(checkpoint).expanduser())
+    for image in images:
+        existing(image)
+    from isoflop.data.records import Damage
+    from isoflop.errors import DataError
+    from isoflop.transfer.predict import predict as guesses
+
+    damaged: list[Damage] = []
+    found = list(guesses(checkpoint, images, top=top, model=model, damaged=damaged))
+    if not found:
+        others = f" (nor can any of {len(damaged) - 1:,} others be read)" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0].line}{others}")
+    for damage in damaged:
+        print(f"warning: {damage.line}", file=sys.stderr)
+    if as_json:
+        documents = [{"file": path, "classes": best} for path, best in found]
+        print_json({"images": documents, "damaged": [{"file": d.name, "reason": d.reason} for d in damaged]})
+    else:
+        print_table(("image", "class", "probability"), _rows(found))
+    if damaged:
+        total = len(found) + len(damaged)
+        print(f"warning: {len(damaged):,} of {total:,} images are damaged and were left out", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _rows(found: list[tuple[Path, list[Guess]]]) -> list[tuple[str, str, str]]:
+    return [
+        (str(path) if place == 0 else "", guess.name, f"{guess.probability:.3f}")
+        for path, best in found
+        for place, guess in enumerate(best)
+    ]

@@ -1,27 +1,48 @@
 """Typed configuration: what a run and a study are, read from TOML with every problem told at once."""
 
-from isoflop.config.dense import DenseTransferConfig, DetectConfig, SegmentConfig
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash
-from isoflop.config.kinds import load_any, load_run, load_study, stored_run, stored_study
 from isoflop.config.load import Loaded, load, parse, plain
-from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
-from isoflop.config.optim import GroupConfig, OptimConfig, OptimizerConfig
+from isoflop.config.objective import (
+    DenseTransferConfig,
+    DetectConfig,
+    DistilledConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+    SegmentConfig,
+    SupervisedConfig,
+)
+from isoflop.config.problems import dotted, flatten, literal
 from isoflop.config.reference import Key, reference
 from isoflop.config.run import (
     REVISION,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    GroupConfig,
     ModelConfig,
+    OptimConfig,
+    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
+    StartConfig,
     is_revised,
 )
-from isoflop.config.start import StartConfig
-from isoflop.config.study import FamilyConfig, LawsConfig, ReportConfig, StudyConfig, StudyTable
-from isoflop.config.transfer import Protocol, TargetConfig, TransferConfig
-from isoflop.config.tree import dotted, flatten, literal
+from isoflop.config.study import (
+    FamilyConfig,
+    LawsConfig,
+    Protocol,
+    ReportConfig,
+    StudyConfig,
+    StudyTable,
+    TargetConfig,
+    TransferConfig,
+    load_any,
+    load_run,
+    load_study,
+    stored_run,
+    stored_study,
+)
 
 __all__ = [
     "REVISION",

@@ -2,19 +2,166 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from pathlib import Path as FilePath
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from isoflop.config.fields import Table
-from isoflop.config.nearest import nearest_path
-from isoflop.config.problems import sentences
-from isoflop.config.toml_lines import key_lines
-from isoflop.config.tree import Path, dotted, flatten, reach
+from isoflop.config.problems import KeyPath, dotted, flatten, reach, sentences
 from isoflop.errors import ConfigError, stand_in
+
+# Where in a TOML text each value stands, which `tomllib` does not tell.
+
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_STRING = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}' r"|'''.*?'{3,5}" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'",
+    re.DOTALL,
+)
+_BARE = re.compile(r"[^,\]}#\n]+")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def key_lines(text: str) -> dict[KeyPath, int]:
+    """The line, from 1, of every key, table and list element of a TOML text that `tomllib` has accepted.
+
+    A path is made of keys and list positions: `("families", "vit", "sizes", 0)`.
+    """
+    lines: dict[KeyPath, int] = {}
+    for path, line in _Scanner(text).document():
+        lines.setdefault(path, line)
+    return lines
+
+
+class _Scanner:
+    """One pass over valid TOML; because it is valid, no more is looked at than what ends a value."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.position = 0
+        self.line = 1
+        self.tables: dict[KeyPath, int] = {}  # arrays of tables: how many so far
+
+    def document(self) -> Iterator[tuple[KeyPath, int]]:
+        prefix: KeyPath = ()
+        self.take(_BLANK)
+        while self.position < len(self.text):
+            line = self.line
+            if self.skip("[["):
+                prefix = self.header()
+                number = self.tables.get(prefix, 0)
+                self.tables[prefix] = number + 1
+                prefix = (*prefix, number)
+                self.skip("]]")
+                yield from self.above(prefix, line)
+            elif self.skip("["):
+                prefix = self.header()
+                self.skip("]")
+                yield from self.above(prefix, line)
+            else:
+                yield from self.pair(prefix)
+            self.take(_BLANK)
+
+    def header(self) -> KeyPath:
+        """A table's name; a part that names an array of tables means its last element."""
+        path: KeyPath = ()
+        names = list(self.key())
+        for i, name in enumerate(names):
+            path = (*path, name)
+            if i + 1 < len(names) and path in self.tables:
+                path = (*path, self.tables[path] - 1)
+        return path
+
+    def above(self, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, int]]:
+        """The path and the tables it is in: the first mention of one counts."""
+        for depth in range(1, len(path) + 1):
+            yield path[:depth], line
+
+    def pair(self, prefix: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+        path = (*prefix, *self.key())
+        yield from self.above(path, self.line)
+        self.skip("=")
+        self.take(_SPACE)
+        yield from self.value(path)
+
+    def key(self) -> Iterator[str]:
+        while True:
+            self.take(_SPACE)
+            quoted = self.text[self.position] in "\"'"
+            part = self.take(_STRING if quoted else _BARE_KEY)
+            yield _unquoted(part) if quoted else part
+            self.take(_SPACE)
+            if not self.skip("."):
+                return
+
+    def value(self, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+        yield path, self.line
+        if self.skip("["):
+            self.take(_BLANK)
+            position = 0
+            while not self.skip("]"):
+                yield from self.value((*path, position))
+                position += 1
+                self.take(_BLANK)
+                self.skip(",")
+                self.take(_BLANK)
+        elif self.skip("{"):
+            self.take(_BLANK)
+            while not self.skip("}"):
+                yield from self.pair(path)
+                self.take(_BLANK)
+                self.skip(",")
+                self.take(_BLANK)
+        elif not self.take(_STRING):
+            self.take(_BARE)
+
+    def take(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self.text, self.position)
+        if match is None:
+            return ""
+        self.position = match.end()
+        self.line += match[0].count("\n")
+        return match[0]
+
+    def skip(self, mark: str) -> bool:
+        if self.text.startswith(mark, self.position):
+            self.position += len(mark)
+            return True
+        return False
+
+
+def _unquoted(key: str) -> str:
+    """A quoted key without its quotes and escapes."""
+    return next(iter(tomllib.loads(f"{key} = 0")))
+
+
+# What somebody may have meant who named a file that is not there.
+
+
+def nearest_path(path: Path) -> str:
+    """` - did you mean ...?`: `path` with its first part that is not there replaced by the nearest name beside it.
+
+    Nothing where no name is near, or where the corrected path is not there either.
+    """
+    wrong = path
+    while not wrong.parent.exists():
+        wrong = wrong.parent
+    try:
+        names = [other.name for other in wrong.parent.iterdir()]
+    except OSError:
+        return ""
+    for name in get_close_matches(wrong.name, names, n=3, cutoff=0.6):
+        corrected = wrong.parent / name / path.relative_to(wrong)
+        if corrected.exists():
+            return f" - did you mean `{corrected}`?"
+    return ""
+
 
 T = TypeVar("T", bound=Table)
 
@@ -30,7 +177,7 @@ class Loaded(Generic[T]):
     config: T
     file: str
     """The file as it was named."""
-    places: Mapping[Path, str]
+    places: Mapping[KeyPath, str]
     """What was set, and where: `file:line` or `command line`."""
     raw: Mapping[str, Any]
     """File and overrides as they were written."""
@@ -40,7 +187,7 @@ class Loaded(Generic[T]):
         """The origin of every value by dotted key: `file:line`, `command line` or `default`."""
         return {dotted(path): self._origin(path) for path, _ in flatten(self.config)}
 
-    def _origin(self, path: Path) -> str:
+    def _origin(self, path: KeyPath) -> str:
         written, value = reach(self.raw, path)
         by_name = path[-1] == "name" and written == path[:-1] and isinstance(value, str)  # stands for its table
         if written == path or by_name:
@@ -58,7 +205,7 @@ def load(path: str | FilePath | None, overrides: Sequence[str], kind: type[T]) -
     file = str(path) if path else COMMAND_LINE
     raw, text = read_toml(path) if path else ({}, "")
     places = {key: f"{file}:{line}" for key, line in key_lines(text).items()}
-    found: list[tuple[Path | None, str]] = [
+    found: list[tuple[KeyPath | None, str]] = [
         (None, message) for override in overrides if (message := _override(raw, places, override))
     ]
     try:
@@ -99,7 +246,7 @@ def read_toml(path: str | FilePath) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{path}:{line}: not valid TOML: {reason[:1].lower()}{reason[1:]}{hint}") from None
 
 
-def _told(found: Iterable[tuple[Path | None, str]], places: Mapping[Path, str], file: str) -> ConfigError:
+def _told(found: Iterable[tuple[KeyPath | None, str]], places: Mapping[KeyPath, str], file: str) -> ConfigError:
     """One problem in one line, more in a list: the command line's first, then the file's, as they were written.
 
     The path of a problem is None where an override could not even be read.
@@ -118,11 +265,11 @@ def _told(found: Iterable[tuple[Path | None, str]], places: Mapping[Path, str], 
     return ConfigError("\n  ".join([f"{len(lines)} problems in the configuration", *lines]))
 
 
-def _place(path: Path, places: Mapping[Path, str], file: str) -> str:
+def _place(path: KeyPath, places: Mapping[KeyPath, str], file: str) -> str:
     return places.get(_written(path, places), file)
 
 
-def _written(path: Path, places: Mapping[Path, str]) -> Path:
+def _written(path: KeyPath, places: Mapping[KeyPath, str]) -> KeyPath:
     """The innermost part of `path` that was written."""
     return next((path[:depth] for depth in range(len(path), 0, -1) if path[:depth] in places), ())
 
@@ -143,7 +290,7 @@ def _read(path: FilePath) -> str:
         raise ConfigError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
-def _override(raw: dict[str, Any], places: dict[Path, str], override: str) -> str:
+def _override(raw: dict[str, Any], places: dict[KeyPath, str], override: str) -> str:
     """Set what `key=value` says in `raw` and `places`; returns what is wrong with it, if anything."""
     key, equals, value = override.partition("=")
     try:
@@ -164,8 +311,8 @@ def _override(raw: dict[str, Any], places: dict[Path, str], override: str) -> st
     return ""
 
 
-def _key(key: str) -> Path:
-    path: Path = ()
+def _key(key: str) -> KeyPath:
+    path: KeyPath = ()
     level: Any = tomllib.loads(f"{key.strip()} = 0")
     while isinstance(level, dict):
         (name,) = level  # more than one: a line break in the key

@@ -1,15 +1,79 @@
 """From what pydantic found wrong to sentences that say what to do."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from pathlib import PurePath
+from typing import Any, TypeAlias, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from isoflop.config.fields import Table, variants
-from isoflop.config.tree import Path, dotted, exists, literal, reach
 from isoflop.errors import did_you_mean
+
+# Paths into nested tables: finding, setting and naming values.
+
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def dotted(path: KeyPath) -> str:
+    """`("families", "vit", "sizes", 0)` as `families.vit.sizes[0]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if _BARE_KEY.fullmatch(part) else json.dumps(part))
+    return text
+
+
+def reach(tree: Any, path: KeyPath) -> tuple[KeyPath, Any]:
+    """How much of `path` exists in `tree`, and the value there."""
+    for depth, part in enumerate(path):
+        in_list = isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
+        if not in_list and not (isinstance(tree, Mapping) and part in tree):
+            return path[:depth], tree
+        tree = tree[part]
+    return path, tree
+
+
+def exists(tree: Any, path: KeyPath) -> bool:
+    """Whether all of `path` exists in `tree`."""
+    return reach(tree, path)[0] == path
+
+
+def flatten(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every value of a configuration with its path; a list and an empty table are one value."""
+    if isinstance(value, Table):
+        value = {**{name: getattr(value, name) for name in type(value).model_fields}, **(value.model_extra or {})}
+    if isinstance(value, Mapping) and (value or not path):
+        for key, item in value.items():
+            yield from flatten(item, (*path, key))
+    else:
+        yield path, value
+
+
+def literal(value: Any) -> str:
+    """A value as TOML writes it; nothing, which TOML cannot write, as `none`."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "true" if value else "false"
+        case str() | PurePath():
+            return json.dumps(str(value), ensure_ascii=False)
+        case list() | tuple():
+            return f"[{', '.join(map(literal, value))}]"
+        case Mapping():
+            return "{" + ", ".join(f"{dotted((key,))} = {literal(item)}" for key, item in value.items()) + "}"
+        case _:
+            return str(value)
+
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -33,9 +97,9 @@ _EXPECTED = {
 }
 
 
-def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Where each problem is in `raw`, and what it is; what went wrong with one value is told in one sentence."""
-    expectations: dict[Path, list[str]] = {}
+    expectations: dict[KeyPath, list[str]] = {}
     found = error.errors(include_url=False)
     for details in found:
         if details["type"] == "too_short" and any(_is_below(other["loc"], details["loc"]) for other in found):
@@ -71,13 +135,13 @@ def sentences(error: ValidationError, root: type[Table], raw: Mapping[str, Any])
         yield path, f"{name} = {value} must be {_either(list(dict.fromkeys(expected)))}"
 
 
-def _is_below(path: Path, other: Path) -> bool:
+def _is_below(path: KeyPath, other: KeyPath) -> bool:
     return len(path) > len(other) and path[: len(other)] == other
 
 
-def _without_tags(root: type[Table], location: Path) -> Path:
+def _without_tags(root: type[Table], location: KeyPath) -> KeyPath:
     """pydantic's location less the tags with which it says which of several tables it took."""
-    path: Path = ()
+    path: KeyPath = ()
     for part in location:
         tables = variants(_annotation(root, path)) if path else ()
         if not (len(tables) > 1 and part in [_name(table) for table in tables]):
@@ -89,11 +153,11 @@ def _name(table: type[Table]) -> str:
     return str(get_args(table.model_fields["name"].annotation)[0])
 
 
-def _names(root: type[Table], path: Path) -> str:
+def _names(root: type[Table], path: KeyPath) -> str:
     return ", ".join(f'"{_name(table)}"' for table in variants(_annotation(root, path)))
 
 
-def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) -> str:
+def _expected(root: type[Table], path: KeyPath, value: Any, details: ErrorDetails) -> str:
     kind, context = details["type"], details.get("ctx", {})
     if kind == "literal_error":
         choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
@@ -111,13 +175,13 @@ def _expected(root: type[Table], path: Path, value: Any, details: ErrorDetails) 
     return details["msg"]
 
 
-def _unknown(root: type[Table], path: Path, raw: Mapping[str, Any]) -> str:
+def _unknown(root: type[Table], path: KeyPath, raw: Mapping[str, Any]) -> str:
     if path[-1] in _fields(_annotation(root, path[:-1])):  # of several tables that may stand there, another's
         return f"`{dotted(path)}` is not a key of {literal(reach(raw, (*path[:-1], 'name'))[1])}"
     return f"unknown key `{dotted(path)}`{_suggestion(root, path)}"
 
 
-def _suggestion(root: type[Table], path: Path) -> str:
+def _suggestion(root: type[Table], path: KeyPath) -> str:
     """Near keys of the same table, else near keys anywhere, else what the table knows."""
     siblings = list(_fields(_annotation(root, path[:-1])))
     word = str(path[-1])
@@ -129,7 +193,7 @@ def _suggestion(root: type[Table], path: Path) -> str:
     )
 
 
-def _missing(root: type[Table], path: Path, table: Any) -> str:
+def _missing(root: type[Table], path: KeyPath, table: Any) -> str:
     description = _description(root, path)
     about = f" ({description})" if description else ""
     if isinstance(table, Mapping):
@@ -140,12 +204,12 @@ def _missing(root: type[Table], path: Path, table: Any) -> str:
     return about
 
 
-def _description(root: type[Table], path: Path) -> str:
+def _description(root: type[Table], path: KeyPath) -> str:
     field = _fields(_annotation(root, path[:-1])).get(str(path[-1]))
     return (field.description or "").split(". ")[0].rstrip(".") if field else ""
 
 
-def _annotation(annotation: Any, path: Path) -> Any:
+def _annotation(annotation: Any, path: KeyPath) -> Any:
     """The type at `path` below a table type, or None."""
     for part in path:
         if get_origin(annotation) is dict:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from isoflop.config.fields import Table, variants
-from isoflop.config.tree import literal
+from isoflop.config.problems import literal
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "none", Any: "anything"}
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from isoflop.config.epochs import in_steps
 from isoflop.config.fields import (
     BelowOne,
     Count,
@@ -21,13 +20,194 @@ from isoflop.config.fields import (
     Text,
     later_option,
     names_data,
+    names_weights,
     no_effect,
     problem,
 )
 from isoflop.config.objective import DistilledConfig, ObjectiveConfig, SupervisedConfig
-from isoflop.config.optim import OptimConfig
-from isoflop.config.scale import GuardsConfig, ParallelConfig
-from isoflop.config.start import StartConfig
+
+# Trained weights that a run starts from.
+
+
+class StartConfig(Table):
+    """Fine-tuning: where the weights come from, and what becomes of the classifier."""
+
+    weights: Text = names_weights()
+    """A `.safetensors` file with the backbone's own names, or the folder of a finished run."""
+    head: Literal["new", "keep", "batchnorm"] = "new"
+    """A new classifier, the one in the file, or a new one after BatchNorm without affine (arXiv 2111.06377)."""
+
+
+# Lengths given in epochs, made into steps before a run is validated.
+
+
+DEFAULT_BATCH = 64
+
+
+def in_steps(raw: Any) -> Any:
+    """`raw` with `steps` and `schedule.warmup` filled in from `epochs` and `warmup_epochs`, where these are given.
+
+    Raises a problem where `data.epoch_images` is missing, or where both ways of saying it are used and differ.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    epochs, warmup = (_number(raw.get(key)) for key in ("epochs", "warmup_epochs"))
+    if epochs is None and warmup is None:
+        return raw
+    data = raw.get("data", {})
+    images = _number(data.get("epoch_images")) if isinstance(data, Mapping) else data.epoch_images
+    batch = _number(raw.get("batch_size", DEFAULT_BATCH))
+    if images is None:
+        key = "warmup_epochs" if epochs is None else "epochs"
+        raise problem(key, "needs `data.epoch_images`, the number of images in an epoch")
+    if not batch:
+        return raw  # told where batch_size is validated
+    told = dict(raw)
+    if epochs is not None:
+        steps = max(1, round(epochs * images / batch))
+        if told.setdefault("steps", steps) != steps:
+            raise problem("steps", f"= {told['steps']}, but `epochs` = {epochs:g} come to {steps}: {_choose('epochs')}")
+    schedule = raw.get("schedule", {})
+    if warmup is not None and isinstance(schedule, Mapping):
+        steps = round(warmup * images / batch)
+        told["schedule"] = {"warmup": steps, **schedule}
+        if told["schedule"]["warmup"] != steps:
+            given = told["schedule"]["warmup"]
+            text = f"= {given}, but `warmup_epochs` = {warmup:g} come to {steps}: {_choose('warmup_epochs')}"
+            raise problem("schedule.warmup", text)
+    return told
+
+
+def _choose(key: str) -> str:
+    return f"give one of them (`{key}=none` takes the other away)"
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+
+# Training on many devices, and what is watched while it goes on.
+
+
+ENOUGH_LOSSES = 10  # that a spike is judged by
+
+
+class ParallelConfig(Table):
+    """How a run is spread over the processes that torchrun starts. None of it changes what is learned but by rounding.
+
+    The global batch is `batch_size`, whatever the number of processes; each takes its part of it.
+    """
+
+    sharding: Literal["none", "full", "hybrid"] = no_effect("none")
+    """What a process keeps: all weights (`none`), its share of weights and optimizer state (`full`, FSDP2), or its
+    share among the processes of its host (`hybrid`)."""
+    device_batch_size: Maybe[Count] = no_effect(None)
+    """The most images at a time on a device; a larger part is taken in several goes, whose gradients are added."""
+    recompute: Natural = no_effect(0)
+    """Saves memory: the activations of every block (1), every second (2), … are computed again in the backward pass."""
+    compile: bool = no_effect(False)
+    """Compile each block with `torch.compile`: a minute at the start for speed on GPUs."""
+
+
+class GuardsConfig(Table):
+    """What happens when training goes wrong."""
+
+    skip_nonfinite: Natural = 0
+    """Steps whose loss or gradient is not finite that are passed over without an update. One more than that, and the
+    run ends as diverged."""
+    spike: Maybe[Positive] = None
+    """A loss so many robust standard deviations above the median of the last `window` steps is a spike: the run goes
+    back to its last snapshot and passes over the samples since. A snapshot in memory is taken every `window` steps,
+    and checkpoints are made of snapshots. Left out, there is no such guard."""
+    window: Count = 100
+    """Steps between snapshots, and of the memory for losses; 10 at least, where there is a guard against spikes."""
+    rollbacks: Natural = 3
+    """Spikes that are rolled back before the run ends as diverged."""
+    stuck_seconds: Positive = no_effect(1800.0)
+    """A process that makes no step for so long writes its stack to `stuck/`; one of several then ends itself, so that
+    torchrun starts again."""
+
+    @model_validator(mode="after")
+    def _can_judge(self) -> Self:
+        if self.spike and self.window < ENOUGH_LOSSES:
+            raise problem("window", f"= {self.window} losses are too few to tell a spike by: {ENOUGH_LOSSES} or more")
+        return self
+
+
+# The optimizer of a run, and what is done to gradients and weights around it.
+
+
+Names = Annotated[tuple[Text, ...], Listed, Field(min_length=1)]
+ParameterKind = Literal["kernel", "bias", "gain", "scale", "position", "token"]
+OptimizerName = Literal["adamw", "sgd", "adafactor", "lamb", "lars", "muon"]
+
+
+class GroupConfig(Table):
+    """What is different for some of the parameters."""
+
+    parameters: Names
+    """Names of parameters as the model has them; `*` stands for any text (`head.*`)."""
+    weight_decay: Maybe[NonNegative] = None
+    """In the place of `optim.weight_decay`."""
+    learning_rate_scale: Positive = 1.0
+    """Times the learning rate."""
+    freeze: bool = False
+    """Leave these parameters as they are."""
+
+
+class OptimizerConfig(Table):
+    """The optimizer and what is done to loss, gradient and weights on the way, all but the learning rate."""
+
+    name: OptimizerName = "adamw"
+    """AdamW; SGD with momentum; Adafactor with the momentum in half precision (arXiv 2106.04560); LAMB
+    (arXiv 1904.00962); LARS (arXiv 1708.03888); Muon for hidden matrices, at the rate of AdamW, which does the rest."""
+    weight_decay: NonNegative = 1e-4
+    """SGD and LARS add it to the gradient, the others take it off the weights, times the rate."""
+    weight_decay_on: Annotated[tuple[ParameterKind, ...], Listed] = later_option(("kernel",))
+    """The kinds of parameters that decay: `kernel`, `bias`, `gain` (of norms and of standardised weights), `scale`
+    (LayerScale, SkipInit), `position`, `token` (docs/training.md)."""
+    head_weight_decay: Maybe[NonNegative] = None
+    """The classifier's, where it is another (arXiv 2106.04560)."""
+    betas: Annotated[tuple[BelowOne, BelowOne], Listed] = (0.9, 0.999)
+    """Averaging of the gradient and of its square; of Adafactor, the momentum and the most that the second may grow
+    to."""
+    momentum: BelowOne = 0.9
+    """Of SGD, LARS and Muon."""
+    nesterov: bool = later_option(True)
+    """SGD has Nesterov's momentum; without, plain momentum."""
+    agc: Maybe[Positive] = None
+    """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
+    clip: Maybe[Positive] = 1.0
+    """The largest norm of the whole gradient; above it the gradient is scaled down."""
+    sam: Maybe[Positive] = None
+    """Sharpness-aware minimisation: how far uphill the gradient is taken (arXiv 2010.01412). It doubles the cost."""
+    layer_decay: Maybe[Annotated[float, Field(gt=0, le=1)]] = None
+    """Each layer learns at this share of the rate of the layer after it (arXiv 2106.08254); the head at the full
+    rate."""
+    mup: Maybe[Count] = later_option(None)
+    """μP (arXiv 2203.03466): the width of the first stage at which rates and starts are those written. At other widths,
+    matrices over the width learn and start at a scale at which one learning rate serves all; for AdamW and MetaFormers.
+    """
+    average: Maybe[BelowOne] = None
+    """Decay of a running average of the weights, which is what is evaluated and exported; 0.9999 is usual."""
+    label_smoothing: BelowOne = 0.0
+    """Share of the target's probability that is spread over all classes."""
+    groups: dict[str, GroupConfig] = Field(default={})
+    """Rules for parameters by name. Each parameter must then be named by one of them."""
+
+    @model_validator(mode="after")
+    def _has_mup(self) -> Self:
+        if self.mup and self.name != "adamw":
+            raise problem("mup", f"is defined for AdamW, not for {self.name}; take `name` = adamw, or `mup` = none")
+        return self
+
+
+class OptimConfig(OptimizerConfig):
+    """The optimizer of a run."""
+
+    learning_rate: Positive = 1e-3
+    """The peak of the schedule."""
+
 
 # What create_model is told by others, and by whom.
 NOT_OF_THE_MODEL = {

@@ -1,17 +1,14 @@
 """Data: the order of the samples, where they come from, and the batches that a run sees."""
 
 from isoflop.data.conversion import Conversion, convert, index_shards
-from isoflop.data.feed import Feed
 from isoflop.data.inspection import CheckReport, check
-from isoflop.data.keyed import derive_key, uniforms
-from isoflop.data.loader import Batch, batches, check_augmentation
-from isoflop.data.mixing import mix, soft_targets
+from isoflop.data.loader import Batch, Feed, batches, check_augmentation
 from isoflop.data.opening import open_source, open_split
-from isoflop.data.order import locate
-from isoflop.data.quarantine import Damage, Quarantine
+from isoflop.data.order import derive_key, locate, uniforms
+from isoflop.data.records import Damage, Quarantine
 from isoflop.data.source import Source, Split
 from isoflop.data.subset import Subset, labels_of
-from isoflop.data.transforms import AUGMENTATIONS
+from isoflop.data.transforms import AUGMENTATIONS, mix, soft_targets
 
 __all__ = [
     "AUGMENTATIONS",

@@ -12,11 +12,9 @@ import numpy as np
 
 from isoflop.data.decode import SUFFIXES, DamagedImage, read_header
 from isoflop.data.inspection import Progress, guess_uri
-from isoflop.data.keyed import derive_key
 from isoflop.data.opening import open_records, parse_uri
-from isoflop.data.order import permute
-from isoflop.data.quarantine import Damage
-from isoflop.data.records import Part, Records, class_lines, read_surely
+from isoflop.data.order import derive_key, permute
+from isoflop.data.records import Damage, Part, Records, class_lines, read_surely
 from isoflop.data.sources.shards import ShardRecords, list_shards
 from isoflop.errors import DataError
 from isoflop.escapes import printable

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.config.nearest import nearest_path
+from isoflop.config.load import nearest_path
 from isoflop.data.decode import SUFFIXES, DamagedImage, Header, find_damage, read_header
 from isoflop.data.dense import Objects
 from isoflop.data.dense.objects import IGNORED, DenseRecords
 from isoflop.data.dense.source import picture_with_truth
 from isoflop.data.duplicates import digests_of, pixel_digest
 from isoflop.data.opening import DENSE, open_dense_records, open_records, parse_uri
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
-from isoflop.data.records import Part, Records, read_surely
+from isoflop.data.records import ALLOWED_SHARE, Damage, Note, Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.errors import DataError
 from isoflop.escapes import printable

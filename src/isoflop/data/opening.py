@@ -30,16 +30,13 @@ from isoflop.config import DataConfig
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.duplicates import equal_images
-from isoflop.data.orders import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
-from isoflop.data.quarantine import Note, why
-from isoflop.data.records import Part, Records
+from isoflop.data.order import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
+from isoflop.data.records import Note, Part, Records, why
 from isoflop.data.source import Source, Split, SplitIndices
-from isoflop.data.sources.arrays import ArraySource, array_statistics, decoded_images
+from isoflop.data.sources.arrays import ArraySource, ImageSource, array_statistics, decoded_images, digits
 from isoflop.data.sources.datasets import hugging_face_records, torchvision_records
-from isoflop.data.sources.digits import digits
 from isoflop.data.sources.folder import FolderRecords
 from isoflop.data.sources.fractals import Fractals
-from isoflop.data.sources.images import ImageSource
 from isoflop.data.sources.mixture import Mixture
 from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.data.sources.published import PUBLISHED

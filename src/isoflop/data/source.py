@@ -7,9 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data.keyed import derive_key
-from isoflop.data.order import permute
-from isoflop.data.orders import Order
+from isoflop.data.order import Order, derive_key, permute
 
 Split = Literal["train", "heldout", "test"]
 

@@ -9,12 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data.keyed import derive_key
-from isoflop.data.orders import GlobalOrder, Order
-from isoflop.data.quarantine import Damage
+from isoflop.data.order import GlobalOrder, Order, derive_key
+from isoflop.data.records import Damage
 from isoflop.data.source import Source
-from isoflop.data.sources.arrays import ArraySource, label_tensor
-from isoflop.data.sources.images import ImageSource
+from isoflop.data.sources.arrays import ArraySource, ImageSource, label_tensor
 from isoflop.data.sources.mixture import Mixture
 from isoflop.data.transforms import Augmentation, Uniforms, augment_batch
 

@@ -2,17 +2,13 @@
 
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.backtest import Backtests
-from isoflop.laws.compare import Comparison, Crossover, Standing, compare
+from isoflop.laws.compare import Comparison, Crossover, Match, Standing, compare, match_at_equal_compute
 from isoflop.laws.curve import CurveLaw, Member, fit_curve
 from isoflop.laws.finite_data import FiniteDataLaw, fit_finite_data
-from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table
-from isoflop.laws.form_fit import FormLaw, fit_form
-from isoflop.laws.forms import FORMS, Form
+from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table, markdown, picture, svg
+from isoflop.laws.forms import FORMS, SOURCES, Form, FormLaw, fit_form, load_table
 from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points, lower_envelope
 from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_rate
-from isoflop.laws.match import Match, match_at_equal_compute
-from isoflop.laws.present import markdown, picture, svg
-from isoflop.laws.published import SOURCES, load_table
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
 
 __all__ = [

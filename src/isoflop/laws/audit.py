@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.laws.backtest import doubt
+from isoflop.laws.columns import Record
 from isoflop.laws.curve import LEVEL, CurveLaw
-from isoflop.laws.records import Record
-from isoflop.laws.size_data import SizeDataLaw
-from isoflop.laws.size_data_fit import edge_share
+from isoflop.laws.size_data import SizeDataLaw, edge_share
 from isoflop.laws.solve import Array
 
 CONDITION = 1e6

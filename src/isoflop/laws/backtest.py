@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isoflop.laws.records import Record
+from isoflop.laws.columns import Record
 from isoflop.laws.solve import Array
 
 DRIFTS = np.geomspace(0.003, 0.1, 15)

@@ -1,15 +1,57 @@
 """Columns of anybody's CSV, or one clear line about what is wrong with it."""
 
 import csv
+import dataclasses
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError, did_you_mean, stand_in
-from isoflop.laws.checks import LARGEST, fault
 from isoflop.laws.solve import Array
+
+# What every law asks of its columns before it looks at them: equal length, positive, finite, of a credible size.
+
+
+LARGEST = 1e100
+"""Beyond it (and below its inverse) nothing is measured, and powers of it leave the floating-point range."""
+
+CANNOT_TELL = 10.0
+"""An interval of a loss whose ends differ by this factor is no answer."""
+
+
+def tells_nothing(lo: float, hi: float) -> bool:
+    """Whether (lo, hi) is no answer to what a loss will be."""
+    return not hi <= CANNOT_TELL * lo
+
+
+def fault(value: float) -> str:
+    """What is wrong with a value of a column, "" if nothing: completes the sentence "`loss` must be …"."""
+    if not (np.isfinite(value) and value > 0):
+        return "positive and finite"
+    return "" if 1 / LARGEST < value < LARGEST else f"between {1 / LARGEST:g} and {LARGEST:g}"
+
+
+def positive_columns(**columns: ArrayLike) -> list[Array]:
+    """The named columns as arrays of one length (m,), in their order.
+
+    Raises:
+        LawError: columns of different lengths, or a value that is not positive, finite and below `LARGEST`.
+    """
+    arrays = {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
+    if len({a.shape for a in arrays.values()}) != 1 or next(iter(arrays.values())).ndim != 1:
+        shapes = ", ".join(f"`{name}` {a.shape}" for name, a in arrays.items())
+        raise LawError(f"columns must be of equal length: {shapes}")
+    for name, array in arrays.items():
+        for row in np.flatnonzero(~((array > 1 / LARGEST) & (array < LARGEST)))[:1]:
+            raise LawError(f"`{name}` must be {fault(float(array[row]))}, but row {row + 1} has {array[row]}")
+    return list(arrays.values())
+
 
 Columns = dict[str, list[str]]
 LARGEST_FILE = 256 * 2**20
@@ -176,3 +218,73 @@ def _sounds_like_accuracy(name: str) -> bool:
     if any(word in lower for word in ("err", "loss")):  # such as top1_error
         return False
     return any(word in lower for word in ("acc", "top1", "top-1", "top_1", "precision"))
+
+
+# Results that survive a round trip through JSON, so that a report can be drawn without fitting again.
+
+
+LONG = 6
+"""Longer lists are counted, not printed."""
+
+
+class Record:
+    """Base of the frozen dataclasses of `isoflop.laws`: `to_dict` gives JSON values, `from_dict` restores them."""
+
+    def __init_subclass__(cls) -> None:
+        # A dataclass would print every replicate of a bootstrap; what stands in the class already, it leaves alone.
+        cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The fields in few digits; of long ones, how many there are."""
+        fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in fields)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as dicts, lists, strings, numbers, booleans and None."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record whose `to_dict` gave `values`; unknown keys are ignored, missing ones raise TypeError."""
+        hints = typing.get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return cls(**{name: _restore(values[name], hints[name]) for name in names if name in values})
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list) and len(value) > LONG:
+        return f"<{len(value)}>"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_short, value))})"
+    if isinstance(value, Mapping):
+        return f"<{', '.join(map(str, value))}>"
+    return repr(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _restore(value: Any, hint: Any) -> Any:
+    if value is None:
+        return None
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_dict(value)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_restore(v, args[0]) for v in value)
+        return tuple(_restore(v, a) for v, a in zip(value, args, strict=True))
+    if origin is dict:
+        return {k: _restore(v, args[1]) for k, v in value.items()}
+    if origin is not None and type(None) in args:  # X | None
+        return _restore(value, next(a for a in args if a is not type(None)))
+    return value

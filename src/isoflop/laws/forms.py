@@ -4,13 +4,18 @@ Each form is a row of a table: its formula, its derivatives, its box and its sta
 predict z = log y, so that no unit matters. Parameters are in those scaled units.
 """
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from isoflop.laws.solve import Array, Model
-from isoflop.laws.varpro import project
+from isoflop.errors import LawError
+from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.profile import profile_interval
+from isoflop.laws.solve import Array, Model, minimise, project, robust_scale
 
 Evaluate = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -272,3 +277,106 @@ FORMS: dict[str, Form] = {
     )
 }  # fmt: skip
 """Name → form, from the fewest parameters to the most."""
+
+
+# One form of `forms.FORMS` fitted to one curve: its parameters in the units of the table, with intervals.
+
+
+@dataclass(frozen=True)
+class FormLaw(Record):
+    """A fitted form.
+
+    Attributes:
+        form: its name in `FORMS`. scale: x of the last point; `theta` is for t = log(x / scale).
+        exponent, exponent_interval: b with its profile interval at `level`.
+        offset: c where the form has one, else 0. noise, freedom: of log y. agreement, converged: of the starts.
+    """
+
+    form: str
+    scale: float
+    theta: tuple[float, ...]
+    exponent: float
+    exponent_interval: tuple[float, float]
+    level: float
+    offset: float
+    noise: float
+    freedom: float
+    agreement: float
+    converged: bool
+
+    def predict(self, x: ArrayLike) -> Array:
+        """y at x."""
+        t = np.log(np.asarray(x, dtype=np.float64) / self.scale)
+        value = FORMS[self.form].evaluate(np.array([self.theta]), t.reshape(-1))[0][0]
+        return np.asarray(np.exp(value).reshape(t.shape))
+
+
+def fit_form(form: str, x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> FormLaw:
+    """One named form fitted to positive x and y, (m,), by the summed Huber loss of log y.
+
+    Raises:
+        LawError: no such form, too few points for it, values not positive and finite.
+    """
+    if form not in FORMS:
+        raise LawError(f"there is no form `{form}`; there are {', '.join(FORMS)}")
+    law = FORMS[form]
+    a, z = positive_columns(x=x, y=y)
+    if np.unique(a).size < law.minimum:
+        raise LawError(f"the form `{form}` needs at least {law.minimum} different x, not {np.unique(a).size}")
+    order = np.lexsort((z, a))
+    t, z = np.log(a[order] / a.max()), np.log(z[order])
+    (lower, upper), theta = law.box(t, z), law.starts(t, z)
+    delta, noise = 0.05, 0.0
+    for _ in range(8):
+        solution = minimise(law.model(t), theta, z, delta=delta, lower=lower, upper=upper)
+        theta = solution.theta[np.argsort(solution.objective, kind="stable")]
+        before, noise = noise, max(robust_scale(z - law.evaluate(theta[:1], t)[0][0], len(law.parameters)), 1e-7)
+        delta = 1.345 * noise
+        if abs(noise - before) <= 0.02 * noise:
+            break
+    solution = minimise(law.model(t), theta, z, delta=delta, lower=lower, upper=upper, iterations=1000)
+    best = int(np.argmin(solution.objective))
+    point = solution.theta[best]
+    b = law.parameters.index("b")
+    interval = profile_interval(law.model(t), point, z, b, noise=noise, lower=lower, upper=upper, level=level)
+    close = solution.objective - solution.objective[best] <= 1e-3 * noise**2
+    offset = float(point[law.parameters.index("c")]) if "c" in law.parameters else 0.0
+    return FormLaw(
+        form, float(a.max()), tuple(point.tolist()), float(point[b]), interval, level, offset, noise,
+        float(max(z.size - len(law.parameters), 1)), float(close.mean()), bool(solution.converged[best]),
+    )  # fmt: skip
+
+
+# Tables of results that ship with isoflop, each with its source: for tests, benchmarks and examples.
+
+
+SOURCES: dict[str, str] = {
+    "learning_curves_vision": "36 few-shot learning curves of 6 models, arXiv 2209.06640, CC BY 4.0; error against "
+    "examples seen, `training` = 1 marks the part that is fitted",
+    "scaling_vit_fewshot": "arXiv 2106.04560, appendix G: 5- and 10-shot ImageNet accuracy in %, steps at batch 4096",
+    "scaling_vit_finetune": "arXiv 2106.04560, appendix F: ImageNet accuracy in % after fine-tuning, "
+    "steps at batch 4096",
+    "nfnet_jft4b_digitised": "arXiv 2310.16764, figure 1, digitised: ImageNet top-1 error in % after fine-tuning "
+    "against TPU-v4 core-hours; as digitised, the four points called F7+ repeat four of F7, and the run of 110,000 "
+    "core-hours is missing",
+    "fractal_grid": "isoflop's own: ViT and pooling models on generated fractals, one CPU core, AdamW",
+}
+"""Name → where the numbers come from and what their columns mean."""
+
+VIT_GFLOPS: dict[str, float] = {
+    "s/28": 0.7, "s/16": 2.2, "S/32": 2.3, "Ti/16": 2.5, "B/32": 8.7, "S/16": 9.2, "B/28": 11.3, "B/16": 35.1,
+    "L/16": 122.9, "g/14": 533.1, "G/14": 965.3,
+}  # fmt: skip
+"""GFLOPs (2 × MACs) of a forward pass at 224 px, arXiv 2106.04560, table 2; training an image costs three of them."""
+
+
+def load_table(name: str) -> dict[str, list[str]]:
+    """The columns of a bundled table as text, in file order.
+
+    Raises:
+        LawError: no such table.
+    """
+    if name not in SOURCES:
+        raise LawError(f"there is no bundled table `{name}`; there are {', '.join(sorted(SOURCES))}")
+    rows = list(csv.DictReader((files("isoflop.laws") / "tables" / f"{name}.csv").read_text("utf-8").splitlines()))
+    return {column: [row[column] for row in rows] for column in rows[0]}

@@ -7,10 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
-from isoflop.laws.checks import positive_columns
-from isoflop.laws.records import Record
-from isoflop.laws.solve import Array, Model, Prior, minimise, robust_scale
-from isoflop.laws.varpro import project
+from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.solve import Array, Model, Prior, minimise, project, robust_scale
 
 LEVEL = 0.9
 

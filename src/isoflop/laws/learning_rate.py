@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
-from isoflop.laws.records import Record
+from isoflop.laws.columns import Record
 from isoflop.laws.solve import Array
 
 

@@ -3,6 +3,6 @@
 from isoflop.models.backbone import Backbone
 from isoflop.models.cost import Cost, cost
 from isoflop.models.create import create_model
-from isoflop.models.ladder import family_ladder, ladder_of
+from isoflop.models.presets import family_ladder, ladder_of
 
 __all__ = ["Backbone", "Cost", "cost", "create_model", "family_ladder", "ladder_of"]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
-from isoflop.models.grouped import GroupNorm
-from isoflop.models.norm_relu import group_norm_relu
+from isoflop.models.operators import GroupNorm, group_norm_relu
 from isoflop.models.standardised import PlainStandardisedConv
 
 

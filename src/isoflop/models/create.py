@@ -15,8 +15,7 @@ from isoflop.config import REVISION
 from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.backbone import Backbone
 from isoflop.models.bit import BiT
-from isoflop.models.metaformer import MetaFormer
-from isoflop.models.metaformer_config import MetaFormerConfig
+from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config, as_of
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.layers import ACTIVATIONS, LayerNorm
-from isoflop.models.linear import Linear
+from isoflop.models.operators import Linear
 from isoflop.models.parameters import Kinds
 
 

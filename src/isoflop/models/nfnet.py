@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
-from isoflop.models.drop import Dropout, drop_path
-from isoflop.models.linear import Linear
+from isoflop.models.blocks import Dropout, drop_path
+from isoflop.models.operators import Linear
 from isoflop.models.parameters import Kinds
 from isoflop.models.standardised import StandardisedConv
 

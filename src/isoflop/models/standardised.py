@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop.models.linear import linear
+from isoflop.models.operators import linear
 from isoflop.models.parameters import Kinds
 
 FLOOR = 1e-4  # of fan_in·var (arXiv 2102.06171, authors' code)

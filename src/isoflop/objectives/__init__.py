@@ -1,12 +1,9 @@
 """What a backbone learns from a batch."""
 
 from isoflop.objectives.build import make_objective, objective_cost
-from isoflop.objectives.distilled import Distilled
-from isoflop.objectives.huggingface import load_huggingface_mae
-from isoflop.objectives.masked import Masked, Reconstruction
-from isoflop.objectives.objective import Objective, Uniforms
-from isoflop.objectives.supervised import Supervised
-from isoflop.objectives.teacher import load_teacher
+from isoflop.objectives.distilled import Distilled, load_teacher
+from isoflop.objectives.masked import Masked, Reconstruction, load_huggingface_mae
+from isoflop.objectives.supervised import Objective, Supervised, Uniforms
 
 __all__ = [
     "Distilled",

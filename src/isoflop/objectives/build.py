@@ -18,14 +18,14 @@ from isoflop.config import (
     SupervisedConfig,
     canonical_json,
 )
-from isoflop.errors import ModelError
+from isoflop.data import Source
+from isoflop.data.dense import DenseSource
+from isoflop.errors import DataError, ModelError
 from isoflop.models import Backbone, Cost, cost, create_model
 from isoflop.models.saved import Moments
-from isoflop.objectives.distilled import Distilled
+from isoflop.objectives.distilled import Distilled, load_teacher, open_teacher, teacher_moments
 from isoflop.objectives.masked import Masked
-from isoflop.objectives.objective import Objective
-from isoflop.objectives.supervised import Supervised
-from isoflop.objectives.teacher import load_teacher, open_teacher, teacher_moments
+from isoflop.objectives.supervised import Objective, Supervised
 
 
 def make_objective(
@@ -146,3 +146,33 @@ def _macs(module: Objective | Backbone) -> int:
         else:
             module.eval()(images)
     return counter.get_total_flops() // 2
+
+
+# Whether an objective can learn from what a source has.
+
+
+_WHAT = {"detect": "objects", "segment": "maps of classes"}
+_WHERE = {"detect": "coco:FOLDER or scenes?", "segment": "ade20k:FOLDER or scenes?task=segment"}
+
+
+def check_fit(config: ObjectiveConfig, source: Source, *, mixes: bool) -> None:
+    """Raises DataError where the truth of `source` is not what `config` learns from, or Mixup (`mixes`) is asked for
+    where nothing can be mixed."""
+    has = source.records.task if isinstance(source, DenseSource) else None
+    if isinstance(config, DetectConfig | SegmentConfig):
+        if has != config.name:
+            told = _WHAT[has] if has else "classes alone"
+            raise DataError(
+                f"{source.uri}: to {config.name} is learnt from {_WHAT[config.name]} ({_WHERE[config.name]}), "
+                f"and these pictures have {told}"
+            )
+        if mixes:
+            raise DataError(f"{source.uri}: Mixup and CutMix mix classes, not {_WHAT[config.name]}")
+        if isinstance(config, DetectConfig) and config.head == "mask_rcnn" and not _has_masks(source):
+            raise DataError(f"{source.uri}: Mask R-CNN learns from masks: ask for them (`masks=1`), or use RetinaNet")
+    elif has and not isinstance(config, MaskedConfig):
+        raise DataError(f"{source.uri}: these pictures have {_WHAT[has]}, not a class each: set `objective` to {has}")
+
+
+def _has_masks(source: Source) -> bool:
+    return isinstance(source, DenseSource) and source.records.has_masks

@@ -21,11 +21,11 @@ from isoflop.errors import ModelError
 from isoflop.models import Backbone
 from isoflop.models.bit import BiT, GroupNormReLU
 from isoflop.models.blocks import Block
-from isoflop.models.grouped import GroupNorm
 from isoflop.models.layers import BatchNorm
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.mixers import Attention, Pooling, RandomMixing, ReducedAttention
 from isoflop.models.nfnet import NFNet, SqueezeExcite
+from isoflop.models.operators import GroupNorm
 from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 
 MIXERS = ("attention", "reduced_attention", "pooling", "depthwise", "separable_conv", "random", "identity")

@@ -1,8 +1,8 @@
 """Figures and pages made from results.
 
-figure, theme      a figure as plain data; what its colours mean
+figure             a figure as plain data; what its colours mean
 figures/           the figures, one idea a file
-to_plotly, shell   into a page that needs nothing else
+                   into a page that needs nothing else
 export             into SVG, PDF and CSV
 page, interim      the report of a study; its answer while there is no other
 tabled             the report of anybody's table
@@ -10,10 +10,9 @@ studies, compare   several studies side by side
 watch/             a study or a run that is still going on
 """
 
-from isoflop.report.compare import write_comparison
+from isoflop.report.compare import StudyTables, differences, write_comparison
 from isoflop.report.export import write_figures
 from isoflop.report.page import report_figures, write_report
-from isoflop.report.studies import StudyTables, differences
 from isoflop.report.tabled import tabled_report
 
 __all__ = [

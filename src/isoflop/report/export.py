@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import StudyError
-from isoflop.report.figure import Figure, Panel, Series
-from isoflop.report.text import quantity
-from isoflop.report.theme import LIGHT, RAMP
-from isoflop.report.ticks import log_ticks
+from isoflop.report.figure import LIGHT, RAMP, Figure, Panel, Series
+from isoflop.report.text import log_ticks, quantity
 
 FORMATS = ("svg", "pdf", "csv")
 _MARKERS = {

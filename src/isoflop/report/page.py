@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from isoflop.errors import StudyError
 from isoflop.report import figures as draw
-from isoflop.report import headline, tables
 from isoflop.report import rows as table
+from isoflop.report import tables
 from isoflop.report.clean import clean_answer, clean_curves, clean_rows
-from isoflop.report.figure import Figure
-from isoflop.report.metric import metric_of
-from isoflop.report.pictures import Picture, picture_section
-from isoflop.report.rows import Answer, Row
+from isoflop.report.figure import Figure, document, figure_slot
+from isoflop.report.law import answer_sentence, answer_warnings, study_name
+from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.savings import limit_sentence, savings, total_cost
-from isoflop.report.shell import document, figure_slot
 from isoflop.report.text import duration, escape, quantity
 from isoflop.runs.files import write_atomically
+
+# Pictures in a page: PNG files inside of the HTML, each with a title and what it shows.
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels uint8 (height, width, 3), a title, and a caption that says what is to be seen."""
+
+    title: str
+    caption: str
+    pixels: NDArray[np.uint8]
+
+
+def picture_section(pictures: Sequence[Picture]) -> str:
+    """The section of a report that shows `pictures`; nothing when there are none."""
+    shown = "".join(
+        f'<figure><img src="data:image/png;base64,{_png(picture.pixels)}" alt="{escape(picture.title)}" '
+        f'style="max-width:100%"><figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}'
+        "</figcaption></figure>"
+        for picture in pictures
+    )
+    return f'<section id="reconstructions"><h2>Reconstructions</h2>{shown}</section>' if shown else ""
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def write_report(
@@ -56,7 +89,7 @@ def render(
     """The report as the text of an HTML file."""
     rows, answer = clean_rows(rows), clean_answer(answer)
     shown = _figures(rows, answer, clean_curves(curves))
-    return document(f"{headline.study_name(answer)} · isoflop report", body(rows, answer, shown, pictures), shown)
+    return document(f"{study_name(answer)} · isoflop report", body(rows, answer, shown, pictures), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
@@ -96,9 +129,9 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
     nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
     return (
         '<a class="skip" href="#main">Skip to the answer</a>'
-        f"<header><p class=kicker>isoflop study</p><h1>{escape(headline.study_name(answer))}</h1></header>"
+        f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
         f'<main id="main"><section id="answer" aria-label="The answer">'
-        f'<p class="answer">{escape(headline.sentence(rows, answer))}</p>'
+        f'<p class="answer">{escape(answer_sentence(rows, answer))}</p>'
         f"{tables.summary(rows, answer)}{warnings(answer)}{facts(rows, answer)}</section>"
         f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
         "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
@@ -112,7 +145,7 @@ _EMPTY = '<p class="empty">The study has no runs.</p>'
 
 def warnings(answer: Answer) -> str:
     """The warnings as HTML: open when they are few, folded when they are many."""
-    found = headline.warnings(answer)
+    found = answer_warnings(answer)
     if not found:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in found)

@@ -8,10 +8,9 @@ from typing import Any
 
 from isoflop.errors import StudyError
 from isoflop.report import report_figures
-from isoflop.report.figure import Figure
-from isoflop.report.headline import sentence, study_name
-from isoflop.report.inline import inline_page
-from isoflop.report.watch.tail import read_curves
+from isoflop.report.figure import Figure, inline_page
+from isoflop.report.law import answer_sentence, study_name
+from isoflop.report.watch.state import read_curves
 from isoflop.runs.results import Row, judged, read_document, read_results
 
 
@@ -51,10 +50,12 @@ class StudyResult:
         return self.directory / "runs" / str(finals[0]["run_id"])
 
     def __repr__(self) -> str:
-        return f"{study_name(self.answer)} ({self.directory}): {sentence(self.rows, self.answer)}"
+        return f"{study_name(self.answer)} ({self.directory}): {answer_sentence(self.rows, self.answer)}"
 
     def _repr_html_(self) -> str:
-        return inline_page(study_name(self.answer), sentence(self.rows, self.answer), list(self.figures.values()))
+        return inline_page(
+            study_name(self.answer), answer_sentence(self.rows, self.answer), list(self.figures.values())
+        )
 
 
 def open_study(directory: Path | str) -> StudyResult:

@@ -24,12 +24,11 @@ from isoflop.laws.columns import (
     text_column,
 )
 from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
-from isoflop.report.figure import Figure
+from isoflop.report.figure import Figure, document, figure_slot
 from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
 from isoflop.report.interim import FamilyFits, answer_of_laws, comparison_entries, interim_answer
 from isoflop.report.page import body, report_figures, write_whole
 from isoflop.report.rows import Answer, Row
-from isoflop.report.shell import document, figure_slot
 from isoflop.report.tables import Cell, html_table
 from isoflop.report.text import between, escape, number, quantity
 

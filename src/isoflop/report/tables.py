@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoflop.report import rows as table
+from isoflop.report.figure import family_color
 from isoflop.report.law import family_laws
-from isoflop.report.metric import metric_of
-from isoflop.report.rows import Answer, Row
+from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.text import between, duration, escape, number, quantity
-from isoflop.report.theme import family_color
 
 
 @dataclass(frozen=True)

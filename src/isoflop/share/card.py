@@ -13,8 +13,8 @@ from isoflop.escapes import markdown_code, markdown_text
 from isoflop.runs.directory import read_status
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
-from isoflop.train.price import train_flops_per_image
-from isoflop.transfer.report import markdown
+from isoflop.train.forecast import train_flops_per_image
+from isoflop.transfer.evaluate import markdown
 
 USES = {
     "timm": """```python

@@ -12,12 +12,12 @@ from torch import Tensor
 from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import Recognised, load_weights, read_weights, recognise
+from isoflop.models.interop.names import TIMMS_OWN
 from isoflop.models.interop.recognise import IMAGENET
-from isoflop.models.interop.timm_names import TIMMS_OWN
 from isoflop.models.presets import PRESETS
 from isoflop.models.saved import describe_model, save_model
 from isoflop.runs.files import sha256_of
-from isoflop.share.folders import whole_folder
+from isoflop.share.subject import whole_folder
 from isoflop.transfer import Pretrained, open_backbone
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from isoflop.config import MaskedConfig, RunConfig
 from isoflop.data import open_split
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone
 from isoflop.models.saved import Description, describe_model
 from isoflop.runs.directory import read_status
-from isoflop.train.data_facts import DataFacts, facts_of, read_facts
+from isoflop.runs.files import private_path
+from isoflop.train.identity import DataFacts, facts_of, read_facts
 from isoflop.transfer import load_backbone, open_backbone
 
 CLASSIFYING = ("supervised", "distilled")
@@ -104,3 +109,51 @@ def _with_plain_head(model: Backbone) -> Backbone:
         linear.weight.mul_(scale)
     model.head = linear
     return model
+
+
+# The proof that what was written is the same model.
+
+
+IMAGES = 4
+LIMIT = 1e-4  # of the largest output, in float32; two orders above what rounding makes of it
+
+
+def difference(theirs: Tensor, ours: Tensor) -> float:
+    """The largest difference, as a share of the largest output."""
+    if theirs.shape != ours.shape:
+        raise ModelError(f"outputs of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+    largest = float(ours.abs().max())
+    return float((theirs - ours).abs().max()) / max(largest, 1e-12)
+
+
+def check(found: float, reader: str) -> float:
+    """`found`, if it is rounding; ModelError if what `reader` loads is another model."""
+    if not found <= LIMIT:
+        raise ModelError(
+            f"{reader} computes something else from these weights: outputs differ by {found:.1e} of the largest, "
+            f"{LIMIT:.0e} is allowed"
+        )
+    return found
+
+
+# A folder that is there as a whole, or not at all.
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when all has gone well and is deleted when not.
+
+    Raises CheckpointError where there is something at `target` already, or the storage refuses.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target}: there is something already; choose another --output or delete it")
+    partial = private_path(target)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"{target}: cannot write here: {reason}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

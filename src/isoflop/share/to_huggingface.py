@@ -19,15 +19,13 @@ from isoflop.errors import ConfigError, ModelError
 from isoflop.models import Backbone
 from isoflop.models.bit import BiT
 from isoflop.models.interop import shaped_like, to_layout
-from isoflop.models.interop.layouts import in_files
+from isoflop.models.interop.names import in_files
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.saved import KEY
-from isoflop.objectives.huggingface import mae_state
-from isoflop.objectives.masked import Masked
-from isoflop.share.subject import Subject
+from isoflop.objectives.masked import Masked, mae_state
+from isoflop.share.subject import IMAGES, Subject, check, difference
 from isoflop.share.to_timm import timm_model, write_timm
-from isoflop.share.verify import IMAGES, check, difference
-from isoflop.train.finished import load_objective
+from isoflop.train.loop import load_objective
 
 BILINEAR = 2  # Pillow's number
 

@@ -16,14 +16,12 @@ from isoflop.errors import ModelError
 from isoflop.models import Backbone
 from isoflop.models.bit import BiT
 from isoflop.models.interop import shaped_like, to_layout
-from isoflop.models.interop.timm_names import TIMM, TIMMS_OWN
-from isoflop.models.metaformer import MetaFormer
-from isoflop.models.metaformer_config import MetaFormerConfig
+from isoflop.models.interop.names import TIMM, TIMMS_OWN
+from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
 from isoflop.models.nfnet import NFNet
 from isoflop.models.presets import PRESETS
 from isoflop.models.saved import KEY, Description, architecture_of
-from isoflop.share.subject import Subject
-from isoflop.share.verify import IMAGES, check, difference
+from isoflop.share.subject import IMAGES, Subject, check, difference
 
 # Where timm has fixed sizes, its name for a preset of ours.
 TIMM_NAMES = {

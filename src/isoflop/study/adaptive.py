@@ -15,9 +15,149 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import numpy as np
+
+from isoflop.config import StudyConfig
+from isoflop.errors import StudyError
+from isoflop.models import family_ladder
+from isoflop.report.rows import Row
+from isoflop.report.savings import total_cost
 from isoflop.study.arena import Arena, Ledger, Result, answers, candidates, rates_near, trunk
-from isoflop.study.belief import Belief, Trial, fit_belief
-from isoflop.study.decide import Decision, Outlook, Standing
+from isoflop.study.belief import Array, Belief, Trial, fit_belief
+from isoflop.study.planned import Catalogue
+from isoflop.study.rungs import MIN_STEPS
+
+# What is decided now, how sure that is, and what each further run would be worth.
+#
+# The decision is a family, a size and a learning rate for the target budget. Its regret is what it is expected to lose
+# against the best choice if everything were known. A run is worth as much regret as knowing its result is expected to
+# remove: the knowledge gradient for correlated normal beliefs (Frazier, Powell & Dayanik, 2009), per unit of cost.
+
+
+DRAWS = 1024
+REPEATS = (1.0, 4.0, 16.0)
+"""One run often cannot turn a decision, though a few like it would: a run is worth the best mean over so many."""
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a family would do at the target, and how it stands: expected log loss, its deviation, P(best), regret.
+
+    The regret is the share of the loss that this answer is expected to lose against the best if all were known.
+    """
+
+    answer: Trial
+    log_loss: float
+    deviation: float
+    p_best: float
+    regret: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Families, best first."""
+
+    standings: tuple[Standing, ...]
+
+    @property
+    def regret(self) -> float:
+        """The expected regret of the best answer."""
+        return self.standings[0].regret
+
+    def p_best(self, family: str) -> float:
+        return next((s.p_best for s in self.standings if s.answer.family == family), 0.0)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers that a family could give: trials at the target, expected log losses (j,), gradients (j, p)."""
+
+    trials: Sequence[Trial]
+    mean: Array
+    gradient: Array
+
+
+class Decision:
+    """The beliefs about all families and the answers each could give; updated as runs are chosen, not yet made."""
+
+    def __init__(self, beliefs: Mapping[str, Belief], family_answers: Mapping[str, Sequence[Trial]]) -> None:
+        self.beliefs = beliefs
+        self.answers = {
+            family: _Answers(trials, *beliefs[family].predict(trials)) for family, trials in family_answers.items()
+        }
+        self.covariance = {family: beliefs[family].covariance for family in family_answers}
+        size = max(belief.mean.size for belief in beliefs.values())
+        # The same draws for the same question, whatever was asked before.
+        self.draws = np.random.default_rng(0).standard_normal((len(self.answers), DRAWS // 2, size))
+
+    def outlook(self) -> Outlook:
+        """How the families stand before any further run."""
+        lowest, deviations = [], []
+        for k, (family, family_answers) in enumerate(self.answers.items()):
+            spread = family_answers.gradient @ _root(self.covariance[family])
+            normal = self.draws[k, :, : spread.shape[1]] @ spread.T
+            lowest.append((family_answers.mean + np.concatenate([normal, -normal])).min(axis=1))
+            deviations.append(np.sqrt((spread**2).sum(axis=1)))
+        losses = np.stack(lowest)
+        share = np.bincount(losses.argmin(axis=0), minlength=len(losses)) / losses.shape[1]
+        perfect = float(losses.min(axis=0).mean())
+        standings = []
+        for k, family_answers in enumerate(self.answers.values()):
+            j = int(family_answers.mean.argmin())
+            mean = float(family_answers.mean[j])
+            regret = max(mean - perfect, 0.0)
+            standings.append(Standing(family_answers.trials[j], mean, float(deviations[k][j]), float(share[k]), regret))
+        return Outlook(tuple(sorted(standings, key=lambda standing: standing.log_loss)))
+
+    def worth(self, trials: Sequence[Trial], costs: Sequence[float]) -> Array:
+        """Regret that each trial of one family is expected to remove, per unit of its cost (m,)."""
+        family = trials[0].family
+        family_answers, belief = self.answers[family], self.beliefs[family]
+        gradient = belief.predict(trials)[1] @ self.covariance[family]
+        shift = gradient @ family_answers.gradient.T  # covariance of each trial with each answer
+        variance = (gradient * belief.predict(trials)[1]).sum(axis=1)
+        others = min((a.mean.min() for f, a in self.answers.items() if f != family), default=np.inf)
+        now = min(float(family_answers.mean.min()), others)
+        best = np.zeros(len(trials))
+        for repeats in REPEATS:
+            scale = shift / np.sqrt(variance + belief.noise**2 / repeats)[:, None]
+            lowest = (family_answers.mean[None, :, None] + scale[:, :, None] * NODES).min(axis=1)
+            gain = now - np.minimum(lowest, others) @ WEIGHTS
+            best = np.maximum(best, gain / repeats)
+        return np.asarray(best / np.asarray(costs))
+
+    def chosen(self, trial: Trial) -> None:
+        """From now on the result of `trial` counts as known, though not what it is."""
+        belief, covariance = self.beliefs[trial.family], self.covariance[trial.family]
+        gradient = belief.predict([trial])[1][0]
+        pull = covariance @ gradient
+        self.covariance[trial.family] = covariance - np.outer(pull, pull) / (gradient @ pull + belief.noise**2)
+
+    def gain(self, trials: Sequence[Trial]) -> float:
+        """The regret that the results of all `trials` together are expected to remove."""
+        lowest = np.full(DRAWS, np.inf)
+        for k, (family, family_answers) in enumerate(self.answers.items()):
+            own = [trial for trial in trials if trial.family == family]
+            value = np.broadcast_to(family_answers.mean, (DRAWS, family_answers.mean.size))
+            if own:
+                belief = self.beliefs[family]
+                gradient = belief.predict(own)[1]
+                joint = gradient @ belief.covariance @ gradient.T + belief.noise**2 * np.eye(len(own))
+                shift = family_answers.gradient @ belief.covariance @ gradient.T @ np.linalg.inv(_root(joint)).T
+                half = np.resize(self.draws[k], (DRAWS // 2, len(own)))
+                normal = half @ shift.T
+                value = family_answers.mean + np.concatenate([normal, -normal])
+            lowest = np.minimum(lowest, value.min(axis=1))
+        now = min(float(family_answers.mean.min()) for family_answers in self.answers.values())
+        return max(now - float(lowest.mean()), 0.0)
+
+
+def _root(covariance: Array) -> Array:
+    """A lower-triangular square root; rounding may have cost a covariance its last positive eigenvalues."""
+    return np.asarray(np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) * np.eye(len(covariance))))
+
 
 NEGLIGIBLE = 0.02
 """P(best) below which a family gets no more runs."""
@@ -198,3 +338,120 @@ def _fresh(trial: Trial, made: set[Trial]) -> Trial | None:
         if candidate not in made:
             return candidate
     return None
+
+
+# What a study may cost: FLOPs, device-hours or money; the answers' share is set aside before anything is measured.
+
+
+RUNGS_RATIO = 2.6
+"""Between the rungs that the planner chooses: about what sizes and learning rates can be carried across."""
+RUNGS_SPAN = 64.0
+"""Between the lowest and the highest of them, if the smallest presets train that briefly."""
+TARGET_DISTANCE = 3.0
+"""The highest rung stays this factor below the target: nearer, the ladder would cost more than it decides."""
+LADDER_RUNS = 1.6
+"""How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
+SHORTEST = 3 * MIN_STEPS  # steps of the smallest preset on the lowest rung that the planner chooses
+
+
+@dataclass(frozen=True)
+class Funds:
+    """What there is, what the answers take, and what training costs, all in `unit` (FLOPs, device-hours, money).
+
+    `per_flop` is the price of a training FLOP by (family, preset measured), `per_image` of evaluating an image.
+    """
+
+    unit: str
+    total: float
+    reserved: float
+    flops: Mapping[tuple[str, str], float]
+    per_flop: Mapping[tuple[str, str], float]
+    evaluated: int
+    per_second: float = 0.0
+    """of a worker; 0 where the limit is in FLOPs"""
+
+    @property
+    def allowance(self) -> float:
+        """What the ladder may cost."""
+        return self.total - self.reserved
+
+    def spent(self, rows: Sequence[Row]) -> float:
+        """What the runs in `rows` have cost: measured seconds (or FLOPs) of training, and evaluation by its price."""
+        flops, seconds = total_cost(rows)
+        if self.unit == "FLOPs":
+            return flops
+        judged = [row for row in rows if row["status"] == "done"]
+        evaluation = sum(self.price_of_evaluation(row["family"], row["flops_per_image"]) for row in judged)
+        return seconds * self.per_second + evaluation
+
+    def price(self, family: str, flops_per_image: float) -> float:
+        """The price of training on an image, at the efficiency of the nearest preset of the family measured."""
+        return flops_per_image * self._efficiency(family, flops_per_image)
+
+    def price_of_evaluation(self, family: str, flops_per_image: float) -> float:
+        """The price of a run beside its steps: its evaluation. Training FLOPs do not count it."""
+        return 0.0 if self.unit == "FLOPs" else self.evaluated * self.price(family, flops_per_image) / 3
+
+    def _efficiency(self, family: str, flops_per_image: float) -> float:
+        near = [key for key in self.per_flop if key[0] == family]
+        return self.per_flop[min(near, key=lambda key: abs(math.log(self.flops[key] / flops_per_image)))]
+
+
+def funds_of(
+    config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[str, str], float], *, begun: bool = False
+) -> Funds:
+    """The funds of a study with a limit, given seconds an image; StudyError if the answers exceed it, unless it has
+    `begun`: the limit then leaves nothing more to the ladder."""
+    study = config.study
+    flops = {key: catalogue.flops_per_image(*key) for key in seconds}
+    if study.budget is not None:
+        unit, total, scale = "FLOPs", study.budget, None
+    elif study.device_hours is not None:
+        unit, total, scale = "device-hours", study.device_hours, 1 / 3600
+    else:
+        assert study.money is not None
+        assert study.price_per_hour is not None
+        unit, total, scale = "money", study.money, study.price_per_hour / 3600
+    per_flop = {key: 1.0 if scale is None else seconds[key] / flops[key] * scale for key in seconds}
+    reserved = study.finals * study.target_budget * max(per_flop.values())
+    if reserved >= total and not begun:
+        raise StudyError(
+            f"study.{_key(unit)} = {total:g} leaves nothing to measure: training the answer alone "
+            f"({study.finals} × {study.target_budget:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
+            f"raise it or lower target_budget"
+        )
+    return Funds(unit, total, reserved, flops, per_flop, catalogue.heldout, scale or 0.0)
+
+
+def _key(unit: str) -> str:
+    return {"FLOPs": "budget", "device-hours": "device_hours", "money": "money"}[unit]
+
+
+def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> tuple[float, ...]:
+    """The rungs of a ladder that may cost `flops` in all, below the target; StudyError when that is too little.
+
+    The highest is what every starting size could be trained with, though no more than the target divided by
+    `TARGET_DISTANCE`; the lowest a factor of `RUNGS_SPAN` below it, or what the smallest presets need.
+    """
+    starting, floors = 0, []
+    for family, options in config.families.items():
+        names = options.sizes if isinstance(options.sizes, tuple) else family_ladder(family)
+        starting += len(options.sizes) if isinstance(options.sizes, tuple) else options.sizes
+        smallest = min(catalogue.flops_per_image(family, name) for name in names)
+        floors.append(SHORTEST * config.batch_size * smallest)
+    top = min(config.study.target_budget / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
+    bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
+    if top < 4 * bottom:
+        if config.study.target_budget / TARGET_DISTANCE < 4 * bottom:
+            raise StudyError(
+                f"study.target_budget = {config.study.target_budget:g} is too near to what the smallest presets need "
+                f"({bottom:.2g} FLOPs for {SHORTEST} steps): a ladder below it has no room; "
+                f"take at least {4 * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
+            )
+        raise StudyError(
+            f"the study's limit leaves {flops:.2g} FLOPs for the ladder, but {starting} sizes from {bottom:.2g} FLOPs "
+            f"a run need about {4 * bottom * LADDER_RUNS * starting:.2g}: raise it, or take fewer families or sizes"
+        )
+    count = max(3, 1 + math.ceil(math.log(top / bottom) / math.log(RUNGS_RATIO) - 1e-9))
+    ratio = (top / bottom) ** (1 / (count - 1))
+    return tuple(float(f"{bottom * ratio**k:.2g}") for k in range(count))

@@ -14,9 +14,8 @@ from isoflop.laws.compare import Table
 from isoflop.report.interim import fit_families, p_best, without_law
 from isoflop.report.savings import savings
 from isoflop.runs.results import Row
-from isoflop.study.adaptive import NEGLIGIBLE, Stage
+from isoflop.study.adaptive import NEGLIGIBLE, Outlook, Stage
 from isoflop.study.belief import Trial
-from isoflop.study.decide import Outlook
 from isoflop.study.plan import Plan
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import finite_loss

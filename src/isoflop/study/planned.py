@@ -11,8 +11,8 @@ from isoflop.data import Source, open_split
 from isoflop.errors import ModelError, StudyError
 from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.objectives import objective_cost
-from isoflop.train.optim.sharpness import PASSES
-from isoflop.train.schedules import TRUNK_SCHEDULES
+from isoflop.train.optim.build import TRUNK_SCHEDULES
+from isoflop.train.optim.gradients import PASSES
 
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
 

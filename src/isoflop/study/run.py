@@ -4,24 +4,205 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from isoflop.config import Loaded, StudyConfig, plain
+from isoflop.config import Loaded, StudyConfig, TransferConfig, plain
 from isoflop.errors import Preempted, StudyError
 from isoflop.report.savings import own_cost
 from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row, judged
+from isoflop.study.adaptive import Stage, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
-from isoflop.study.clock import Clock
+from isoflop.study.arena import Result
 from isoflop.study.executors import Executor, Task, make_executor
-from isoflop.study.narrator import Narrator
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue, PlannedRun
-from isoflop.study.stages import Batch, Ended, stages
+from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
 from isoflop.study.store import Store, finite_loss
 from isoflop.train.identity import environment
+from isoflop.train.optim.build import trunk_steps
 from isoflop.transfer import open_backbone, transfer
+
+# What a study says while it works. The base class says nothing; the command line gives it a voice.
+
+
+class Narrator:
+    """Listens to a study. Every method may be left as it is."""
+
+    def planned(self, plan: Plan, workers: int) -> None:
+        """Before anything is trained."""
+
+    def thought(self, stage: Stage, before: Stage | None) -> None:
+        """What the finished runs say and which runs follow from it; `before` is what was thought a stage earlier."""
+
+    def rung(self, number: int, count: int | None, runs: Sequence[PlannedRun]) -> None:
+        """Runs are about to be trained that were not done yet; stage `number` of `count`, the answers last.
+
+        Nobody knows the count of an adaptive study before its end.
+        """
+
+    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
+        """Core-seconds of work done of all that is foreseen, and runs finished of all runs known by now."""
+
+    def line(self, text: str) -> None:
+        """Something worth knowing: a run that failed, a worker that died, a damaged checkpoint."""
+
+    def answered(self, document: dict[str, Any]) -> None:
+        """The laws are fitted: what `answer.json` holds, before the answers are trained."""
+
+    def graded(self, document: dict[str, Any]) -> None:
+        """The answers are trained: predicted against measured."""
+
+    def judged(self, name: str, task: TransferConfig) -> None:
+        """The backbone `name` is about to be tried on the transfer task."""
+
+    def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The trained answers on the transfer task."""
+
+
+# The stages of a study, one after another: fixed rungs, or batches that are chosen for what they are worth.
+
+
+SMALLEST_BATCH = 6  # runs that are chosen together however few workers there are
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its loss (+inf if it diverged or failed). `seconds` are those that it trained itself, on
+    `images`: without its trunk's."""
+
+    loss: float
+    images: float = 0.0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs to train side by side, as stage `number` (from 1) of `count` (None when nobody knows yet).
+
+    `later` is the core-seconds that the ladder may still take after them; `thought` what the adaptive planner based
+    them on; `plan` the plan at the prices that the runs before have corrected. A last batch without runs says why the
+    ladder ends.
+    """
+
+    runs: list[PlannedRun]
+    number: int
+    count: int | None
+    later: float
+    thought: Stage | None = None
+    plan: Plan | None = None
+
+
+def stages(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
+    """The ladder of `plan`; `ended` gives by id how runs have ended so far, `batch` is the number of workers.
+
+    What comes depends on nothing but the plan, `batch` and how runs ended: a study that was stopped goes through the
+    same stages again, and finds their runs done.
+    """
+    if plan.arena:
+        return _adaptive(plan, ended, batch)
+    return _fixed(plan, lambda: {run_id: end.loss for run_id, end in ended().items()})
+
+
+def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[Batch]:
+    catalogue, count = plan.catalogue, len(plan.rungs) + 1
+    later = [sum(rung.core_seconds for rung in plan.rungs[number:]) for number in range(count)]
+    rung = plan.first
+    yield Batch(rung, 1, count, later[1])
+    known = {run.run_id for run in rung}
+    for _ in range(MAX_EXTENSIONS):
+        more = [run for run in extensions(rung, losses(), catalogue) if run.run_id not in known]
+        if not more:
+            break
+        yield Batch(more, 1, count, later[1])
+        rung = rung + more
+        known |= {run.run_id for run in more}
+    for number in range(1, len(plan.rungs)):
+        rung = next_rung(number, catalogue.config, catalogue, plan.sizes, rung, losses())
+        yield Batch(rung, number + 1, count, later[number + 1])
+
+
+def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
+    assert plan.arena
+    assert plan.funds
+    size, number = max(batch, SMALLEST_BATCH), 0
+    results: list[Result] = []
+    measured: dict[tuple[str, str], tuple[float, float]] = {}
+    while True:
+        now = plan.priced(measured)  # by the runs of earlier stages alone: a study that goes on sees the same prices
+        assert now.arena
+        assert now.funds
+        stage = next_stage(now.arena, results, now.funds.allowance, size)
+        number += 1
+        runs = [
+            plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
+            for trial in stage.trials
+        ]
+        allowance = now.funds.allowance
+        later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
+        yield Batch(runs, number, None, later, stage, now)
+        if stage.stop:
+            return
+        known = ended()
+        ends = [known.get(run.run_id, Ended(math.inf)) for run in runs]
+        for trial, end in zip(stage.trials, ends, strict=True):
+            key = trial.family, trial.model
+            images, seconds = measured.get(key, (0.0, 0.0))
+            if math.isfinite(end.loss) and end.seconds:
+                measured[key] = images + end.images, seconds + end.seconds
+        rate = plan.funds.per_second
+        costs = [end.seconds * rate if rate and end.seconds is not None else None for end in ends]
+        results += [Result(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]
+
+
+# Core-seconds of work: done, and foreseen.
+
+
+class Clock:
+    """Core-seconds of all known runs, without the steps that their trunks have, and of what is foreseen after them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.per_image = plan.seconds_per_image
+        self._flops = {key: plan.catalogue.flops_per_image(*key) for key in self.per_image}
+        self.later = plan.ladder_seconds + plan.final_seconds  # of what is not yet known run by run
+        self.weights: dict[str, float] = {}
+        self.parts: dict[str, float] = {}
+        self.over: set[str] = set()
+        self._trunks: dict[str, int] = {}
+
+    def begin(self, runs: Sequence[PlannedRun], later: float) -> None:
+        """`runs` are known, and after them `later` core-seconds are foreseen."""
+        self.later = later
+        for run in runs:
+            shared = self._trunks.get(run.trunk_id or "", 0)
+            self.weights[run.run_id] = self.seconds(run) * (1 - min(shared / run.config.steps, 1))
+        for run in runs:
+            if run.trunk_id:
+                reached = trunk_steps(run.config.schedule, run.config.steps)
+                self._trunks[run.trunk_id] = max(reached, self._trunks.get(run.trunk_id, 0))
+
+    def seconds(self, run: PlannedRun) -> float:
+        """What all of `run` should take, at the efficiency of the nearest measured size of its family."""
+        sizes = [key for key in self.per_image if key[0] == run.family]
+        nearest = min(sizes, key=lambda key: abs(math.log(self._flops[key] / run.flops_per_image)))
+        return run.images * self.per_image[nearest] * run.flops_per_image / self._flops[nearest]
+
+    def at(self, run: PlannedRun, step: int) -> None:
+        self.parts[run.run_id] = self.weights[run.run_id] * step / run.config.steps
+
+    def finished(self, run: PlannedRun) -> None:
+        self.parts[run.run_id] = self.weights[run.run_id]
+        self.over.add(run.run_id)
+
+    @property
+    def done(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def total(self) -> float:
+        return sum(self.weights.values()) + self.later
 
 
 def run_study(
@@ -224,8 +405,8 @@ class _Study:
 
     def _write_answer(self, document: dict[str, Any]) -> None:
         from isoflop.report import write_report
-        from isoflop.report.inspection.masked import reconstruction_pictures
-        from isoflop.report.watch.tail import read_curves
+        from isoflop.report.inspection.pictures import reconstruction_pictures
+        from isoflop.report.watch.state import read_curves
 
         machine = environment()
         document["study"] = {

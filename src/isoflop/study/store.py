@@ -17,8 +17,8 @@ from isoflop.runs.directory import Status, read_identity, read_status
 from isoflop.runs.files import remove_partial_files, to_json, write_json
 from isoflop.runs.journal import read_attempts
 from isoflop.runs.results import Row, publish, read_document, read_results, read_whole, write_results
+from isoflop.study.executors.worker import read_target
 from isoflop.study.planned import PlannedRun
-from isoflop.study.target import read_target
 
 
 class Store:

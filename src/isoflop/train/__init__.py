@@ -4,7 +4,7 @@ from isoflop.runs.journal import read_journal, verify_ledger
 from isoflop.train.attempt import RunResult
 from isoflop.train.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from isoflop.train.loop import build_model, build_objective, train
-from isoflop.train.schedules import rate_factor
+from isoflop.train.optim.build import rate_factor
 
 __all__ = [
     "Checkpoint",

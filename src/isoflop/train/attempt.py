@@ -24,20 +24,25 @@ from isoflop.errors import CheckpointError, DataError
 from isoflop.objectives import Objective
 from isoflop.runs.directory import Identity, Status
 from isoflop.runs.journal import Row, chain_samples
-from isoflop.train.checkpoints import checkpoint_path, latest_checkpoint, save_checkpoint, set_aside
-from isoflop.train.evaluate import evaluate
-from isoflop.train.guards import Watchdog
-from isoflop.train.meters import Meters
-from isoflop.train.price import train_flops_per_image
+from isoflop.train.checkpoints import (
+    Progress,
+    check_progress,
+    checkpoint_path,
+    latest_checkpoint,
+    pack,
+    save_checkpoint,
+    set_aside,
+    unpack,
+)
+from isoflop.train.evaluate import evaluate, save_reconstructions
+from isoflop.train.forecast import train_flops_per_image
+from isoflop.train.guards import Rewind, Watchdog
+from isoflop.train.optim.build import rate_factor, trunk_steps
 from isoflop.train.ranks import Ranks
-from isoflop.train.reconstructions import save_reconstructions
-from isoflop.train.record import OnRow, Record, train_row
-from isoflop.train.rewind import Rewind
+from isoflop.train.record import Meters, OnRow, Record, train_row
 from isoflop.train.saver import Saver
-from isoflop.train.schedules import rate_factor, trunk_steps
-from isoflop.train.state import Progress, check_progress, pack, unpack
+from isoflop.train.start import publish_weights
 from isoflop.train.step import Step
-from isoflop.train.weights import publish_weights
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import io
+import os
+import platform
+import re
+import shutil
+import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from isoflop.data import Source
-from isoflop.errors import ConfigError
+from isoflop.data.decode import DamagedImage, decode_whole, read_header
+from isoflop.errors import ConfigError, did_you_mean
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -54,3 +66,212 @@ def to_unit_range(images: Tensor, source: Source, device: torch.device) -> Tenso
     mean = torch.tensor(source.mean, device=device).view(1, -1, 1, 1)
     scale = 1.0 / torch.tensor(source.std, device=device).view(1, -1, 1, 1)
     return images.to(device, non_blocking=True).to(torch.float32).mul_(scale / 255.0).sub_(mean * scale)
+
+
+# What accelerators can do at most, as their makers publish it; and what this machine's CPU does, measured.
+
+
+GB, TFLOPS = 1e9, 1e12
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device. Rates are peaks, without sparsity; links are bytes a second in one direction."""
+
+    name: str
+    matrix_flops: float
+    """FLOPs a second of bfloat16 matrix products (2 per multiply-add)"""
+    memory_bytes: float
+    memory_rate: float
+    """bytes a second"""
+    link_rate: float
+    """to the devices of the same host"""
+    network_rate: float
+    """to other hosts, a device's share"""
+    watts: float
+    """the board's limit, which is what energy is estimated from"""
+    matches: tuple[str, ...] = ()
+    """words of the name that the driver gives, all of which must be there"""
+
+
+# Data sheets: NVIDIA H100 (2023), H200 (2024), HGX B200 (2025), A100 80GB (2021), L40S (2023), A10 (2021); Ada and
+# Ampere GA102 architecture white papers (RTX 4090, RTX 3090, products accumulated in float32); Google Cloud TPU
+# documentation and arXiv 2304.01433 (v3, v4: a chip, which is two cores). Networks are those of the
+# makers' own hosts (DGX).
+ACCELERATORS: dict[str, Accelerator] = {
+    a.name: a
+    for a in (
+        Accelerator("b200", 2250 * TFLOPS, 180 * GB, 7700 * GB, 900 * GB, 50 * GB, 1000, ("B200",)),
+        Accelerator("h200", 989 * TFLOPS, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 700, ("H200",)),
+        Accelerator("h100-pcie", 756 * TFLOPS, 80 * GB, 2000 * GB, 64 * GB, 50 * GB, 350, ("H100", "PCIe")),
+        Accelerator("h100", 989 * TFLOPS, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 700, ("H100",)),
+        Accelerator("a100", 312 * TFLOPS, 80 * GB, 2039 * GB, 300 * GB, 25 * GB, 400, ("A100",)),
+        Accelerator("l40s", 362 * TFLOPS, 48 * GB, 864 * GB, 32 * GB, 25 * GB, 350, ("L40S",)),
+        Accelerator("a10", 125 * TFLOPS, 24 * GB, 600 * GB, 32 * GB, 12.5 * GB, 150, ("A10",)),
+        Accelerator("rtx3090", 71 * TFLOPS, 24 * GB, 936 * GB, 32 * GB, 1.25 * GB, 350, ("3090",)),
+        Accelerator("rtx4090", 165 * TFLOPS, 24 * GB, 1008 * GB, 32 * GB, 1.25 * GB, 450, ("4090",)),
+        Accelerator("tpu-v4", 275 * TFLOPS, 32 * GB, 1228 * GB, 150 * GB, 25 * GB, 192, ()),
+        Accelerator("tpu-v3", 123 * TFLOPS, 32 * GB, 900 * GB, 140 * GB, 12.5 * GB, 220, ()),
+    )
+}
+CPU_WATTS = 100.0  # assumed of a machine without an accelerator
+
+
+def find_accelerator(name: str) -> Accelerator:
+    """The row of that name; ConfigError with the names there are."""
+    if name not in ACCELERATORS:
+        there_is = f"; there is {', '.join(ACCELERATORS)}"
+        raise ConfigError(f"unknown accelerator `{name}`{did_you_mean(name, list(ACCELERATORS)) or there_is}")
+    return ACCELERATORS[name]
+
+
+def identify(driver_name: str) -> Accelerator | None:
+    """The row for the name that a driver gives (`NVIDIA H100 80GB HBM3`); None for one that is not in the table."""
+    words = driver_name.lower().replace("-", " ")
+    rows = (a for a in ACCELERATORS.values() if a.matches and all(word.lower() in words for word in a.matches))
+    return next(rows, None)
+
+
+def matrix_rate(device: torch.device) -> tuple[float, float]:
+    """The peak of `device` in FLOPs a second, and its watts: from the table, or measured with float32 on a CPU.
+
+    A GPU that is not in the table is measured too, in bfloat16, with the watts assumed of a CPU.
+    """
+    known = identify(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if known:
+        return known.matrix_flops, known.watts
+    return measured_matrix_rate(device.type, torch.get_num_threads()), CPU_WATTS
+
+
+@functools.lru_cache(maxsize=8)
+def measured_matrix_rate(device_type: str, threads: int, size: int = 512, rounds: int = 3) -> float:
+    """FLOPs a second of the best of a few products of two square matrices: some 20 ms on a CPU core."""
+    kind, side = (torch.bfloat16, 8192) if device_type == "cuda" else (torch.float32, size)
+    a = torch.ones(side, side, dtype=kind, device=device_type)
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
+
+
+# What this machine can do: devices, precision, compilation, decoders, room, and which extras are installed.
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FOR_DEVELOPERS = ("dev", "bench", "docs")
+
+
+def describe_machine(folder: Path, *, compile: bool = False) -> dict[str, Any]:
+    """The machine in JSON values: sizes in bytes, lists of what is missing.
+
+    Args:
+        folder: where runs would be written; its free space is told.
+        compile: also compile a function, which takes seconds to minutes; otherwise only whether there is a compiler.
+    """
+    return {
+        "isoflop": version("isoflop"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processes": usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        "free_disk_bytes": shutil.disk_usage(folder).free,
+        "devices": [_cpu(), *map(_gpu, range(torch.cuda.device_count()))],
+        "compile": _compile(compile),
+        "decoders": {name: _decodes(name) for name in FORMATS},
+        "extras": {name: missing_packages(name) for name in extras()},
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def extras() -> list[str]:
+    """The extras of isoflop that users may want."""
+    names = dict.fromkeys(name for _, name in _optional())
+    return [name for name in names if name not in FOR_DEVELOPERS]
+
+
+def missing_packages(extra: str) -> list[str]:
+    """Which packages of an extra are not installed."""
+    return [package for package, name in _optional() if name == extra and not _is_installed(package)]
+
+
+def _optional() -> list[tuple[str, str]]:
+    """(package, extra) of every optional dependency."""
+    found = (re.match(r"([\w.-]+).*extra == ['\"]([\w.-]+)['\"]", line) for line in requires("isoflop") or [])
+    return [(match[1], match[2]) for match in found if match]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    """`bfloat16` is whether the instructions are there; without them it works, slower than float32."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {"name": "cpu", "model": platform.processor() or platform.machine(), "bfloat16": None}
+    lines = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
+    words = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = set(words.get("flags", words.get("Features", "")).split())
+    return {
+        "name": "cpu",
+        "model": words.get("model name", platform.machine()),
+        "bfloat16": bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    known = identify(properties.name)
+    return {
+        "name": f"cuda:{index}",
+        "model": properties.name,
+        "memory_bytes": properties.total_memory,
+        "bfloat16": properties.major >= 8,  # Ampere and later
+        "accelerator": known.name if known else None,
+    }
+
+
+def _compile(attempt: bool) -> dict[str, Any]:
+    """What `torch.compile` needs, and whether it worked, how long it took and why not, if that was asked for."""
+    name = os.environ.get("CXX", "cl" if sys.platform == "win32" else "g++")
+    found: dict[str, Any] = {"compiler": shutil.which(name) or shutil.which("clang++"), "works": None}
+    if not attempt:
+        return found
+    began = time.perf_counter()
+    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.compile(lambda x: (2 * x + 1).sum())(torch.ones(8, device=device))
+    except Exception as error:  # whatever is wrong with a toolchain comes as many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return found | {"works": False, "reason": reason}
+    return found | {"works": True, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _decodes(name: str) -> bool:
+    """Whether a picture of that format is really read."""
+    written = io.BytesIO()
+    try:
+        Image.new("RGB", (16, 16), (200, 100, 50)).save(written, name)
+        header = read_header(written.getvalue())
+        return decode_whole(written.getvalue(), header).shape == (16, 16, 3)
+    except (DamagedImage, KeyError, OSError):  # Pillow without that library cannot write the picture either
+        return False

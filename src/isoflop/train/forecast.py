@@ -14,12 +14,11 @@ from isoflop.config import DistilledConfig, RunConfig, SupervisedConfig
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import cost, create_model
 from isoflop.objectives import Objective, make_objective, objective_cost
-from isoflop.train.accelerators import Accelerator
+from isoflop.train.device import Accelerator
 from isoflop.train.layout import blocks
 from isoflop.train.optim import freeze
-from isoflop.train.optim.memory import state_bytes
-from isoflop.train.optim.sharpness import PASSES
-from isoflop.train.roofline import operators
+from isoflop.train.optim.build import state_bytes
+from isoflop.train.optim.gradients import PASSES
 from isoflop.train.scaling import (
     MATRIX_SHARE,
     Communication,
@@ -31,6 +30,7 @@ from isoflop.train.scaling import (
     checkpoint_bytes,
     communication,
     memory,
+    operators,
     reliability,
     step_time,
 )
@@ -245,3 +245,19 @@ def _saved(objective: Objective, count: int) -> Saved:
         for hook in hooks:
             hook.remove()
     return Saved(total, found)
+
+
+# What a run costs in FLOPs.
+
+
+def train_flops_per_image(config: RunConfig, num_classes: int, channels: int) -> float:
+    """Training FLOPs of one image: 3 × forward (2 × MACs), twice that with sharpness-aware minimisation."""
+    counted = objective_cost(
+        config.objective,
+        config.model.name,
+        num_classes=num_classes or 1,
+        image_size=config.data.image_size,
+        in_channels=channels,
+        **config.model.overrides,
+    )
+    return float(counted.train_flops_per_image) * (PASSES if config.optim.sam else 1)

@@ -16,20 +16,29 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from isoflop.config import DetectConfig, DistilledConfig, Loaded, MaskedConfig, RunConfig, SegmentConfig, plain
+from isoflop.config import (
+    DetectConfig,
+    DistilledConfig,
+    Loaded,
+    MaskedConfig,
+    RunConfig,
+    SegmentConfig,
+    plain,
+    stored_run,
+)
 from isoflop.data import Source, check_augmentation, open_split
 from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError
 from isoflop.models import Backbone, create_model
+from isoflop.models.interop import read_tensors
 from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
-from isoflop.objectives.dense.fit import check_fit
+from isoflop.objectives.build import check_fit
 from isoflop.runs.directory import WEIGHTS, Identity, Status, published, read_status
-from isoflop.runs.files import remove_partial_files
+from isoflop.runs.files import read_json, remove_partial_files
 from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
-from isoflop.train.data_facts import Shape, check_classes, learnt_classes
 from isoflop.train.device import choose_device
-from isoflop.train.identity import claim_run
+from isoflop.train.identity import Shape, check_classes, claim_run, learnt_classes
 from isoflop.train.layout import build_and_arrange
 from isoflop.train.optim import freeze
 from isoflop.train.ranks import check_parts, joined
@@ -200,4 +209,26 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         moments=(tuple(map(float, source.mean)), tuple(map(float, source.std))),
     )
     freeze(objective, config.optim)
+    return objective
+
+
+# What a finished run has trained, all of it: the backbone and what its objective learned with.
+
+
+def load_objective(run_directory: Path, source: Source) -> Objective:
+    """The trained objective of the finished run in `run_directory`, which was trained on `source`; see `open_split`.
+
+    Raises CheckpointError when the folder is not a finished run or its weights do not fit its configuration.
+    """
+    backbone, rest = published(run_directory), run_directory / "objective.safetensors"
+    try:
+        config = stored_run(read_json(run_directory / "config.json")).as_trained()
+        if isinstance(config.objective, DistilledConfig):
+            raise CheckpointError("a teacher is not among the weights of a distilled run; its backbone is")
+        objective = build_objective(config.model_copy(update={"start": None}), source)
+        weights = {f"backbone.{name}": tensor for name, tensor in read_tensors(backbone).items()}
+        weights |= read_tensors(published(run_directory, rest.name)) if rest.is_file() else {}
+        objective.load_state_dict(weights)
+    except (OSError, ValueError, SafetensorError, RuntimeError, IsoflopError) as error:
+        raise CheckpointError(f"{run_directory}: not readable: {' '.join(str(error).split())}") from error
     return objective

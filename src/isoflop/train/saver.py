@@ -24,9 +24,11 @@ from isoflop.runs.files import make_folder
 from isoflop.runs.lock import remove_unfinished, unfinished_path
 from isoflop.train.checkpoints import (
     Checkpoint,
+    check_progress,
     checkpoint_path,
     commit,
     latest_checkpoint,
+    pack,
     read_state,
     retire,
     save_checkpoint,
@@ -34,11 +36,11 @@ from isoflop.train.checkpoints import (
     sealed,
     set_aside,
     told_unreadable,
+    unpack,
     verify,
 )
 from isoflop.train.ranks import Ranks
 from isoflop.train.remote import Remote
-from isoflop.train.state import check_progress, unpack
 
 
 class Saver:
@@ -167,7 +169,7 @@ class Saver:
                     raise unreadable[0]
             found = [error for error in told if error]
             if not found:
-                unpack(read_into(path, model, optimizer, self._group), model, optimizer)
+                unpack(read_into(path, model, pack(model, optimizer), self._group), model, optimizer)
                 return read_state(path)
             self._ranks.first_does(functools.partial(self._set_aside, path, str(found[0])))
         return None

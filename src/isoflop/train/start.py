@@ -6,14 +6,19 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isoflop.config import StartConfig
 from isoflop.errors import CheckpointError, ModelError
 from isoflop.models import Backbone
 from isoflop.models.interop import read_tensors
-from isoflop.models.positions import resize
-from isoflop.runs.directory import published
+from isoflop.models.layers import resize
+from isoflop.models.saved import metadata_of
+from isoflop.objectives import Objective
+from isoflop.runs.directory import WEIGHTS, published
+from isoflop.runs.files import replacing, sha256_of
+from isoflop.train.sharded import whole
 
 
 def replace_head(model: Backbone, start: StartConfig) -> None:
@@ -88,3 +93,29 @@ def _shortened(names: list[str]) -> str:
 
 def _below(name: str, modules: tuple[str, ...]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
+
+
+# The weights of a finished run, as files that need neither checkpoints nor ranks to be read.
+
+
+def publish_weights(objective: Objective, directory: Path, preset: str, *, is_first: bool) -> dict[str, str]:
+    """Leaves `model.safetensors`, the backbone, in `directory`; and `objective.safetensors`, where there is more that
+    learnt, a decoder say. Every rank must ask, the first writes; returns the SHA-256 of each file, by name."""
+    backbone: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for name, tensor in objective.state_dict().items():
+        complete = whole(tensor)
+        if is_first:
+            kind = backbone if name.startswith("backbone.") else others
+            kind[name.removeprefix("backbone.")] = complete.detach().to("cpu", copy=True).contiguous()
+    if not is_first:
+        return {}
+    said = metadata_of(preset, objective.backbone.revision)
+    files = {WEIGHTS: backbone, "objective.safetensors": others}
+    return {name: _replace(directory / name, tensors, said) for name, tensors in files.items() if tensors}
+
+
+def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+        return sha256_of(partial)

@@ -16,13 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from isoflop.config import RunConfig
 from isoflop.data import Batch, Source, derive_key, mix, soft_targets, uniforms
 from isoflop.data.loader import rank_part
-from isoflop.models.drop import rows_of_batch
+from isoflop.models.blocks import rows_of_batch
 from isoflop.objectives import Objective, Uniforms
+from isoflop.train.checkpoints import step_seed
 from isoflop.train.device import Precision, to_unit_range
 from isoflop.train.optim import AdaptiveGradientClipping, WeightAverage, build_optimizer, set_rate, uphill
 from isoflop.train.ranks import Ranks
-from isoflop.train.shards import gradient_norm, scale_gradients, sum_whole_gradients
-from isoflop.train.state import step_seed
+from isoflop.train.sharded import gradient_norm, scale_gradients, sum_whole_gradients
 
 
 class Outcome(NamedTuple):

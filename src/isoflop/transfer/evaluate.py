@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,17 +26,14 @@ from isoflop.config import Protocol, TransferConfig, canonical_json
 from isoflop.data import labels_of
 from isoflop.data.subset import stretched
 from isoflop.errors import CheckpointError, DataNotice
-from isoflop.escapes import printable
+from isoflop.escapes import markdown_text, printable
 from isoflop.runs.files import write_json
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.features import features_of
-from isoflop.transfer.few_shot import neighbour_scores, ridge_scores
-from isoflop.transfer.finetune import finetune
-from isoflop.transfer.intervals import LEVEL, accuracy_interval
-from isoflop.transfer.metrics import is_right, summary
-from isoflop.transfer.own_head import own_head
-from isoflop.transfer.probe import logistic_scores, probe_scores
-from isoflop.transfer.recipes import PUBLISHED, Recipe, small
+from isoflop.transfer.few_shot import logistic_scores, neighbour_scores, probe_scores, ridge_scores
+from isoflop.transfer.finetune import PUBLISHED, Recipe, finetune, small
+from isoflop.transfer.metrics import LEVEL, accuracy_interval, is_right, summary
+from isoflop.transfer.predict import own_head
 from isoflop.transfer.task import Task, draw_shots, open_task
 
 Row = dict[str, Any]
@@ -284,3 +281,36 @@ def _claimed(folder: Path, pretrained: Pretrained, config: TransferConfig, task:
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot write here: {error.strerror}") from error
     return folder / digest
+
+
+# The result of an evaluation as JSON, and as rows of a Markdown table.
+
+
+HEAD = "| backbone | data | protocol | shots | accuracy (%) | 95 % interval | seeds |\n|---|---|---|---|---|---|---|\n"
+
+
+def write_result(folder: Path, checkpoint: str, config: TransferConfig, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes `result.json` and `result.md` into `folder`; returns the path of the first."""
+    document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": list(rows)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", document)
+        partial = folder / ".result.md"
+        partial.write_text(markdown(rows), encoding="utf-8")
+        partial.replace(folder / "result.md")
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot write here: {error.strerror}") from error
+    return folder / "result.json"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a line for each row of `transfer`."""
+    return HEAD + "".join(markdown_row(row) for row in rows)
+
+
+def markdown_row(row: Mapping[str, Any]) -> str:
+    """One line of that table."""
+    interval = f"{100 * row['interval'][0]:.1f} – {100 * row['interval'][1]:.1f}" if row.get("interval") else ""
+    cells = (row["name"], row["dataset"], row["protocol"], row["shots"] or "all", f"{100 * row['accuracy_mean']:.1f}")
+    text = (markdown_text(cell) for cell in (*cells, interval, row["seeds"]))
+    return f"| {' | '.join(text)} |\n"

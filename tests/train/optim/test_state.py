@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from isoflop.models import create_model
+from isoflop.train.checkpoints import pack, unpack
 from isoflop.train.optim import WeightAverage
-from isoflop.train.optim.memory import state_bytes
-from isoflop.train.state import pack, unpack
+from isoflop.train.optim.build import state_bytes
 from tests.train.optim.networks import NAMES, fill_gradients, optim, optimizer_of, small_vit, train_some
 
 

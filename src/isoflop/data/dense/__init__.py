@@ -2,8 +2,7 @@
 
 from isoflop.data.dense.coco import CocoRecords
 from isoflop.data.dense.folders import MapRecords
-from isoflop.data.dense.objects import Objects
-from isoflop.data.dense.packing import pack_objects, unpack_objects
+from isoflop.data.dense.objects import Objects, pack_objects, unpack_objects
 from isoflop.data.dense.scenes import SceneRecords
 from isoflop.data.dense.source import DenseSource
 

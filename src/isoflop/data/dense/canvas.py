@@ -5,14 +5,19 @@ Every random choice is a number that is passed in, as in `transforms.py`. Three 
 
 from __future__ import annotations
 
+import errno
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from isoflop.data.decode import DamagedImage, decode_numbers, decode_whole, read_header
 from isoflop.data.dense.objects import IGNORED, Objects, Task
+from isoflop.data.records import Encoded, read_image_file, read_surely, why
 from isoflop.errors import DataError
 
 _SMALLEST_SHARE = 1e-3  # of an object's box that must stay on the canvas for it to count
@@ -123,3 +128,37 @@ def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """The box around a mask (height, width) that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+# Whole pictures from files, of any size.
+
+
+def read_picture(records: Encoded, index: int) -> NDArray[np.uint8]:
+    """Pixels uint8 (height, width, 3). Raises DamagedImage with the name, DataError where the storage fails."""
+    try:
+        encoded = read_surely(records, index)
+        return decode_whole(encoded, read_header(encoded))
+    except DamagedImage as error:
+        raise DamagedImage(f"{records.name(index)}: {error}") from error
+
+
+def read_map(path: Path) -> NDArray[np.uint8]:
+    """The numbers (height, width) in a PNG of one channel or with a palette.
+
+    Raises DamagedImage with the path, DataError where the storage fails.
+    """
+    try:
+        numbers = decode_numbers(read_image_file(path))
+    except (DamagedImage, OSError) as error:
+        kind = DataError if getattr(error, "errno", None) not in (None, errno.ENOENT) else DamagedImage
+        raise kind(f"{path}: {why(error)}") from error
+    if numbers.max(initial=0) > 255:
+        raise DamagedImage(f"{path}: class {numbers.max()}, but maps of classes have at most 256")
+    return numbers.astype(np.uint8)
+
+
+def file_fingerprint(path: Path, *more: str) -> str:
+    """A hash of a file's content and of `more`."""
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8)
+    digest.update(repr(more).encode())
+    return digest.hexdigest()

@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.config.nearest import nearest_path
+from isoflop.config.load import nearest_path
 from isoflop.data.decode import DamagedImage
+from isoflop.data.dense.canvas import read_map, read_picture
 from isoflop.data.dense.objects import IGNORED, Task
-from isoflop.data.dense.pictures import read_map, read_picture
-from isoflop.data.quarantine import Note
-from isoflop.data.records import Part, fingerprint_images, read_class_lines, read_image_file
+from isoflop.data.records import Note, Part, fingerprint_images, read_class_lines, read_image_file
 from isoflop.errors import DataError
 
 _PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "val", "validation")}

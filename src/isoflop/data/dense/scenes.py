@@ -7,6 +7,10 @@ lies before, and an object of which less than a quarter is left is taken away. U
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +18,12 @@ from PIL import Image
 from scipy import ndimage
 
 from isoflop.data.dense.canvas import box_of
+from isoflop.data.dense.coco import run_lengths
 from isoflop.data.dense.objects import Objects, Task
-from isoflop.data.fractals import draw, orbits
-from isoflop.data.keyed import derive_key, uniforms
-from isoflop.data.quarantine import Note
+from isoflop.data.order import derive_key, uniforms
+from isoflop.data.records import Note, class_lines
 from isoflop.data.source import Split
+from isoflop.data.sources.fractals import draw, orbits
 from isoflop.errors import DataError
 
 MOST_OBJECTS = 12
@@ -137,3 +142,76 @@ def _largest(shape: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if count < 2:
         return shape
     return np.asarray(labelled == 1 + int(np.argmax(np.bincount(labelled.ravel())[1:])))
+
+
+# Scenes written to files, in the formats in which everybody keeps such data.
+
+
+_PARTS: dict[str, Split] = {"train": "train", "val": "test"}
+
+
+def write_scenes(
+    folder: Path,
+    *,
+    images: int,
+    val_images: int,
+    size: int,
+    classes: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes scenes into the new folder `folder`, readable as `coco:folder` and as `ade20k:folder`.
+
+        images/train/000000.png        annotations/train/000000.png, 0 is the background        train.json
+        images/val/…                   annotations/val/…              classes.txt               val.json
+
+    Raises DataError if the folder has something in it or cannot be written, and for what cannot be drawn.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is there already; scenes go into a new folder")
+    counts = {"train": images, "val": val_images}
+    done = 0
+    try:
+        for part, split in _PARTS.items():
+            records = SceneRecords(split, size=size, classes=classes, images=counts[part], task="detect", seed=seed)
+            for kind in ("images", "annotations"):
+                (folder / kind / part).mkdir(parents=True, exist_ok=True)
+            entries: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for index in range(len(records)):
+                name = f"{part}/{index:06d}.png"
+                objects = records.truth(index)
+                assert isinstance(objects, Objects)
+                Image.fromarray(records.pixels(index)).save(folder / "images" / name)
+                Image.fromarray(class_map(objects, size)).save(folder / "annotations" / name)
+                entries.append({"id": index + 1, "file_name": name, "width": size, "height": size})
+                annotations += _annotations(objects, index + 1, len(annotations))
+                done += 1
+                progress(done, images + val_images)
+            categories = [{"id": c + 1, "name": name} for c, name in enumerate(records.class_names)]
+            found = {"images": entries, "annotations": annotations, "categories": categories}
+            (folder / f"{part}.json").write_text(json.dumps(found), encoding="utf-8")
+            (folder / "classes.txt").write_text(
+                class_lines(["background", *records.class_names], folder), encoding="utf-8"
+            )
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write here: {error.strerror}") from error
+
+
+def _annotations(objects: Objects, image: int, before: int) -> list[dict[str, Any]]:
+    assert objects.masks is not None
+    rows = []
+    for k, (box, kind, mask) in enumerate(zip(objects.boxes, objects.classes, objects.masks, strict=True)):
+        left, top, right, bottom = (float(side) for side in box)
+        rows.append(
+            {
+                "id": before + k + 1,
+                "image_id": image,
+                "category_id": int(kind) + 1,
+                "bbox": [left, top, right - left, bottom - top],
+                "area": int(np.count_nonzero(mask)),
+                "iscrowd": 0,
+                "segmentation": run_lengths(mask),
+            }
+        )
+    return rows

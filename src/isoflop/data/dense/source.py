@@ -9,10 +9,9 @@ from torch import Tensor
 
 from isoflop.data.decode import DamagedImage
 from isoflop.data.dense.canvas import JITTERS, Jitter, find_jitter, place, put_map, put_objects, put_pixels
-from isoflop.data.dense.objects import DenseRecords, Objects
-from isoflop.data.dense.packing import pack_objects
-from isoflop.data.orders import GlobalOrder, Order
-from isoflop.data.quarantine import REPLACEMENTS, Damage, replacements
+from isoflop.data.dense.objects import DenseRecords, Objects, pack_objects
+from isoflop.data.order import GlobalOrder, Order
+from isoflop.data.records import REPLACEMENTS, Damage, replacements
 from isoflop.data.source import SplitIndices
 from isoflop.data.subset import Moments
 from isoflop.errors import DataError

@@ -9,15 +9,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from isoflop.data.cache import cache_directory, kept
-from isoflop.data.decode import DECODING, DamagedImage
-from isoflop.data.keyed import derive_key, words
-from isoflop.data.orders import GlobalOrder, Order
-from isoflop.data.quarantine import Damage, Quarantine
-from isoflop.data.records import GoneImage, Labels, Records, read_surely
-from isoflop.data.source import mean_and_std
-from isoflop.data.transforms import evaluation_view
+from isoflop.data.decode import DECODING, DamagedImage, decode_crop, read_header
+from isoflop.data.order import GlobalOrder, Order, derive_key, permute, words
+from isoflop.data.records import REPLACEMENTS, Damage, GoneImage, Labels, Quarantine, Records, read_surely, replacements
+from isoflop.data.source import Split, SplitIndices, mean_and_std
+from isoflop.data.transforms import (
+    AUGMENTATIONS,
+    Augmentation,
+    Uniforms,
+    after_crop,
+    crop_box,
+    evaluation_view,
+    interpolation_of,
+    shift_flip,
+)
+from isoflop.errors import DataError
 
 _STATISTICS_SAMPLES = 4096
 
@@ -144,3 +153,116 @@ def _without_damaged(rows: NDArray[np.int64], damaged: NDArray[np.int64]) -> NDA
     replaced = rows.copy()
     replaced[places] = sound[(drawn % np.uint64(len(sound))).astype(np.int64)]
     return replaced
+
+
+# A source of stored images that are decoded each time they are read, so that each time another part can be shown.
+
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_GREY_MEAN, _GREY_STD = (0.45,), (0.25,)
+
+
+class ImageSource:
+    """One split of `records`, at `image_size`. A damaged sample is replaced by another one of the split, always the
+    same.
+    """
+
+    def __init__(
+        self, records: Records, subset: SplitIndices | None, *, image_size: int, channels: int, order: Order
+    ) -> None:
+        self.uri = records.uri
+        self.class_names = records.class_names
+        self.num_classes = len(records.class_names)
+        self.has_several_labels = records.labels.ndim == 2
+        self.channels, self.image_size = channels, image_size
+        self.mean: tuple[float, ...] = _IMAGENET_MEAN if channels == 3 else _GREY_MEAN
+        self.std: tuple[float, ...] = _IMAGENET_STD if channels == 3 else _GREY_STD
+        self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
+        self.order = order
+        self.shown = AUGMENTATIONS["none"]
+        """how evaluation sees the images: its crop and interpolation"""
+        self._records, self._subset = records, subset
+        self.unique_images: int | None = len(self)
+
+    def __len__(self) -> int:
+        return len(self._records) if self._subset is None else len(self._subset)
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """See `Source.read`: centre crops. Raises DataError for a sample that cannot be used or replaced."""
+        images, labels, _ = self.read_views(indices, self.shown, np.zeros((len(indices), 64)))
+        return images, labels
+
+    def read_views(
+        self, indices: NDArray[np.int64], augmentation: Augmentation, u: Uniforms
+    ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
+        """Augmented images and labels, as `read`, and the damaged samples that were replaced. `u` is (n, 64)."""
+        rows = indices if self._subset is None else self._subset[indices]
+        images = torch.empty((len(rows), self.channels, self.image_size, self.image_size), dtype=torch.uint8)
+        damages: list[Damage] = []
+        used = rows.copy()
+        for k, row in enumerate(rows):
+            for candidate in (int(row), *self._replacements(int(indices[k]))):
+                try:
+                    images[k] = self._view(candidate, augmentation, u[k])
+                except DamagedImage as error:
+                    damages.append(Damage(candidate, self._records.name(candidate), str(error)))
+                    continue
+                used[k] = candidate
+                break
+            else:
+                raise DataError(f"{damages[-1].line}; its {REPLACEMENTS} replacements are damaged too")
+        if augmentation.crop == "shift":
+            images = shift_flip(images, u[:, 0:3])
+        return images, label_tensor(self._records.labels, used), tuple(damages)
+
+    def _view(self, row: int, augmentation: Augmentation, u: Uniforms) -> Tensor:
+        try:
+            encoded = read_surely(self._records, row)
+            header = read_header(encoded)
+            box = crop_box(augmentation, header.height, header.width, self.image_size, u)
+            image = decode_crop(
+                encoded,
+                header,
+                box,
+                size=self.image_size,
+                channels=self.channels,
+                interpolation=interpolation_of(augmentation, u),
+            )
+            return after_crop(augmentation, image, u)
+        except DataError:
+            raise
+        except Exception as error:  # a fault of ours: say at which sample
+            raise DataError(f"{self._records.name(row)}: {type(error).__name__}: {error}") from error
+
+    def _replacements(self, index: int) -> list[int]:
+        chosen = np.asarray(replacements(index, len(self)))
+        return [int(row) for row in (chosen if self._subset is None else self._subset[chosen])]
+
+
+# `digits`: scikit-learn's 1,797 real handwritten digits of 8×8 pixels (UCI Optical Recognition, 1998), enlarged.
+
+
+_TEST_SHARE = 5  # a fifth of the digits is the test split
+
+
+def digits(*, split: Split, image_size: int, heldout: int, seed: int, channels: int = 1) -> ArraySource:
+    """The digits as a source: four fifths for training (with a held-out part), one fifth for the test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32))[:, None] * (255 / 16)
+    large = F.interpolate(small, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    images = large.round_().clamp_(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).contiguous().numpy()
+    labels = np.asarray(bunch.target, dtype=np.int64)
+    shuffled = permute(np.arange(len(labels)), len(labels), derive_key("digits test split"))
+    test, train = np.sort(shuffled[: len(labels) // _TEST_SHARE]), np.sort(shuffled[len(labels) // _TEST_SHARE :])
+    rows = test if split == "test" else train[SplitIndices(len(train), split, heldout, seed).all()]
+    return ArraySource(
+        images,
+        labels,
+        uri="digits",
+        class_names=tuple("0123456789"),
+        fingerprint=f"{derive_key('digits-v1', image_size, channels, int(labels.sum())):016x}",
+        rows=rows,
+        statistics=array_statistics(images[train]),
+    )

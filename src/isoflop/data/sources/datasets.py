@@ -12,9 +12,8 @@ from PIL import Image, ImageOps
 
 from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
-from isoflop.data.keyed import derive_key
-from isoflop.data.quarantine import Note
-from isoflop.data.records import Labels, Part, number_names
+from isoflop.data.order import derive_key
+from isoflop.data.records import Labels, Note, Part, number_names
 from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.errors import DataError, did_you_mean
 

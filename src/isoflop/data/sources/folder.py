@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.config.nearest import nearest_path
+from isoflop.config.load import nearest_path
 from isoflop.data.decode import SIGNATURE, SUFFIXES
-from isoflop.data.quarantine import Note
 from isoflop.data.records import (
     TEST_NAMES,
     Labels,
+    Note,
     Part,
     fingerprint_images,
     folded,

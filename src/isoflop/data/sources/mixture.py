@@ -5,13 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data.keyed import derive_key
-from isoflop.data.orders import MixtureOrder, Order
-from isoflop.data.quarantine import Damage
-from isoflop.data.records import are_numbers
+from isoflop.data.order import MixtureOrder, Order, derive_key
+from isoflop.data.records import Damage, are_numbers
 from isoflop.data.source import Source
-from isoflop.data.sources.arrays import ArraySource
-from isoflop.data.sources.images import ImageSource
+from isoflop.data.sources.arrays import ArraySource, ImageSource
 from isoflop.data.transforms import Augmentation, Uniforms, augment_batch
 from isoflop.errors import DataError
 

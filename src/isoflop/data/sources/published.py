@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
-from isoflop.data.keyed import derive_key
-from isoflop.data.quarantine import Note
-from isoflop.data.records import Labels, Part, check_labels, fingerprint_images, read_image_file
+from isoflop.data.order import derive_key
+from isoflop.data.records import Labels, Note, Part, check_labels, fingerprint_images, read_image_file
 from isoflop.errors import DataError
 
 IMAGENET_CLASSES = 1000

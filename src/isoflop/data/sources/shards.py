@@ -27,11 +27,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.data.cache import cache_directory, content_hash, is_whole, kept, opened, publish, signature
-from isoflop.data.keyed import derive_key
-from isoflop.data.quarantine import ALLOWED_SHARE, Damage, Note
-from isoflop.data.records import TEST_NAMES, Labels, Part, as_in_training, fingerprint_files, read_class_lines
-from isoflop.data.shard_cache import ShardCache, reaching, remote_sign
-from isoflop.data.tar_index import RECORD, index_tar, resolve_labels
+from isoflop.data.order import derive_key
+from isoflop.data.records import (
+    ALLOWED_SHARE,
+    TEST_NAMES,
+    Damage,
+    Labels,
+    Note,
+    Part,
+    as_in_training,
+    fingerprint_files,
+    read_class_lines,
+)
+from isoflop.data.tar import RECORD, ShardCache, index_tar, reaching, remote_sign, resolve_labels
 from isoflop.errors import DataError
 from isoflop.runs.files import private_path
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.config.nearest import nearest_path
-from isoflop.data.quarantine import Note
+from isoflop.config.load import nearest_path
 from isoflop.data.records import (
     TEST_NAMES,
     Labels,
+    Note,
     Part,
     fingerprint_images,
     no_labels,

@@ -1,9 +1,8 @@
 """Weights in the layouts of timm, Hugging Face and big_vision, read and written."""
 
-from isoflop.models.interop.files import read_tensors, read_weights
-from isoflop.models.interop.layouts import names_in
+from isoflop.models.interop.names import names_in
 from isoflop.models.interop.recognise import Recognised, recognise
-from isoflop.models.interop.transfer import load_weights, shaped_like, to_layout
+from isoflop.models.interop.transfer import load_weights, read_tensors, read_weights, shaped_like, to_layout
 
 __all__ = [
     "Recognised",

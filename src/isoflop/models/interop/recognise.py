@@ -13,11 +13,18 @@ from torch import Tensor
 
 from isoflop.errors import ModelError
 from isoflop.models.create import create_model, resolve
-from isoflop.models.interop.flax import from_flax, heads_of
-from isoflop.models.interop.official import from_baseline, from_poolformer, is_baseline, is_poolformer, without_decoder
-from isoflop.models.interop.timm_names import TIMMS_OWN
+from isoflop.models.interop.names import (
+    TIMMS_OWN,
+    from_baseline,
+    from_flax,
+    from_poolformer,
+    heads_of,
+    is_baseline,
+    is_poolformer,
+    without_decoder,
+)
 from isoflop.models.interop.transfer import misfits
-from isoflop.models.metaformer_config import MetaFormerConfig
+from isoflop.models.metaformer import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
 from isoflop.models.presets import FAMILIES, PRESETS, Config
 

@@ -23,7 +23,7 @@ from isoflop.config import DetectConfig
 from isoflop.data.dense import unpack_objects
 from isoflop.models import Backbone
 from isoflop.objectives.dense.maps import LEVELS, Maps, Pyramid, make_maps
-from isoflop.objectives.objective import Objective, Uniforms
+from isoflop.objectives.supervised import Objective, Uniforms
 
 Found = dict[str, Tensor]
 

@@ -2,14 +2,11 @@
 
 from isoflop.report.figures.agreement import agreement
 from isoflop.report.figures.bars import ablation, families_compared, transfer_bars
-from isoflop.report.figures.cost import cost
+from isoflop.report.figures.cost import cost, efficiency, hours
 from isoflop.report.figures.curves import curves
-from isoflop.report.figures.efficiency import efficiency
+from isoflop.report.figures.fitted import profiles
 from isoflop.report.figures.frontier import frontier
-from isoflop.report.figures.hours import hours
-from isoflop.report.figures.learning_rates import learning_rates
-from isoflop.report.figures.optima import optima
-from isoflop.report.figures.profiles import profiles
+from isoflop.report.figures.optima import learning_rates, optima
 
 __all__ = [
     "ablation",

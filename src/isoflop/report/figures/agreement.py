@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol
 from isoflop.report.law import family_laws
-from isoflop.report.metric import metric_of
-from isoflop.report.rows import Answer, Row
+from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.text import number
-from isoflop.report.theme import family_color, family_symbol
 
 KEY, TITLE = "agreement", "Predicted against measured"
 

@@ -8,11 +8,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series
-from isoflop.report.metric import metric_of
-from isoflop.report.rows import Answer, Row
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color
+from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.text import number, quantity
-from isoflop.report.theme import family_color
 
 
 def transfer_bars(answer: Answer, rows: Sequence[Row] = ()) -> Figure:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series
-from isoflop.report.rows import Answer, Row
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color
+from isoflop.report.rows import Answer, Metric, Row, metric_of
 from isoflop.report.savings import own_cost, total_cost
-from isoflop.report.text import duration, quantity, time_unit
-from isoflop.report.theme import family_color
+from isoflop.report.text import duration, number, quantity, time_unit
 
 KEY, TITLE = "cost", "Where the compute went"
 
@@ -79,3 +80,110 @@ def _money(answer: Answer, seconds: float) -> str:
 
 def _amount(value: float, cell: str) -> str:
     return duration(value) if cell == "seconds" else f"{quantity(value)} training FLOPs"
+
+
+# Loss against the time that the runs took: what compute in FLOPs hides when one family runs slower than another.
+
+
+HOURS = "hours"
+
+
+def hours(rows: Sequence[Row], answer: Answer) -> Figure:
+    """Every finished run by its wall time, and for each family the best loss that any run of that time or less had."""
+    runs = [row for row in table.measured(rows) if table.positive(row, "seconds")]
+    metric = metric_of(answer)
+    title = f"{metric.capital} against run time"
+    if not runs:
+        return Figure.missing(HOURS, title, "No finished run has recorded its time.")
+    scale, unit = time_unit(max(row["seconds"] for row in runs))
+    series: list[Series] = []
+    parts: list[str] = []
+    for position, family in enumerate(table.families(rows, answer)):
+        own = sorted(table.of_family(runs, family), key=lambda row: (row["seconds"], row["heldout_loss"]))
+        if not own:
+            continue
+        marks: dict[str, Any] = {"group": family, "color": family_color(position)}
+        front: list[Row] = []
+        for row in own:
+            if not front or row["heldout_loss"] < front[-1]["heldout_loss"]:
+                front.append(row)
+        for chosen, faint in ((own, True), (front, False)):
+            series.append(
+                Series(
+                    "points",
+                    [row["seconds"] / scale for row in chosen],
+                    [row["heldout_loss"] for row in chosen],
+                    name="" if faint else family,
+                    symbol=family_symbol(position),
+                    size=4.5 if faint else 8,
+                    opacity=0.35 if faint else 1.0,
+                    notes=[f"{table.describe(row, metric)}, {duration(row['seconds'])}" for row in chosen],
+                    **marks,
+                )
+            )
+        steps = [row["seconds"] / scale for row in front]
+        series.append(Series("line", steps, [row["heldout_loss"] for row in front], width=1.5, **marks))
+        last = front[-1]
+        parts.append(f"{family} reached {number(last['heldout_loss'])} in {duration(last['seconds'])}")
+    return Figure(
+        key=HOURS,
+        title=title,
+        caption="Wall time of each run on its device; lines join those that no shorter one of their family beat.",
+        alt=f"{metric.heading} against run time, both logarithmic. " + "; ".join(parts) + ".",
+        panels=(Panel(Axis(f"run time (device-{unit})", "log"), Axis(metric.axis, "log"), tuple(series)),),
+        height=420,
+    )
+
+
+# Sample efficiency: what each size makes of the images it has seen.
+
+
+EFFICIENCY, EFFICIENCY_TITLE = "efficiency", "Sample efficiency by size"
+X = Axis("images seen", "log")
+
+
+def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
+    """One panel a family, one line a model: the loss of its best run at each number of images."""
+    runs = table.best_by(table.measured(rows), "family", "model", "flops_per_image", "budget")
+    sizes: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in runs:
+        sizes[str(row["family"])][float(row["flops_per_image"])].append(row)
+    names = [f for f in table.families(rows, answer) if any(len(points) > 1 for points in sizes[f].values())]
+    if not names:
+        return Figure.missing(
+            EFFICIENCY, EFFICIENCY_TITLE, "No model has been trained on two or more numbers of images."
+        )
+    metric = metric_of(answer)
+    every = sorted({size for family in names for size in sizes[family]})
+    panels = []
+    for family in names:
+        series: list[Series] = []
+        for size in sorted(sizes[family]):
+            points = sorted(sizes[family][size], key=lambda row: float(row["images"]))
+            color = ramp_color(every.index(size), len(every))
+            group = f"{family} {size:g}"
+            x, y = [row["images"] for row in points], [row["heldout_loss"] for row in points]
+            notes = [f"{quantity(size)} FLOPs an image: {table.describe(row, metric)}" for row in points]
+            series.append(Series("line", x, y, group=group, color=color, width=1.6))
+            series.append(Series("points", x, y, group=group, color=color, size=6, notes=notes))
+        panels.append(Panel(X, Axis(metric.axis, "log"), tuple(series), title=family))
+    return Figure(
+        key=EFFICIENCY,
+        title=EFFICIENCY_TITLE,
+        caption="One line a model, from the smallest (yellow) to the largest (blue). Where a line lies lower, the model"
+        " has made more of the same images.",
+        alt=_alt(names, sizes, metric),
+        panels=tuple(panels),
+        height=380 if len(names) <= 3 else 680,
+        share_y=True,
+        legend=False,
+    )
+
+
+def _alt(names: Sequence[str], sizes: dict[str, dict[float, list[Row]]], metric: Metric) -> str:
+    parts = []
+    for family in names:
+        last = [max(points, key=lambda row: float(row["images"])) for _, points in sorted(sizes[family].items())]
+        shown = ", ".join(f"{r['model']} {number(r['heldout_loss'])} after {quantity(r['images'])}" for r in last)
+        parts.append(f"{family}: {shown}")
+    return f"{metric.heading} against images seen, one line a model. " + "; ".join(parts) + "."

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isoflop.laws.checks import tells_nothing
+from isoflop.laws.columns import tells_nothing
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol
 from isoflop.report.law import family_laws
-from isoflop.report.metric import Metric, metric_of
-from isoflop.report.rows import Answer, Row
+from isoflop.report.rows import Answer, Metric, Row, metric_of
 from isoflop.report.text import between, number, quantity
-from isoflop.report.theme import family_color, family_symbol
 
 KEY = "frontier"
 X = Axis("training compute (FLOPs)", "log")

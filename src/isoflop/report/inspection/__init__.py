@@ -1,10 +1,8 @@
 """Looking inside a model, as the ViT paper does.
 
-attention   weights, distance, rollout
-structure   positions, first filters, principal components of features
-pictures    arrays as pictures; masked images beside their reconstructions
-masked      what a masked autoencoder makes of images, now and while it was trained
+attention   weights, distance, rollout; positions, first filters, principal components of features
+pictures    arrays as pictures; what a masked autoencoder makes of images, now and while it was trained
 model       all of it for one model, into a folder
 
-Import the module you need: pictures and masked do without torch.
+Import the module you need: pictures needs no torch.
 """

@@ -13,11 +13,10 @@ from torch import Tensor
 from isoflop.errors import ModelError, StudyError
 from isoflop.models import Backbone
 from isoflop.report.export import write_figures
-from isoflop.report.figure import Axis, Figure, Panel, Series
-from isoflop.report.inspection import attention, pictures, structure
+from isoflop.report.figure import Axis, Figure, Panel, Series, ramp_color
+from isoflop.report.inspection import attention, pictures
 from isoflop.report.page import write_whole
 from isoflop.report.text import number
-from isoflop.report.theme import ramp_color
 
 Part = Callable[[Backbone, Tensor, Path], dict[str, Any]]
 
@@ -80,7 +79,7 @@ def distance_figure(distances: list[list[float]]) -> Figure:
 
 
 def _positions(model: Backbone, _: Tensor, folder: Path) -> dict[str, Any]:
-    similarity = structure.position_similarity(model)
+    similarity = attention.position_similarity(model)
     rows, columns = similarity.shape[:2]
     tiles = pictures.colored(pictures.stretched(similarity, -1.0, 1.0).reshape(-1, rows, columns))
     # The whole sheet should be some 500 pixels wide, whatever the grid.
@@ -117,11 +116,11 @@ def _rollout(model: Backbone, images: Tensor, folder: Path) -> dict[str, Any]:
 
 
 def _filters(model: Backbone, _: Tensor, folder: Path) -> dict[str, Any]:
-    filters = structure.first_filters(model)
+    filters = attention.first_filters(model)
     share = None
     # Patches are projected to so many numbers that their patterns say more than the rows do (arXiv 2010.11929, fig. 7).
     if filters.shape[1] > 7:
-        filters, share = structure.filter_components(filters)
+        filters, share = attention.filter_components(filters)
     tiles = np.stack([0.5 + 0.5 * f / max(float(np.abs(f).max()), 1e-12) for f in filters])
     pictures.save_png(folder / "filters.png", pictures.mosaic(_visible(pictures.colour_images(tiles), 64), 7, margin=4))
     shape = {"count": len(filters), "height": filters.shape[1], "width": filters.shape[2]}
@@ -129,7 +128,7 @@ def _filters(model: Backbone, _: Tensor, folder: Path) -> dict[str, Any]:
 
 
 def _features(model: Backbone, images: Tensor, folder: Path) -> dict[str, Any]:
-    projected, share = structure.feature_components(model, images)
+    projected, share = attention.feature_components(model, images)
     if projected.shape[-1] < 3:
         raise ModelError("the last feature map has too few cells for three principal directions")
     ends = np.percentile(projected, [1, 99], axis=(0, 1, 2))

@@ -1,10 +1,7 @@
 """The live view of a study, or of a single run.
 
-tail      a run's journal, read as it grows
-state     the study's folder as it is now
-page      what is shown
-run       the same of a single run
-server    on loopback, with a token
+state     the study's folder as it is now, and a run's journal, read as it grows
+server    the page of a study or of a run, on loopback, with a token
 """
 
 from isoflop.report.watch.server import Watch, watch

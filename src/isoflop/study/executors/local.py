@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoflop.study.executors.task import Event, Task, after_death
-from isoflop.train.machine import usable_cores
+from isoflop.train.device import usable_cores
 from isoflop.train.ranks import LAUNCHED
 
 SILENT_SECONDS = 120.0  # without a sign of life from a worker, after which it is named

@@ -20,10 +20,48 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.errors import StudyError
-from isoflop.study.executors.mail import Mailbox, Sender
 from isoflop.study.executors.task import Event, Task, after_death
-from isoflop.study.executors.training import train_task, warnings_sent
-from isoflop.train.preemption import asked_to_stop
+from isoflop.study.executors.worker import Message, train_task, warnings_sent
+from isoflop.train.guards import asked_to_stop
+
+# What a worker on another machine says: JSON lines in a file on the storage that all machines share.
+
+
+class Sender:
+    """Appends messages to the file `path`; a worker that was started again goes on in the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._file.write("\n")  # the last worker's last line may be torn
+
+    def __call__(self, message: Message) -> None:
+        self._file.write(json.dumps(message) + "\n")
+        self._file.flush()
+
+
+class Mailbox:
+    """Reads what has been written to the file `path`, which need not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = 0
+
+    def news(self) -> Iterator[Message]:
+        """The messages since the last call; what is not a whole line of JSON is passed over or comes later."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
 
 PATIENCE = 120.0  # seconds in which a worker whose node is lost is sure to let go of its run's folder
 SLOW_MAIL = 30.0  # seconds that a shared file system may take to show what another machine has written

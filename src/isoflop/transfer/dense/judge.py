@@ -24,15 +24,12 @@ from isoflop.objectives.dense.segmenter import Segmenter
 from isoflop.runs.files import write_json
 from isoflop.train import train
 from isoflop.train.device import choose_device, to_device
-from isoflop.train.finished import load_objective
 from isoflop.train.identity import run_directory
+from isoflop.train.loop import load_objective
 from isoflop.transfer.backbones import Pretrained
-from isoflop.transfer.dense.average_precision import average_precision
-from isoflop.transfer.dense.detections import detect
-from isoflop.transfer.dense.pictures import save_pictures
-from isoflop.transfer.dense.pixels import class_maps, confusion, intersection_over_union
-from isoflop.transfer.finetune import save_weights
-from isoflop.transfer.recipes import merged
+from isoflop.transfer.dense.average_precision import average_precision, detect
+from isoflop.transfer.dense.pictures import class_maps, confusion, intersection_over_union, save_pictures
+from isoflop.transfer.finetune import merged, save_weights
 
 Row = dict[str, Any]
 LEVEL = 0.95

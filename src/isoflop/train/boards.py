@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,9 +11,68 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.config import RunConfig, config_hash, dotted, flatten
-from isoflop.train.boards.mlflow import MLflow
-from isoflop.train.boards.tensorboard import TensorBoard
-from isoflop.train.boards.wandb import WandB
+
+# TensorBoard event files beside the journal.
+
+
+class TensorBoard:
+    """Scalars over steps in `folder`; steps that a resumed run trains again replace the older ones."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is wanted
+
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+# MLflow. Server and experiment are those that its own environment variables say.
+
+
+class MLflow:
+    """The run with the tag `isoflop` = `run_id`, gone on with where it exists, with `config` as its parameters."""
+
+    def __init__(self, directory: Path, run_id: str, config: Mapping[str, Any]) -> None:
+        mlflow: Any = importlib.import_module("mlflow")
+        self._mlflow = mlflow
+        found = mlflow.search_runs(filter_string=f"tags.isoflop = '{run_id}'", max_results=1, output_format="list")
+        if found:
+            mlflow.start_run(run_id=found[0].info.run_id)
+            return
+        mlflow.start_run(run_name=directory.name, tags={"isoflop": run_id})
+        mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        # A slash is a folder here; dots and slashes are allowed in names, other signs are not.
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+# Weights & Biases. Project, team and key are those that its own environment variables and login say.
+
+
+class WandB:
+    """The run of that id, gone on with where it exists; `config` is shown beside its curves."""
+
+    def __init__(self, directory: Path, run_id: str, config: Mapping[str, Any]) -> None:
+        wandb: Any = importlib.import_module("wandb")
+        self._run = wandb.init(
+            id=run_id, name=directory.name, dir=str(directory), config=dict(config), resume="allow", job_type="train"
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
 
 SERIES = {
     "loss": "train/loss",

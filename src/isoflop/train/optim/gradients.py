@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
 from isoflop.models.parameters import VECTORS, parameter_kinds
-from isoflop.train.optim.groups import of_classifier, plain_name
-from isoflop.train.shards import local, unit_norms
+from isoflop.train.optim.build import of_classifier, plain_name
+from isoflop.train.sharded import gradient_norm, local, unit_norms
 
 
 class AdaptiveGradientClipping:
@@ -40,3 +43,30 @@ class AdaptiveGradientClipping:
         for (_, gradient, _), weight, length in zip(found, weights, gradients, strict=True):
             limit = weight.clamp_(min=self.eps).mul_(self.clipping)
             local(gradient).mul_((limit / length.clamp_(min=1e-6)).clamp_(max=1.0))
+
+
+# Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst.
+
+
+PASSES = 2  # forward and backward, where a plain step takes one
+
+
+@contextmanager
+def uphill(parameters: Sequence[nn.Parameter], radius: float) -> Iterator[None]:
+    """Weights moved by `radius` along their gradient, which is cleared; back in their place, bit for bit, at the end.
+
+    A SAM step (arXiv 2010.01412, algorithm 1) is: gradients; `with uphill(...)`: gradients again; update. The gradient
+    is the one of the global batch, whatever the number of devices.
+    """
+    moved = [(p, p.detach().clone(), p.grad) for p in parameters if p.grad is not None]
+    with torch.no_grad():
+        scale = radius / (gradient_norm(parameters) + 1e-12)
+        for parameter, _, gradient in moved:
+            local(parameter).add_(local(gradient) * scale)
+            parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, weight, _ in moved:
+                parameter.copy_(weight)
