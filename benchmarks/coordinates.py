@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from isoflop.config import RunConfig
 from isoflop.data import batches, open_split
-from isoflop.train.device import to_unit_range
+from isoflop.train.device import normalize
 from isoflop.train.layout import blocks
 from isoflop.train.loop import build_objective
 from isoflop.train.ranks import Ranks
@@ -38,7 +38,7 @@ def coordinate_changes(config: RunConfig) -> dict[str, float]:
             workers=0,
         )
     )
-    images = to_unit_range(feed[0].images, source, device)
+    images = normalize(feed[0].images, source, device)
     before = _outputs(objective.backbone, images)
     for batch in feed:
         step(batch, config.optim.learning_rate)

@@ -4,10 +4,10 @@ Hugging Face's ViTMAE. Beside the seconds stands what the multiply-adds alone wo
     python benchmarks/mae.py [--model mae_l16] [--batch-size 4] [--steps 3]
     python benchmarks/mae.py --share 4 --batch-size 8     # a quarter of the blocks, for a machine with other users
 
-Each contender has a process of its own, for its peak of memory: one step to warm up, then the median of the others,
+Each candidate has a process of its own, for its peak of memory: one step to warm up, then the median of the others,
 in seconds of the wall and of the processor. A step is forward, backward and one update by the same fused AdamW, in
 float32, on random images of 224 px. With a share of the blocks (of encoder and decoder alike, so that what the
-multiply-adds permit stays about the same) all contenders fit into memory and take turns, a step each.
+multiply-adds permit stays about the same) all families fit into memory and take turns, a step each.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MaskTokensInside(nn.Module):
         return objective.decoder(tokens[:, : prefix + objective.visible], order, objective.visible)
 
 
-def contender(
+def candidate(
     name: str, model: str, images: Tensor, noise: Uniforms, share: int
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
     """The module, of one block in `share`, and the loss of one step."""
@@ -94,7 +94,7 @@ def serve(name: str, model: str, batch: int, share: int) -> None:
     torch.manual_seed(0)
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     noise = sample_uniforms(0, 0, np.arange(batch), images.device)
-    module, loss = contender(name, model, images, noise, share)
+    module, loss = candidate(name, model, images, noise, share)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
     for step, _ in enumerate(sys.stdin):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -111,7 +111,7 @@ def serve(name: str, model: str, batch: int, share: int) -> None:
 
 
 def measure(names: tuple[str, ...], args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Medians of what steps of each contender took; they take turns."""
+    """Medians of what steps of each candidate took; they take turns."""
     command = [sys.executable, __file__, "--model", args.model, "--batch-size", str(args.batch_size)]
     command += ["--share", str(args.share), "--only"]
     workers = {
@@ -139,7 +139,7 @@ def multiply_adds(name: str, args: argparse.Namespace) -> int:
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad():
         images = torch.empty(1, 3, 224, 224)
-        _, loss = contender(name, args.model, images, lambda stream, count: torch.empty(1, count), args.share)
+        _, loss = candidate(name, args.model, images, lambda stream, count: torch.empty(1, count), args.share)
         with counter:
             loss()
     return counter.get_total_flops() // 2

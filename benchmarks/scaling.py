@@ -13,7 +13,7 @@ from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import workload
 from isoflop.train.scaling import (
     MATRIX_SHARE,
-    Layout,
+    DeviceLayout,
     Workload,
     checkpoint_bytes,
     communication,
@@ -62,7 +62,7 @@ def _by_devices(work: Workload) -> str:
     rows = []
     for devices in DEVICES:
         for sharding in ("none", "full", "hybrid"):
-            layout = Layout(devices, BATCH, sharding, DEVICE_BATCH)
+            layout = DeviceLayout(devices, BATCH, sharding, DEVICE_BATCH)
             needs, sent = memory(work, layout), communication(work, layout, H100)
             step = step_time(work, layout, H100, MATRIX_SHARE)
             rows.append(
@@ -89,7 +89,7 @@ def _by_devices(work: Workload) -> str:
 def _reliability(work: Workload) -> str:
     rows = []
     for devices in DEVICES:
-        layout = Layout(devices, BATCH, "hybrid", DEVICE_BATCH)
+        layout = DeviceLayout(devices, BATCH, "hybrid", DEVICE_BATCH)
         best, often = reliability(work, layout), reliability(work, layout, interval=600.0)
         rows.append(
             (

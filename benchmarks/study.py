@@ -29,12 +29,12 @@ from isoflop import laws
 from isoflop.config import StudyConfig, parse
 from isoflop.study.adaptive import Funds, next_stage
 from isoflop.study.answer import answer_from
-from isoflop.study.arena import Arena, Ledger, Result
 from isoflop.study.belief import Trial
-from isoflop.study.plan import Plan, RungForecast, arena_of
+from isoflop.study.plan import Plan, RungForecast, search_space_of
 from isoflop.study.planned import Catalogue
 from isoflop.study.run import SMALLEST_BATCH, Ended, stages
 from isoflop.study.rungs import first_rung, ladder_sizes
+from isoflop.study.search_space import Ledger, SearchSpace, TrialResult
 
 SHARE = 0.25  # of the grid's FLOPs: what a planner may spend
 REACH = 4.0  # the question is asked this factor above the largest budget
@@ -57,22 +57,22 @@ class Grid:
         self.config = parse({**STUDY, "study": study}, StudyConfig)
         self.catalogue = Catalogue(self.config)
         self.sizes = ladder_sizes(self.config, self.catalogue)
-        self.arena = self._arena()
+        self.space = self._arena()
 
-    def _arena(self) -> Arena:
+    def _arena(self) -> SearchSpace:
         start = [(family, name) for family, names in self.sizes.items() for name in names]
         flops = {key: self.catalogue.flops_per_image(*key) for key in start}
         funds = Funds("FLOPs", math.inf, 0.0, flops, dict.fromkeys(flops, 1.0), 0)
-        arena = arena_of(self.config, self.catalogue, self.sizes, funds)
-        contenders = {}
-        for family, contender in arena.contenders.items():
-            largest = max(contender.sizes.values()) * REACH
-            contenders[family] = replace(
-                contender,
-                bounds=(min(map(min, contender.rates.values())), max(map(max, contender.rates.values()))),
-                answers={name: n for name, n in contender.answers.items() if n <= largest},
+        space = search_space_of(self.config, self.catalogue, self.sizes, funds)
+        families = {}
+        for family, candidate in space.families.items():
+            largest = max(candidate.sizes.values()) * REACH
+            families[family] = replace(
+                candidate,
+                bounds=(min(map(min, candidate.rates.values())), max(map(max, candidate.rates.values()))),
+                answers={name: n for name, n in candidate.answers.items() if n <= largest},
             )
-        return replace(arena, contenders=contenders, min_steps=MIN_STEPS)
+        return replace(space, families=families, min_steps=MIN_STEPS)
 
     def key(self, trial: Trial, planner: int) -> Key | None:
         """Which run of the grid `trial` is for planner number `planner`: one of its seeds, the same along a trunk."""
@@ -86,7 +86,7 @@ class Grid:
 
     def trials(self) -> list[Trial]:
         """Every run of the grid; its seed is the number of the copy."""
-        return [self.arena.trial(f, m, budget, rate, seed) for f, m, budget, rate, seed in sorted(self.losses)]
+        return [self.space.trial(f, m, budget, rate, seed) for f, m, budget, rate, seed in sorted(self.losses)]
 
     def means(self, family: str) -> list[tuple[Trial, float]]:
         """The runs of a family, seeds averaged (log loss); a combination that diverged once is left out."""
@@ -111,11 +111,11 @@ class Truth:
         bowl = 0.5 * self.curvature[trial.family] * math.log(trial.rate / best) ** 2
         return float(self.laws[trial.family].predict(trial.n, trial.d)) * math.exp(bowl)
 
-    def best(self, arena: Arena) -> dict[str, tuple[float, Trial]]:
+    def best(self, space: SearchSpace) -> dict[str, tuple[float, Trial]]:
         """The best answer of each family and its loss."""
         found = {}
-        for family, contender in arena.contenders.items():
-            trials = [arena.trial(family, model, arena.target, 1.0) for model in contender.answers]
+        for family, candidate in space.families.items():
+            trials = [space.trial(family, model, space.target, 1.0) for model in candidate.answers]
             trials = [replace(t, rate=float(self.rates[family].predict(t.n, t.d))) for t in trials]
             found[family] = min((self.loss(trial), trial) for trial in trials)
         return found
@@ -124,7 +124,7 @@ class Truth:
 def truth_of(grid: Grid) -> Truth:
     """Laws of each family by all runs, at the best rate of each size and budget; and the curvature of the bowls."""
     fitted, rates, curvature = {}, {}, {}
-    for family in grid.arena.contenders:
+    for family in grid.space.families:
         means = grid.means(family)
         bowls: dict[tuple[str, float], list[tuple[Trial, float]]] = {}
         for trial, loss in means:
@@ -157,14 +157,14 @@ class Spender:
 
     def __init__(self, grid: Grid, planner: int) -> None:
         self.grid, self.planner = grid, planner
-        self.ledger, self.results = Ledger(grid.arena), list[Result]()
+        self.ledger, self.results = Ledger(grid.space), list[TrialResult]()
         self.shared = self.separate = 0.0
 
     def run(self, trial: Trial) -> float:
         """What `trial` gives."""
         key = self.grid.key(trial, self.planner)
         loss = self.grid.losses[key] if key else math.inf
-        self.results.append(Result(trial, loss))
+        self.results.append(TrialResult(trial, loss))
         self.shared += self.ledger.enter(trial)
         self.separate += trial.n * trial.d
         return loss
@@ -184,8 +184,8 @@ class Spender:
             for r in self.results
         ]  # fmt: skip
         best = answer_from(self.grid.config, self.grid.catalogue, rows).best
-        return self.grid.arena.trial(
-            best.family, best.run.model, self.grid.arena.target, best.run.config.optim.learning_rate
+        return self.grid.space.trial(
+            best.family, best.run.model, self.grid.space.target, best.run.config.optim.learning_rate
         )
 
 
@@ -193,7 +193,7 @@ def adaptive(grid: Grid, planner: int, allowance: float, say: Callable[[str], No
     """The study with a limit: `next_stage` until it stops; what it then believes best is what the study answers."""
     spender = Spender(grid, planner)
     while True:
-        stage = next_stage(grid.arena, tuple(spender.results), allowance, SMALLEST_BATCH)
+        stage = next_stage(grid.space, tuple(spender.results), allowance, SMALLEST_BATCH)
         if stage.stop:
             assert stage.outlook
             standing = {s.answer.family: round(s.p_best, 2) for s in stage.outlook.standings}
@@ -210,7 +210,7 @@ def fixed(grid: Grid, planner: int) -> Outcome:
     plan = Plan(grid.catalogue, grid.sizes, first_rung(grid.config, grid.catalogue, grid.sizes), nothing, {})
     for batch in stages(plan, lambda: known, 1):
         for run in batch.runs:
-            trial = grid.arena.trial(run.family, run.model, run.budget, run.config.optim.learning_rate)
+            trial = grid.space.trial(run.family, run.model, run.budget, run.config.optim.learning_rate)
             inside = any(key[:4] == (trial.family, trial.model, trial.budget, trial.rate) for key in grid.losses)
             known[run.run_id] = Ended(spender.run(trial) if inside else math.inf)
     return spender.outcome(spender.answer())
@@ -235,17 +235,17 @@ def _search(
     best: tuple[float, Trial] = (math.inf, grid.trials()[0])
     while True:
         asked = study.ask()
-        family = asked.suggest_categorical("family", list(grid.arena.contenders))
-        contender = grid.arena.contenders[family]
-        model = asked.suggest_categorical(f"{family} size", list(contender.sizes))
-        rate = asked.suggest_categorical(f"{family} rate", list(contender.rates[model]))
+        family = asked.suggest_categorical("family", list(grid.space.families))
+        candidate = grid.space.families[family]
+        model = asked.suggest_categorical(f"{family} size", list(candidate.sizes))
+        rate = asked.suggest_categorical(f"{family} rate", list(candidate.rates[model]))
         copy = copies[family, model, rate] = copies.get((family, model, rate), -1) + 1
         for level, budget in enumerate(budgets):
-            if not grid.arena.trains(family, model, budget):
+            if not grid.space.trains(family, model, budget):
                 continue
-            trial = grid.arena.trial(family, model, budget, rate, copy)
+            trial = grid.space.trial(family, model, budget, rate, copy)
             if spender.shared + spender.ledger.cost(trial) > allowance:
-                return spender.outcome(replace(best[1], d=grid.arena.target / best[1].n, budget=grid.arena.target))
+                return spender.outcome(replace(best[1], d=grid.space.target / best[1].n, budget=grid.space.target))
             loss = spender.run(trial)
             if budget == budgets[-1] and loss < best[0]:
                 best = loss, trial
@@ -263,7 +263,7 @@ def _state(finite: bool) -> optuna.trial.TrialState:
 
 def report(name: str, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
     """A row of the table, over all planners."""
-    best = truth.best(grid.arena)
+    best = truth.best(grid.space)
     family = min(best, key=lambda f: best[f][0])
     lowest = best[family][0]
     all_shared, all_separate = grid_costs(grid)
@@ -281,7 +281,7 @@ def report(name: str, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
 
 def grid_costs(grid: Grid) -> tuple[float, float]:
     """FLOPs of the whole grid, with shared trunks and as separate runs."""
-    ledger = Ledger(grid.arena)
+    ledger = Ledger(grid.space)
     trials = sorted(grid.trials(), key=lambda trial: trial.budget)
     return sum(ledger.enter(trial) for trial in trials), sum(trial.n * trial.d for trial in trials)
 
@@ -301,8 +301,8 @@ def main() -> None:
     truth = truth_of(grid)
     shared, separate = grid_costs(grid)
     print(f"The grid: {len(grid.losses)} runs, {shared:.3g} FLOPs with shared trunks, {separate:.3g} as separate runs.")
-    print(f"At {grid.arena.target:.3g} FLOPs it says:")
-    for family, (loss, trial) in sorted(truth.best(grid.arena).items(), key=lambda item: item[1]):
+    print(f"At {grid.space.target:.3g} FLOPs it says:")
+    for family, (loss, trial) in sorted(truth.best(grid.space).items(), key=lambda item: item[1]):
         print(f"  {family}: loss {loss:.4f} by {trial.model} at {trial.rate:.3g}; bowl {truth.curvature[family]:.3f}")
     planners = range(options.planners)
     ours = [adaptive(grid, k, SHARE * shared, print) for k in planners]

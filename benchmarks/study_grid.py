@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from isoflop.config import StudyConfig, parse
-from isoflop.study.executors import LocalPool, Task
+from isoflop.study.executors import LocalPool, RunTask
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Store
 
@@ -75,7 +75,7 @@ def main(directory: Path, workers: int) -> None:
     with LocalPool(workers) as pool:
         for rung in rungs:
             todo = [run for run in rung if store.row(run, None)["status"] not in ("done", "diverged")]
-            tasks = [Task(run, store.run_directory(run.run_id), store.trunk_directory(run)) for run in todo]
+            tasks = [RunTask(run, store.run_directory(run.run_id), store.trunk_directory(run)) for run in todo]
             for event in pool.run(tasks) if tasks else ():
                 if event.kind == "ended" and event.state not in ("done", "diverged"):
                     raise SystemExit(f"{event.run_id}: {event.state}: {event.error}")

@@ -12,7 +12,7 @@ import pytest
 from isoflop.cli import main
 from isoflop.cli.narration import TerminalNarrator
 from isoflop.cli.output import duration, power, print_table
-from isoflop.study.adaptive import Outlook, Stage, Standing
+from isoflop.study.adaptive import FamilyStanding, Outlook, Stage
 from isoflop.study.belief import Trial
 
 STUDY = """\
@@ -103,8 +103,8 @@ def test_the_plan_of_a_limited_study_says_what_is_set_aside(capsys: pytest.Captu
 def test_what_changed_after_a_rung_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Trial("vit", "vit_w8d2p8", 1e5, 1e6, 1e11, 0.01)
     standings = (
-        Standing(answer, 0.0, 0.02, 0.99, 0.0131),
-        Standing(replace(answer, family="nfnet", model="nfnet_w8d1"), 0.3, 0.02, 0.01, 0.3),
+        FamilyStanding(answer, 0.0, 0.02, 0.99, 0.0131),
+        FamilyStanding(replace(answer, family="nfnet", model="nfnet_w8d1"), 0.3, 0.02, 0.01, 0.3),
     )
     trials = (replace(answer, budget=2e9), replace(answer, budget=2e9, copy=1), replace(answer, budget=4e9))
     before = Stage(trials, Outlook(standings), 0.0131 - 0.0062)

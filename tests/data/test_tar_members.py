@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.data.tar import DamagedTar, Member, tar_members
+from isoflop.data.tar import DamagedTar, TarMember, tar_members
 
 NAMES = st.lists(
     st.text(
@@ -20,7 +20,7 @@ NAMES = st.lists(
 ).map("/".join)
 
 
-def members_of(path: Path) -> list[Member]:
+def members_of(path: Path) -> list[TarMember]:
     file = os.open(path, os.O_RDONLY)
     try:
         return list(tar_members(file))

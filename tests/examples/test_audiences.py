@@ -47,10 +47,10 @@ def test_own_images_are_studied_tuned_and_judged(
 
 def test_architectures_are_compared_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare = example("compare")
-    contenders = {"vit_w8d1p8": ((5e-3, 1e-2), {}), "poolformer_w4d1p8": ((1e-2,), {})}
+    families = {"vit_w8d1p8": ((5e-3, 1e-2), {}), "poolformer_w4d1p8": ((1e-2,), {})}
     arguments = ["--flops", "3e8", "--seeds", "2", "--output", str(tmp_path), "--formats", "svg", "csv"]
-    found = compare.main([*arguments, "--heldout", "64"], contenders)
-    assert set(found) == set(contenders)
+    found = compare.main([*arguments, "--heldout", "64"], families)
+    assert set(found) == set(families)
     assert all(np.isfinite(losses).all() and len(losses) == 2 for losses in found.values())
     assert "learning rate" in capsys.readouterr().out
     assert (tmp_path / "figures" / "compared.svg").stat().st_size > 1000

@@ -16,7 +16,7 @@ from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 from isoflop.objectives import Masked
 from isoflop.objectives.masked import is_plain, patches, unpatched
 from isoflop.objectives.supervised import Uniforms
-from isoflop.objectives.visible import Sight, only_visible
+from isoflop.objectives.visible import VisibleCells, only_visible
 
 THIN = {"depths": (1, 1, 1, 1), "widths": (16, 16, 32, 32), "mlp_widths": (32, 32, 32, 32), "drop_path": 0.1}
 HEADS = {**THIN, "heads": (1, 1, 2, 2)}
@@ -99,7 +99,7 @@ def test_whatever_is_at_hidden_places_on_the_way_reaches_no_visible_one(
     objective = masked(name, size, changes).eval()
     images, _, order = drawn(objective)
     keep = order[:, : objective.visible]
-    sight, generator = Sight(keep, objective.grid), torch.Generator().manual_seed(7)
+    sight, generator = VisibleCells(keep, objective.grid), torch.Generator().manual_seed(7)
 
     def disturb(module: nn.Module, inputs: Any, out: Any) -> Tensor | None:
         if not isinstance(out, Tensor) or out.ndim != 4:

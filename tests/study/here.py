@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from isoflop.study.executors import Event, Task
+from isoflop.study.executors import Event, RunTask
 from isoflop.study.executors.worker import Message, train_task
 
 
@@ -17,7 +17,7 @@ class Here:
 
     def __exit__(self, *_error: Any) -> None: ...
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
         for task in tasks:
             told: list[Message] = []
             train_task(task.to_json(), told.append)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from isoflop.study.adaptive import Decision, Stage, next_stage
-from isoflop.study.arena import Arena, Contender, Ledger, Result
 from isoflop.study.belief import Trial, fit_belief
+from isoflop.study.search_space import Candidate, Ledger, SearchSpace, TrialResult
 
 BUDGETS = (1e9, 2.5e9, 6e9, 1.5e10, 4e10)
 TARGET = 1.6e11
@@ -20,9 +20,9 @@ SIZES = {f"w{n:g}": n for n in (8e4, 1.6e5, 3.2e5, 6.4e5)}
 PLANTED = {"early": (1.0, 0.3, 0.55, 0.3, 0.3, 0.02), "late": (0.9, 0.3, 0.75, 0.3, 0.5, 0.015)}
 
 
-def arena(**changes: object) -> Arena:
-    contender = Contender(SIZES, tuple(SIZES), SIZES, dict.fromkeys(SIZES, RATES), SIZES)
-    return replace(Arena(dict.fromkeys(PLANTED, contender), BUDGETS, TARGET, 32), **changes)  # type: ignore[arg-type]
+def space(**changes: object) -> SearchSpace:
+    candidate = Candidate(SIZES, tuple(SIZES), SIZES, dict.fromkeys(SIZES, RATES), SIZES)
+    return replace(SearchSpace(dict.fromkeys(PLANTED, candidate), BUDGETS, TARGET, 32), **changes)  # type: ignore[arg-type]
 
 
 def planted(trial: Trial, noise: float = 0.0) -> float:
@@ -33,22 +33,22 @@ def planted(trial: Trial, noise: float = 0.0) -> float:
 
 
 def replay(
-    question: Arena, loss: Callable[[Trial], float], allowance: float = ALLOWANCE
-) -> tuple[list[Result], list[Stage]]:
-    results: list[Result] = []
+    question: SearchSpace, loss: Callable[[Trial], float], allowance: float = ALLOWANCE
+) -> tuple[list[TrialResult], list[Stage]]:
+    results: list[TrialResult] = []
     told: list[Stage] = []
     while not told or not told[-1].stop:
         told.append(next_stage(question, results, allowance, 6))
-        results += [Result(trial, loss(trial)) for trial in told[-1].trials]
+        results += [TrialResult(trial, loss(trial)) for trial in told[-1].trials]
     return results, told
 
 
 @pytest.fixture(scope="module")
-def replayed() -> tuple[list[Result], list[Stage]]:
-    return replay(arena(), lambda trial: planted(trial, 0.01))
+def replayed() -> tuple[list[TrialResult], list[Stage]]:
+    return replay(space(), lambda trial: planted(trial, 0.01))
 
 
-def test_it_finds_the_family_that_is_ahead_at_the_target_only(replayed: tuple[list[Result], list[Stage]]) -> None:
+def test_it_finds_the_family_that_is_ahead_at_the_target_only(replayed: tuple[list[TrialResult], list[Stage]]) -> None:
     results, told = replayed
     first = {r.trial.family: r.loss for r in results if r.trial.budget == BUDGETS[0] and r.trial.rate == 0.02}
     assert first["early"] < first["late"]
@@ -56,7 +56,7 @@ def test_it_finds_the_family_that_is_ahead_at_the_target_only(replayed: tuple[li
     assert outlook is not None
     answer = outlook.standings[0].answer
     best = min(
-        planted(arena().trial(family, model, TARGET, rate))
+        planted(space().trial(family, model, TARGET, rate))
         for family in PLANTED
         for model in SIZES
         for rate in (0.01, 0.015, 0.02)
@@ -65,15 +65,15 @@ def test_it_finds_the_family_that_is_ahead_at_the_target_only(replayed: tuple[li
     assert planted(answer) < 1.01 * best
 
 
-def test_the_same_results_give_the_same_runs(replayed: tuple[list[Result], list[Stage]]) -> None:
+def test_the_same_results_give_the_same_runs(replayed: tuple[list[TrialResult], list[Stage]]) -> None:
     results, told = replayed
     count = 0
     for stage in told:
-        assert next_stage(arena(), results[:count], ALLOWANCE, 6) == stage
+        assert next_stage(space(), results[:count], ALLOWANCE, 6) == stage
         count += len(stage.trials)
 
 
-def test_no_run_is_made_twice_and_none_skips_a_rung(replayed: tuple[list[Result], list[Stage]]) -> None:
+def test_no_run_is_made_twice_and_none_skips_a_rung(replayed: tuple[list[TrialResult], list[Stage]]) -> None:
     results, _ = replayed
     trials = [result.trial for result in results]
     assert len(set(trials)) == len(trials)
@@ -83,7 +83,7 @@ def test_no_run_is_made_twice_and_none_skips_a_rung(replayed: tuple[list[Result]
 
 
 def test_the_allowance_is_kept() -> None:
-    question, allowance = arena(sure=0.999), 1.2e11
+    question, allowance = space(sure=0.999), 1.2e11
     results, told = replay(question, lambda trial: planted(trial, 0.05), allowance)
     ledger = Ledger(question)
     assert sum(ledger.enter(result.trial) for result in results) <= allowance
@@ -91,7 +91,7 @@ def test_the_allowance_is_kept() -> None:
 
 
 def test_a_hopeless_family_gets_no_more_runs() -> None:
-    results, told = replay(arena(), lambda trial: planted(trial, 0.01) * (3.0 if trial.family == "early" else 1.0))
+    results, told = replay(space(), lambda trial: planted(trial, 0.01) * (3.0 if trial.family == "early" else 1.0))
     assert told[-1].dropped == ("early",)
     # Two rungs make a slope that nothing has tried, so it has a third one, and no more.
     assert {r.trial.budget for r in results if r.trial.family == "early"} == set(BUDGETS[:3])
@@ -103,7 +103,7 @@ def test_rates_beyond_the_edge_of_the_grid_are_tried_where_the_best_lies_there()
     def loss(trial: Trial) -> float:
         return planted(replace(trial, rate=trial.rate / 16))  # the best rates are near 0.3
 
-    results, _ = replay(arena(), loss)
+    results, _ = replay(space(), loss)
     assert max(result.trial.rate for result in results) >= 0.16
 
 
@@ -111,7 +111,7 @@ def test_a_rate_that_diverged_is_not_raised() -> None:
     def loss(trial: Trial) -> float:
         return math.inf if trial.rate >= 0.04 else planted(replace(trial, rate=trial.rate / 16), 0.01)
 
-    results, told = replay(arena(), loss)
+    results, told = replay(space(), loss)
     assert max(result.trial.rate for result in results) == 0.04
     tried_once = [result.trial for result in results if result.trial.rate == 0.04]
     assert {trial.budget for trial in tried_once} == {BUDGETS[0]}
@@ -119,14 +119,14 @@ def test_a_rate_that_diverged_is_not_raised() -> None:
 
 
 def test_sizes_follow_the_optimum_beyond_those_that_began() -> None:
-    question = arena()
-    small = {family: replace(c, start=tuple(SIZES)[:2]) for family, c in question.contenders.items()}
-    results, _ = replay(replace(question, contenders=small), lambda trial: planted(trial, 0.005))
+    question = space()
+    small = {family: replace(c, start=tuple(SIZES)[:2]) for family, c in question.families.items()}
+    results, _ = replay(replace(question, families=small), lambda trial: planted(trial, 0.005))
     assert {result.trial.model for result in results} > set(tuple(SIZES)[:2])
 
 
 def test_longer_runs_cost_what_their_trunk_lacks() -> None:
-    question = arena()
+    question = space()
     ledger = Ledger(question)
     short = question.trial("late", "w80000", 1e9, 0.02)
     long = question.trial("late", "w80000", 2.5e9, 0.02)
@@ -136,7 +136,7 @@ def test_longer_runs_cost_what_their_trunk_lacks() -> None:
 
 
 def test_the_belief_recovers_planted_learning_rates_and_covers_the_truth() -> None:
-    question = arena()
+    question = space()
     levels = (*BUDGETS, TARGET)
     inside = 0
     for seed in range(20):
@@ -155,7 +155,7 @@ def test_the_belief_recovers_planted_learning_rates_and_covers_the_truth() -> No
 
 
 def test_a_run_is_worth_more_the_more_it_tells_about_the_decision() -> None:
-    question = arena()
+    question = space()
     trials = {f: [question.trial(f, m, c, r) for m in SIZES for c in BUDGETS[:3] for r in RATES] for f in PLANTED}
     levels = (*BUDGETS, TARGET)
     beliefs = {}

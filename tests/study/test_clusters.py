@@ -12,7 +12,7 @@ from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.runs.directory import read_status
 from isoflop.study import Store, run_study
-from isoflop.study.executors import Event, Executor, Task, make_executor
+from isoflop.study.executors import Event, Executor, RunTask, make_executor
 from isoflop.study.executors.ray import RayExecutor
 from isoflop.study.executors.slurm import SlurmExecutor
 from isoflop.study.planned import Catalogue
@@ -61,7 +61,7 @@ class Unlucky(RayExecutor):
         self.nodes: Nodes | None = nodes
         return self
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
         for event in super().run(tasks):
             yield event
             if event.kind == "progress" and self.nodes:
@@ -100,7 +100,7 @@ def test_a_run_resumes_on_another_node_from_its_checkpoint(tmp_path: Path, nodes
     executor = RayExecutor(config)
     resumed, died = [], []
     with executor:
-        for event in executor.run([Task(run, store.run_directory(run.run_id), None) for run in runs]):
+        for event in executor.run([RunTask(run, store.run_directory(run.run_id), None) for run in runs]):
             if event.kind == "progress" and not died and event.step > 40 and nodes.nodes:
                 nodes.cluster.remove_node(nodes.nodes.pop(), allow_graceful=False)
             died += [event.run_id] if event.kind == "died" else []

@@ -10,10 +10,10 @@ import pytest
 from isoflop.config import StudyConfig
 from isoflop.errors import DataError, StudyError
 from isoflop.study.adaptive import TARGET_DISTANCE, choose_budgets, next_stage
-from isoflop.study.arena import Ledger
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue
 from isoflop.study.run import Ended, run_study, stages
+from isoflop.study.search_space import Ledger
 from tests.study.test_rungs import SIZES, study_config
 
 SECONDS = {("vit", name): 1e-4 * (k + 1) for k, name in enumerate(SIZES)}
@@ -54,10 +54,10 @@ def test_rungs_are_chosen_below_the_target_and_within_the_limit() -> None:
     assert len(budgets) >= 3
     assert all(1.2 < high / low < 3 for low, high in pairwise(budgets))
     assert budgets[-1] <= 4e10 / TARGET_DISTANCE * 1.05
-    assert chosen.arena is not None
+    assert chosen.space is not None
     assert chosen.funds is not None
-    ledger = Ledger(chosen.arena)
-    first = next_stage(chosen.arena, [], chosen.funds.allowance, 6).trials
+    ledger = Ledger(chosen.space)
+    first = next_stage(chosen.space, [], chosen.funds.allowance, 6).trials
     assert sum(ledger.enter(trial) for trial in first) < 0.3 * chosen.funds.allowance
     assert [run.run_id for run in chosen.first] == [
         chosen.catalogue.run(t.family, t.model, t.budget, t.rate, number=t.copy).run_id for t in first
@@ -72,16 +72,16 @@ def test_more_to_spend_brings_the_rungs_nearer_to_the_target() -> None:
 
 def test_sizes_that_were_only_counted_may_be_followed_by_their_neighbours() -> None:
     config = limited(budget=3e11)
-    arena = plan_study(
+    space = plan_study(
         config.model_copy(update={"families": {"vit": config.families["vit"].model_copy(update={"sizes": 2})}})
     )
-    assert arena.arena is not None
-    contender = arena.arena.contenders["vit"]
-    assert len(contender.start) == 2
-    assert len(contender.sizes) > 10
-    named = plan(config).arena
+    assert space.space is not None
+    candidate = space.space.families["vit"]
+    assert len(candidate.start) == 2
+    assert len(candidate.sizes) > 10
+    named = plan(config).space
     assert named is not None
-    assert tuple(named.contenders["vit"].sizes) == tuple(SIZES)
+    assert tuple(named.families["vit"].sizes) == tuple(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_holds() -> None:
     """Steps take four times what three of them took before the start; no clock is asked: runs say what they took."""
     free = plan(limited(budgets=RUNGS, device_hours=100.0))
-    assert free.arena is not None
+    assert free.space is not None
     assert free.funds is not None
-    first = sum(map(Ledger(free.arena).enter, next_stage(free.arena, [], 100.0, 6).trials))
+    first = sum(map(Ledger(free.space).enter, next_stage(free.space, [], 100.0, 6).trials))
     hours = 8 * (first + free.funds.reserved)
     study = plan(limited(budgets=RUNGS, device_hours=hours))
     assert study.funds is not None

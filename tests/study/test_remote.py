@@ -12,7 +12,7 @@ from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.runs.directory import read_status
 from isoflop.study import Store
-from isoflop.study.executors import Task
+from isoflop.study.executors import RunTask
 from isoflop.study.executors.remote import Mailbox, Sender, bundles, optional, train_remotely
 from isoflop.study.planned import Catalogue
 from tests.study import mortal
@@ -52,10 +52,10 @@ def config(tmp_path: Path) -> StudyConfig:
     return toy_study(tmp_path)
 
 
-def tasks_of(config: StudyConfig, budgets: list[float]) -> list[Task]:
+def tasks_of(config: StudyConfig, budgets: list[float]) -> list[RunTask]:
     catalogue, store = Catalogue(config), Store(config.directory)
     runs = [catalogue.run("vit", "vit_w8d2p8", budget, 0.01) for budget in budgets]
-    return [Task(run, store.run_directory(run.run_id), store.trunk_directory(run), seconds=1.0) for run in runs]
+    return [RunTask(run, store.run_directory(run.run_id), store.trunk_directory(run), seconds=1.0) for run in runs]
 
 
 def test_bundles_hold_every_run_once_and_no_worker_is_without_any(config: StudyConfig) -> None:

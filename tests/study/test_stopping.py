@@ -17,7 +17,7 @@ from isoflop.errors import Preempted, StudyError
 from isoflop.runs.directory import read_status
 from isoflop.runs.journal import attempts
 from isoflop.study import Store, run_study
-from isoflop.study.executors import LocalPool, Task, local
+from isoflop.study.executors import LocalPool, RunTask, local
 from isoflop.study.planned import Catalogue
 from isoflop.train.guards import PREEMPTED
 from tests.data.pictures import encoded, picture
@@ -56,7 +56,7 @@ def test_a_worker_that_is_stopped_is_named_then_killed_and_its_run_goes_on(
     directory, now, told = Store(tmp_path).run_directory(run.run_id), [0.0], []
     stopped = 0
     with LocalPool(1, clock=lambda: now[0]) as pool:
-        for event in pool.run([Task(run, directory, None)]):
+        for event in pool.run([RunTask(run, directory, None)]):
             if event.kind == "progress" and not stopped:
                 stopped = pool._alive[0].process.pid
                 os.kill(stopped, signal.SIGSTOP)
@@ -77,7 +77,7 @@ def test_a_worker_that_alone_is_asked_to_stop_saves_its_run_which_goes_on_in_ano
     run = Catalogue(toy_study(tmp_path / "toy")).run("vit", "vit_w8d2p8", 6e9, 0.01)
     directory, kinds = Store(tmp_path).run_directory(run.run_id), []
     with LocalPool(1) as pool:
-        for event in pool.run([Task(run, directory, None)]):
+        for event in pool.run([RunTask(run, directory, None)]):
             if event.kind == "progress" and "progress" not in kinds:
                 os.kill(pool._alive[0].process.pid, signal.SIGTERM)
             kinds.append(event.kind)

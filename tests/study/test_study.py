@@ -19,7 +19,7 @@ from isoflop.runs.directory import read_status
 from isoflop.study import Narrator, Store, run_study
 from isoflop.study.adaptive import Stage
 from isoflop.study.answer import answer_from
-from isoflop.study.executors import LocalPool, Task
+from isoflop.study.executors import LocalPool, RunTask
 from isoflop.study.planned import Catalogue, PlannedRun
 from tests.study.here import Here
 from tests.study.test_rungs import study_config
@@ -149,7 +149,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     bad = catalogue.run("vit", "vit_w12d2p8", 6e8, 0.01)
     object.__setattr__(bad.config.model, "name", "no_such_model")
     store = Store(tmp_path)
-    tasks = [Task(run, store.run_directory(run.run_id), None) for run in (bad, good)]
+    tasks = [RunTask(run, store.run_directory(run.run_id), None) for run in (bad, good)]
     ended = {event.run_id: event for event in Here().run(tasks) if event.kind == "ended"}
     assert ended[good.run_id].state == "done"
     assert ended[bad.run_id].state == "failed"
@@ -175,7 +175,7 @@ def test_everything_that_a_worker_says_at_once_is_heard(tmp_path: Path, monkeypa
         lambda command, **more: start([command[0], "-c", HASTY], **more),
     )
     catalogue = Catalogue(toy_study(tmp_path / "toy"))
-    tasks = [Task(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01 * k), tmp_path, None) for k in range(1, 9)]
+    tasks = [RunTask(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01 * k), tmp_path, None) for k in range(1, 9)]
     with LocalPool(2) as pool:
         ended = [event.run_id for event in pool.run(tasks) if event.kind == "ended"]
     assert sorted(ended) == sorted(task.run.run_id for task in tasks)
@@ -217,7 +217,7 @@ def test_a_killed_worker_costs_time_or_at_most_its_run(
     run = Catalogue(config).run("vit", "vit_w8d2p8", 6e8, 0.01)
     store = Store(tmp_path)
     with LocalPool(1) as pool:
-        events = list(pool.run([Task(run, store.run_directory(run.run_id), None)]))
+        events = list(pool.run([RunTask(run, store.run_directory(run.run_id), None)]))
     kinds, last = [event.kind for event in events], events[-1]
     assert kinds.count("died") == min(deaths, 2)
     if deaths == 1:

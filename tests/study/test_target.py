@@ -8,7 +8,7 @@ from isoflop.config import TargetConfig, TransferConfig
 from isoflop.errors import ConfigError
 from isoflop.runs.results import judged
 from isoflop.study import run_study
-from isoflop.study.executors import Task
+from isoflop.study.executors import RunTask
 from isoflop.study.executors.worker import Message, measure_target, read_target, train_task
 from isoflop.study.planned import Catalogue
 from isoflop.study.store import Store, finite_loss
@@ -44,7 +44,7 @@ def test_a_worker_measures_the_target_and_a_run_is_done_only_then(tmp_path: Path
     config = study_config(target={"metric": "fewshot5"}, transfer={"seeds": [0]}, batch_size=8)
     store = Store(tmp_path, config.target.protocol(config.transfer))
     run = Catalogue(config).run("vit", "vit_w4d1p8", 1e8, 1e-2)
-    task = Task(run, store.run_directory(run.run_id), None, store.target).to_json()
+    task = RunTask(run, store.run_directory(run.run_id), None, store.target).to_json()
     messages: list[Message] = []
     train(run.config, store.run_directory(run.run_id))
     assert store.row(run, None)["status"] == "running"  # trained, not yet judged

@@ -18,7 +18,7 @@ from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import forecast, workload
 from isoflop.train.scaling import (
     MEMORY_SHARE,
-    Layout,
+    DeviceLayout,
     Operator,
     Workload,
     communication,
@@ -40,17 +40,17 @@ def config(**keys: object) -> RunConfig:
 
 
 def test_full_sharding_divides_what_lasts_and_not_activations() -> None:
-    whole = memory(WORK, Layout(8, 64, "none"))
-    shared = memory(WORK, Layout(8, 64, "full"))
+    whole = memory(WORK, DeviceLayout(8, 64, "none"))
+    shared = memory(WORK, DeviceLayout(8, 64, "full"))
     assert (whole.weights, whole.gradients, whole.optimizer) == (4e9, 4e9, 8e9)
     assert (shared.weights, shared.gradients, shared.optimizer) == (0.5e9, 0.5e9, 1e9)
     assert whole.activations == shared.activations == 8e9
-    assert memory(WORK, Layout(64, 64, "hybrid")).weights == 0.5e9  # among the eight of a host
+    assert memory(WORK, DeviceLayout(64, 64, "hybrid")).weights == 0.5e9  # among the eight of a host
 
 
 def test_smaller_goes_take_less_memory_and_more_communication() -> None:
-    whole, parts = Layout(8, 64, "full"), Layout(8, 64, "full", device_batch=2)
-    assert parts.goes == 4
+    whole, parts = DeviceLayout(8, 64, "full"), DeviceLayout(8, 64, "full", device_batch=2)
+    assert parts.accumulation == 4
     assert memory(WORK, parts).activations == memory(WORK, whole).activations / 4
     assert communication(WORK, parts, H100).bytes == 4 * communication(WORK, whole, H100).bytes
 
@@ -58,25 +58,25 @@ def test_smaller_goes_take_less_memory_and_more_communication() -> None:
 @pytest.mark.parametrize(("sharding", "bytes_of"), [("none", 8), ("full", 8)])
 def test_a_ring_of_two_moves_half_of_everything(sharding: str, bytes_of: int) -> None:
     """Sharded: 2 + 2 bytes to gather a weight twice in bfloat16, 4 to scatter its gradient; else 2 × 4 to sum it."""
-    found = communication(WORK, Layout(2, 64, sharding), H100)
+    found = communication(WORK, DeviceLayout(2, 64, sharding), H100)
     assert found.bytes == bytes_of * 1e9 / 2
     assert found.seconds == pytest.approx(found.bytes / H100.link_rate)
 
 
 def test_one_device_says_nothing_to_nobody() -> None:
-    assert communication(WORK, Layout(1, 64), H100).bytes == 0
+    assert communication(WORK, DeviceLayout(1, 64), H100).bytes == 0
 
 
 def test_the_time_of_a_step_is_that_of_the_slower_of_arithmetic_and_network() -> None:
-    fast = step_time(WORK, Layout(8, 64), H100, utilisation=0.5)
+    fast = step_time(WORK, DeviceLayout(8, 64), H100, utilisation=0.5)
     update = (5 * 4e9 + 2 * 8e9) / 8 / (MEMORY_SHARE * H100.memory_rate)
     assert fast.compute == pytest.approx(8 * 1e12 / (0.5 * 989e12) + update)
-    slow = step_time(WORK, Layout(8, 64), replace(H100, link_rate=1e8), utilisation=0.5)
+    slow = step_time(WORK, DeviceLayout(8, 64), replace(H100, link_rate=1e8), utilisation=0.5)
     assert slow.total == slow.communication > slow.compute
 
 
 def test_the_best_interval_between_checkpoints_is_young_s_and_no_other_is_better() -> None:
-    layout = Layout(512, 4096)
+    layout = DeviceLayout(512, 4096)
     best = reliability(WORK, layout)
     assert best.interval == pytest.approx(math.sqrt(2 * best.pause * best.seconds_between_failures), rel=1e-6)
     for factor in (0.5, 0.8, 1.25, 2.0):
@@ -85,7 +85,7 @@ def test_the_best_interval_between_checkpoints_is_young_s_and_no_other_is_better
 
 def test_failures_come_as_often_as_published() -> None:
     """466 in 54 days on 16,384 devices is one in 2.8 hours."""
-    between = reliability(WORK, Layout(16_384, 32_768)).seconds_between_failures
+    between = reliability(WORK, DeviceLayout(16_384, 32_768)).seconds_between_failures
     assert 54 * 86_400 / between == pytest.approx(466)
 
 

@@ -167,7 +167,7 @@ def test_features_are_computed_once_and_go_on_where_they_were(
     seen: list[int] = []
     resumed = features.features_of(backbone, source, on_progress=lambda done, _: seen.append(done))
     assert seen == [1024, 1280, 1438]  # the first three blocks were on the disk
-    whole = features.extract(backbone.model, features.to_unit_range(*_all(source)))
+    whole = features.extract(backbone.model, features.normalize(*_all(source)))
     torch.testing.assert_close(resumed, whole, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(features, "extract", None)  # not called again
     assert torch.equal(features.features_of(backbone, source), resumed)

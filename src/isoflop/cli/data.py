@@ -21,7 +21,7 @@ class Part(StrEnum):
     test = "test"
 
 
-class Layout(StrEnum):
+class DatasetLayout(StrEnum):
     """How images are stored."""
 
     shards = "shards"
@@ -73,7 +73,7 @@ def index(path: Data, as_json: Json = False) -> None:
 def convert(
     path: Data,
     destination: Annotated[Path, argument("New folder.", "DIR")],
-    to: Annotated[Layout, typer.Option(help="Tar shards, or a folder for each class.")] = Layout.shards,
+    to: Annotated[DatasetLayout, typer.Option(help="Tar shards, or a folder for each class.")] = DatasetLayout.shards,
     samples_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard.")] = 10_000,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in a random order, always the same.")] = False,
     as_json: Json = False,

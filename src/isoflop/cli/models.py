@@ -174,7 +174,7 @@ def inspect(
     from isoflop.data import Subset, open_source, open_split
     from isoflop.errors import CheckpointError
     from isoflop.report.inspection.model import inspect_model
-    from isoflop.train.device import to_unit_range
+    from isoflop.train.device import normalize
     from isoflop.transfer import load_backbone, open_backbone
 
     path, is_named = Path(checkpoint).expanduser(), checkpoint.startswith("timm:")
@@ -192,7 +192,7 @@ def inspect(
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     kind = "inspect-random" if random else "inspect"
     folder = output or (path / kind if path.is_dir() else Path(kind) / Path(checkpoint.replace(":", "-")).name)
-    found = inspect_model(model, to_unit_range(pictures, heldout, torch.device("cpu")), folder)
+    found = inspect_model(model, normalize(pictures, heldout, torch.device("cpu")), folder)
     if config is not None and config.objective.name == "masked" and not random:
         with aside(as_json):
             _reconstructions(path, config, folder)

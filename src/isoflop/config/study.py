@@ -209,7 +209,7 @@ class StudyTable(Table):
 
 
 class FamilyConfig(Table):
-    """One contender: its ladder of sizes, its learning rates, and what it does differently from the others."""
+    """One candidate: its ladder of sizes, its learning rates, and what it does differently from the others."""
 
     sizes: Names | Count = 4
     """Presets, small to large, or how many to choose from the family's ladder."""
@@ -255,7 +255,7 @@ class StudyConfig(SharedConfig):
     study: StudyTable
     """The ladder and the question."""
     families: Annotated[dict[str, FamilyConfig], Field(min_length=1)]
-    """The contenders, each under the name of its ladder of presets."""
+    """The families, each under the name of its ladder of presets."""
     optim: OptimizerConfig = OptimizerConfig()
     """The optimizer of every family that does not say otherwise."""
     laws: LawsConfig = no_effect(LawsConfig())

@@ -36,7 +36,7 @@ _REGULAR = frozenset(b"0\x007")
 _DIRECTORY, _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"5LKxg"
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A member of a tar file."""
 
     name: str
@@ -51,7 +51,7 @@ class DamagedTar(ValueError):
     """A file that is no tar, or a damaged or truncated one."""
 
 
-def tar_members(file: int) -> Iterator[Member]:
+def tar_members(file: int) -> Iterator[TarMember]:
     """The members of the tar file that is open as the descriptor `file`, in their order. Raises DamagedTar."""
     at, name, size = 0, "", -1  # a name and a size that an extension gave for the next member
     while True:
@@ -82,7 +82,7 @@ def tar_members(file: int) -> Iterator[Member]:
             continue
         if size >= 0:
             at, own_size = content + -(-size // _BLOCK) * _BLOCK, size
-        yield Member(name or _name(header), _kind(type_flag, header), content, own_size)
+        yield TarMember(name or _name(header), _kind(type_flag, header), content, own_size)
         name, size = "", -1
 
 
@@ -153,12 +153,12 @@ class ShardIndex(NamedTuple):
     """what was left out; these samples have no number"""
 
 
-class _Sample:
+class _SamplePlace:
     """The members of one sample, as they come."""
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.image: Member | None = None
+        self.image: TarMember | None = None
         self.label: str | None = None
         self.problem: str | None = None
 
@@ -185,8 +185,8 @@ def index_tar(path: Path, *, name: str) -> ShardIndex:
     return ShardIndex(np.asarray(places, dtype=RECORD), labels, problems)
 
 
-def _samples(file: int, name: str, problems: list[Damage]) -> Iterator[_Sample]:
-    current: _Sample | None = None
+def _samples(file: int, name: str, problems: list[Damage]) -> Iterator[_SamplePlace]:
+    current: _SamplePlace | None = None
     seen: set[str] = set()
     try:
         for member in tar_members(file):
@@ -201,7 +201,7 @@ def _samples(file: int, name: str, problems: list[Damage]) -> Iterator[_Sample]:
             if current is None or key != current.key:
                 if current is not None:
                     yield current
-                current = _Sample(key)
+                current = _SamplePlace(key)
                 if key in seen:
                     current.problem = "the name occurs twice in this shard"
                 seen.add(key)
@@ -212,13 +212,13 @@ def _samples(file: int, name: str, problems: list[Damage]) -> Iterator[_Sample]:
         yield current
 
 
-def _why_unusable(member: Member, folder: str) -> str | None:
+def _why_unusable(member: TarMember, folder: str) -> str | None:
     if member.kind != "file":
         return "a link, not a file" if member.kind == "link" else "not a regular file"
     return "an unsafe name" if member.name.startswith("/") or ".." in folder.split("/") else None
 
 
-def _add(sample: _Sample, member: Member, extension: str, file: int) -> None:
+def _add(sample: _SamplePlace, member: TarMember, extension: str, file: int) -> None:
     if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES:
         if sample.image is not None:
             sample.problem = "two images with this name"

@@ -3,7 +3,7 @@
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.backtest import Backtests
 from isoflop.laws.compare import Comparison, Crossover, Match, Standing, compare, match_at_equal_compute
-from isoflop.laws.curve import CurveLaw, Member, fit_curve
+from isoflop.laws.curve import CurveLaw, EnsembleMember, fit_curve
 from isoflop.laws.finite_data import FiniteDataLaw, fit_finite_data
 from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table, markdown, picture, svg
 from isoflop.laws.forms import FORMS, SOURCES, Form, FormLaw, fit_form, load_table
@@ -18,6 +18,7 @@ __all__ = [
     "Comparison",
     "Crossover",
     "CurveLaw",
+    "EnsembleMember",
     "Finding",
     "FiniteDataLaw",
     "Form",
@@ -27,7 +28,6 @@ __all__ = [
     "GroupFit",
     "LearningRateLaw",
     "Match",
-    "Member",
     "Optimum",
     "Prediction",
     "SizeDataLaw",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.laws.backtest import doubt
-from isoflop.laws.columns import Record
+from isoflop.laws.columns import JsonRecord
 from isoflop.laws.curve import LEVEL, CurveLaw
 from isoflop.laws.size_data import SizeDataLaw, edge_share
 from isoflop.laws.solve import Array
@@ -17,7 +17,7 @@ CONDITION = 1e6
 
 
 @dataclass(frozen=True)
-class Finding(Record):
+class Finding(JsonRecord):
     """One check: `verdict` is "ok", "warning" or "unknown" (the table lacks what the check needs)."""
 
     check: str

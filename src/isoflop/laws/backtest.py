@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isoflop.laws.columns import Record
+from isoflop.laws.columns import JsonRecord
 from isoflop.laws.solve import Array
 
 DRIFTS = np.geomspace(0.003, 0.1, 15)
@@ -25,7 +25,7 @@ TRUSTED = 0.7
 
 
 @dataclass(frozen=True)
-class Backtests(Record):
+class Backtests(JsonRecord):
     """Errors of predictions of held-back rungs, each from the rungs below it.
 
     Attributes:

@@ -59,7 +59,7 @@ LARGEST_FILE = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """Where columns are from, for messages: `lines[k]` is the line of row k in the file, () without a file."""
 
     name: str
@@ -70,7 +70,7 @@ class Source:
         return f"{self.name}:{self.lines[row]}" if self.lines else f"{self.name}, row {row + 1}"
 
 
-def read_columns(path: Path) -> tuple[Columns, Source]:
+def read_columns(path: Path) -> tuple[Columns, TableSource]:
     """The columns of a CSV file (comma, semicolon or tab; first line names them) as text. Empty lines are skipped.
 
     Raises:
@@ -95,7 +95,7 @@ def read_columns(path: Path) -> tuple[Columns, Source]:
         raise LawError(f"{path}: the column `{twice}` appears twice")
     if not rows:
         raise LawError(f"{path} has column names and no rows")
-    source = Source(path.name, tuple(lines[1:]))
+    source = TableSource(path.name, tuple(lines[1:]))
     for k, row in enumerate(rows):
         if len(row) != len(names):
             raise LawError(f"{source.at(k)}: {len(row)} cells where the first line names {len(names)} columns")
@@ -126,7 +126,7 @@ def _text(path: Path) -> str:
     return text.replace("\r", "" if "\n" in text else "\n")
 
 
-def text_column(columns: Columns, name: str, source: Source) -> list[str]:
+def text_column(columns: Columns, name: str, source: TableSource) -> list[str]:
     """A column by name, or LawError with the name that may have been meant."""
     if name in columns:
         return columns[name]
@@ -136,7 +136,7 @@ def text_column(columns: Columns, name: str, source: Source) -> list[str]:
     raise LawError(f"{source.name} has no column `{name}`{hint} It has: {shown}")
 
 
-def name_column(columns: Columns, name: str, source: Source) -> list[str]:
+def name_column(columns: Columns, name: str, source: TableSource) -> list[str]:
     """A column of names (of families), or LawError where one is empty."""
     names = text_column(columns, name, source)
     if "" in names:
@@ -144,7 +144,7 @@ def name_column(columns: Columns, name: str, source: Source) -> list[str]:
     return names
 
 
-def positive_column(columns: Columns, name: str, source: Source) -> Array:
+def positive_column(columns: Columns, name: str, source: TableSource) -> Array:
     """A column of positive, finite numbers, or LawError with the line of the first one that is not."""
     text = text_column(columns, name, source)
     try:
@@ -171,7 +171,7 @@ def _with_decimal_comma(cell: str) -> bool:
     return cell.count(",") == 1 and cell.replace(",", "").isdigit()
 
 
-def refuse_duplicates(columns: Columns, source: Source) -> None:
+def refuse_duplicates(columns: Columns, source: TableSource) -> None:
     """LawError if two rows agree in every column: a run that is listed twice counts double."""
     seen: dict[tuple[str, ...], int] = {}
     for k, row in enumerate(zip(*columns.values(), strict=True)):
@@ -184,7 +184,7 @@ def refuse_duplicates(columns: Columns, source: Source) -> None:
         seen[row] = k
 
 
-def as_error(values: Array, name: str, source: Source, accuracy: bool | None = None) -> tuple[Array, str]:
+def as_error(values: Array, name: str, source: TableSource, accuracy: bool | None = None) -> tuple[Array, str]:
     """Values to be minimised and their unit: an accuracy (by name, or if said so) becomes an error.
 
     Raises:
@@ -227,12 +227,12 @@ LONG = 6
 """Longer lists are counted, not printed."""
 
 
-class Record:
+class JsonRecord:
     """Base of the frozen dataclasses of `isoflop.laws`: `to_dict` gives JSON values, `from_dict` restores them."""
 
     def __init_subclass__(cls) -> None:
         # A dataclass would print every replicate of a bootstrap; what stands in the class already, it leaves alone.
-        cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
+        cls.__repr__ = JsonRecord.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         """The fields in few digits; of long ones, how many there are."""
@@ -264,7 +264,7 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
+    if isinstance(value, JsonRecord):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -277,7 +277,7 @@ def _restore(value: Any, hint: Any) -> Any:
     if value is None:
         return None
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, type) and issubclass(hint, Record):
+    if isinstance(hint, type) and issubclass(hint, JsonRecord):
         return hint.from_dict(value)
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:

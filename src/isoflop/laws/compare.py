@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.frontier import FrontierLaw, frontier_points
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data, irreducible_profile
 from isoflop.laws.solve import Array
@@ -19,7 +19,7 @@ REACH = 1e3
 
 
 @dataclass(frozen=True)
-class Standing(Record):
+class Standing(JsonRecord):
     """How one family stands at the target: predicted loss, its interval, P(best), expected regret (loss given up)."""
 
     family: str
@@ -30,7 +30,7 @@ class Standing(Record):
 
 
 @dataclass(frozen=True)
-class Crossover(Record):
+class Crossover(JsonRecord):
     """Where `later` overtakes `earlier`: budget, interval of it, and the share of bootstrap pairs that cross so at all.
 
     `searched` is where it was looked for, from the smallest measured budget to `REACH` times the largest. A pair that
@@ -47,7 +47,7 @@ class Crossover(Record):
 
 
 @dataclass(frozen=True)
-class Comparison(Record):
+class Comparison(JsonRecord):
     """Families at `compute`, best expected first.
 
     Attributes:
@@ -219,7 +219,7 @@ def _naive(tables: Mapping[str, Table]) -> tuple[dict[str, float], float]:
 
 
 @dataclass(frozen=True)
-class Match(Record):
+class Match(JsonRecord):
     """Runs of one family measured against the frontier of another, in the units of the loss (or error).
 
     Attributes:

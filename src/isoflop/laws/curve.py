@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import doubt, student
-from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.forms import FORMS
 from isoflop.laws.solve import Array, minimise
 
@@ -100,7 +100,7 @@ HELD_BACK = (0.26, 0.47, 0.74)
 
 
 @dataclass(frozen=True)
-class Member(Record):
+class EnsembleMember(JsonRecord):
     """One fitted form: `theta` in t = log(x / scale), fitted to x >= `since`, with its vote and its backtest RMSE."""
 
     form: str
@@ -111,7 +111,7 @@ class Member(Record):
 
 
 @dataclass(frozen=True)
-class CurveLaw(Record):
+class CurveLaw(JsonRecord):
     """A curve's mixture of laws and its doubts.
 
     Attributes:
@@ -127,7 +127,7 @@ class CurveLaw(Record):
     """
 
     scale: float
-    members: tuple[Member, ...]
+    members: tuple[EnsembleMember, ...]
     noise: float
     drift: float
     freedom: float
@@ -193,12 +193,14 @@ def fit_curve(x: ArrayLike, y: ArrayLike) -> CurveLaw:
     order = np.argsort(-weights, kind="stable")
     rms = [float(np.sqrt(np.mean([np.mean(e**2) for e in backtests[k]]))) if backtests[k] else None for k in order]
     kept = tuple(
-        Member(members[k][0], float(scale * np.exp(members[k][1])), tuple(members[k][2].tolist()), float(weights[k]), r)
+        EnsembleMember(
+            members[k][0], float(scale * np.exp(members[k][1])), tuple(members[k][2].tolist()), float(weights[k]), r
+        )
         for k, r in zip(order, rms, strict=True)
         if weights[k] > 1e-6
     )
     total = float(sum(m.weight for m in kept))
-    kept = tuple(Member(m.form, m.since, m.theta, m.weight / total, m.backtest) for m in kept)
+    kept = tuple(EnsembleMember(m.form, m.since, m.theta, m.weight / total, m.backtest) for m in kept)
     span = (float(scale * np.exp(t[0])), scale)
     return CurveLaw(
         scale, kept, noise, drift, freedom, smoothed, coverage, span, points, _warnings(t, z, smoothed, coverage)

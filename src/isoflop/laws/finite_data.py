@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, doubt, predictive, summarise
-from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.solve import Array, Model, minimise, robust_scale
 
 # The numerics of the finite-data form: its derivatives, starts, joint fit and rolling origins; see `finite_data`.
@@ -155,7 +155,7 @@ LEVEL = 0.9
 
 
 @dataclass(frozen=True)
-class FiniteDataLaw(Record):
+class FiniteDataLaw(JsonRecord):
     """A law of n (training FLOPs an image), images seen and unique images, with its doubts.
 
     Attributes:

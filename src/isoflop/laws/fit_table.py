@@ -13,8 +13,8 @@ from isoflop.errors import LawError
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.columns import (
     Columns,
-    Record,
-    Source,
+    JsonRecord,
+    TableSource,
     as_error,
     fault,
     name_column,
@@ -35,7 +35,7 @@ DRAWN = 2000
 
 
 @dataclass(frozen=True)
-class Prediction(Record):
+class Prediction(JsonRecord):
     """What a law says at `budget`: the value, its interval, and for two axes the best size `n` and images `d`."""
 
     budget: float
@@ -48,7 +48,7 @@ class Prediction(Record):
 
 
 @dataclass(frozen=True)
-class GroupFit(Record):
+class GroupFit(JsonRecord):
     """The law of one group of rows (or of all): one of `curve` and `size_data` is there, or `refusal` says why not.
 
     `refusal` says why there is no law, or no prediction although one was asked for; `points` is (x or n·d, y) of each
@@ -74,7 +74,7 @@ class GroupFit(Record):
 
 
 @dataclass(frozen=True)
-class TableFit(Record):
+class TableFit(JsonRecord):
     """Every group's law, and the comparison of groups where size, images and a budget were given.
 
     `x` names one column (a curve) or two (training FLOPs an image and images); `unit` is that of y after accuracies
@@ -121,7 +121,7 @@ def fit_table(
     if isinstance(table, Path):
         columns, source = read_columns(table)
     else:
-        columns, source = table, Source("table")
+        columns, source = table, TableSource("table")
     if len(x) not in (1, 2):
         raise LawError(f"give one column as x (a curve) or two (size and images), not {len(x)}")
     if len({*x, y}) < len(x) + 1:

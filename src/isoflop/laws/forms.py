@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
-from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.solve import Array, Model, minimise, project, robust_scale
 
@@ -283,7 +283,7 @@ FORMS: dict[str, Form] = {
 
 
 @dataclass(frozen=True)
-class FormLaw(Record):
+class FormLaw(JsonRecord):
     """A fitted form.
 
     Attributes:

@@ -7,14 +7,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
-from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.solve import Array, Model, Prior, minimise, project, robust_scale
 
 LEVEL = 0.9
 
 
 @dataclass(frozen=True)
-class FrontierPoints(Record):
+class FrontierPoints(JsonRecord):
     """The lower envelope of a table: the best run of each budget, in ascending compute.
 
     `index` is the row of each in the table; `on_edge` says that it was the smallest or largest of three or more sizes.
@@ -64,7 +64,7 @@ def lower_envelope(compute: ArrayLike, loss: ArrayLike) -> NDArray[np.intp]:
 
 
 @dataclass(frozen=True)
-class FrontierLaw(Record):
+class FrontierLaw(JsonRecord):
     """a·(C + d)^-b + c with its doubts.
 
     Attributes:

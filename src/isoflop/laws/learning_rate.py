@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.errors import LawError
-from isoflop.laws.columns import Record
+from isoflop.laws.columns import JsonRecord
 from isoflop.laws.solve import Array
 
 
 @dataclass(frozen=True)
-class Optimum(Record):
+class Optimum(JsonRecord):
     """The best learning rate of one group: `edge` is "low" or "high" when it lies on the end of the grid tried."""
 
     n: float
@@ -27,7 +27,7 @@ class Optimum(Record):
 
 
 @dataclass(frozen=True)
-class LearningRateLaw(Record):
+class LearningRateLaw(JsonRecord):
     """lr*(n, d) = k·n^size·d^images (images is 0 where the table does not tell).
 
     `spread` is the standard deviation of log lr of the optima about the law; `optima` are the groups; `lr_range` the

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
-from isoflop.laws.columns import Record, positive_columns
+from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.solve import WINSORISED, Array, Model, Prior, minimise, project, robust_scale
 
@@ -335,7 +335,7 @@ LEVEL = 0.9
 
 
 @dataclass(frozen=True)
-class SizeDataLaw(Record):
+class SizeDataLaw(JsonRecord):
     """L = E + A·n^-α + B·d^-β with what is needed to predict, to doubt and to draw.
 
     Attributes:

@@ -32,7 +32,7 @@ MIXERS = ("attention", "reduced_attention", "pooling", "depthwise", "separable_c
 FAMILIES = "vit, deit, mae, poolformer, convformer, caformer, pvt, nfnet, bit and their relatives"
 
 
-class Sight:
+class VisibleCells:
     """Which cells are visible, on every map between the image and the coarsest one.
 
     `keep` (B, visible) are the indices of the visible cells of the coarsest `grid`.
@@ -86,7 +86,7 @@ def only_visible(backbone: Backbone, keep: Tensor, grid: tuple[int, int]) -> Ite
 
     What it puts out at hidden cells means nothing.
     """
-    sight = Sight(keep, grid)
+    sight = VisibleCells(keep, grid)
     changed: list[nn.Module] = []
     try:
         for module in backbone.modules():
@@ -123,24 +123,24 @@ def check_can_hide(backbone: Backbone) -> None:
 # --- what stands in for an operator: (module, sight, its arguments) -> its result -----------------------------------
 
 
-def _map_conv(module: nn.Conv2d, sight: Sight, x: Tensor, *more: Any) -> Tensor:
+def _map_conv(module: nn.Conv2d, sight: VisibleCells, x: Tensor, *more: Any) -> Tensor:
     """A convolution of a map (B, rows, columns, width)."""
     out: Tensor = type(module).forward(module, x * sight.over(x), *more)
     return out
 
 
-def _image_conv(module: nn.Conv2d, sight: Sight, x: Tensor) -> Tensor:
+def _image_conv(module: nn.Conv2d, sight: VisibleCells, x: Tensor) -> Tensor:
     """A convolution of images or maps (B, channels, height, width)."""
     return type(module).forward(module, x * sight.over(x.movedim(1, -1)).movedim(-1, 1))
 
 
-def _stem_before_pooling(module: nn.Conv2d, sight: Sight, x: Tensor) -> Tensor:
+def _stem_before_pooling(module: nn.Conv2d, sight: VisibleCells, x: Tensor) -> Tensor:
     """BiT's stem: what follows is a max pooling of its output, next to which what is hidden must be zero as well."""
     out = _map_conv(module, sight, x)
     return out * sight.over(out)
 
 
-def _pooling(module: Pooling, sight: Sight, x: Tensor) -> Tensor:
+def _pooling(module: Pooling, sight: VisibleCells, x: Tensor) -> Tensor:
     seen = sight.over(x)
 
     def mean(values: Tensor) -> Tensor:
@@ -150,19 +150,19 @@ def _pooling(module: Pooling, sight: Sight, x: Tensor) -> Tensor:
     return mean(x * seen) / mean(seen).clamp(min=1e-6) - x
 
 
-def _random(module: RandomMixing, sight: Sight, x: Tensor) -> Tensor:
+def _random(module: RandomMixing, sight: VisibleCells, x: Tensor) -> Tensor:
     seen = sight.over(x).flatten(1, 2)
     total = torch.matmul(module.weight, x.flatten(1, 2) * seen)
     return (total / torch.matmul(module.weight, seen).clamp(min=1e-6)).view_as(x)
 
 
-def _on_cells(module: nn.Module, sight: Sight, x: Tensor) -> Tensor:
+def _on_cells(module: nn.Module, sight: VisibleCells, x: Tensor) -> Tensor:
     """Attention and BatchNorm take any set of cells."""
     cells = sight.gather(x)
     return sight.scatter(type(module).forward(module, cells), x)
 
 
-def _reduced_attention(module: ReducedAttention, sight: Sight, x: Tensor) -> Tensor:
+def _reduced_attention(module: ReducedAttention, sight: VisibleCells, x: Tensor) -> Tensor:
     if module.reduction == 1:
         return _on_cells(module, sight, x)
     small = module.norm(module.shrink(x.movedim(-1, 1)).movedim(1, -1))
@@ -175,7 +175,7 @@ def _reduced_attention(module: ReducedAttention, sight: Sight, x: Tensor) -> Ten
     return projected
 
 
-def _group_norm(module: GroupNorm, sight: Sight, x: Tensor) -> Tensor:
+def _group_norm(module: GroupNorm, sight: VisibleCells, x: Tensor) -> Tensor:
     cells = sight.gather(x)  # statistics come from these alone, and go to all
     per_group = cells.view(*cells.shape[:-1], module.groups, -1)
     var, mean = torch.var_mean(per_group, dim=(1, 3), keepdim=True, correction=0)
@@ -186,7 +186,7 @@ def _group_norm(module: GroupNorm, sight: Sight, x: Tensor) -> Tensor:
     return out.relu() if isinstance(module, GroupNormReLU) else out
 
 
-def _squeeze_excite(module: SqueezeExcite, sight: Sight, x: Tensor) -> Tensor:
+def _squeeze_excite(module: SqueezeExcite, sight: VisibleCells, x: Tensor) -> Tensor:
     return type(module).forward(module, sight.gather(x)[:, :, None])
 
 

@@ -170,9 +170,9 @@ def _series(ax: Any, series: Series) -> Any:
 
 
 def _bar(ax: Any, series: Series, panel: Panel, bars: Sequence[Series], stacked: bool) -> Any:
-    lying = panel.y.scale == "category"
-    names = (panel.y if lying else panel.x).categories
-    labels, values = (series.y, series.x) if lying else (series.x, series.y)
+    horizontal = panel.y.scale == "category"
+    names = (panel.y if horizontal else panel.x).categories
+    labels, values = (series.y, series.x) if horizontal else (series.x, series.y)
     place = np.array([names.index(str(label)) for label in labels], float)
     heights, number = _floats(values), bars.index(series)
     width = 0.65 if stacked else 0.65 / len(bars)
@@ -180,17 +180,21 @@ def _bar(ax: Any, series: Series, panel: Panel, bars: Sequence[Series], stacked:
         place = place + (number - (len(bars) - 1) / 2) * width
     below = np.zeros(len(heights))
     for earlier in bars[:number] if stacked else ():
-        below += np.nan_to_num(_floats(earlier.x if lying else earlier.y))
-    draw = ax.barh if lying else ax.bar
+        below += np.nan_to_num(_floats(earlier.x if horizontal else earlier.y))
+    draw = ax.barh if horizontal else ax.bar
     color = [LIGHT[name] for name in series.colors] or LIGHT[series.color]
-    handle = draw(place, heights, width, **{"left" if lying else "bottom": below}, color=color, alpha=series.opacity)
+    handle = draw(
+        place, heights, width, **{"left" if horizontal else "bottom": below}, color=color, alpha=series.opacity
+    )
     if len(series.lower) == len(series.upper) == len(heights):
         error = np.clip([heights - _floats(series.lower), _floats(series.upper) - heights], 0, None)
-        where = (heights, place) if lying else (place, heights)
-        ax.errorbar(*where, **{"xerr" if lying else "yerr": error}, fmt="none", ecolor=LIGHT["ink"], capsize=2, lw=0.8)
-    (ax.set_yticks if lying else ax.set_xticks)(range(len(names)), names)
-    (ax.set_ylim if lying else ax.set_xlim)(-0.5, len(names) - 0.5)
-    ax.grid(visible=False, axis="y" if lying else "x")
+        where = (heights, place) if horizontal else (place, heights)
+        ax.errorbar(
+            *where, **{"xerr" if horizontal else "yerr": error}, fmt="none", ecolor=LIGHT["ink"], capsize=2, lw=0.8
+        )
+    (ax.set_yticks if horizontal else ax.set_xticks)(range(len(names)), names)
+    (ax.set_ylim if horizontal else ax.set_xlim)(-0.5, len(names) - 0.5)
+    ax.grid(visible=False, axis="y" if horizontal else "x")
     return handle
 
 

@@ -321,11 +321,11 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             | {"type": "heatmap", "x": numbers(series.x), "y": numbers(series.y), "z": grid, "colorscale": "@ramp"}
         ]
     trace = common | {"x": numbers(series.x), "y": numbers(series.y)}
-    lying = series.kind == "bar" and panel.y.scale == "category"
+    horizontal = series.kind == "bar" and panel.y.scale == "category"
     if series.kind == "bar":
         trace |= {
             "type": "bar",
-            "orientation": "h" if lying else "v",
+            "orientation": "h" if horizontal else "v",
             "textposition": "none",
             # The legend shows the opacity of a colour, not that of a trace.
             "marker": {"color": [f"@{c}" for c in series.colors] or f"{color}/{series.opacity}"},
@@ -339,8 +339,8 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
             marker["line"] = {"width": 1.8}
         trace |= {"mode": "markers", "marker": marker}
     if len(series.lower) == len(series.upper) == len(series.y) > 0:
-        middle = series.x if lying else series.y
-        trace["error_x" if lying else "error_y"] = {
+        middle = series.x if horizontal else series.y
+        trace["error_x" if horizontal else "error_y"] = {
             "type": "data",
             "symmetric": False,
             "array": numbers([float(u) - float(v) for u, v in zip(series.upper, middle, strict=True)]),

@@ -16,7 +16,7 @@ from isoflop import laws
 from isoflop.errors import LawError
 from isoflop.laws.columns import (
     Columns,
-    Source,
+    TableSource,
     as_error,
     name_column,
     positive_column,
@@ -120,7 +120,7 @@ def _own_rows(columns: Columns) -> list[Row]:
 
 
 def _given_rows(
-    columns: Columns, source: Source, x: tuple[str, str], y: str, by: str | None, accuracy: bool | None
+    columns: Columns, source: TableSource, x: tuple[str, str], y: str, by: str | None, accuracy: bool | None
 ) -> tuple[list[Row], str]:
     size, images = (positive_column(columns, name, source) for name in x)
     loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)

@@ -24,7 +24,7 @@ STATES = ("running", "preempted", "done", "diverged")
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What must not change between the attempts at a run.
 
     `run` is the hash of the configuration, `config` that without the places where data lie: data that have moved are
@@ -47,23 +47,23 @@ class Identity:
         return digests[0], digests[1]
 
 
-def read_identity(directory: Path) -> Identity | None:
+def read_identity(directory: Path) -> RunIdentity | None:
     """Whose `directory` is; None where nobody has claimed it, CheckpointError where that is damaged."""
     path = directory / "identity.json"
     if not path.exists():
         return None
     kinds = {"run": str, "samples": int, "data": str, "order": str}
     found = read_json(path, kinds)
-    return Identity(**{name: found[name] for name in kinds}, config=str(found.get("config", "")))
+    return RunIdentity(**{name: found[name] for name in kinds}, config=str(found.get("config", "")))
 
 
 def claim(
     directory: Path,
-    identity: Identity,
+    identity: RunIdentity,
     files: Mapping[str, Any],
     hash_of: Callable[[dict[str, Any]], str],
     is_fingerprint_of: Callable[[str, str], bool] = str.__eq__,
-) -> Identity:
+) -> RunIdentity:
     """Makes `directory` that of `identity`, and returns what is written there; for the directory's sole writer.
 
     Args:
@@ -85,11 +85,11 @@ def claim(
 
 def _found(
     directory: Path,
-    identity: Identity,
+    identity: RunIdentity,
     files: Mapping[str, Any],
     hash_of: Callable[[dict[str, Any]], str],
     is_fingerprint_of: Callable[[str, str], bool],
-) -> Identity | None:
+) -> RunIdentity | None:
     """The identity of `directory` where it is the same run as `identity`; None where it is to be claimed."""
 
     def config_there() -> str:

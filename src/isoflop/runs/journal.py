@@ -36,7 +36,7 @@ CRC = b', "crc": "%08x"}'
 Row = dict[str, Any]
 
 
-class Damage(NamedTuple):
+class DamagedRow(NamedTuple):
     """A line of a journal that is not as it was written. `after` is the last step before it that has a row."""
 
     file: Path
@@ -52,7 +52,7 @@ class Journal(list[Row]):
     to which the run went back: after a kill, or by its guards.
     """
 
-    damaged: tuple[Damage, ...] = ()
+    damaged: tuple[DamagedRow, ...] = ()
     begins: int = 0
     restarts: tuple[int, ...] = ()
 
@@ -210,7 +210,7 @@ def attempts(directory: Path) -> Iterator[list[Row]]:
 def read_journal(directory: Path) -> Journal:
     """The journal of the run in `directory`. Damaged lines are told by a warning, and leave a hole in the ledger."""
     journal = Journal()
-    damages: list[Damage] = []
+    damages: list[DamagedRow] = []
 
     def last() -> int:
         return journal[-1]["step"] if journal else journal.begins
@@ -220,7 +220,7 @@ def read_journal(directory: Path) -> Journal:
             journal.pop()
         damages[:] = [damage for damage in damages if damage.after < step]
 
-    for rows in read_attempts(directory, lambda file, line: damages.append(Damage(file, line, last()))):
+    for rows in read_attempts(directory, lambda file, line: damages.append(DamagedRow(file, line, last()))):
         for row in rows:
             if row["kind"] in GOES_BACK:
                 go_back(row["step"])

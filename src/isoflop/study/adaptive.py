@@ -22,10 +22,10 @@ from isoflop.errors import StudyError
 from isoflop.models import family_ladder
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
-from isoflop.study.arena import Arena, Ledger, Result, answers, candidates, rates_near, trunk
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
 from isoflop.study.planned import Catalogue
 from isoflop.study.rungs import MIN_STEPS
+from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
 
 # What is decided now, how sure that is, and what each further run would be worth.
 #
@@ -42,7 +42,7 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 @dataclass(frozen=True)
-class Standing:
+class FamilyStanding:
     """What a family would do at the target, and how it stands: expected log loss, its deviation, P(best), regret.
 
     The regret is the share of the loss that this answer is expected to lose against the best if all were known.
@@ -59,7 +59,7 @@ class Standing:
 class Outlook:
     """Families, best first."""
 
-    standings: tuple[Standing, ...]
+    standings: tuple[FamilyStanding, ...]
 
     @property
     def regret(self) -> float:
@@ -108,7 +108,9 @@ class Decision:
             j = int(family_answers.mean.argmin())
             mean = float(family_answers.mean[j])
             regret = max(mean - perfect, 0.0)
-            standings.append(Standing(family_answers.trials[j], mean, float(deviations[k][j]), float(share[k]), regret))
+            standings.append(
+                FamilyStanding(family_answers.trials[j], mean, float(deviations[k][j]), float(share[k]), regret)
+            )
         return Outlook(tuple(sorted(standings, key=lambda standing: standing.log_loss)))
 
     def worth(self, trials: Sequence[Trial], costs: Sequence[float]) -> Array:
@@ -187,39 +189,39 @@ class Stage:
     spent: float = 0.0
 
 
-def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch: int) -> Stage:
+def next_stage(space: SearchSpace, results: Sequence[TrialResult], allowance: float, batch: int) -> Stage:
     """What to train next.
 
     Args:
         results: all finished runs, in the order in which they were planned. allowance: what the ladder may cost in all.
         batch: how many runs go side by side.
     """
-    rungs = [sum(result.trial.budget == budget for result in results) for budget in arena.budgets]
+    rungs = [sum(result.trial.budget == budget for result in results) for budget in space.budgets]
     if not rungs[0]:
-        return Stage(tuple(opening(arena)))
-    ledger = Ledger(arena)
+        return Stage(tuple(opening(space)))
+    ledger = Ledger(space)
     spent = sum(map(ledger.spent, results))
-    beliefs = believe(arena, results)
-    decision = Decision(beliefs, {f: answers(arena, f, belief, results) for f, belief in beliefs.items()})
+    beliefs = believe(space, results)
+    decision = Decision(beliefs, {f: answers(space, f, belief, results) for f, belief in beliefs.items()})
     outlook = decision.outlook()
-    second = [] if rungs[1] else second_rung(arena, beliefs, results)
+    second = [] if rungs[1] else second_rung(space, beliefs, results)
     costs = accumulate(map(ledger.cost, second))  # prices may have risen since the plan: what cannot be paid is cut
     if second := [trial for trial, cost in zip(second, costs, strict=True) if cost <= allowance - spent]:
         return Stage(tuple(second), outlook, spent=spent)
     lacking: list[Trial] = []
     for standing in outlook.standings:
-        more = lacking + _for_the_law(arena, standing, beliefs, results)
+        more = lacking + _for_the_law(space, standing, beliefs, results)
         if sum(map(ledger.cost, more)) <= allowance - spent:
             lacking = more
     if lacking:
         return Stage(tuple(lacking), outlook, decision.gain(lacking), spent=spent)
-    dropped = tuple(family for family in arena.contenders if outlook.p_best(family) < NEGLIGIBLE)
+    dropped = tuple(family for family in space.families if outlook.p_best(family) < NEGLIGIBLE)
     leader = outlook.standings[0]
-    if leader.p_best >= arena.sure and outlook.regret <= SMALL_REGRET:
+    if leader.p_best >= space.sure and outlook.regret <= SMALL_REGRET:
         sure = f"P(best) of {leader.answer.family} is {leader.p_best:.2f}"
         return Stage((), outlook, 0.0, dropped, sure, spent)
     open_trials = [
-        candidates(arena, family, belief, results) for family, belief in beliefs.items() if family not in dropped
+        candidates(space, family, belief, results) for family, belief in beliefs.items() if family not in dropped
     ]
     trials = _batch(open_trials, results, decision, ledger, allowance - spent, batch)
     if not trials:
@@ -230,59 +232,59 @@ def next_stage(arena: Arena, results: Sequence[Result], allowance: float, batch:
     return Stage(tuple(trials), outlook, gain, dropped, spent=spent)
 
 
-def opening(arena: Arena) -> list[Trial]:
+def opening(space: SearchSpace) -> list[Trial]:
     """The first rung: every size that starts, at every rate it starts with."""
-    lowest = arena.budgets[0]
+    lowest = space.budgets[0]
     return [
-        arena.trial(family, model, lowest, rate)
-        for family, contender in arena.contenders.items()
-        for model in contender.start
-        if arena.trains(family, model, lowest)
-        for rate in contender.first.get(model, contender.rates[model])
+        space.trial(family, model, lowest, rate)
+        for family, candidate in space.families.items()
+        for model in candidate.start
+        if space.trains(family, model, lowest)
+        for rate in candidate.first.get(model, candidate.rates[model])
     ]
 
 
-def second_rung(arena: Arena, beliefs: Mapping[str, Belief], results: Sequence[Result]) -> list[Trial]:
+def second_rung(space: SearchSpace, beliefs: Mapping[str, Belief], results: Sequence[TrialResult]) -> list[Trial]:
     """The second rung: every size that starts, at the rate that the first rung makes the best."""
     trials = []
     for family, belief in beliefs.items():
-        for model in arena.contenders[family].start:
-            if arena.trains(family, model, arena.budgets[1]):
-                at = arena.trial(family, model, arena.budgets[1], 1.0)
-                trials += [replace(at, rate=rate) for rate in rates_near(arena, belief, at, results)[:1]]
+        for model in space.families[family].start:
+            if space.trains(family, model, space.budgets[1]):
+                at = space.trial(family, model, space.budgets[1], 1.0)
+                trials += [replace(at, rate=rate) for rate in rates_near(space, belief, at, results)[:1]]
     return trials
 
 
 def _for_the_law(
-    arena: Arena, standing: Standing, beliefs: Mapping[str, Belief], results: Sequence[Result]
+    space: SearchSpace, standing: FamilyStanding, beliefs: Mapping[str, Belief], results: Sequence[TrialResult]
 ) -> list[Trial]:
     """What a family lacks of the rungs that its law needs: on the next one, the size nearest to its answer and its
     neighbours; nothing where it has them."""
     family = standing.answer.family
     levels = sorted({result.trial.budget for result in results if result.trial.family == family})
-    above = [budget for budget in arena.budgets if budget > levels[-1]]
+    above = [budget for budget in space.budgets if budget > levels[-1]]
     if len(levels) >= LAW_RUNGS or not above:
         return []
     best: dict[str, Trial] = {}
-    for trial in candidates(arena, family, beliefs[family], results):
+    for trial in candidates(space, family, beliefs[family], results):
         if trial.budget == above[0]:
             best.setdefault(trial.model, trial)
     return sorted(best.values(), key=lambda trial: abs(math.log(trial.n / standing.answer.n)))[:3]
 
 
-def believe(arena: Arena, results: Sequence[Result]) -> dict[str, Belief]:
+def believe(space: SearchSpace, results: Sequence[TrialResult]) -> dict[str, Belief]:
     """What the finished runs say about each family; a family all of whose runs diverged is missing."""
     beliefs = {}
-    for family, contender in arena.contenders.items():
+    for family, candidate in space.families.items():
         own = [result for result in results if result.trial.family == family]
         size = _mean_log([result.trial.n for result in own if math.isfinite(result.loss)])
-        usual = _mean_log([rate for model in contender.start for rate in contender.rates[model]])
-        usual += contender.exponent * (size - _mean_log([contender.sizes[model] for model in contender.start]))
+        usual = _mean_log([rate for model in candidate.start for rate in candidate.rates[model]])
+        usual += candidate.exponent * (size - _mean_log([candidate.sizes[model] for model in candidate.start]))
         belief = fit_belief(
             [result.trial for result in own],
             [result.loss for result in own],
-            (*arena.budgets, arena.target),
-            (math.exp(usual), contender.exponent, contender.doubt),
+            (*space.budgets, space.target),
+            (math.exp(usual), candidate.exponent, candidate.doubt),
         )
         if belief is not None:
             beliefs[family] = belief
@@ -295,7 +297,7 @@ def _mean_log(values: Sequence[float]) -> float:
 
 def _batch(
     open_trials: Sequence[Sequence[Trial]],
-    results: Sequence[Result],
+    results: Sequence[TrialResult],
     decision: Decision,
     ledger: Ledger,
     left: float,

@@ -13,9 +13,9 @@ from isoflop.config import Loaded, StudyConfig, plain
 from isoflop.data import batches
 from isoflop.errors import StudyError
 from isoflop.study.adaptive import TARGET_DISTANCE, Funds, choose_budgets, funds_of, opening
-from isoflop.study.arena import Arena, Contender, Ledger
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.rungs import MIN_STEPS, first_rates, first_rung, ladder_sizes, rate_grid, transfers, usual_exponent
+from isoflop.study.search_space import Candidate, Ledger, SearchSpace
 from isoflop.train import build_model, build_objective
 from isoflop.train.device import choose_device, to_device
 from isoflop.train.optim.build import TRUNK_SCHEDULES, trunk_steps
@@ -140,7 +140,7 @@ class Plan:
         catalogue: the models, on the rungs that were named or chosen. sizes: the presets of each family that start.
         first: the runs of the first rung. rungs: a forecast of every rung as far as it can be known.
         seconds_per_image: measured here. funds: what a study with a limit may cost; None without one.
-        arena: the question as the adaptive planner sees it; None without a limit.
+        space: the question as the adaptive planner sees it; None without a limit.
     """
 
     catalogue: Catalogue
@@ -149,7 +149,7 @@ class Plan:
     rungs: list[RungForecast]
     seconds_per_image: Seconds
     funds: Funds | None = None
-    arena: Arena | None = None
+    space: SearchSpace | None = None
 
     def __repr__(self) -> str:
         runs, families = sum(rung.runs for rung in self.rungs), ", ".join(self.sizes)
@@ -163,8 +163,8 @@ class Plan:
         """Core-seconds of the ladder: all of its rungs, or as much as the limit allows."""
         if self.funds is None:
             return sum(rung.core_seconds for rung in self.rungs)
-        dearest = sum(self.funds.per_flop.values()) / len(self.funds.per_flop)
-        return self.funds.allowance / dearest * self._seconds_per_flop()
+        mean_price = sum(self.funds.per_flop.values()) / len(self.funds.per_flop)
+        return self.funds.allowance / mean_price * self._seconds_per_flop()
 
     @property
     def final_seconds(self) -> float:
@@ -187,7 +187,7 @@ class Plan:
         seconds = corrected(self.seconds_per_image, measured)
         funds = funds_of(config, catalogue, seconds, begun=True)
         return replace(
-            self, seconds_per_image=seconds, funds=funds, arena=arena_of(config, catalogue, self.sizes, funds)
+            self, seconds_per_image=seconds, funds=funds, space=search_space_of(config, catalogue, self.sizes, funds)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,9 +242,9 @@ def plan_study(
     if not config.study.limited:
         return Plan(catalogue, sizes, first, rungs, seconds)
     funds = funds_of(config, catalogue, seconds)
-    arena = arena_of(config, catalogue, sizes, funds)
-    _check_opening(arena, funds)
-    return Plan(catalogue, sizes, first, rungs, seconds, funds, arena)
+    space = search_space_of(config, catalogue, sizes, funds)
+    _check_opening(space, funds)
+    return Plan(catalogue, sizes, first, rungs, seconds, funds, space)
 
 
 def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:
@@ -273,16 +273,16 @@ def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds)
     return choose_budgets(config, catalogue, funds.allowance / max(funds.per_flop.values()))
 
 
-def arena_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Funds) -> Arena:
+def search_space_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Funds) -> SearchSpace:
     """The question of `config` as the adaptive planner sees it. Sizes that were named are all that may be trained;
     where only their number is given, their neighbours on the family's ladder may follow."""
-    contenders = {}
+    families = {}
     for family, start in sizes.items():
         options = config.families[family]
         every = {name: catalogue.flops_per_image(family, name) for name in catalogue.presets(family)}
         may = {name: every[name] for name in (start if isinstance(options.sizes, tuple) else every)}
         schedule = options.schedule
-        contenders[family] = Contender(
+        families[family] = Candidate(
             sizes=may,
             start=start,
             answers=every,
@@ -291,25 +291,25 @@ def arena_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Fun
             each={name: funds.price_of_evaluation(family, n) for name, n in may.items()},
             shared=1.0 - schedule.cooldown if schedule.name in TRUNK_SCHEDULES else 0.0,
             exponent=usual_exponent(config, family),
-            doubt=CARRIED_DOUBT if transfers(config, family) else Contender.doubt,
+            doubt=CARRIED_DOUBT if transfers(config, family) else Candidate.doubt,
             first=first_rates(config, catalogue, family, start),
         )
     study = config.study
-    return Arena(contenders, catalogue.budgets, study.target_budget, config.batch_size, MIN_STEPS, study.sure)
+    return SearchSpace(families, catalogue.budgets, study.target_budget, config.batch_size, MIN_STEPS, study.sure)
 
 
-def _check_opening(arena: Arena, funds: Funds) -> None:
+def _check_opening(space: SearchSpace, funds: Funds) -> None:
     """Raises StudyError when the first two rungs, which every family gets, cost more than there is."""
-    ledger = Ledger(arena)
-    cost = sum(ledger.enter(trial) for trial in opening(arena))
-    second = arena.budgets[1]
-    for family, contender in arena.contenders.items():
-        for model in contender.start:
-            if arena.trains(family, model, second):
-                cost += ledger.enter(arena.trial(family, model, second, contender.rates[model][0]))
+    ledger = Ledger(space)
+    cost = sum(ledger.enter(trial) for trial in opening(space))
+    second = space.budgets[1]
+    for family, candidate in space.families.items():
+        for model in candidate.start:
+            if space.trains(family, model, second):
+                cost += ledger.enter(space.trial(family, model, second, candidate.rates[model][0]))
     if cost > funds.allowance:
         raise StudyError(
             f"the study's limit leaves {funds.allowance:.2g} {funds.unit} for the ladder, but its first two rungs, "
-            f"{arena.budgets[0]:g} and {second:g} FLOPs a run, take {cost:.2g} by themselves: raise the limit, or take "
+            f"{space.budgets[0]:g} and {second:g} FLOPs a run, take {cost:.2g} by themselves: raise the limit, or take "
             "lower budgets, fewer sizes or fewer learning rates"
         )

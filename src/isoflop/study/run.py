@@ -15,11 +15,11 @@ from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row, judged
 from isoflop.study.adaptive import Stage, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
-from isoflop.study.arena import Result
-from isoflop.study.executors import Executor, Task, make_executor
+from isoflop.study.executors import Executor, RunTask, make_executor
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
+from isoflop.study.search_space import TrialResult
 from isoflop.study.store import Store, finite_loss
 from isoflop.train.identity import environment
 from isoflop.train.optim.build import trunk_steps
@@ -79,7 +79,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Batch:
+class StageRuns:
     """Runs to train side by side, as stage `number` (from 1) of `count` (None when nobody knows yet).
 
     `later` is the core-seconds that the ladder may still take after them; `thought` what the adaptive planner based
@@ -95,46 +95,46 @@ class Batch:
     plan: Plan | None = None
 
 
-def stages(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
+def stages(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[StageRuns]:
     """The ladder of `plan`; `ended` gives by id how runs have ended so far, `batch` is the number of workers.
 
     What comes depends on nothing but the plan, `batch` and how runs ended: a study that was stopped goes through the
     same stages again, and finds their runs done.
     """
-    if plan.arena:
+    if plan.space:
         return _adaptive(plan, ended, batch)
     return _fixed(plan, lambda: {run_id: end.loss for run_id, end in ended().items()})
 
 
-def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[Batch]:
+def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[StageRuns]:
     catalogue, count = plan.catalogue, len(plan.rungs) + 1
     later = [sum(rung.core_seconds for rung in plan.rungs[number:]) for number in range(count)]
     rung = plan.first
-    yield Batch(rung, 1, count, later[1])
+    yield StageRuns(rung, 1, count, later[1])
     known = {run.run_id for run in rung}
     for _ in range(MAX_EXTENSIONS):
         more = [run for run in extensions(rung, losses(), catalogue) if run.run_id not in known]
         if not more:
             break
-        yield Batch(more, 1, count, later[1])
+        yield StageRuns(more, 1, count, later[1])
         rung = rung + more
         known |= {run.run_id for run in more}
     for number in range(1, len(plan.rungs)):
         rung = next_rung(number, catalogue.config, catalogue, plan.sizes, rung, losses())
-        yield Batch(rung, number + 1, count, later[number + 1])
+        yield StageRuns(rung, number + 1, count, later[number + 1])
 
 
-def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[Batch]:
-    assert plan.arena
+def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[StageRuns]:
+    assert plan.space
     assert plan.funds
     size, number = max(batch, SMALLEST_BATCH), 0
-    results: list[Result] = []
+    results: list[TrialResult] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
     while True:
         now = plan.priced(measured)  # by the runs of earlier stages alone: a study that goes on sees the same prices
-        assert now.arena
+        assert now.space
         assert now.funds
-        stage = next_stage(now.arena, results, now.funds.allowance, size)
+        stage = next_stage(now.space, results, now.funds.allowance, size)
         number += 1
         runs = [
             plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
@@ -142,7 +142,7 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
         ]
         allowance = now.funds.allowance
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
-        yield Batch(runs, number, None, later, stage, now)
+        yield StageRuns(runs, number, None, later, stage, now)
         if stage.stop:
             return
         known = ended()
@@ -154,7 +154,7 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
                 measured[key] = images + end.images, seconds + end.seconds
         rate = plan.funds.per_second
         costs = [end.seconds * rate if rate and end.seconds is not None else None for end in ends]
-        results += [Result(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]
+        results += [TrialResult(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]
 
 
 # Core-seconds of work: done, and foreseen.
@@ -256,7 +256,7 @@ class _Study:
     def run(self) -> dict[str, Any]:
         config, plan = self.config, self.plan
         self.narrator.planned(plan, self.executor.workers)
-        last: Batch | None = None
+        last: StageRuns | None = None
         for batch in stages(plan, self._ends, self.executor.workers):
             if batch.thought:
                 self.narrator.thought(batch.thought, last.thought if last else None)
@@ -272,7 +272,7 @@ class _Study:
         self._write_answer(document)
         self.narrator.answered(document)
         finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
-        self._train(Batch(finals, last.number + 1, last.number + 1, 0.0))
+        self._train(StageRuns(finals, last.number + 1, last.number + 1, 0.0))
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}
         document["spent"] = spending(list(rows.values()))
@@ -305,7 +305,7 @@ class _Study:
             left -= price if run in kept else 0.0
         return kept
 
-    def _train(self, batch: Batch) -> None:
+    def _train(self, batch: StageRuns) -> None:
         """Trains those runs of `batch` that are not done."""
         runs = batch.runs
         self.runs |= {run.run_id: run for run in runs}
@@ -320,7 +320,7 @@ class _Study:
             if run not in todo:
                 self.clock.finished(run)
         tasks = [
-            Task(
+            RunTask(
                 run,
                 self.store.run_directory(run.run_id),
                 self.store.trunk_directory(run),

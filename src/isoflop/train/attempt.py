@@ -22,7 +22,7 @@ from isoflop.data import Batch, Feed, Quarantine, Source, batches
 from isoflop.data.loader import locate_batch
 from isoflop.errors import CheckpointError, DataError
 from isoflop.objectives import Objective
-from isoflop.runs.directory import Identity, Status
+from isoflop.runs.directory import RunIdentity, Status
 from isoflop.runs.journal import Row, chain_samples
 from isoflop.train.checkpoints import (
     Progress,
@@ -36,10 +36,10 @@ from isoflop.train.checkpoints import (
 )
 from isoflop.train.evaluate import evaluate, save_reconstructions
 from isoflop.train.forecast import train_flops_per_image
-from isoflop.train.guards import Rewind, Watchdog
+from isoflop.train.guards import Rollback, Watchdog
 from isoflop.train.optim.build import rate_factor, trunk_steps
 from isoflop.train.ranks import Ranks
-from isoflop.train.record import Meters, OnRow, Record, train_row
+from isoflop.train.record import AttemptLog, Meters, OnRow, train_row
 from isoflop.train.saver import Saver
 from isoflop.train.start import publish_weights
 from isoflop.train.step import Step
@@ -81,7 +81,7 @@ class Attempt:
         ranks: Ranks,
         on_row: OnRow | None,
         stop: Callable[[], bool],
-        identity: Identity,
+        identity: RunIdentity,
         ends_when_stuck: bool = False,
         heals: bool = False,
     ) -> None:
@@ -96,13 +96,13 @@ class Attempt:
         self.stop = stop
         self.heals = heals
         self.step = Step(objective, source, config, ranks)
-        self.record = Record(config, directory, is_first=ranks.is_first, on_row=on_row)
+        self.record = AttemptLog(config, directory, is_first=ranks.is_first, on_row=on_row)
         self.saver = Saver(directory, config.checkpoint, ranks, identity.names, self.record.sync)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
         ends = ends_when_stuck or not ranks.is_alone
         self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=ends)
-        self.rewind = Rewind(config.guards, objective, self.step.optimizer)
+        self.rewind = Rollback(config.guards, objective, self.step.optimizer)
         self.meters = Meters(
             directory,
             flops_per_image=train_flops_per_image(config, source.num_classes, source.channels),

@@ -180,7 +180,7 @@ def latest_checkpoint(
         if at_most is not None and step > at_most:
             continue
         path = checkpoint_path(folder, step)
-        with told_unreadable(path):
+        with explain_unreadable(path):
             try:
                 found = load_checkpoint(path)
                 check(found)
@@ -193,7 +193,7 @@ def latest_checkpoint(
 
 
 @contextmanager
-def told_unreadable(path: Path) -> Iterator[None]:
+def explain_unreadable(path: Path) -> Iterator[None]:
     """What the storage does not give is no damage: it says so, and what to do."""
     try:
         yield

@@ -61,7 +61,7 @@ def give_back_memory() -> None:
         library.malloc_trim(0)
 
 
-def to_unit_range(images: Tensor, source: Source, device: torch.device) -> Tensor:
+def normalize(images: Tensor, source: Source, device: torch.device) -> Tensor:
     """uint8 `images` (B, C, H, W) on `device`, normalised by the source's per-channel mean and standard deviation."""
     mean = torch.tensor(source.mean, device=device).view(1, -1, 1, 1)
     scale = 1.0 / torch.tensor(source.std, device=device).view(1, -1, 1, 1)

@@ -11,7 +11,7 @@ import torch
 from isoflop.data import Source
 from isoflop.objectives import Masked, Objective
 from isoflop.runs.reconstructions import SavedReconstruction, save_reconstruction
-from isoflop.train.device import Precision, to_unit_range
+from isoflop.train.device import Precision, normalize
 from isoflop.train.ranks import Ranks
 from isoflop.train.step import sample_uniforms
 
@@ -44,7 +44,7 @@ def evaluate(
             images, labels = source.read(indices)
             with precision.autocast(ranks.device):
                 noise = sample_uniforms(0, 0, indices, ranks.device)  # the same at every evaluation of every run
-                totals = objective.evaluate(to_unit_range(images, source, ranks.device), labels.to(ranks.device), noise)
+                totals = objective.evaluate(normalize(images, source, ranks.device), labels.to(ranks.device), noise)
             for name, total in totals.items():
                 counted = total.double() if mine < len(starts) else torch.zeros_like(total).double()
                 sums[name] = sums[name] + counted if name in sums else counted
@@ -70,7 +70,7 @@ def reconstruct(
     objective.eval()
     try:
         with precision.autocast(device):
-            made = objective.reconstruct(to_unit_range(images, source, device), sample_uniforms(0, 0, indices, device))
+            made = objective.reconstruct(normalize(images, source, device), sample_uniforms(0, 0, indices, device))
     finally:
         objective.train(was_training)
     std, mean = (torch.tensor(x).view(1, -1, 1, 1) for x in (source.std, source.mean))

@@ -22,7 +22,7 @@ from isoflop.train.optim.gradients import PASSES
 from isoflop.train.scaling import (
     MATRIX_SHARE,
     Communication,
-    Layout,
+    DeviceLayout,
     Memory,
     Reliability,
     StepTime,
@@ -41,7 +41,7 @@ class Forecast:
     """One run on `layout.devices` accelerators."""
 
     work: Workload
-    layout: Layout
+    layout: DeviceLayout
     device: Accelerator
     steps: int
     utilisation: float
@@ -102,7 +102,7 @@ def forecast(
     if devices > config.batch_size:
         raise ConfigError(f"{devices} devices are more than the {config.batch_size} images of a step (`batch_size`)")
     work = workload(config, classes, channels)
-    layout = Layout(
+    layout = DeviceLayout(
         devices, config.batch_size, config.parallel.sharding, config.parallel.device_batch_size, config.precision
     )
     return Forecast(

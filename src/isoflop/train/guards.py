@@ -89,7 +89,7 @@ class Watchdog:
 # Going back when the loss leaps: a copy of the whole state is kept at hand, and the samples since are passed over.
 
 
-class Rewind:
+class Rollback:
     """Watches the losses of a run, where `config` asks for it. All ranks are told the same loss and decide alike.
 
     `snapshot`, if there is one, is the packed tensors and the progress to which the run can go back. A resumed run can

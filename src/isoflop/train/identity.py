@@ -21,7 +21,7 @@ from isoflop.data.records import are_numbers, is_fingerprint_of
 from isoflop.errors import CheckpointError, DataError, IsoflopError
 from isoflop.escapes import printable
 from isoflop.models.saved import read_description
-from isoflop.runs.directory import Identity, claim, read_identity
+from isoflop.runs.directory import RunIdentity, claim, read_identity
 from isoflop.runs.files import read_json
 from isoflop.runs.journal import read_attempts
 
@@ -116,13 +116,13 @@ def check_classes(what: str, learnt: tuple[str, ...], source: Source) -> None:
     raise DataError(f"{what}: learnt {order} ({printable(str(theirs))}) than {source.uri} has ({printable(str(own))})")
 
 
-def identity_of(config: RunConfig, source: Source) -> Identity:
+def identity_of(config: RunConfig, source: Source) -> RunIdentity:
     """What must not change between the attempts at a run: configuration, number of samples, content and order."""
     without_places = config_hash(config, places=False)
-    return Identity(config_hash(config), len(source), source.fingerprint, ALGORITHM, without_places)
+    return RunIdentity(config_hash(config), len(source), source.fingerprint, ALGORITHM, without_places)
 
 
-def claim_run(config: RunConfig, directory: Path, source: Source) -> Identity:
+def claim_run(config: RunConfig, directory: Path, source: Source) -> RunIdentity:
     """Makes `directory` that of `config` on `source`; CheckpointError when it is another's already.
 
     A changed dataset would give the same positions other samples; one that has only been moved is the same.

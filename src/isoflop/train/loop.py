@@ -33,7 +33,7 @@ from isoflop.models.interop import read_tensors
 from isoflop.models.mup import scale_start
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.build import check_fit
-from isoflop.runs.directory import WEIGHTS, Identity, Status, published, read_status
+from isoflop.runs.directory import WEIGHTS, RunIdentity, Status, published, read_status
 from isoflop.runs.files import read_json, remove_partial_files
 from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
@@ -144,7 +144,7 @@ def _named(error: OSError | SafetensorError, directory: Path) -> IsoflopError:
 
 def _claim(
     config: RunConfig, directory: Path, source: Source, held: ExitStack
-) -> tuple[Identity, RunResult | None, bool]:
+) -> tuple[RunIdentity, RunResult | None, bool]:
     """Takes `directory` for this run until `held` is left; the result, if the run has ended already; and whether it had
     ended, but what it left is damaged."""
     held.enter_context(sole_writer(directory, CheckpointError))

@@ -50,7 +50,7 @@ def train_row(progress: Progress, batch_size: int, *, learning_rate: float, grad
     return row
 
 
-class Record:
+class AttemptLog:
     """Writes in the `directory` of a run. `on_row` hears of each row about training."""
 
     def __init__(self, config: RunConfig, directory: Path, *, is_first: bool, on_row: OnRow | None) -> None:

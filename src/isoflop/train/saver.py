@@ -27,6 +27,7 @@ from isoflop.train.checkpoints import (
     check_progress,
     checkpoint_path,
     commit,
+    explain_unreadable,
     latest_checkpoint,
     pack,
     read_state,
@@ -35,7 +36,6 @@ from isoflop.train.checkpoints import (
     saved_steps,
     sealed,
     set_aside,
-    told_unreadable,
     unpack,
     verify,
 )
@@ -165,7 +165,7 @@ class Saver:
             path = checkpoint_path(self.folder, step)
             told = self._ranks.gather(self._damage(path))
             if unreadable := [error for error in told if isinstance(error, OSError)]:
-                with told_unreadable(path):
+                with explain_unreadable(path):
                     raise unreadable[0]
             found = [error for error in told if error]
             if not found:

@@ -148,7 +148,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DeviceLayout:
     """How a run is spread: `sharding` as in the configuration; images per device are taken `device_batch` at a time."""
 
     devices: int
@@ -170,7 +170,7 @@ class Layout:
         return min(self.images_per_device, self.device_batch or self.images_per_device)
 
     @property
-    def goes(self) -> int:
+    def accumulation(self) -> int:
         """in how many parts a device takes its images"""
         return math.ceil(self.images_per_device / self.at_a_time)
 
@@ -202,7 +202,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
 
 
-def memory(work: Workload, layout: Layout) -> Memory:
+def memory(work: Workload, layout: DeviceLayout) -> Memory:
     """Float32 master weights, gradients and optimizer state, each divided among the shards; copies and activations.
 
     Sharded, two blocks at a time are gathered, with the gradient of one; whole weights have a copy in bfloat16.
@@ -225,7 +225,7 @@ class Communication:
     seconds: float
 
 
-def communication(work: Workload, layout: Layout, device: Accelerator) -> Communication:
+def communication(work: Workload, layout: DeviceLayout, device: Accelerator) -> Communication:
     """Weights gathered forward and backward and gradients scattered, once a go; or gradients summed, once a step.
 
     Rings move (n - 1)/n of the data past every device. Within a host at the link's rate; among hosts, where all its
@@ -238,9 +238,9 @@ def communication(work: Workload, layout: Layout, device: Accelerator) -> Commun
     local = min(w, DEVICES_PER_HOST)
     rate = min(device.link_rate, local * device.network_rate) if hosts > 1 else device.link_rate
     ring, tree = (hosts - 1) * HOP_SECONDS, 2 * math.log2(hosts) * HOP_SECONDS
-    gathered = layout.goes * (2 * kind + FLOAT32) * p
+    gathered = layout.accumulation * (2 * kind + FLOAT32) * p
     summed = 2 * FLOAT32 * p  # each number out and back
-    units = (work.blocks + 1) * layout.goes
+    units = (work.blocks + 1) * layout.accumulation
     if layout.sharding == "none":
         sent = summed * (w - 1) / w
         return Communication(sent, sent / rate + math.ceil(p / BUCKET) * tree)
@@ -248,7 +248,7 @@ def communication(work: Workload, layout: Layout, device: Accelerator) -> Commun
         sent = gathered * (w - 1) / w
         return Communication(sent, sent / rate + 3 * units * ring)
     inside = gathered * (local - 1) / local
-    outside = summed / local * (hosts - 1) / hosts * layout.goes
+    outside = summed / local * (hosts - 1) / hosts * layout.accumulation
     seconds = inside / device.link_rate + outside / device.network_rate + units * tree
     return Communication(inside + outside, seconds)
 
@@ -270,7 +270,7 @@ class StepTime:
         return max(self.compute, self.communication) if self.overlaps else self.compute + self.communication
 
 
-def step_time(work: Workload, layout: Layout, device: Accelerator, utilisation: float) -> StepTime:
+def step_time(work: Workload, layout: DeviceLayout, device: Accelerator, utilisation: float) -> StepTime:
     """Each operator takes the longer of its arithmetic and of what it moves (`train/scaling.py`).
 
     Arithmetic at `utilisation` of the peak of bfloat16 products (half of it in float32, by TF32), bytes at
@@ -281,11 +281,11 @@ def step_time(work: Workload, layout: Layout, device: Accelerator, utilisation: 
     rate = device.matrix_flops * utilisation * (0.5 if whole else 1.0)
     moved = device.memory_rate * MEMORY_SHARE
     images = math.ceil(layout.images_per_device)
-    goes, at_a_time = layout.goes, images / layout.goes
+    accumulation, at_a_time = layout.accumulation, images / layout.accumulation
     passed = sum(op.seconds(at_a_time, rate, moved * (0.5 if whole else 1.0)) for op in work.operators)
     again = work.recomputed_flops_per_image / max(work.flops_per_image - work.frozen_flops_per_image, 1.0)
     update = (5 * FLOAT32 * work.parameters + 2 * work.state_bytes) / layout.shards / moved
-    compute = goes * passed * work.passes * (1.0 + again) + images * work.frozen_flops_per_image / rate + update
+    compute = accumulation * passed * work.passes * (1.0 + again) + images * work.frozen_flops_per_image / rate + update
     return StepTime(compute, communication(work, layout, device).seconds, layout.sharding != "none")
 
 
@@ -308,7 +308,7 @@ def checkpoint_bytes(work: Workload) -> int:
     return FLOAT32 * work.parameters + work.state_bytes
 
 
-def reliability(work: Workload, layout: Layout, interval: float | None = None) -> Reliability:
+def reliability(work: Workload, layout: DeviceLayout, interval: float | None = None) -> Reliability:
     """At the failure rate published for Llama 3; the best interval is √(2 · pause · time between failures).
 
     (Young 1974; Daly 2006 corrects it where saving is not short.) It is not shorter than a checkpoint takes to write,

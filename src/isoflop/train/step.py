@@ -19,7 +19,7 @@ from isoflop.data.loader import rank_part
 from isoflop.models.blocks import rows_of_batch
 from isoflop.objectives import Objective, Uniforms
 from isoflop.train.checkpoints import step_seed
-from isoflop.train.device import Precision, to_unit_range
+from isoflop.train.device import Precision, normalize
 from isoflop.train.optim import AdaptiveGradientClipping, WeightAverage, build_optimizer, set_rate, uphill
 from isoflop.train.ranks import Ranks
 from isoflop.train.sharded import gradient_norm, scale_gradients, sum_whole_gradients
@@ -111,7 +111,7 @@ class Step:
 
     def _backward(self, batch: Batch) -> Tensor:
         """Adds up the gradients of this rank's part of the batch; its share of the mean loss."""
-        images, labels = to_unit_range(batch.images, self.source, self.device), batch.labels.to(self.device)
+        images, labels = normalize(batch.images, self.source, self.device), batch.labels.to(self.device)
         data = self.config.data
         if data.mixup or data.cutmix:
             images, labels = mix(

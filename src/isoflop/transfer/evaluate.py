@@ -34,7 +34,7 @@ from isoflop.transfer.few_shot import logistic_scores, neighbour_scores, probe_s
 from isoflop.transfer.finetune import PUBLISHED, Recipe, finetune, small
 from isoflop.transfer.metrics import LEVEL, accuracy_interval, is_right, summary
 from isoflop.transfer.predict import own_head
-from isoflop.transfer.task import Task, draw_shots, open_task
+from isoflop.transfer.task import TransferTask, draw_shots, open_task
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -45,7 +45,7 @@ WITHOUT_SEED = ("ridge", "knn")  # with all images, every seed gives the same
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkItem:
     """One protocol with one number of labelled images a class (0 is all) and one seed."""
 
     protocol: Protocol
@@ -81,7 +81,7 @@ def transfer(
 
 def judge(
     pretrained: Pretrained,
-    task: Task,
+    task: TransferTask,
     config: TransferConfig,
     name: str | None = None,
     *,
@@ -114,7 +114,7 @@ def check_transfer(pretrained: Pretrained, config: TransferConfig) -> None:
         _tell_few(open_task(config.dataset, pretrained), units_of(trained))
 
 
-def _tell_few(task: Task, units: Sequence[Unit]) -> None:
+def _tell_few(task: TransferTask, units: Sequence[WorkItem]) -> None:
     sizes = np.bincount(task.labels.numpy(), minlength=task.train.num_classes)
     most = max((unit.shots for unit in units), default=0)
     few = np.flatnonzero(sizes < most)
@@ -127,10 +127,10 @@ def _tell_few(task: Task, units: Sequence[Unit]) -> None:
         )
 
 
-def units_of(config: TransferConfig) -> list[Unit]:
+def units_of(config: TransferConfig) -> list[WorkItem]:
     """All units of work; a closed form on all images has no use for more than one seed."""
     return [
-        Unit(protocol, shots, seed)
+        WorkItem(protocol, shots, seed)
         for protocol in config.protocols
         for shots in config.shots_of(protocol)
         for seed in (config.seeds[:1] if shots == 0 and protocol in WITHOUT_SEED else config.seeds)
@@ -140,12 +140,14 @@ def units_of(config: TransferConfig) -> list[Unit]:
 class _Judge:
     """Makes the outcomes of units, features at most once."""
 
-    def __init__(self, pretrained: Pretrained, task: Task, config: TransferConfig, folder: Path, tell: Tell) -> None:
+    def __init__(
+        self, pretrained: Pretrained, task: TransferTask, config: TransferConfig, folder: Path, tell: Tell
+    ) -> None:
         self.pretrained, self.task, self.config, self.folder, self.tell = pretrained, task, config, folder, tell
         self.test_labels = labels_of(task.test)
         self._features: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
-    def outcome(self, unit: Unit, number: int, count: int) -> dict[str, Any]:
+    def outcome(self, unit: WorkItem, number: int, count: int) -> dict[str, Any]:
         """The JSON of a unit: from its file, or made and written there."""
         path = self.folder / "units" / f"{unit.protocol}-{unit.shots}-{unit.seed}.json"
         if kept := _kept(path):
@@ -166,7 +168,7 @@ class _Judge:
         self.tell(f"{number} of {count}: {unit}: accuracy {made['top1']:.4f}")
         return made
 
-    def _scores(self, unit: Unit) -> tuple[Tensor, dict[str, Any]]:
+    def _scores(self, unit: WorkItem) -> tuple[Tensor, dict[str, Any]]:
         classes, protocol = self.task.train.num_classes, unit.protocol
         chosen = draw_shots(self.task.labels, classes, unit.shots, unit.seed)
         if protocol not in FEATURE_PROTOCOLS:
@@ -206,7 +208,7 @@ class _Judge:
 
         return on_progress
 
-    def _finetuned(self, unit: Unit, chosen: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
+    def _finetuned(self, unit: WorkItem, chosen: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
         config, backbone = self.config, self.pretrained.model
         recipe: Recipe = (
             small(len(chosen), backbone, config.finetune_steps, config.finetune_learning_rate)
@@ -237,7 +239,7 @@ class _Judge:
         return tuned.scores, {"learning_rate": tuned.learning_rate, "steps": tuned.steps, "state": tuned.state}
 
 
-def _row(name: str, task: Task, protocol: str, shots: int, outcomes: list[dict[str, Any]]) -> Row:
+def _row(name: str, task: TransferTask, protocol: str, shots: int, outcomes: list[dict[str, Any]]) -> Row:
     images = len(task.test)
     bits = [np.unpackbits(np.frombuffer(base64.b64decode(o["right"]), np.uint8), count=images) for o in outcomes]
     accuracies = [outcome["top1"] for outcome in outcomes]
@@ -267,11 +269,11 @@ def _kept(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"right", "top1", "seconds"} <= set(found) else None
 
 
-def _is(unit: Unit, protocol: str, shots: int) -> bool:
+def _is(unit: WorkItem, protocol: str, shots: int) -> bool:
     return (unit.protocol, unit.shots) == (protocol, shots)
 
 
-def _claimed(folder: Path, pretrained: Pretrained, config: TransferConfig, task: Task) -> Path:
+def _claimed(folder: Path, pretrained: Pretrained, config: TransferConfig, task: TransferTask) -> Path:
     """The subfolder of these weights, this task and this configuration."""
     what = repr((pretrained.fingerprint, task.train.fingerprint, task.test.fingerprint))
     shared = config.model_copy(update={"protocols": ("ridge",), "shots": None, "seeds": (0,)})

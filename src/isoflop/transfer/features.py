@@ -31,7 +31,7 @@ from isoflop.data.decode import DECODING
 from isoflop.errors import CheckpointError
 from isoflop.models import Backbone
 from isoflop.runs.files import private_path, read_json, sync, write_json
-from isoflop.train.device import choose_device, to_device, to_unit_range
+from isoflop.train.device import choose_device, normalize, to_device
 from isoflop.transfer.backbones import Pretrained
 
 BLOCK = 256  # images at a time
@@ -98,7 +98,7 @@ def _features(
     device = choose_device("auto")
     model = to_device(pretrained.model, device)
     for images in _blocks(source, done, workers):
-        features = extract(model, to_unit_range(images, source, device)).cpu().numpy()
+        features = extract(model, normalize(images, source, device)).cpu().numpy()
         if not np.isfinite(features).all():
             raise CheckpointError(f"{pretrained.name}: its features are not finite numbers, so it cannot be judged")
         done += len(features)

@@ -22,10 +22,10 @@ from isoflop.models.saved import metadata_of
 from isoflop.runs.directory import published
 from isoflop.runs.files import replacing
 from isoflop.train import build_model, train
-from isoflop.train.device import choose_device, to_device, to_unit_range
+from isoflop.train.device import choose_device, normalize, to_device
 from isoflop.train.record import OnRow
 from isoflop.transfer.backbones import Pretrained
-from isoflop.transfer.task import Task
+from isoflop.transfer.task import TransferTask
 
 # Published fine-tuning protocols as tables of a run: what a paper says, for the data and the backbone at hand.
 
@@ -221,7 +221,7 @@ class Tuned:
 
 def finetune(
     pretrained: Pretrained,
-    task: Task,
+    task: TransferTask,
     chosen: NDArray[np.int64],
     recipe: Recipe,
     folder: Path,
@@ -269,7 +269,7 @@ def finetune(
 
 def run_config(
     pretrained: Pretrained,
-    task: Task,
+    task: TransferTask,
     tables: dict[str, Any],
     model: dict[str, Any],
     weights: Path,
@@ -324,7 +324,7 @@ def predict(model: Backbone, source: Source, config: RunConfig) -> Tensor:
     parts = []
     for start in range(0, len(source), size):
         images, _ = source.read(np.arange(start, min(start + size, len(source)), dtype=np.int64))
-        parts.append(model(to_unit_range(images, source, device)).float().cpu())
+        parts.append(model(normalize(images, source, device)).float().cpu())
     return torch.cat(parts)
 
 

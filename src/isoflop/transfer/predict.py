@@ -19,7 +19,7 @@ from isoflop.data.records import Damage, Labels, are_numbers, read_image_file, r
 from isoflop.data.sources.folder import images_below
 from isoflop.data.transforms import evaluation_view
 from isoflop.errors import CheckpointError, DataError, ModelError
-from isoflop.train.device import choose_device, to_device, to_unit_range
+from isoflop.train.device import choose_device, normalize, to_device
 from isoflop.train.identity import read_facts
 from isoflop.transfer.backbones import Pretrained, open_backbone
 from isoflop.transfer.metrics import LEVEL, accuracy_interval, is_right, summary
@@ -156,7 +156,7 @@ def own_head(pretrained: Pretrained, dataset: str, name: str | None = None) -> d
     model = to_device(model, device).eval()
     scores = torch.cat(
         [
-            model(to_unit_range(source.read(rows)[0], source, device)).float().cpu()
+            model(normalize(source.read(rows)[0], source, device)).float().cpu()
             for rows in np.array_split(np.arange(len(source), dtype=np.int64), -(-len(source) // TEST_BATCH))
         ]
     )

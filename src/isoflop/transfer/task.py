@@ -20,7 +20,7 @@ _PARTS: tuple[Split, Split] = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Task:
+class TransferTask:
     """Training and test images as the backbone wants them, and all training labels (n,)."""
 
     name: str
@@ -29,7 +29,7 @@ class Task:
     labels: Tensor
 
 
-def open_task(dataset: str, pretrained: Pretrained) -> Task:
+def open_task(dataset: str, pretrained: Pretrained) -> TransferTask:
     """The task `dataset` (a source, as in `data.source`) at the size, channels and normalisation of the backbone.
 
     A class without a test image is said once. Raises DataError for images without labels or with several each, a single
@@ -59,7 +59,7 @@ def open_task(dataset: str, pretrained: Pretrained) -> Task:
             DataNotice,
             stacklevel=1,
         )
-    return Task(dataset, train, test, labels)
+    return TransferTask(dataset, train, test, labels)
 
 
 def open_part(dataset: str, part: Split, pretrained: Pretrained) -> Source:

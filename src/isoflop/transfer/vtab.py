@@ -20,7 +20,7 @@ from isoflop.data import Subset, derive_key
 from isoflop.errors import ConfigError, DataError
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.evaluate import Tell, judge
-from isoflop.transfer.task import Task, open_task
+from isoflop.transfer.task import TransferTask, open_task
 
 PREFIX = "vtab:"
 TRAINING_IMAGES = 1000
@@ -103,7 +103,7 @@ def sources(dataset: str) -> list[tuple[VtabTask, str]]:
     return found
 
 
-def thousand(task: Task, spec: VtabTask) -> Task:
+def thousand(task: TransferTask, spec: VtabTask) -> TransferTask:
     """`task` with a thousand training images."""
     if task.train.num_classes != spec.classes:
         raise DataError(f"{task.name}: {task.train.num_classes} classes, where VTAB has {spec.classes}")

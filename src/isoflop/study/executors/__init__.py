@@ -2,6 +2,6 @@
 
 from isoflop.study.executors.choose import make_executor
 from isoflop.study.executors.local import LocalPool
-from isoflop.study.executors.task import Event, Executor, Task
+from isoflop.study.executors.task import Event, Executor, RunTask
 
-__all__ = ["Event", "Executor", "LocalPool", "Task", "make_executor"]
+__all__ = ["Event", "Executor", "LocalPool", "RunTask", "make_executor"]

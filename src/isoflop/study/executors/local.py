@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.study.executors.task import Event, Task, after_death
+from isoflop.study.executors.task import Event, RunTask, after_death
 from isoflop.train.device import usable_cores
 from isoflop.train.ranks import LAUNCHED
 
@@ -33,7 +33,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     heard_at: float  # when it last said something
     is_named: bool = False  # whether its silence was told
-    task: Task | None = None  # what it is at
+    task: RunTask | None = None  # what it is at
     cut: bytes = b""  # the beginning of a line whose end has not come
 
     def lines(self) -> list[bytes] | None:
@@ -77,7 +77,7 @@ class LocalPool:
             worker.process.wait()
         self._alive.clear()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
         """See `Executor.run`."""
         waiting = deque(tasks)
         deaths: Counter[str] = Counter()
@@ -105,7 +105,7 @@ class LocalPool:
                         selector.register(replacement.process.stdout, selectors.EVENT_READ, replacement)  # type: ignore[arg-type]
                         self._give(replacement, waiting)
 
-    def _look_after(self, waiting: deque[Task]) -> Iterator[Event]:
+    def _look_after(self, waiting: deque[RunTask]) -> Iterator[Event]:
         """Passes the wish to stop on, names workers that are silent, and kills those that stay so."""
         now = self._clock()
         if self._stopped_at is None and self._stop():
@@ -136,7 +136,7 @@ class LocalPool:
         pipe = subprocess.PIPE
         return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment), self._clock())
 
-    def _give(self, worker: _Worker, waiting: deque[Task]) -> None:
+    def _give(self, worker: _Worker, waiting: deque[RunTask]) -> None:
         worker.task = waiting.popleft() if waiting else None
         worker.heard_at, worker.is_named = self._clock(), False
         if not worker.task:
@@ -149,7 +149,7 @@ class LocalPool:
             return  # it has just died; its closed output says so next
 
     def _heard(
-        self, worker: _Worker, message: dict[str, Any], waiting: deque[Task], deaths: Counter[str]
+        self, worker: _Worker, message: dict[str, Any], waiting: deque[RunTask], deaths: Counter[str]
     ) -> Iterator[Event]:
         if message["event"] == "alive":
             return
@@ -166,7 +166,7 @@ class LocalPool:
                 self._give(worker, waiting)
         yield event
 
-    def _died(self, worker: _Worker, waiting: deque[Task], deaths: Counter[str]) -> Iterator[Event]:
+    def _died(self, worker: _Worker, waiting: deque[RunTask], deaths: Counter[str]) -> Iterator[Event]:
         worker.process.stdin.close()  # type: ignore[union-attr]
         code = worker.process.wait()
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

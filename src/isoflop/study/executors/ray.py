@@ -13,7 +13,7 @@ from typing import Any
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.study.executors.remote import optional, serve, train_remotely
-from isoflop.study.executors.task import Event, Task
+from isoflop.study.executors.task import Event, RunTask
 
 BUNDLE_SECONDS = 30.0
 CONNECT_SECONDS = 3.0
@@ -51,7 +51,7 @@ class RayExecutor:
     def __exit__(self, *_error: object) -> None:
         self._leave()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
         """See `Executor.run`."""
         return train_remotely(
             tasks,
@@ -75,7 +75,7 @@ class _RayJob:
     def __init__(self, ray: Any, reference: Any) -> None:
         self.ray, self.reference = ray, reference
 
-    def fate(self) -> str | None:
+    def ended_as(self) -> str | None:
         """See `Job`."""
         errors = self.ray.exceptions
         ended, _ = self.ray.wait([self.reference], timeout=0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.errors import StudyError
-from isoflop.study.executors.task import Event, Task, after_death
+from isoflop.study.executors.task import Event, RunTask, after_death
 from isoflop.study.executors.worker import Message, train_task, warnings_sent
 from isoflop.train.guards import asked_to_stop
 
@@ -46,7 +46,7 @@ class Mailbox:
         self.path = path
         self._read = 0
 
-    def news(self) -> Iterator[Message]:
+    def events(self) -> Iterator[Message]:
         """The messages since the last call; what is not a whole line of JSON is passed over or comes later."""
         try:
             with self.path.open("rb") as file:
@@ -71,7 +71,7 @@ LONG_WAIT = 300.0  # seconds without a word after which a study says that it wai
 class Job(Protocol):
     """Something on the cluster that trains a bundle."""
 
-    def fate(self) -> str | None:
+    def ended_as(self) -> str | None:
         """None while it may still work; "" when it has returned; else what it was, when it was lost ("killed", say).
 
         Raises StudyError when no other job would fare better.
@@ -102,13 +102,13 @@ def serve(bundle: str, mail: Path) -> None:
 class _Flight:
     """A bundle on its way."""
 
-    left: list[Task]  # those that have not ended
+    left: list[RunTask]  # those that have not ended
     job: Job
     mailbox: Mailbox
     silent_since: float | None = field(default_factory=time.monotonic)  # None once it has said something
 
-    def news(self) -> Iterator[Event]:
-        for message in self.mailbox.news():
+    def events(self) -> Iterator[Event]:
+        for message in self.mailbox.events():
             self.silent_since = None
             event = Event.from_message(message, self.left[0].run.run_id if self.left else "")
             if event.state == "preempted":
@@ -123,7 +123,7 @@ class _Flight:
 
 
 def train_remotely(
-    tasks: Sequence[Task],
+    tasks: Sequence[RunTask],
     submit: Submit,
     *,
     workers: int,
@@ -152,18 +152,18 @@ def train_remotely(
                 flights.append(_launch(waiting.popleft(), submit, folder))
             time.sleep(pause)
             for flight in list(flights):
-                fate = flight.job.fate()
-                yield from flight.news()  # after the question, so that nothing written before the end is missed
-                if fate is None:
+                ended_as = flight.job.ended_as()
+                yield from flight.events()  # after the question, so that nothing written before the end is missed
+                if ended_as is None:
                     continue
-                if fate == "" and flight.left:
+                if ended_as == "" and flight.left:
                     yield from _late_news(flight)
                 flights.remove(flight)
                 flight.mailbox.path.unlink(missing_ok=True)
                 if not flight.left:
                     continue
                 at, *later = flight.left  # tasks are trained in their order, so it was at the first
-                event = after_death(at, deaths, fate or "gone without a word")
+                event = after_death(at, deaths, ended_as or "gone without a word")
                 yield event
                 if left := [at, *later] if event.kind == "died" else later:
                     waiting.appendleft(left)
@@ -173,7 +173,7 @@ def train_remotely(
             flight.mailbox.path.unlink(missing_ok=True)
 
 
-def _launch(bundle: list[Task], submit: Submit, folder: Path) -> _Flight:
+def _launch(bundle: list[RunTask], submit: Submit, folder: Path) -> _Flight:
     mail = folder.absolute() / f"{uuid.uuid4().hex[:12]}.jsonl"
     job = submit(json.dumps([task.to_json() for task in bundle]), mail)
     return _Flight(bundle, job, Mailbox(mail))
@@ -183,13 +183,13 @@ def _late_news(flight: _Flight) -> Iterator[Event]:
     end = time.monotonic() + SLOW_MAIL
     while flight.left and time.monotonic() < end:
         time.sleep(0.2)
-        yield from flight.news()
+        yield from flight.events()
 
 
-def bundles(tasks: Sequence[Task], workers: int, seconds: float) -> list[list[Task]]:
+def bundles(tasks: Sequence[RunTask], workers: int, seconds: float) -> list[list[RunTask]]:
     """`tasks` in their order, as many together as make up `seconds` of work, but so that no worker is without any."""
     goal = min(seconds, sum(task.seconds for task in tasks) / max(workers, 1) / 2)
-    made: list[list[Task]] = []
+    made: list[list[RunTask]] = []
     filled = goal
     for task in tasks:
         if filled >= goal:

@@ -10,7 +10,7 @@ from typing import Any
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.study.executors.remote import optional, serve, train_remotely
-from isoflop.study.executors.task import Event, Task
+from isoflop.study.executors.task import Event, RunTask
 
 BUNDLE_SECONDS = 600.0
 JOBS = 16  # at a time, unless `study.workers` says otherwise
@@ -50,7 +50,7 @@ class SlurmExecutor:
     def __exit__(self, *_error: object) -> None:
         """Nothing to do: `run` has cancelled its jobs."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
         """See `Executor.run`."""
         executor = self._executor(self.logs)
 
@@ -96,7 +96,7 @@ class _SlurmJob:
     def __init__(self, submitit: Any, job: Any) -> None:
         self.submitit, self.job = submitit, job
 
-    def fate(self) -> str | None:
+    def ended_as(self) -> str | None:
         """See `Job`."""
         if not self.job.done():
             return None

@@ -16,7 +16,7 @@ MAX_DEATHS = 3  # of workers, over one run, before the run counts as failed
 
 
 @dataclass(frozen=True)
-class Task:
+class RunTask:
     """A run to train, where, and the folder of steps it may share with shorter and longer ones."""
 
     run: PlannedRun
@@ -73,7 +73,7 @@ class Executor(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
         """Trains all `tasks`, the first ones first; yields what happens, an "ended" for each task among it.
 
         A run whose worker dies is given to another, which resumes it; after the third death it counts as failed.
@@ -81,7 +81,7 @@ class Executor(Protocol):
         ...
 
 
-def after_death(task: Task, deaths: Counter[str], cause: str) -> Event:
+def after_death(task: RunTask, deaths: Counter[str], cause: str) -> Event:
     """What the death of a worker means for the run that it was at, which it adds to `deaths`: another try, or its end.
 
     `cause` completes "its worker was".

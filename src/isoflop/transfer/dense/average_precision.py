@@ -18,7 +18,7 @@ from isoflop.data.dense import DenseSource, Objects
 from isoflop.data.dense.canvas import JITTERS, place
 from isoflop.errors import DataError
 from isoflop.objectives.dense.detector import Detector, Found
-from isoflop.train.device import to_unit_range
+from isoflop.train.device import normalize
 
 # What a detector finds in the images of a source, in their own pixels.
 
@@ -40,7 +40,7 @@ def detect(detector: Detector, source: DenseSource, *, device: torch.device, bat
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, min(start + batch_size, len(source)), dtype=np.int64)
         images, _ = source.read(indices)
-        found = detector.find(to_unit_range(images, source, device))
+        found = detector.find(normalize(images, source, device))
         for index, one in zip(indices, found, strict=True):
             row = source.record(int(index))
             height, width = source.records.pixels(row).shape[:2]

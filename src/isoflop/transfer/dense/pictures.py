@@ -19,7 +19,7 @@ from isoflop.errors import CheckpointError
 from isoflop.objectives import Objective
 from isoflop.objectives.dense.detector import Detector
 from isoflop.objectives.dense.segmenter import Segmenter
-from isoflop.train.device import to_unit_range
+from isoflop.train.device import normalize
 from isoflop.transfer.dense.average_precision import detect
 
 # Maps of classes of whole pictures, and how well they agree with the truth.
@@ -43,7 +43,7 @@ def class_maps(segmenter: Segmenter, source: DenseSource, *, device: torch.devic
         scale = size / min(height, width)
         sides = (max(size, round(height * scale)), max(size, round(width * scale)))
         scaled = F.interpolate(pixels, sides, mode="bilinear", antialias=True, align_corners=False)
-        logits = slide(segmenter, to_unit_range(scaled, source, device), size)
+        logits = slide(segmenter, normalize(scaled, source, device), size)
         logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
         yield logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
 

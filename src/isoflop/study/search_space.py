@@ -12,7 +12,7 @@ RATE_RATIO = 2.0  # between neighbours on a grid of learning rates
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """How a run ended.
 
     Attributes:
@@ -26,7 +26,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """What may be tried of a family.
 
     Attributes:
@@ -54,11 +54,11 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Arena:
+class SearchSpace:
     """The question: families, rungs, the target; batch size and the fewest steps that make a run; the P(best) at which
     the study ends."""
 
-    contenders: dict[str, Contender]
+    families: dict[str, Candidate]
     budgets: tuple[float, ...]
     target: float
     batch_size: int
@@ -66,34 +66,34 @@ class Arena:
     sure: float = 0.95
 
     def trial(self, family: str, model: str, budget: float, rate: float, copy: int = 0) -> Trial:
-        contender = self.contenders[family]
-        n = contender.sizes[model] if model in contender.sizes else contender.answers[model]
+        candidate = self.families[family]
+        n = candidate.sizes[model] if model in candidate.sizes else candidate.answers[model]
         steps = max(1, round(budget / n / self.batch_size))
         return Trial(family, model, n, float(steps * self.batch_size), budget, rate, copy)
 
     def trains(self, family: str, model: str, budget: float) -> bool:
         """Whether `budget` buys enough steps of the preset."""
-        return budget / self.contenders[family].sizes[model] / self.batch_size >= self.min_steps - 0.5
+        return budget / self.families[family].sizes[model] / self.batch_size >= self.min_steps - 0.5
 
 
 @dataclass
 class Ledger:
     """What runs cost, given that longer ones start from the trunks of shorter ones."""
 
-    arena: Arena
+    space: SearchSpace
     longest: dict[tuple[str, str, float, int], float] = field(default_factory=dict)
 
     def cost(self, trial: Trial) -> float:
         """What training `trial` would cost now."""
-        contender = self.arena.contenders[trial.family]
+        candidate = self.space.families[trial.family]
         before = self.longest.get(trunk(trial), 0.0)
-        shared = contender.shared * before if before <= trial.d else 0.0
-        return (trial.d - shared) * contender.price[trial.model] + contender.each.get(trial.model, 0.0)
+        shared = candidate.shared * before if before <= trial.d else 0.0
+        return (trial.d - shared) * candidate.price[trial.model] + candidate.each.get(trial.model, 0.0)
 
-    def spent(self, result: Result) -> float:
+    def spent(self, result: TrialResult) -> float:
         """`result` was trained; returns what it cost: as measured where that is known, its evaluation by its price."""
         priced = self.enter(result.trial)
-        each = self.arena.contenders[result.trial.family].each.get(result.trial.model, 0.0)
+        each = self.space.families[result.trial.family].each.get(result.trial.model, 0.0)
         return priced if result.cost is None else result.cost + each
 
     def enter(self, trial: Trial) -> float:
@@ -108,57 +108,57 @@ def trunk(trial: Trial) -> tuple[str, str, float, int]:
     return trial.family, trial.model, trial.rate, trial.copy
 
 
-def answers(arena: Arena, family: str, belief: Belief, results: Sequence[Result]) -> list[Trial]:
+def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
     """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that.
 
     Presets reach from half the smallest size tried to twice the size that the largest one tried becomes when the best
     size grows as √compute: nothing is known about others.
     """
     own = [result.trial for result in results if result.trial.family == family]
-    growth = 2.0 * math.sqrt(arena.target / max(trial.budget for trial in own))
+    growth = 2.0 * math.sqrt(space.target / max(trial.budget for trial in own))
     low, high = min(trial.n for trial in own) / 2.0, max(trial.n for trial in own) * growth
     trials = []
-    for model in arena.contenders[family].answers:
-        at = arena.trial(family, model, arena.target, 1.0)
-        if not low <= at.n <= high or at.d < arena.min_steps * arena.batch_size:
+    for model in space.families[family].answers:
+        at = space.trial(family, model, space.target, 1.0)
+        if not low <= at.n <= high or at.d < space.min_steps * space.batch_size:
             continue
         middle = belief.best_rate(at.n, at.d)
         trials += [
-            arena.trial(family, model, arena.target, middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)
+            space.trial(family, model, space.target, middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)
         ]
     return trials
 
 
-def candidates(arena: Arena, family: str, belief: Belief, results: Sequence[Result]) -> list[Trial]:
+def candidates(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
     """Sizes tried and their neighbours, up to one rung above the family's highest, at the rates nearest to the law."""
     own = [result for result in results if result.trial.family == family]
     highest = max(result.trial.budget for result in own)
-    reach = arena.budgets[: arena.budgets.index(highest) + 2]
-    names = list(arena.contenders[family].sizes)
+    reach = space.budgets[: space.budgets.index(highest) + 2]
+    names = list(space.families[family].sizes)
     tried = sorted(names.index(model) for model in {result.trial.model for result in own})
     names = names[max(tried[0] - 1, 0) : tried[-1] + 2]
     trials = []
     for budget in reach:
         for model in names:
-            if not arena.trains(family, model, budget):
+            if not space.trains(family, model, budget):
                 continue
-            at = arena.trial(family, model, budget, 1.0)
-            trials += [replace(at, rate=rate) for rate in rates_near(arena, belief, at, own)[:3]]
+            at = space.trial(family, model, budget, 1.0)
+            trials += [replace(at, rate=rate) for rate in rates_near(space, belief, at, own)[:3]]
     return trials
 
 
-def rates_near(arena: Arena, belief: Belief, at: Trial, results: Sequence[Result]) -> list[float]:
+def rates_near(space: SearchSpace, belief: Belief, at: Trial, results: Sequence[TrialResult]) -> list[float]:
     """Rates of the preset's grid, continued at both ends, nearest to the one believed best first.
 
     From the lowest rate at which the preset diverged upwards there are none.
     """
-    contender = arena.contenders[at.family]
+    candidate = space.families[at.family]
     best = belief.best_rate(at.n, at.d)
-    start = contender.rates[at.model][0]
+    start = candidate.rates[at.model][0]
     steps = round(math.log(best / start) / math.log(RATE_RATIO))
     grid = {float(f"{start * RATE_RATIO ** (steps + k):.6g}") for k in (-2, -1, 0, 1, 2)}
-    grid |= set(contender.rates[at.model])
+    grid |= set(candidate.rates[at.model])
     same = [result for result in results if (result.trial.family, result.trial.model) == (at.family, at.model)]
     ceiling = min((result.trial.rate for result in same if not math.isfinite(result.loss)), default=math.inf)
-    inside = [r for r in grid if contender.bounds[0] * 0.99 <= r <= contender.bounds[1] * 1.01 and r < 0.99 * ceiling]
+    inside = [r for r in grid if candidate.bounds[0] * 0.99 <= r <= candidate.bounds[1] * 1.01 and r < 0.99 * ceiling]
     return sorted(inside, key=lambda rate: abs(math.log(rate / best)))
