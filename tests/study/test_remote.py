@@ -25,7 +25,7 @@ class Process:
 
     process: subprocess.Popen[bytes]
 
-    def fate(self) -> str | None:
+    def ended_as(self) -> str | None:
         code = self.process.poll()
         return None if code is None else "" if code == 0 else f"lost (exit code {code})"
 
@@ -70,14 +70,14 @@ def test_bundles_hold_every_run_once_and_no_worker_is_without_any(config: StudyC
 
 def test_mail_is_read_once_and_torn_lines_are_passed_over(tmp_path: Path) -> None:
     box = Mailbox(tmp_path / "mail")
-    assert list(box.news()) == []
+    assert list(box.events()) == []
     Sender(tmp_path / "mail")({"event": "started", "run": "a"})
     with (tmp_path / "mail").open("a") as file:
         file.write('{"event": "progr')  # killed here
-    assert list(box.news()) == [{"event": "started", "run": "a"}]
+    assert list(box.events()) == [{"event": "started", "run": "a"}]
     Sender(tmp_path / "mail")({"event": "ended", "run": "a"})
-    assert list(box.news()) == [{"event": "ended", "run": "a"}]
-    assert list(box.news()) == []
+    assert list(box.events()) == [{"event": "ended", "run": "a"}]
+    assert list(box.events()) == []
 
 
 def test_a_lost_job_is_resumed_without_what_it_had_finished(config: StudyConfig, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ class Told:
     end: str | None
     cancelled: bool = False
 
-    def fate(self) -> str | None:
+    def ended_as(self) -> str | None:
         return self.end
 
     def cancel(self) -> None:
@@ -150,7 +150,7 @@ def test_a_study_that_is_stopped_cancels_its_jobs(config: StudyConfig, tmp_path:
 
 def test_what_no_job_could_do_better_ends_the_study_at_once(config: StudyConfig, tmp_path: Path) -> None:
     class Broken(Told):
-        def fate(self) -> str | None:
+        def ended_as(self) -> str | None:
             raise StudyError("no module named isoflop there")
 
     jobs: list[Broken] = []
