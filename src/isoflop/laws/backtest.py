@@ -6,6 +6,7 @@ loss per unit of log compute beyond the data, judged with a wide prior because a
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,12 +117,17 @@ def student(freedom: float, probability: ArrayLike) -> Array:
     return np.asarray(stdtrit(freedom, np.asarray(probability)), dtype=np.float64)
 
 
+@cache
+def _stratified(freedom: float, points: int) -> Array:
+    return student(freedom, (np.arange(points) + 0.5) / points)
+
+
 def predictive(log_mean: Array, deviation: ArrayLike, freedom: float, points: int = 21) -> Array:
     """Draws (points·R, ...) of log loss: each replicate's log prediction (R, ...) plus Student errors of `deviation`.
 
     The errors are stratified quantiles, not random numbers: the same law always gives the same interval.
     """
-    q = student(freedom, (np.arange(points) + 0.5) / points)
+    q = _stratified(freedom, points)
     spread = np.multiply.outer(q, np.broadcast_to(deviation, log_mean.shape[1:]))
     return np.concatenate([log_mean + s for s in spread])
 

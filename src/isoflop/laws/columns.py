@@ -5,6 +5,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, Self
@@ -246,9 +247,12 @@ class JsonRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The record whose `to_dict` gave `values`; unknown keys are ignored, missing ones raise TypeError."""
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         return cls(**{name: _restore(values[name], hints[name]) for name in names if name in values})
+
+
+_hints = cache(typing.get_type_hints)
 
 
 def _short(value: Any) -> str:
@@ -281,7 +285,7 @@ def _restore(value: Any, hint: Any) -> Any:
         return hint.from_dict(value)
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_restore(v, args[0]) for v in value)
+            return tuple(value) if args[0] in (float, int, str) else tuple(_restore(v, args[0]) for v in value)
         return tuple(_restore(v, a) for v, a in zip(value, args, strict=True))
     if origin is dict:
         return {k: _restore(v, args[1]) for k, v in value.items()}
