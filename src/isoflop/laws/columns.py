@@ -252,7 +252,9 @@ class JsonRecord:
         return cls(**{name: _restore(values[name], hints[name]) for name in names if name in values})
 
 
-_hints = cache(typing.get_type_hints)
+@cache
+def _hints(record: Any) -> dict[str, Any]:
+    return typing.get_type_hints(record)
 
 
 def _short(value: Any) -> str:
