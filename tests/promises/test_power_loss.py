@@ -1,4 +1,4 @@
-"""What was committed outlives a power loss: caches, tables of studies."""
+"""What was committed outlives a power loss: runs, caches, tables of studies."""
 
 import json
 import random
@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from isoflop.data import batches, open_source
+from isoflop.runs.journal import read_journal
 from isoflop.study import Store
+from isoflop.train import train
+from isoflop.train.checkpoints import latest_checkpoint
+from tests.promises.chaos import EVERY_STEP, run_config
 from tests.promises.power import Cut, Disk
 
 SEVERAL = [5, pytest.param(30, marks=pytest.mark.long)]
@@ -68,6 +74,43 @@ def test_the_table_of_a_study_is_the_one_before_or_the_one_after(tmp_path: Path,
         cut.restore(lost, chance)
         assert Store(lost).rows() in (rows[:count], rows[: count + 1])
         assert json.loads((lost / "answer.json").read_text())["count"] in (count, count + 1)
+
+
+@pytest.mark.parametrize("cuts", SEVERAL)
+def test_a_run_keeps_its_committed_checkpoints_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: int
+) -> None:
+    from isoflop.train import saver
+
+    config = run_config(steps=12, log_every=3, checkpoint={**EVERY_STEP, "keep": 1})
+    committed, disk = [0], Disk(tmp_path / "run", note=lambda: committed[0])
+    disk.folder.mkdir()
+    plain = saver.save_checkpoint
+
+    def save(folder: Path, tensors: Any, state: dict[str, Any], **more: Any) -> None:
+        plain(folder, tensors, state, **more)
+        committed[0] = int(state["step"])
+
+    monkeypatch.setattr(saver, "save_checkpoint", save)
+    with disk.watched():
+        disk.at = set(range(10_000))
+        assert train(config, disk.folder).state == "done"
+    weights = load_file(disk.folder / "model.safetensors")
+    samples = [row["samples"] for row in read_journal(disk.folder) if "samples" in row]
+    assert samples
+    chance = random.Random(cuts)
+    for number in range(cuts):
+        cut, step = chance.choice(disk.cuts)
+        lost = tmp_path / f"lost-{number}"
+        cut.restore(lost, chance)
+        if step:
+            checkpoint = latest_checkpoint(lost / "checkpoints")
+            assert checkpoint is not None
+            assert checkpoint.state["step"] >= step
+        assert train(config, lost).state == "done"
+        again = load_file(lost / "model.safetensors")
+        assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+        assert [row["samples"] for row in read_journal(lost) if "samples" in row] == samples
 
 
 def test_without_syncs_a_power_loss_takes_what_was_written(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ class JsonRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The record whose `to_dict` gave `values`; unknown keys are ignored, missing ones raise TypeError."""
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         return cls(**{name: _restore(values[name], hints[name]) for name in names if name in values})
 
