@@ -233,6 +233,7 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("nfnet_f0", {"widths": (1, 1, 1, 1)}, "too narrow"),
     ("timm:resnet18", {"in_chans": 1}, "`in_chans` is what `in_channels` says"),
     ("timm:resnet18", {"patch_size": 3}, "timm cannot build"),
+    ("timm:vit_tiny_patch16_224", {"image_size": (80, 8)}, "images of 80x8 pixels are too small"),
     ("timm:resnet18", {"drop_rate": "high"}, "`drop_rate` is numbers, not 'high'"),
     ("timm:resnet18", {"drop_rate": True}, "`drop_rate` is numbers, not True"),
     ("timm:resnet18", {"block_args": "none"}, "takes no option `block_args`"),

@@ -160,13 +160,18 @@ def _create(name: str, image_size: tuple[int, int], options: dict[str, Any]) -> 
     # Only models with positions or windows are built for a size; the others refuse to be told one.
     try:
         try:
-            return timm.create_model(name, img_size=image_size, **options)
+            model = timm.create_model(name, img_size=image_size, **options)
         except TypeError:
-            return timm.create_model(name, **options)
+            model = timm.create_model(name, **options)
     except OSError as error:  # of the hub, where weights are asked for
         raise ModelError(f"timm:{name}: no weights of timm's: {_line(error)}") from error
     except Exception as error:  # hundreds of classes, each with errors of its own for what it cannot be
         raise ModelError(f"timm cannot build {name} with these options: {_line(error)}") from error
+    if 0 in (getattr(getattr(model, "patch_embed", None), "grid_size", None) or ()):
+        raise ModelError(
+            f"images of {image_size[0]}x{image_size[1]} pixels are too small for timm:{name}: no patch fits"
+        )
+    return model
 
 
 def _line(error: Exception) -> str:
