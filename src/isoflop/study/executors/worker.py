@@ -34,7 +34,7 @@ Send = Callable[[Message], None]
 
 
 def train_task(task: Message, send: Send, *, patience: float = 0.0, stop: Callable[[], bool] = lambda: False) -> None:
-    """Trains the run of `task` (`Task.to_json`), or goes on with it; `send` gets what happens, an "ended" at last.
+    """Trains the run of `task` (`RunTask.to_json`), or goes on with it; `send` gets what happens, an "ended" at last.
 
     `patience` is for how many seconds a worker that is thought dead may still hold a run's folder. Once `stop` says
     yes, the run saves a checkpoint and ends as "preempted". Only the failure of `send` itself (BrokenPipeError) is
@@ -45,8 +45,7 @@ def train_task(task: Message, send: Send, *, patience: float = 0.0, stop: Callab
 
 
 def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool]) -> dict[str, str]:
-    from isoflop.config import RunConfig, TransferConfig, parse
-    from isoflop.errors import CheckpointError
+    from isoflop.config import RunConfig, parse
     from isoflop.train import train
 
     def on_row(row: dict[str, Any]) -> None:
@@ -77,7 +76,6 @@ def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool
 
 def _wait_until_free(directory: Path, patience: float) -> None:
     """Returns when nobody writes in `directory`, at the latest after `patience` seconds."""
-    from isoflop.errors import CheckpointError
     from isoflop.runs.lock import sole_writer
 
     end = time.monotonic() + patience
@@ -130,10 +128,6 @@ def main() -> None:
                 os._exit(1)
 
 
-if __name__ == "__main__":
-    main()
-
-
 # The number by which the runs of a study are judged, measured on a finished run and kept in its folder.
 
 
@@ -160,3 +154,7 @@ def read_target(directory: Path, protocol: TransferConfig) -> dict[str, Any] | N
     except CheckpointError:
         return None
     return found if found["protocol"] == protocol.model_dump(mode="json") else None
+
+
+if __name__ == "__main__":
+    main()
