@@ -6,11 +6,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from isoflop.cli import main
-from isoflop.config import load_any
+from isoflop.config import DetectConfig, DistilledConfig, RunConfig, SegmentConfig, load_any, load_run
+from isoflop.models.presets import family_ladder
+from isoflop.objectives import make_objective
+from isoflop.train import train
+from isoflop.train.loop import build_model
+from isoflop.train.optim.build import parameter_groups
 from tests.cli.lines import check_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,9 +91,36 @@ def test_python_runs(block: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
-def test_configurations_are_valid(block: str, folder: Path) -> None:
+def test_configurations_are_valid_and_their_models_can_be_built(block: str, folder: Path) -> None:
     Path("block.toml").write_text(block, encoding="utf-8")
-    load_any("block.toml")
+    config = load_any("block.toml").config
+    if isinstance(config, RunConfig):
+        build(config)
+        return
+    for family, options in config.families.items():
+        sizes = family_ladder(family)[:1] if isinstance(options.sizes, int) else options.sizes
+        for name in sizes:
+            build(config.run_config(family, model=name, steps=1000, learning_rate=1e-3))
+
+
+def build(config: RunConfig) -> None:
+    """The model, objective and parameter groups of `config`, on the meta device; data and teachers need not exist."""
+    is_dense = isinstance(config.objective, DetectConfig | SegmentConfig)
+    source = SimpleNamespace(num_classes=10, channels=3)
+    with torch.device("meta"):
+        objective: nn.Module = build_model(config.model_copy(update={"start": None}), source)
+        objective(torch.empty(1, 3, config.data.image_size, config.data.image_size))
+        if not isinstance(config.objective, DistilledConfig) and not is_dense:
+            objective = make_objective(config.objective, objective)
+    parameter_groups(objective, config.optim)
+
+
+def test_the_first_example_of_a_run_trains(folder: Path) -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    first = next(match["code"] for match in BLOCK.finditer(text) if match["kind"] == "toml")
+    Path("run.toml").write_text(first, encoding="utf-8")
+    shorter = load_run("run.toml", ["steps=3", "schedule.warmup=1", "batch_size=8", "evaluation.batch_size=64"])
+    assert train(shorter, Path("run")).state == "done"
 
 
 def test_the_mistakes_that_the_readme_shows_are_told_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

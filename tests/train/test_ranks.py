@@ -14,7 +14,7 @@ from isoflop.errors import ConfigError
 from isoflop.models.blocks import Dropout, drop_path, rows_of_batch
 from isoflop.train import read_journal, train
 from isoflop.train.layout import blocks, built, make_independent_of_layout
-from isoflop.train.step import parts_per_step
+from isoflop.train.step import accumulation_steps
 from tests.data.pictures import encoded, picture
 from tests.promises.chaos import join, run_config, start_ranks, train_whole
 
@@ -103,7 +103,7 @@ def test_random_layers_draw_for_the_whole_batch() -> None:
 @pytest.mark.parametrize("at_most", [1, 2, 3, 5, 8, 100])
 @pytest.mark.parametrize("world", [1, 3])
 def test_parts_fit_the_device_and_none_is_empty(at_most: int, world: int) -> None:
-    parts = parts_per_step(50, at_most, world)
+    parts = accumulation_steps(50, at_most, world)
     for rank in range(world):
         start, stop = rank_part(50, rank, world)
         sizes = [b - a for a, b in (rank_part(stop - start, k, parts) for k in range(parts))]

@@ -1,4 +1,4 @@
-"""One optimizer step: from a batch to changed weights."""
+"""One optimizer step: gradients of a batch (with gradient accumulation over microbatches), clipping, update, EMA."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from isoflop.train.sharded import gradient_norm, scale_gradients, sum_whole_grad
 
 
 class Outcome(NamedTuple):
-    """What a step came to, the same on every rank."""
+    """The result of a step, the same on every rank."""
 
     loss: float
     """the mean over the global batch"""
     gradient_norm: float
-    """of the whole gradient, before it was clipped"""
+    """of the whole gradient, before clipping"""
     updated: bool
-    """False when loss or gradient were not finite: weights and statistics of batches are then as before"""
+    """False if loss or gradient were not finite: weights and BatchNorm statistics are then unchanged"""
     votes: tuple[bool, ...] = ()
-    """for each question, whether any rank voted yes"""
+    """for each vote, whether any rank voted yes"""
 
 
 class Step:
@@ -54,12 +54,12 @@ class Step:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         norms = (module for module in objective.modules() if isinstance(module, _BatchNorm))
         self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self.parts = parts_per_step(config.batch_size, config.parallel.device_batch_size, ranks.world)
+        self.microbatches = accumulation_steps(config.batch_size, config.parallel.device_batch_size, ranks.world)
 
     def __call__(self, batch: Batch, rate: float, votes: Sequence[bool] = ()) -> Outcome:
-        """Takes one step at learning rate `rate`; everything random in it depends on the seed, step and samples.
+        """Takes one step at learning rate `rate`. Random numbers depend only on the seed, step and samples.
 
-        `votes` are questions on which all ranks must agree: they travel with the loss.
+        `votes` are decisions on which all ranks must agree. They are reduced in one message with the loss.
         """
         set_rate(self.optimizer, rate)
         before = self._copied_statistics()
@@ -68,28 +68,28 @@ class Step:
             after = self._copied_statistics()
             with uphill(self.parameters, self.config.optim.sam):
                 self._gradients(batch)
-            self._put_back(after)  # those uphill are of weights that no image will see
+            self._put_back(after)  # the statistics uphill belong to perturbed weights
         if self.ranks.is_alone:
-            told = [loss.item(), *map(float, votes)]
+            reduced = [loss.item(), *map(float, votes)]
         else:
             mine = torch.tensor([0.0, *map(float, votes)], device=self.device)
             mine[0] = loss
-            told = self.ranks.sum(mine).tolist()
+            reduced = self.ranks.sum(mine).tolist()
         if self.clip_units:
             self.clip_units()
         norm = gradient_norm(self.parameters)
         gradient = norm.item()
-        updated = math.isfinite(told[0]) and math.isfinite(gradient)
+        updated = math.isfinite(reduced[0]) and math.isfinite(gradient)
         if updated:
             if self.config.optim.clip:
                 scale_gradients(self.parameters, norm, self.config.optim.clip)
             self.optimizer.step()
             if self.average:
                 self.average.update(batch.step)
-        else:  # what is not finite has been averaged in
+        else:  # the statistics contain values that are not finite
             self._put_back(before)
         self.optimizer.zero_grad(set_to_none=True)
-        return Outcome(told[0], gradient, updated, tuple(vote > 0 for vote in told[1:]))
+        return Outcome(reduced[0], gradient, updated, tuple(vote > 0 for vote in reduced[1:]))
 
     def _copied_statistics(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self.statistics]
@@ -99,7 +99,7 @@ class Step:
             buffer.copy_(value)
 
     def shown_weights(self) -> AbstractContextManager[None]:
-        """Meanwhile, the weights are those to evaluate and export: their average, where there is one."""
+        """A context in which the model has the weights to evaluate and export: the EMA, if there is one."""
         return self.average.in_place() if self.average else nullcontext()
 
     def _gradients(self, batch: Batch) -> Tensor:
@@ -110,7 +110,7 @@ class Step:
         return loss
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Adds up the gradients of this rank's part of the batch; its share of the mean loss."""
+        """Gradient accumulation over the microbatches of this rank's part of the batch; its share of the mean loss."""
         images, labels = normalize(batch.images, self.source, self.device), batch.labels.to(self.device)
         data = self.config.data
         if data.mixup or data.cutmix:
@@ -125,8 +125,8 @@ class Step:
             )
         total, count = self.config.batch_size, len(images)
         losses = []
-        for number in range(self.parts):
-            start, stop = rank_part(count, number, self.parts)
+        for number in range(self.microbatches):
+            start, stop = rank_part(count, number, self.microbatches)
             torch.manual_seed(step_seed(self.config.seed, batch.step))  # of stochastic depth and dropout
             noise = sample_uniforms(self.config.seed, batch.epochs[start:stop], batch.indices[start:stop], self.device)
             is_whole = stop - start == total
@@ -141,11 +141,12 @@ class Step:
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def parts_per_step(batch_size: int, at_most: int | None, world: int = 1) -> int:
-    """In how many parts each of `world` ranks takes its share of a batch, so that `at_most` images are in each.
+def accumulation_steps(batch_size: int, at_most: int | None, world: int = 1) -> int:
+    """Steps of gradient accumulation: into how many microbatches of `at_most` images each of `world` ranks splits its
+    part of a batch.
 
-    The same number for all ranks, whose shares differ by two images at most; none is empty, so that a limit below that
-    difference may be exceeded by it.
+    The number is the same on all ranks, whose parts differ by at most two images. No microbatch is empty, so a limit
+    below that difference may be exceeded by it.
     """
     if at_most is None:
         return 1
