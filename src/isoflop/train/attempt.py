@@ -42,7 +42,7 @@ from isoflop.train.ranks import Ranks
 from isoflop.train.record import AttemptLog, Meters, OnRow, train_row
 from isoflop.train.saver import Saver
 from isoflop.train.start import publish_weights
-from isoflop.train.step import Step
+from isoflop.train.step import Outcome, Step
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ class Attempt:
         self.saver = Saver(directory, config.checkpoint, ranks, identity.names, self.record.sync)
         self.quarantine = Quarantine(len(source))
         self.progress = Progress()
+        self.fork = trunk_steps(config.schedule, config.steps)
+        self.row: Row = {}
+        self.stopping, self.waited = False, 0.0
         ends = ends_when_stuck or not ranks.is_alone
         self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=ends)
         self.rewind = Rollback(config.guards, objective, self.step.optimizer)
@@ -112,9 +115,44 @@ class Attempt:
         )
 
     def train(self) -> RunResult:
-        config, objective, step = self.config, self.objective, self.step
-        fork = trunk_steps(config.schedule, config.steps)
-        origin = self._restore(fork)
+        """The loop over steps, from the newest checkpoint to the end of the run, a stop or a divergence."""
+        config, progress = self.config, self._begin()
+        while progress.step < config.steps and not self.stopping:
+            feed = self._feed()
+            for batch in feed:
+                rate = config.optim.learning_rate * rate_factor(config.schedule, progress.step, config.steps)
+                outcome = self.step(batch, rate, votes=self._votes(batch))
+                self.stopping, save_now, is_damaged = outcome.votes
+                self._count(batch, outcome, is_damaged)
+                if progress.nonfinite > config.guards.skip_nonfinite:
+                    return self._diverged(batch, f"loss or gradient were not finite at step {progress.step}")
+                if outcome.updated and (z := self.rewind.leap(outcome.loss, progress)) is not None:
+                    if len(progress.skipped) == config.guards.rollbacks:
+                        return self._diverged(batch, f"the loss leapt to {outcome.loss:.4g} at step {progress.step}")
+                    self.record.write({**self.rewind.go_back(progress), "loss": outcome.loss, "z": z})
+                    break  # the samples that come next are others now
+                if self._evaluates() or progress.step % config.log_every == 0:
+                    save_now |= self._log(rate, outcome.gradient_norm, feed)
+                if progress.step % config.guards.window == 0:
+                    self.rewind.take(progress)
+                if progress.step == self.fork:
+                    self._leave_trunk()
+                if progress.step == config.steps or save_now or self.stopping:
+                    self._save()
+                if self.stopping:
+                    break
+            self.waited += feed.seconds_waiting
+        if progress.step < config.steps:
+            return self._preempted()
+        if not self.row.get(
+            "heldout_loss"
+        ):  # resumed after the last step: the journal has the row
+            self.row = self.row | self._evaluate()
+        return self._finish(self.row)
+
+    def _begin(self) -> Progress:
+        """Restores the newest checkpoint and opens the journal; where the run stands."""
+        origin = self._restore()
         if self.heals and origin != "checkpoint":
             raise CheckpointError(
                 f"{self.directory}: a finished run whose files are damaged, without a whole checkpoint to publish them "
@@ -122,73 +160,54 @@ class Attempt:
             )
         progress = self.progress
         self.record.open(progress.step, origin)
-        seconds_before, began = progress.seconds, time.perf_counter()
-        saved_at, waited, stopping = began, 0.0, False
+        self.seconds_before, self.began = progress.seconds, time.perf_counter()
+        self.saved_at = self.began
         self.record.status("running", progress)
         self.rewind.take(progress)
+        self.objective.train()
+        self.meters.resume(progress.data_step * self.config.batch_size)
+        return progress
 
-        objective.train()
-        self.meters.resume(progress.data_step * config.batch_size)
-        row: Row = {}
-        while progress.step < config.steps and not stopping:
-            feed = self._feed()
-            for batch in feed:
-                rate = config.optim.learning_rate * rate_factor(config.schedule, progress.step, config.steps)
-                save_due = time.perf_counter() - saved_at >= config.checkpoint.every_seconds
-                votes = self.stop(), save_due and self.ranks.is_first, bool(batch.damages)
-                outcome = step(batch, rate, votes=votes)
-                stopping, save_now, is_damaged = outcome.votes
-                if is_damaged and not self.ranks.is_alone:
-                    for damages in self.ranks.gather(batch.damages):
-                        self.quarantine.add(damages)
-                progress.samples = chain_samples(progress.samples, *self._consumed(batch))
-                progress.step += 1
-                now = time.perf_counter()
-                progress.seconds = seconds_before + now - began
-                self.watchdog.beat()
-                self.saver.check()
+    def _votes(self, batch: Batch) -> tuple[bool, bool, bool]:
+        """What all ranks decide together: to stop, to save, and whether an image was damaged."""
+        save_due = time.perf_counter() - self.saved_at >= self.config.checkpoint.every_seconds
+        return self.stop(), save_due and self.ranks.is_first, bool(batch.damages)
 
-                if outcome.updated:
-                    progress.loss_sum += outcome.loss
-                else:
-                    progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
-                    if progress.nonfinite > config.guards.skip_nonfinite:
-                        return self._diverged(batch, f"loss or gradient were not finite at step {progress.step}")
-                if outcome.updated and (z := self.rewind.leap(outcome.loss, progress)) is not None:
-                    if len(progress.skipped) == config.guards.rollbacks:
-                        return self._diverged(batch, f"the loss leapt to {outcome.loss:.4g} at step {progress.step}")
-                    self.record.write({**self.rewind.go_back(progress), "loss": outcome.loss, "z": z})
-                    break  # the samples that come next are others now
+    def _count(self, batch: Batch, outcome: Outcome, is_damaged: bool) -> None:
+        """Counts a step that was made: its samples, its time, its loss."""
+        if is_damaged and not self.ranks.is_alone:
+            for damages in self.ranks.gather(batch.damages):
+                self.quarantine.add(damages)
+        progress = self.progress
+        progress.samples = chain_samples(progress.samples, *self._consumed(batch))
+        progress.step += 1
+        progress.seconds = self.seconds_before + time.perf_counter() - self.began
+        self.watchdog.beat()
+        self.saver.check()
+        if outcome.updated:
+            progress.loss_sum += outcome.loss
+        else:
+            progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
 
-                evaluate_now = progress.step == config.steps or (
-                    config.evaluation.every is not None and progress.step % config.evaluation.every == 0
-                )
-                if evaluate_now or progress.step % config.log_every == 0:
-                    norm = outcome.gradient_norm
-                    row = train_row(progress, config.batch_size, learning_rate=rate, gradient_norm=norm)
-                    row["data_wait"] = round((waited + feed.seconds_waiting) / (now - began), 4)  # share of the attempt
-                    row |= self.meters.read(progress.data_step * config.batch_size, progress.seconds)
-                    if evaluate_now:
-                        row |= self._evaluate()
-                        save_now |= self._is_best(row["heldout_loss"])
-                    self.record.write(row)
-                    self.meters.resume(progress.data_step * config.batch_size)
-                if progress.step % config.guards.window == 0:
-                    self.rewind.take(progress)
-                if progress.step == fork:
-                    self._leave_trunk(fork)
-                if progress.step == config.steps or save_now or stopping:
-                    saved_at = now
-                    self._save()
-                    self.record.status("running", progress)
-                if stopping:
-                    break
-            waited += feed.seconds_waiting
-        if progress.step < config.steps:
-            return self._preempted()
-        if not row.get("heldout_loss"):  # resumed after the last step: the journal has the row, this attempt has not
-            row = row | self._evaluate()
-        return self._finish(row)
+    def _evaluates(self) -> bool:
+        """Whether the held-out loss is measured after this step."""
+        step, every = self.progress.step, self.config.evaluation.every
+        return step == self.config.steps or (every is not None and step % every == 0)
+
+    def _log(self, rate: float, norm: float, feed: Feed) -> bool:
+        """Writes a row of the journal, with the held-out loss where it is due; whether that is the best so far."""
+        progress, images = self.progress, self.progress.data_step * self.config.batch_size
+        self.row = train_row(progress, self.config.batch_size, learning_rate=rate, gradient_norm=norm)
+        taken = progress.seconds - self.seconds_before
+        self.row["data_wait"] = round((self.waited + feed.seconds_waiting) / taken, 4)  # share of the attempt
+        self.row |= self.meters.read(images, progress.seconds)
+        is_best = False
+        if self._evaluates():
+            self.row |= self._evaluate()
+            is_best = self._is_best(self.row["heldout_loss"])
+        self.record.write(self.row)
+        self.meters.resume(images)
+        return is_best
 
     def close(self) -> None:
         """Ends what runs beside the loop."""
@@ -197,11 +216,11 @@ class Attempt:
         finally:  # the other ranks wait for this one to end its saves
             self.saver.close()
 
-    def _restore(self, fork: int) -> str:
+    def _restore(self) -> str:
         """Puts back the newest checkpoint, of this run or of its trunk; says which."""
         state, origin = self.saver.restore(self.objective, self.step.optimizer), "checkpoint"
         if state is None and self.trunk:
-            checkpoint = latest_checkpoint(self.trunk, at_most=fork, check=check_progress, unusable=set_aside)
+            checkpoint = latest_checkpoint(self.trunk, at_most=self.fork, check=check_progress, unusable=set_aside)
             origin = "trunk"
             if checkpoint:
                 unpack(checkpoint.tensors, self.objective, self.step.optimizer)
@@ -211,9 +230,9 @@ class Attempt:
         self.progress = Progress.from_dict(state)
         return origin
 
-    def _leave_trunk(self, fork: int) -> None:
+    def _leave_trunk(self) -> None:
         """Leaves the present step to longer runs, where none is there. That is an economy: its failure ends no run."""
-        if not self.trunk or checkpoint_path(self.trunk, fork).exists():
+        if not self.trunk or checkpoint_path(self.trunk, self.fork).exists():
             return
         try:
             save_checkpoint(self.trunk, pack(self.objective, self.step.optimizer), self.progress.to_dict())
@@ -283,7 +302,9 @@ class Attempt:
         if self.rewind.snapshot and self.progress.step < self.config.steps:
             tensors, state = self.rewind.snapshot
         best = int(self.progress.best[1]) if self.progress.best else None
+        self.saved_at = time.perf_counter()
         self.saver.save(tensors, state, best)
+        self.record.status("running", self.progress)
 
     def _end(self, state: str, **more: Any) -> RunResult:
         """Commits how the run has ended, after all that speaks of it."""
