@@ -101,6 +101,7 @@ if __name__ == "__main__":
         "batch_size": arguments.batch_size,
         "steps": 1_000_000,
         "threads": 1,
+        "precision": "float32",
     }
     with tempfile.TemporaryDirectory() as place:
         measure(parse(values, RunConfig), Path(place), arguments.interval, arguments.pairs)

@@ -24,6 +24,7 @@ from isoflop.train.step import Step
 def coordinate_changes(config: RunConfig) -> dict[str, float]:
     """The mean |change| of each output of the stem, the blocks and the head, over the `steps` of `config`, on its first
     batch; by the name of the module in the backbone. The rate is constant from the first step on."""
+    config = config.model_copy(update={"precision": "float32"})
     source, device = open_split(config.data, "train"), torch.device("cpu")
     objective = build_objective(config, source)
     step = Step(objective, source, config, Ranks(device))

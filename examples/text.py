@@ -149,6 +149,7 @@ def trained(
             "steps": steps,
             "batch_size": batch_size,
             "seed": seed,
+            "precision": "float32",
             "optim": {"learning_rate": learning_rate, "weight_decay": 0.01},
             "schedule": {"warmup": min(50, steps // 10), "cooldown": 0.5},
         },

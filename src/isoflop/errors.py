@@ -57,5 +57,9 @@ class StudyError(IsoflopError):
     """A study that cannot be planned, run or answered."""
 
 
+class MachineNotice(UserWarning):
+    """What a run or study asks of a machine that is slow at it: a study says it once, not once a run."""
+
+
 class DataNotice(UserWarning):
     """What of a data set is not used, or was guessed: one line, said once by whatever opens it."""

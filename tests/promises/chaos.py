@@ -35,6 +35,7 @@ def run_config(**changes: Any) -> RunConfig:
         "steps": 150,
         "batch_size": 24,
         "seed": 3,
+        "precision": "float32",
         "threads": 1,
         "log_every": 7,
         "tensorboard": False,

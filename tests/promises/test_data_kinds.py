@@ -51,6 +51,7 @@ def run_config(place: Path, source: str, **data: Any) -> RunConfig:
         "model": {"name": "vit_w12d2p8", "drop_path": 0.1},
         "steps": 14,
         "batch_size": 11,
+        "precision": "float32",
         "threads": 1,
         "log_every": 3,
         "tensorboard": False,

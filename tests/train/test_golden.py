@@ -62,6 +62,7 @@ def losses(family: str) -> list[float]:
     values = {
         "model": {"name": name},
         "steps": STEPS,
+        "precision": "float32",
         "batch_size": 4 if family == "bit" else 16,
         "data": {"source": "fractals?classes=10&images=500", "augment": "crop_flip"},
         "optim": NFNET_OPTIM if family == "nfnet" else {"learning_rate": 1e-3},

@@ -58,7 +58,7 @@ def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _bfloat16(has: bool | None) -> str:
     if has is None:
         return "bfloat16 not known"
-    return "bfloat16 in hardware" if has else 'no bfloat16 in hardware: keep precision = "float32"'
+    return "bfloat16 in hardware" if has else 'no bfloat16 in hardware: precision = "auto" is float32'
 
 
 def _compiles(told: dict[str, Any]) -> str:

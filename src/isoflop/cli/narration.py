@@ -50,6 +50,7 @@ class TerminalNarrator(Narrator):
             self._tell_funds(plan, plan.funds)
         else:
             self._tell_rungs(plan)
+        self.say(f"\nPrecision: {plan.precision}.")
         total, finals = plan.ladder_seconds + plan.final_seconds, plan.final_seconds
         most = "At most about" if plan.funds else "About"
         self.say(

@@ -140,7 +140,10 @@ def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisatio
     if as_json:
         print_json(_document(told, accelerator))
         return
-    print_table((f"{config.model.name}, {config.optim.name}", f"on {devices} × {accelerator}"), _rows(told))
+    print_table(
+        (f"{config.model.name}, {config.optim.name}", f"on {devices} × {accelerator}"),
+        _rows(told, chosen=config.precision == "auto"),
+    )
     print(
         f"\nAssumed: matrix products at {100 * share:g} % of {device.matrix_flops / 1e12:,.0f} TFLOP/s, all else at "
         f"{100 * MEMORY_SHARE:g} % of {device.memory_rate / 1e9:,.0f} GB/s, links at their rate, "
@@ -161,10 +164,12 @@ def _shape(config: RunConfig) -> tuple[int, int]:
     return source.num_classes or 1, source.channels
 
 
-def _rows(told: Forecast) -> list[tuple[str, str]]:
+def _rows(told: Forecast, *, chosen: bool) -> list[tuple[str, str]]:
     memory, step, layout = told.memory, told.step, told.layout
+    by_auto = ", which auto is where it is faster: measured when the run begins" if chosen else ""
     limit = "of which it has" if told.fits else "but it has"
     rows = [
+        ("precision", f"{layout.precision}{by_auto}"),
         ("parameters", f"{told.work.parameters / 1e6:,.1f} M"),
         ("steps", f"{told.steps:,} of {layout.batch_size:,} images: {told.images:,} images"),
         ("FLOPs", f"{told.work.flops_per_image:.3g} an image, {told.flops:.3g} in all"),

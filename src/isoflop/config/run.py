@@ -391,9 +391,10 @@ class SharedConfig(Table):
     """Images a step."""
     device: Literal["auto", "cpu", "cuda"] = no_effect("auto")
     """Where it trains; `auto` takes a GPU when there is one. Not part of a run's identity, though rounding differs."""
-    precision: Literal["float32", "bfloat16", "float8"] = "float32"
-    """Of the forward pass; weights and optimizer stay in float32. `float8` is for the linear layers of the blocks, and
-    needs torchao and a GPU that computes in it."""
+    precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
+    """Of the forward pass; weights and optimizer stay in float32. `auto` is bfloat16 where the device computes in it
+    and the model trains faster with it, else float32; what it chose is stored with the run or study, which keep it.
+    `float8` is for the linear layers of the blocks, and needs torchao and a GPU that computes in it."""
     data: DataConfig = DataConfig()
     """The images."""
     objective: ObjectiveConfig = SupervisedConfig()

@@ -353,11 +353,11 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[RunConfi
 def stored_run(raw: Any, source: str = "configuration") -> RunConfig:
     """The run in the `config.json` of a run's folder; `ConfigError` lists every problem.
 
-    Where no `model.revision` is stored, it was trained before there was a second; where no `data.randaugment` is, with
-    another one than there is today, which can be read but not continued.
+    Where no `precision` is stored, it was float32. Where no `model.revision` is, it was trained before there was a
+    second; where no `data.randaugment` is, with another one than there is today, which can be read but not continued.
     """
     if isinstance(raw, dict) and isinstance(raw.get("model"), dict):
-        raw = {**raw, "model": {"revision": 1, **raw["model"]}}
+        raw = {"precision": "float32", **raw, "model": {"revision": 1, **raw["model"]}}
         data = raw.get("data")
         if isinstance(data, dict) and data.get("augment") in WITH_RANDAUGMENT:
             raw = {**raw, "data": {"randaugment": EARLIER, **data}}
@@ -367,6 +367,7 @@ def stored_run(raw: Any, source: str = "configuration") -> RunConfig:
 def stored_study(raw: Any) -> StudyConfig:
     """The study in the `config` of a `study.json`. Options that there are no longer may stand there at the default that
     they had; ConfigError lists every problem."""
+    raw = {"precision": "float32", **raw} if isinstance(raw, dict) else raw
     table = raw.get("study") if isinstance(raw, dict) else None
     if isinstance(table, dict) and table.get("give_up") == 0.0:
         raw = {**raw, "study": {name: value for name, value in table.items() if name != "give_up"}}

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from isoflop.config import Loaded, StudyConfig, plain
-from isoflop.data import batches
+from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.errors import StudyError
 from isoflop.study.adaptive import TARGET_DISTANCE, Funds, choose_budgets, funds_of, opening
 from isoflop.study.planned import Catalogue, PlannedRun
-from isoflop.study.rungs import MIN_STEPS, first_rates, first_rung, ladder_sizes, rate_grid, transfers, usual_exponent
+from isoflop.study.rungs import (
+    MIN_STEPS,
+    first_rates,
+    first_rung,
+    ladder_sizes,
+    rate_grid,
+    transfers,
+    usual_exponent,
+    usual_size,
+)
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace
-from isoflop.train import build_model, build_objective
-from isoflop.train.device import choose_device, to_device
+from isoflop.study.store import Store
+from isoflop.train import build_model
+from isoflop.train.device import choose_device, choose_precision, warn_of_slow_precision
+from isoflop.train.loop import seconds_per_image
 from isoflop.train.optim.build import TRUNK_SCHEDULES, trunk_steps
-from isoflop.train.ranks import Ranks
-from isoflop.train.step import Step
 from isoflop.transfer import Pretrained, check_transfer
 
 # What runs will cost in time: measured on this machine, not looked up.
 
 
-PROBE_STEPS = 3
 SecondsPerImage = Mapping[tuple[str, str], float]  # (family, model) → seconds an image
 
 
@@ -34,38 +42,60 @@ def measure_seconds_per_image(
     catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]
 ) -> dict[tuple[str, str], float]:
     """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
+    with _one_thread():
+        return {
+            (family, model): seconds_per_image(_timed(catalogue, family, model), catalogue.source)
+            for family, names in sizes.items()
+            for model in names
+        }
+
+
+def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
+    if not catalogue.budgets:  # not chosen yet, and no matter for a few steps
+        catalogue = catalogue.on((catalogue.config.study.target_budget,))
+    return catalogue.run(family, model, catalogue.config.study.target_budget, 1e-3).config
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return {(family, model): _probe(catalogue, family, model) for family, names in sizes.items() for model in names}
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _probe(catalogue: Catalogue, family: str, model_name: str) -> float:
-    config = catalogue.run(family, model_name, catalogue.budgets[-1], 1e-3).config
-    device = choose_device(config.device)
-    objective = to_device(build_objective(config, catalogue.source), device)
-    step = Step(objective, catalogue.source, config, Ranks(device))
-    seconds = []
-    feed = batches(
-        catalogue.source,
-        seed=0,
-        batch_size=config.batch_size,
-        start_step=0,
-        stop_step=PROBE_STEPS + 1,
-        augment=config.data.augment,
-        randaugment=config.data.randaugment,
-        interpolation=config.data.interpolation,
-        workers=0,
-    )
-    began = time.perf_counter()
-    for batch in feed:
-        step(batch, config.optim.learning_rate)
-        now = time.perf_counter()
-        seconds.append(now - began)
-        began = now
-    return min(seconds[1:]) / config.batch_size  # the first step pays for warming up
+def resolve_study_precision(catalogue: Catalogue) -> tuple[StudyConfig, str]:
+    """The catalogue's configuration with the one precision of all runs that "auto" stands for, and why.
+
+    Of each family the size that the answer may be is timed, in either precision.
+    """
+    config, device = catalogue.config, choose_device(catalogue.config.device)
+    if config.precision != "auto":
+        warn_of_slow_precision(config.precision, device)
+        return config, "as configured"
+
+    def seconds(precision: str) -> float:
+        found = 0.0
+        for family in config.families:
+            run = _timed(catalogue, family, _likely_answer(catalogue, family))
+            found += seconds_per_image(run.model_copy(update={"precision": precision}), catalogue.source)
+        return found
+
+    with _one_thread():
+        name, why = choose_precision(device, seconds)
+    return config.model_copy(update={"precision": name}), why
+
+
+def _likely_answer(catalogue: Catalogue, family: str) -> str:
+    """The preset nearest to the usual optimum at the target; of sizes that are named, the largest."""
+    config, names = catalogue.config, catalogue.presets(family)
+    sizes = config.families[family].sizes
+    if isinstance(sizes, tuple):
+        return next(name for name in reversed(names) if name in sizes)
+    usual = usual_size(config.study.target_budget)
+    return min(names, key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / usual)))
 
 
 def corrected(
@@ -139,7 +169,8 @@ class Plan:
     Attributes:
         catalogue: the models, on the rungs that were named or chosen. sizes: the presets of each family that start.
         first: the runs of the first rung. rungs: a forecast of every rung as far as it can be known.
-        seconds_per_image: measured here. funds: what a study with a limit may cost; None without one.
+        seconds_per_image: measured here. precision: of all runs, and why it is that.
+        funds: what a study with a limit may cost; None without one.
         space: the question as the adaptive planner sees it; None without a limit.
     """
 
@@ -148,6 +179,7 @@ class Plan:
     first: list[PlannedRun]
     rungs: list[RungForecast]
     seconds_per_image: Seconds
+    precision: str = ""
     funds: Funds | None = None
     space: SearchSpace | None = None
 
@@ -207,6 +239,7 @@ class Plan:
                 }
                 for run in self.first
             ],
+            "precision": self.catalogue.config.precision,
             "rungs": [asdict(rung) for rung in self.rungs],
             "ladder_core_seconds": self.ladder_seconds,
             "final_core_seconds": self.final_seconds,
@@ -230,7 +263,11 @@ def plan_study(
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
     config = plain(config)
-    catalogue = catalogue or Catalogue(config)
+    catalogue = catalogue or Catalogue(Store(config.directory).as_begun(config))
+    is_begun = config.precision == "auto" != catalogue.config.precision
+    config, why = resolve_study_precision(catalogue)
+    why = f"{config.precision}, {'as the study was begun' if is_begun else why}"
+    catalogue = catalogue.of(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
     if config.study.budgets is None:
         catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds))
@@ -240,11 +277,11 @@ def plan_study(
     first = first_rung(config, catalogue, sizes)
     _check_transfer(first[0], catalogue)
     if not config.study.limited:
-        return Plan(catalogue, sizes, first, rungs, seconds)
+        return Plan(catalogue, sizes, first, rungs, seconds, why)
     funds = funds_of(config, catalogue, seconds)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
-    return Plan(catalogue, sizes, first, rungs, seconds, funds, space)
+    return Plan(catalogue, sizes, first, rungs, seconds, why, funds, space)
 
 
 def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:

@@ -80,6 +80,12 @@ class Catalogue:
         other.budgets = budgets
         return other
 
+    def of(self, config: StudyConfig) -> Catalogue:
+        """The same models for a configuration that differs in nothing that they cost."""
+        other = copy.copy(self)
+        other.config = config
+        return other
+
     def presets(self, family: str) -> tuple[str, ...]:
         """The family's ladder and the sizes named for it, small to large.
 

@@ -224,12 +224,13 @@ def run_study(
     """
     config = plain(config)
     store = Store(config.directory, config.target.protocol(config.transfer))
+    begun = store.as_begun(config)
     with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
-        catalogue = Catalogue(config, store.begun_at(config))
+        catalogue = Catalogue(begun, store.begun_at(begun))
         # What cannot be planned is refused before anything is written.
         plan = plan_study(config, catalogue, store.prices())
         with sole_writer(config.directory, StudyError):
-            store.claim(config, catalogue.source.fingerprint)
+            store.claim(plan.catalogue.config, catalogue.source.fingerprint)
             store.write_prices(plan.seconds_per_image)
             return _Study(plan, store, narrator or Narrator(), team, command, stop).run()
 

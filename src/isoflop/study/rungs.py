@@ -110,15 +110,20 @@ def _around_the_optimum(
 ) -> tuple[str, ...]:
     """`count` neighbours on the ladder whose middle is closest to the usual optimum of the middle budget.
 
-    As a start, before anything has been measured: the best size costs about 8·√budget FLOPs an image (fitted to small
-    ViTs and PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12).
+    As a start, before anything has been measured.
     """
     budgets = catalogue.budgets
-    usual = 8.0 * math.sqrt(math.exp(sum(map(math.log, budgets)) / len(budgets)))
+    usual = usual_size(math.exp(sum(map(math.log, budgets)) / len(budgets)))
     distance = [abs(math.log(catalogue.flops_per_image(family, name) / usual)) for name in ladder]
     middle = distance.index(min(distance))
     first = max(0, min(middle - count // 2, len(ladder) - count))
     return ladder[first : first + count]
+
+
+def usual_size(budget: float) -> float:
+    """FLOPs an image of the best size at `budget` training FLOPs, roughly: 8·√budget, fitted to small ViTs and
+    PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12."""
+    return 8.0 * math.sqrt(budget)
 
 
 def _refuse_mixtures(family: str, names: tuple[str, ...]) -> None:

@@ -41,6 +41,16 @@ class Store:
             return ""
         return str(found.get("begun_at") or found["config"]["data"]["source"])
 
+    def as_begun(self, config: StudyConfig) -> StudyConfig:
+        """`config` with the precision in which the study in the directory was begun, where it leaves it open."""
+        if config.precision != "auto" or not (self.directory / "study.json").exists():
+            return config
+        try:
+            precision = read_whole(self.directory, "study.json")["config"].get("precision", "float32")
+        except (StudyError, KeyError, AttributeError):  # damaged, as `claim` will say
+            return config
+        return config.model_copy(update={"precision": precision}) if precision in ("float32", "bfloat16") else config
+
     def claim(self, config: StudyConfig, fingerprint: str) -> None:
         """Makes the directory that of `config` on data of that `fingerprint`, or checks that it is; StudyError when it
         is another study's. Data that have moved are the same."""

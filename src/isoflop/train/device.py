@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -23,21 +25,65 @@ from torch import Tensor, nn
 
 from isoflop.data import Source
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
-from isoflop.errors import ConfigError, did_you_mean
+from isoflop.errors import ConfigError, MachineNotice, did_you_mean
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The type of matrix products: "float32", or "bfloat16" by autocast (parameters stay float32)."""
+    """The type of matrix products: "float32", or "bfloat16" by autocast (parameters stay float32).
+
+    ConfigError for "auto", which is resolved before a run has an identity.
+    """
 
     name: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.name == "auto":
+            raise ConfigError('precision = "auto" is for runs and studies, which choose: give "float32" or "bfloat16"')
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.name == "float32":
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+FASTER = 1.1  # times: what bfloat16 must gain in a step to be chosen, so that noise does not choose
+
+
+def choose_precision(device: torch.device, seconds: Callable[[str], float]) -> tuple[str, str]:
+    """The faster precision on `device`, and why: bfloat16 where it computes in it and the `seconds` of the same work in
+    either precision say that it pays, else float32."""
+    if not has_bfloat16(device):
+        return "float32", f"this {_kind(device)} does not compute in bfloat16"
+    gain = seconds("float32") / seconds("bfloat16")
+    return "bfloat16" if gain >= FASTER else "float32", f"a step in bfloat16 is {gain:.2g} times as fast as in float32"
+
+
+def warn_of_slow_precision(name: str, device: torch.device) -> None:
+    """Warns where `name` is bfloat16 and `device` does not compute in it: what that costs."""
+    if name != "bfloat16" or has_bfloat16(device):
+        return
+    cost = matrix_rate_of(device, "float32", rounds=1) / matrix_rate_of(device, "bfloat16", rounds=1)
+    told = f"matrix products take {cost:.2g} times as long as in float32" if cost > 1 else "nothing is gained by it"
+    warnings.warn(
+        f"precision = bfloat16, but this {_kind(device)} does not compute in it: {told}; precision=auto takes the "
+        "faster of the two",
+        MachineNotice,
+        stacklevel=2,
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bfloat16; without them it works, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(_cpu()["bfloat16"])
+
+
+def _kind(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else "processor"
 
 
 def choose_device(name: str) -> torch.device:
@@ -140,14 +186,19 @@ def matrix_rate(device: torch.device) -> tuple[float, float]:
     known = identify(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if known:
         return known.matrix_flops, known.watts
-    return measured_matrix_rate(device.type, torch.get_num_threads()), CPU_WATTS
+    return matrix_rate_of(device, "bfloat16" if device.type == "cuda" else "float32"), CPU_WATTS
 
 
-@functools.lru_cache(maxsize=8)
-def measured_matrix_rate(device_type: str, threads: int, size: int = 512, rounds: int = 3) -> float:
-    """FLOPs a second of the best of a few products of two square matrices: some 20 ms on a CPU core."""
-    kind, side = (torch.bfloat16, 8192) if device_type == "cuda" else (torch.float32, size)
-    a = torch.ones(side, side, dtype=kind, device=device_type)
+def matrix_rate_of(device: torch.device, precision: str, rounds: int = 3) -> float:
+    """FLOPs a second of products of two square matrices in `precision`, measured once in a process: the best of
+    `rounds`, some 20 ms on a CPU core."""
+    return _matrix_rate(device.type, precision, torch.get_num_threads(), rounds)
+
+
+@functools.lru_cache(maxsize=32)
+def _matrix_rate(device_type: str, precision: str, threads: int, rounds: int) -> float:
+    side = 8192 if device_type == "cuda" else 512
+    a = torch.ones(side, side, dtype=getattr(torch, precision), device=device_type)
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -223,7 +274,6 @@ def _memory_bytes() -> int | None:
 
 
 def _cpu() -> dict[str, Any]:
-    """`bfloat16` is whether the instructions are there; without them it works, slower than float32."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

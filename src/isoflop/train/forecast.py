@@ -102,8 +102,9 @@ def forecast(
     if devices > config.batch_size:
         raise ConfigError(f"{devices} devices are more than the {config.batch_size} images of a step (`batch_size`)")
     work = workload(config, classes, channels)
+    precision = "bfloat16" if config.precision == "auto" else config.precision  # which all in the table compute in
     layout = DeviceLayout(
-        devices, config.batch_size, config.parallel.sharding, config.parallel.device_batch_size, config.precision
+        devices, config.batch_size, config.parallel.sharding, config.parallel.device_batch_size, precision
     )
     return Forecast(
         work,

@@ -144,21 +144,45 @@ def _hash_of(config: dict[str, Any]) -> str:
 
 def run_directory(parent: Path, name: str, config: RunConfig) -> Path:
     """The folder in `parent` for the run of `config`: `NAME-HASH`, or that of the same run which was begun when its
-    data lay elsewhere."""
+    data lay elsewhere, or in the precision that `auto` stands for."""
     own = parent / f"{name}-{config_hash(config)}"
-    if own.exists():
-        return own
+    runs = _with_precision(config)
+    for path in (own, *(parent / f"{name}-{config_hash(run)}" for run in runs)):
+        if path.exists():
+            return path
+    wanted = {config_hash(run, places=False) for run in runs}
     same = []
     for path in sorted(parent.glob(f"{glob.escape(name)}-*/identity.json")):
         with suppress(CheckpointError):  # damaged, or of something else
             found = read_identity(path.parent)
             without_places = found and (found.config or _hash_of(read_json(path.parent / "config.json")))
-            if without_places == config_hash(config, places=False):
+            if without_places in wanted:
                 same.append((path.parent, found))
     if not same:
         return own
-    identity = identity_of(config, open_split(config.data, "train"))
-    return next((path for path, found in same if found and is_fingerprint_of(found.data, identity.data)), own)
+    fingerprint = open_split(config.data, "train").fingerprint
+    return next((path for path, found in same if found and is_fingerprint_of(found.data, fingerprint)), own)
+
+
+def begun_precision(config: RunConfig, directory: Path) -> str | None:
+    """The precision of the run in `directory`, where it is the run of `config` in any precision that "auto" may be."""
+    try:
+        found = read_identity(directory)
+    except CheckpointError:  # damaged: whether it can be put right is for `claim_run` to say
+        found = None
+    for run in _with_precision(config):
+        if found and (found.run == config_hash(run) or found.config == config_hash(run, places=False)):
+            return run.precision
+    if not (directory / "config.json").is_file():
+        return None
+    stored = read_json(directory / "config.json").get("precision", "float32")  # of an earlier version, or of another
+    return stored if stored in ("float32", "bfloat16") else None
+
+
+def _with_precision(config: RunConfig) -> list[RunConfig]:
+    """`config` in every precision that it may mean."""
+    names = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
+    return [config.model_copy(update={"precision": name}) for name in names]
 
 
 def environment() -> dict[str, Any]:

@@ -8,6 +8,7 @@ last whole checkpoint and ends with the bits that an undisturbed run would have 
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from isoflop.config import (
     plain,
     stored_run,
 )
-from isoflop.data import Source, check_augmentation, open_split
+from isoflop.data import Source, batches, check_augmentation, open_split
 from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_tensors
@@ -37,13 +38,14 @@ from isoflop.runs.directory import WEIGHTS, RunIdentity, Status, published, read
 from isoflop.runs.files import read_json, remove_partial_files
 from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
-from isoflop.train.device import choose_device
-from isoflop.train.identity import Shape, check_classes, claim_run, learnt_classes
+from isoflop.train.device import FASTER, choose_device, choose_precision, to_device, warn_of_slow_precision
+from isoflop.train.identity import Shape, begun_precision, check_classes, claim_run, learnt_classes
 from isoflop.train.layout import build_and_arrange
 from isoflop.train.optim import freeze
-from isoflop.train.ranks import check_parts, joined
+from isoflop.train.ranks import Ranks, check_parts, joined
 from isoflop.train.record import OnRow
 from isoflop.train.start import replace_head, start_from
+from isoflop.train.step import Step
 
 
 def build_model(config: RunConfig, source: Shape) -> Backbone:
@@ -98,6 +100,8 @@ def train(
     source, heldout = data or (open_split(config.data, "train"), open_split(config.data, "heldout"))
     with joined(device) as ranks, ExitStack() as held:
         check_parts(config.batch_size, ranks)
+        asked = config
+        config = ranks.first_does(lambda: resolve_precision(asked, source, directory, ranks.world)[0])
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
         identity, finished, heals = ranks.first_does(lambda: _claim(config, directory, source, held))
         if finished:
@@ -129,6 +133,74 @@ def train(
             raise
         except (OSError, SafetensorError) as error:
             raise _named(error, directory) from error
+
+
+# In which precision a run trains that leaves it open.
+
+
+TIMED_STEPS = 3
+
+
+def seconds_per_image(config: RunConfig, source: Source) -> float:
+    """Seconds of training on an image, from a few steps on this machine: of processor time on a CPU, which other work
+    on the machine does not lengthen."""
+    device = choose_device(config.device)
+    objective = to_device(build_objective(config, source), device)
+    step = Step(objective, source, config, Ranks(device))
+    seconds = []
+    feed = batches(
+        source,
+        seed=0,
+        batch_size=config.batch_size,
+        start_step=0,
+        stop_step=TIMED_STEPS + 1,
+        augment=config.data.augment,
+        randaugment=config.data.randaugment,
+        interpolation=config.data.interpolation,
+        workers=0,
+    )
+    began = _now(device)
+    for batch in feed:
+        step(batch, config.optim.learning_rate)
+        now = _now(device)
+        seconds.append(now - began)
+        began = now
+    return min(seconds[1:]) / config.batch_size  # the first step pays for warming up
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
+
+
+def resolve_precision(
+    config: RunConfig, source: Source, directory: Path | None = None, parts: int = 1
+) -> tuple[RunConfig, str]:
+    """`config` with the precision that "auto" stands for, and why.
+
+    It is that of the run that was begun in `directory`, if one was; else what trains faster on this machine. One of
+    `parts` of a batch is timed, of 64 images at most; weights that are sharded are not timed, but in bfloat16 where the
+    device has it.
+    """
+    device = choose_device(config.device)
+    known, why = config.precision, "as configured"
+    if directory and known == "auto" and (begun := begun_precision(config, directory)):
+        known, why = begun, "as the run was begun"
+    if known != "auto":
+        warn_of_slow_precision(known, device)
+        return config.model_copy(update={"precision": known}), why
+    at_a_time = min(config.batch_size // parts, config.parallel.device_batch_size or 64, 64)
+    timed = {"batch_size": max(at_a_time, 2), "parallel": type(config.parallel)()}
+
+    def seconds(precision: str) -> float:
+        if config.parallel.sharding != "none":
+            return 1.0 if precision == "float32" else 1 / FASTER
+        return seconds_per_image(config.model_copy(update={**timed, "precision": precision}), source)
+
+    name, why = choose_precision(device, seconds)
+    return config.model_copy(update={"precision": name}), why
 
 
 def _named(error: OSError | SafetensorError, directory: Path) -> IsoflopError:

@@ -284,6 +284,7 @@ def run_config(
         "model": {"name": pretrained.preset, **pretrained.options, **(model if takes_drop_path else {})},
         "start": {"weights": str(weights)},
         "seed": seed,
+        "precision": "float32",  # scores are compared between machines
         "data": {"source": task.name, "image_size": backbone.image_size[0], "seed": seed, "heldout": 1},
         "tensorboard": False,
         "log_every": 50,

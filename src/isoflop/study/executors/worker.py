@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import TransferConfig
-from isoflop.errors import CheckpointError, DataNotice
+from isoflop.errors import CheckpointError, DataNotice, MachineNotice
 from isoflop.runs.files import read_json, write_json
 from isoflop.train.guards import asked_to_stop
 
@@ -89,9 +89,11 @@ def _wait_until_free(directory: Path, patience: float) -> None:
 
 @contextmanager
 def warnings_sent(send: Send) -> Iterator[None]:
-    """Meanwhile, warnings are messages. What a data set leaves out, the study has said when it was planned."""
+    """Meanwhile, warnings are messages. What a data set leaves out and what the machine is slow at, the study has said
+    when it was planned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNotice)
+        warnings.simplefilter("ignore", MachineNotice)
         warnings.showwarning = lambda message, *_rest, **_more: send({"event": "warning", "message": str(message)})
         yield
 

@@ -106,6 +106,7 @@ def run_config(pretrained: Pretrained, config: DenseTransferConfig, weights: Pat
         "model": {"name": pretrained.preset, **pretrained.options},
         "start": {"weights": str(weights)},
         "seed": seed,
+        "precision": "float32",  # scores are compared between machines
         "objective": objective,
         "data": {
             "source": config.dataset,
