@@ -144,9 +144,7 @@ class Attempt:
             self.waited += feed.seconds_waiting
         if progress.step < config.steps:
             return self._preempted()
-        if not self.row.get(
-            "heldout_loss"
-        ):  # resumed after the last step: the journal has the row
+        if not self.row.get("heldout_loss"):  # resumed after the last step: the journal has the row
             self.row = self.row | self._evaluate()
         return self._finish(self.row)
 

@@ -185,7 +185,8 @@ def resolve_precision(
     device has it.
     """
     device = choose_device(config.device)
-    known, why = config.precision, "as configured"
+    known: str = config.precision
+    why = "as configured"
     if directory and known == "auto" and (begun := begun_precision(config, directory)):
         known, why = begun, "as the run was begun"
     if known != "auto":
