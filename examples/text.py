@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sysconfig
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop import create_model
 from isoflop.config import RunConfig, parse
-from isoflop.data import batches
-from isoflop.data.order import GlobalOrder, Order
+from isoflop.data import Source, batches
 from isoflop.objectives import Supervised
 from isoflop.train import rate_factor
 from isoflop.train.device import Precision
@@ -77,34 +75,18 @@ def text_model(mixer: str, *, num_classes: int, width: int = 32, depth: int = 2,
     return model
 
 
-@dataclass
-class Texts:
+class Texts(Source):
     """Pieces of text as a source: bytes (N, LENGTH) and labels (N,). Its mean and deviation leave bytes as they are."""
 
-    pieces: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    uri: str = "texts"
-    has_several_labels: bool = False
-    channels: int = 1
-    image_size: int = LENGTH
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1 / 255,)
-    fingerprint: str = ""
-    unique_images: int | None = field(init=False)
-    order: Order = field(init=False)
-    num_classes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.unique_images, self.num_classes = len(self), len(self.class_names)
-        self.order = GlobalOrder(len(self))
-
-    def __len__(self) -> int:
-        return len(self.pieces)
+    def __init__(self, pieces: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]) -> None:
+        moments = (0.0,), (1 / 255,)
+        shape: Any = {"image_size": LENGTH, "channels": 1}
+        super().__init__("texts", len(pieces), fingerprint="", class_names=class_names, moments=moments, **shape)
+        self.pieces, self.classes = pieces, labels
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(self.pieces[indices]).view(len(indices), 1, 1, LENGTH)
-        return rows, torch.from_numpy(self.labels[indices])
+        return rows, torch.from_numpy(self.classes[indices])
 
 
 def bundled(root: Path) -> tuple[Texts, Texts]:
@@ -206,7 +188,7 @@ def byte_counts_accuracy(texts: tuple[Texts, Texts]) -> float:
     """Held-out accuracy of logistic regression on how often each byte occurs: what can be told without any order."""
     counts = [np.stack([np.bincount(piece, minlength=TOKENS) for piece in part.pieces]) for part in texts]
     linear = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000))
-    return float(linear.fit(counts[0], texts[0].labels).score(counts[1], texts[1].labels))
+    return float(linear.fit(counts[0], texts[0].classes).score(counts[1], texts[1].classes))
 
 
 def main() -> None:

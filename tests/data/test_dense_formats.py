@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from isoflop.cli import main
 from isoflop.data import batches, open_source
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords
+from isoflop.data.dense.canvas import JITTERS
 from isoflop.data.dense.coco import mask_of, run_lengths
 from isoflop.data.dense.scenes import write_scenes
 from isoflop.data.records import Note
@@ -287,7 +288,7 @@ def test_a_damaged_picture_is_replaced_and_counted(tmp_path: Path) -> None:
     (folder / "images" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     source = open_source(f"coco:{folder}", split="train", image_size=32)
     assert isinstance(source, DenseSource)
-    images, _, damages = source.read_augmented(np.array([0, 1]), "none", np.zeros((2, 64)))
+    images, _, damages = source.read_views(np.array([0, 1]), JITTERS["none"], np.zeros((2, 64)))
     assert (images[0] == images[1]).all()
     assert [damage.name for damage in damages] == [str(folder / "images" / "7.png")]
     with pytest.raises(DataError, match=r"1 of 2 images are damaged, .*7\.png"):

@@ -50,7 +50,7 @@ def test_pieces_of_files_are_held_out_by_their_place_and_languages_are_balanced(
     contents = {"sklearn/a.py": bytes(range(128)) * 5, "torchgen/packaged/b.yaml": b"x" * 64 * 100}
     train, heldout = text.bundled(packages(tmp_path, contents))
     assert (len(train), len(heldout), train.class_names) == (16, 4, ("Python", "YAML"))
-    assert np.bincount(train.labels).tolist() == [8, 8]
+    assert np.bincount(train.classes).tolist() == [8, 8]
     assert train.read(train.order.locate(torch.arange(3).numpy(), 0)[1])[0].shape == (3, 1, 1, 64)
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from isoflop.config import TransferConfig
 from isoflop.data import Subset, open_source
-from isoflop.data.subset import stretched
 from isoflop.errors import CheckpointError, ConfigError, DataError, DataNotice
 from isoflop.models import create_model
 from isoflop.train import train
@@ -271,13 +270,13 @@ def test_ridge_sees_pictures_squeezed_to_squares_and_the_others_their_centre(tmp
         Image.fromarray(wide).save(tmp_path / part / "a" / "0.png")
     source = open_source(f"folder:{tmp_path}?decode=each", split="test", image_size=32)
     centre, _ = source.read(np.array([0]))
-    squeezed, _ = stretched(Subset(source)).read(np.array([0]))
+    squeezed, _ = Subset(source).stretched().read(np.array([0]))
     assert centre.max() < 64
     assert bool((squeezed[0, :, :, :7] == 255).all())
     assert not bool(squeezed[0, :, :, 9:].any())
-    assert stretched(source).fingerprint != source.fingerprint
+    assert source.stretched().fingerprint != source.fingerprint
     arrays = open_source(f"folder:{tmp_path}?decode=once", split="test", image_size=32)
-    assert stretched(arrays) is arrays
+    assert arrays.stretched() is arrays
 
 
 def test_a_class_without_a_test_image_is_said_and_the_others_are_judged(run: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def inspect(
     import numpy as np
     import torch
 
-    from isoflop.data import Subset, open_source, open_split
+    from isoflop.data import open_source, open_split
     from isoflop.errors import CheckpointError
     from isoflop.report.inspection.model import inspect_model
     from isoflop.train.device import normalize
@@ -188,7 +188,7 @@ def inspect(
         opened = open_backbone(checkpoint if is_named else existing(path), random_weights=random)
         model = opened.model
         heldout = open_source(data, split="heldout", image_size=model.image_size[0], channels=model.in_channels)
-        heldout = Subset(heldout, moments=opened.moments) if opened.moments else heldout
+        heldout = heldout.normalized_by(opened.moments)
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     kind = "inspect-random" if random else "inspect"
     folder = output or (path / kind if path.is_dir() else Path(kind) / Path(checkpoint.replace(":", "-")).name)

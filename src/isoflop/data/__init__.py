@@ -6,8 +6,7 @@ from isoflop.data.loader import Batch, Feed, batches, check_augmentation
 from isoflop.data.opening import open_source, open_split
 from isoflop.data.order import derive_key, locate, uniforms
 from isoflop.data.records import Damage, Quarantine
-from isoflop.data.source import Source, Split
-from isoflop.data.subset import Subset, labels_of
+from isoflop.data.source import Source, Split, Subset
 from isoflop.data.transforms import AUGMENTATIONS, mix, soft_targets
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "convert",
     "derive_key",
     "index_shards",
-    "labels_of",
     "locate",
     "mix",
     "open_source",

@@ -25,14 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from isoflop.config import DataConfig
 from isoflop.config.run import EARLIER
-from isoflop.data.dense import DenseSource
-from isoflop.data.dense.canvas import find_jitter
 from isoflop.data.records import Damage, Quarantine
 from isoflop.data.source import Source
-from isoflop.data.sources.arrays import ArraySource, ImageSource
-from isoflop.data.sources.mixture import Mixture
-from isoflop.data.subset import Subset
-from isoflop.data.transforms import augment_batch, draw_uniforms, find_augmentation
+from isoflop.data.transforms import draw_uniforms
 from isoflop.errors import DataError
 
 
@@ -56,10 +51,8 @@ class Batch(NamedTuple):
 
 def check_augmentation(source: Source, data: DataConfig) -> None:
     """Returns if the images of `source` can be augmented as `data` says; DataError, before anything is written."""
-    if isinstance(source, DenseSource):
-        find_jitter(data.augment)
-    elif data.randaugment != EARLIER:  # a finished run of that time may be opened
-        find_augmentation(data.augment, data.randaugment, data.interpolation)
+    randaugment = None if data.randaugment == EARLIER else data.randaugment  # a finished run of that time may be opened
+    source.find_augmentation(data.augment, randaugment, data.interpolation)
 
 
 class _Failure(NamedTuple):
@@ -88,11 +81,7 @@ class _Batches(Dataset[Batch | _Failure]):
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not one of {world} ranks")
         self._source, self._seed, self._batch_size = source, seed, batch_size
-        self._augment, self._is_plain = augment, augment == "none"
-        if isinstance(source, DenseSource):
-            find_jitter(augment)
-        else:
-            self._augmentation = find_augmentation(augment, randaugment, interpolation)
+        self._augmentation = source.find_augmentation(augment, randaugment, interpolation)
         self._start, self._stop = rank_part(batch_size, rank, world)
 
     @property
@@ -110,17 +99,8 @@ class _Batches(Dataset[Batch | _Failure]):
 
     def _make(self, step: int) -> Batch:
         epochs, indices = self._locate(step)
-        damages: tuple[Damage, ...] = ()
-        if isinstance(self._source, DenseSource):
-            u = draw_uniforms(self._seed, epochs, indices)
-            images, labels, damages = self._source.read_augmented(indices, self._augment, u)
-        elif isinstance(self._source, ImageSource | Mixture | Subset):
-            u = draw_uniforms(self._seed, epochs, indices)
-            images, labels, damages = self._source.read_views(indices, self._augmentation, u)
-        else:
-            images, labels = self._source.read(indices)
-            if not self._is_plain:
-                images = augment_batch(self._augmentation, images, draw_uniforms(self._seed, epochs, indices))
+        u = draw_uniforms(self._seed, epochs, indices)
+        images, labels, damages = self._source.read_views(indices, self._augmentation, u)
         return Batch(step, epochs, indices, images, labels, self._start, damages)
 
     def _locate(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -190,8 +170,7 @@ def batches(
     steps = range(start_step, stop_step)
     made = map(dataset.__getitem__, steps) if workers == 0 else _in_workers(dataset, steps, workers)
     quarantine = Quarantine(len(source)) if quarantine is None else quarantine
-    if isinstance(source, ArraySource | Mixture):
-        quarantine.add(source.damages)  # found when the images were decoded
+    quarantine.add(source.damages)
     return _checked(made, quarantine if world == 1 else None)
 
 

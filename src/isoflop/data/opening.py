@@ -190,7 +190,7 @@ def open_source(
     images, damages = decoded_images(records, image_size, channels or 3)
     train = records if split != "test" else open_records(uri, "train")
     train_images, _ = decoded_images(train, image_size, channels or 3)
-    array = ArraySource(
+    return ArraySource(
         images,
         records.labels,
         uri=uri,
@@ -199,9 +199,8 @@ def open_source(
         rows=np.arange(len(records)) if subset is None else subset.all(),
         statistics=array_statistics(train_images),
         damages=damages,
+        order=order,
     )
-    array.order = order
-    return array
 
 
 def _open_dense(uri: str, split: Split, image_size: int, heldout: int, seed: int) -> DenseSource:

@@ -42,6 +42,8 @@ class Augmentation:
     flip: bool = False
     policy: Policy | None = None
     """of RandAugment"""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """of pictures with boxes or maps (`dense/canvas.py`): multiples of the one at which the picture fits"""
     interpolation: str = "bilinear"
     """"bilinear", "bicubic", or "random": either, for each picture"""
     jitter: float = 0.0

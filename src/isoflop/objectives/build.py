@@ -19,7 +19,6 @@ from isoflop.config import (
     canonical_json,
 )
 from isoflop.data import Source
-from isoflop.data.dense import DenseSource
 from isoflop.errors import DataError, ModelError
 from isoflop.models import Backbone, Cost, cost, create_model
 from isoflop.models.saved import Moments
@@ -158,7 +157,7 @@ _WHERE = {"detect": "coco:FOLDER or scenes?", "segment": "ade20k:FOLDER or scene
 def check_fit(config: ObjectiveConfig, source: Source, *, mixes: bool) -> None:
     """Raises DataError where the truth of `source` is not what `config` learns from, or Mixup (`mixes`) is asked for
     where nothing can be mixed."""
-    has = source.records.task if isinstance(source, DenseSource) else None
+    has = source.task
     if isinstance(config, DetectConfig | SegmentConfig):
         if has != config.name:
             told = _WHAT[has] if has else "classes alone"
@@ -168,11 +167,7 @@ def check_fit(config: ObjectiveConfig, source: Source, *, mixes: bool) -> None:
             )
         if mixes:
             raise DataError(f"{source.uri}: Mixup and CutMix mix classes, not {_WHAT[config.name]}")
-        if isinstance(config, DetectConfig) and config.head == "mask_rcnn" and not _has_masks(source):
+        if isinstance(config, DetectConfig) and config.head == "mask_rcnn" and not source.has_masks:
             raise DataError(f"{source.uri}: Mask R-CNN learns from masks: ask for them (`masks=1`), or use RetinaNet")
     elif has and not isinstance(config, MaskedConfig):
         raise DataError(f"{source.uri}: these pictures have {_WHAT[has]}, not a class each: set `objective` to {has}")
-
-
-def _has_masks(source: Source) -> bool:
-    return isinstance(source, DenseSource) and source.records.has_masks

@@ -23,8 +23,6 @@ import torch
 from torch import Tensor
 
 from isoflop.config import Protocol, TransferConfig, canonical_json
-from isoflop.data import labels_of
-from isoflop.data.subset import stretched
 from isoflop.errors import CheckpointError, DataNotice
 from isoflop.escapes import markdown_text, printable
 from isoflop.runs.files import write_json
@@ -144,7 +142,7 @@ class _Judge:
         self, pretrained: Pretrained, task: TransferTask, config: TransferConfig, folder: Path, tell: Tell
     ) -> None:
         self.pretrained, self.task, self.config, self.folder, self.tell = pretrained, task, config, folder, tell
-        self.test_labels = labels_of(task.test)
+        self.test_labels = task.test.labels()
         self._features: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def outcome(self, unit: WorkItem, number: int, count: int) -> dict[str, Any]:
@@ -186,8 +184,9 @@ class _Judge:
 
     def _frozen(self, protocol: str) -> tuple[Tensor, Tensor]:
         """Features of the training and the test images, as the protocol shows them."""
-        show = stretched if protocol == "ridge" else lambda source: source
-        sources = show(self.task.train), show(self.task.test)
+        sources = self.task.train, self.task.test
+        if protocol == "ridge":
+            sources = sources[0].stretched(), sources[1].stretched()
         key = sources[0].fingerprint, sources[1].fingerprint
         if key not in self._features:
             train, test = (

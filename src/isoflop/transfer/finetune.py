@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoflop.config import RunConfig, parse
-from isoflop.data import Source, Subset
+from isoflop.data import Source
 from isoflop.errors import ConfigError
 from isoflop.models import Backbone
 from isoflop.models.layers import SINCOS
@@ -245,7 +245,7 @@ def finetune(
         own = merged(recipe.run, {"optim": {"learning_rate": rate}} if rate else {})
         tables = merged(own, changes or {})
         config = run_config(pretrained, task, tables, recipe.model, weights, seed=seed, last_blocks=last_blocks)
-        result = train(config, place, data=(Subset(task.train, part), watched), on_row=on_row)
+        result = train(config, place, data=(task.train.subset(part), watched), on_row=on_row)
         done = result.state == "done"
         if done:
             scores = predict(_trained(config, task.train, place), task.test, config)
@@ -259,7 +259,7 @@ def finetune(
     mixed, held = np.random.default_rng(seed).permutation(len(chosen)), max(1, int(recipe.held_out * len(chosen)))
     if held == len(chosen):
         raise ConfigError("fine-tuning cannot choose a learning rate on a single image: set run.optim.learning_rate")
-    heldout = Subset(task.train, chosen[mixed[:held]])
+    heldout = task.train.subset(chosen[mixed[:held]])
     tried = [trained(chosen[mixed[held:]], heldout, rate, folder / f"rate-{rate:g}") for rate in rates]
     _, best = max(tried, key=lambda pair: pair[0])
     if recipe.retrain:
@@ -330,7 +330,7 @@ def predict(model: Backbone, source: Source, config: RunConfig) -> Tensor:
 
 
 def _watched(test: Source) -> Source:
-    return Subset(test, np.linspace(0, len(test) - 1, min(len(test), MOST_WATCHED)).astype(np.int64))
+    return test.subset(np.linspace(0, len(test) - 1, min(len(test), MOST_WATCHED)).astype(np.int64))
 
 
 def _trained(config: RunConfig, source: Source, directory: Path) -> Backbone:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from isoflop.config.load import nearest_path
-from isoflop.data import labels_of
 from isoflop.data.decode import DamagedImage
 from isoflop.data.records import Damage, Labels, are_numbers, read_image_file, renumbered, why
 from isoflop.data.sources.folder import images_below
@@ -143,7 +142,7 @@ def own_head(pretrained: Pretrained, dataset: str, name: str | None = None) -> d
     Raises DataError for a class that the classifier does not know, and without names for another number of them.
     """
     source, model = open_part(dataset, "test", pretrained), pretrained.model
-    labels, learnt = labels_of(source), pretrained.class_names
+    labels, learnt = source.labels(), pretrained.class_names
     if learnt and not are_numbers(learnt) and source.class_names and not are_numbers(source.class_names):
         own: Labels = labels.numpy() if labels.ndim == 1 else labels.numpy().astype(np.uint8)
         known = f"of the classifier of {pretrained.name}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data import Source, Split, Subset, labels_of, open_source
+from isoflop.data import Source, Split, open_source
 from isoflop.data.records import are_numbers
 from isoflop.errors import DataError, DataNotice
 from isoflop.escapes import printable
@@ -38,7 +38,7 @@ def open_task(dataset: str, pretrained: Pretrained) -> TransferTask:
     train, test = (open_part(dataset, part, pretrained) for part in _PARTS)
     if train.unique_images is None:
         raise DataError(f"{dataset}: generated without end; say how many to train on (`images=10000`)")
-    labels, test_labels = labels_of(train), labels_of(test)
+    labels, test_labels = train.labels(), test.labels()
     for part, found in (("training", labels), ("test", test_labels)):
         if train.num_classes == 0 or (found.ndim == 1 and bool((found < 0).any())):
             raise DataError(f"{dataset}: its {part} images have no labels, and a transfer task needs them")
@@ -72,7 +72,7 @@ def open_part(dataset: str, part: Split, pretrained: Pretrained) -> Source:
             f"{dataset}: its images have {source.channels} channels, "
             f"{pretrained.preset} was trained on {model.in_channels}"
         )
-    return Subset(source, moments=pretrained.moments) if pretrained.moments else source
+    return source.normalized_by(pretrained.moments)
 
 
 def draw_shots(labels: Tensor, num_classes: int, shots: int, seed: int) -> Indices:

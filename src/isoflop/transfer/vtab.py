@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from isoflop.config import TransferConfig
-from isoflop.data import Subset, derive_key
+from isoflop.data import derive_key
 from isoflop.errors import ConfigError, DataError
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.evaluate import Tell, judge
@@ -113,7 +113,7 @@ def thousand(task: TransferTask, spec: VtabTask) -> TransferTask:
         return task
     generator = np.random.default_rng(derive_key("vtab-1k", spec.name))
     chosen = np.sort(generator.permutation(len(task.train))[:TRAINING_IMAGES]).astype(np.int64)
-    return replace(task, train=Subset(task.train, chosen), labels=task.labels[torch.from_numpy(chosen)])
+    return replace(task, train=task.train.subset(chosen), labels=task.labels[torch.from_numpy(chosen)])
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,32 +16,26 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from isoflop.data.decode import DamagedImage, decode_numbers, decode_whole, read_header
-from isoflop.data.dense.objects import IGNORED, Objects, Task
+from isoflop.data.dense.objects import IGNORED, Objects
 from isoflop.data.records import Encoded, read_image_file, read_surely, why
+from isoflop.data.source import Task
+from isoflop.data.transforms import Augmentation
 from isoflop.errors import DataError
 
 _SMALLEST_SHARE = 1e-3  # of an object's box that must stay on the canvas for it to count
 
 
-@dataclass(frozen=True)
-class Jitter:
-    """Scales as a multiple of the one at which the picture fits, and whether it may be turned over."""
-
-    low: float = 1.0
-    high: float = 1.0
-    flip: bool = True
-
-
-JITTERS: dict[str, Jitter] = {
-    "none": Jitter(flip=False),
-    "flip": Jitter(),
-    "multi_scale": Jitter(0.6, 1.0),  # shorter sides of 480 … 800 px, as in the multi-scale schedules of COCO
-    "scale_crop": Jitter(0.5, 2.0),  # of ADE20K's recipes
-    "large_scale_jitter": Jitter(0.1, 2.0),  # Ghiasi et al., arXiv 2012.07177
+JITTERS: dict[str, Augmentation] = {
+    "none": Augmentation(),
+    "flip": Augmentation(flip=True),
+    # shorter sides of 480 … 800 px, as in the multi-scale schedules of COCO
+    "multi_scale": Augmentation(scales=(0.6, 1.0), flip=True),
+    "scale_crop": Augmentation(scales=(0.5, 2.0), flip=True),  # of ADE20K's recipes
+    "large_scale_jitter": Augmentation(scales=(0.1, 2.0), flip=True),  # Ghiasi et al., arXiv 2012.07177
 }
 
 
-def find_jitter(name: str) -> Jitter:
+def find_jitter(name: str) -> Augmentation:
     """The row of `JITTERS` called `name`; DataError with the names there are."""
     if name not in JITTERS:
         raise DataError(
@@ -68,14 +62,17 @@ class Placement:
         return self.columns / self.width, self.rows / self.height
 
 
-def place(height: int, width: int, size: int, task: Task, jitter: Jitter, u: NDArray[np.float64] | None) -> Placement:
+def place(
+    height: int, width: int, size: int, task: Task, jitter: Augmentation, u: NDArray[np.float64] | None
+) -> Placement:
     """Where a picture goes. Objects are shown whole: at scale 1 the longer side fits. Maps fill: the shorter one does.
 
     What is too large is cut at a random place by `u` (4,), or without one in the middle; what is too small is padded on
     the right and below.
     """
     fit = size / (max if task == "detect" else min)(height, width)
-    scale = fit if u is None else fit * (jitter.low + (jitter.high - jitter.low) * u[0])
+    low, high = jitter.scales
+    scale = fit if u is None else fit * (low + (high - low) * u[0])
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     down, across = (u[1], u[2]) if u is not None else (0.5, 0.5)
     top, left = -int(max(0, rows - size) * down), -int(max(0, columns - size) * across)

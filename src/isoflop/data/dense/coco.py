@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from isoflop.config.load import nearest_path
 from isoflop.data.decode import DamagedImage, read_header
 from isoflop.data.dense.canvas import file_fingerprint, read_picture
-from isoflop.data.dense.objects import Objects, Task
+from isoflop.data.dense.objects import Objects
 from isoflop.data.records import TEST_NAMES, Note, Part, fingerprint_images, read_image_file
+from isoflop.data.source import Task
 from isoflop.errors import DataError, stand_in
 
 # A file in COCO's format, wherever tools put it: what can be used of it, and what is left out and why.

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from isoflop.config.load import nearest_path
 from isoflop.data.decode import DamagedImage
 from isoflop.data.dense.canvas import read_map, read_picture
-from isoflop.data.dense.objects import IGNORED, Task
+from isoflop.data.dense.objects import IGNORED
 from isoflop.data.records import Note, Part, fingerprint_images, read_class_lines, read_image_file
+from isoflop.data.source import Task
 from isoflop.errors import DataError
 
 _PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "val", "validation")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.data.records import Encoded, Note
+from isoflop.data.source import Task
 
 IGNORED = 255
 """The class of a pixel that counts nowhere."""
-
-Task = Literal["detect", "segment"]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from scipy import ndimage
 
 from isoflop.data.dense.canvas import box_of
 from isoflop.data.dense.coco import run_lengths
-from isoflop.data.dense.objects import Objects, Task
+from isoflop.data.dense.objects import Objects
 from isoflop.data.order import derive_key, uniforms
 from isoflop.data.records import Note, class_lines
-from isoflop.data.source import Split
+from isoflop.data.source import Split, Task
 from isoflop.data.sources.fractals import draw, orbits
 from isoflop.errors import DataError
 

@@ -8,18 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.data.decode import DamagedImage
-from isoflop.data.dense.canvas import JITTERS, Jitter, find_jitter, place, put_map, put_objects, put_pixels
+from isoflop.data.dense.canvas import JITTERS, find_jitter, place, put_map, put_objects, put_pixels
 from isoflop.data.dense.objects import DenseRecords, Objects, pack_objects
-from isoflop.data.order import GlobalOrder, Order
 from isoflop.data.records import REPLACEMENTS, Damage, replacements
-from isoflop.data.source import SplitIndices
-from isoflop.data.subset import Moments
+from isoflop.data.source import IMAGENET, Moments, Source, SplitIndices
+from isoflop.data.transforms import Augmentation, Uniforms
 from isoflop.errors import DataError
 
-IMAGENET: Moments = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as for all stored images
 
-
-class DenseSource:
+class DenseSource(Source):
     """One split of `records`, or `most` of it, evenly spaced, on square canvases of `image_size` pixels.
 
     `moments` are the mean and standard deviation by which a backbone's images are normalised, if not ImageNet's.
@@ -36,27 +33,25 @@ class DenseSource:
         moments: Moments = IMAGENET,
     ) -> None:
         self._total = len(records) if subset is None else len(subset)
-        self._length = self._total if most is None else min(most, self._total)
+        super().__init__(
+            records.uri,
+            self._total if most is None else min(most, self._total),
+            image_size=image_size,
+            fingerprint=records.fingerprint if subset is None else subset.fingerprint(records.fingerprint),
+            class_names=records.class_names,
+            moments=moments,
+        )
         self.records, self._subset = records, subset
-        self.uri, self.class_names = records.uri, records.class_names
-        self.num_classes = len(records.class_names)
-        self.has_several_labels = False
-        self.channels, self.image_size = 3, image_size
-        self.mean, self.std = moments
-        self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
-        self.unique_images: int | None = len(self)
-        self.order: Order = GlobalOrder(len(self))
-
-    def __len__(self) -> int:
-        return self._length
+        self.task, self.has_masks = records.task, records.has_masks
 
     def some(self, most: int) -> DenseSource:
         """At most `most` of the samples, evenly spaced."""
         moments, most = (self.mean, self.std), min(most, len(self))
         return DenseSource(self.records, self._subset, image_size=self.image_size, most=most, moments=moments)
 
-    def normalised_by(self, moments: Moments) -> DenseSource:
-        """The same samples for a backbone whose images are normalised by `moments`."""
+    def normalized_by(self, moments: Moments | None) -> DenseSource:
+        if moments is None:
+            return self
         most = self._length if self._length < self._total else None
         return DenseSource(self.records, self._subset, image_size=self.image_size, most=most, moments=moments)
 
@@ -66,21 +61,17 @@ class DenseSource:
         return index if self._subset is None else int(self._subset[np.array([index])][0])
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """See `Source.read`: as they are looked at in evaluation."""
-        images, labels, _ = self._canvases(indices, JITTERS["none"], None)
+        images, labels, _ = self.read_views(indices, JITTERS["none"], np.empty((len(indices), 0)))
         return images, labels
 
-    def read_augmented(
-        self, indices: NDArray[np.int64], augment: str, u: NDArray[np.float64]
-    ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
-        """As `read`, scaled, placed and turned over as `augment` says, by the numbers `u` (n, 4 or more) in [0, 1); and
-        the damaged samples, in whose places are others, always the same."""
-        jitter = find_jitter(augment)
-        return self._canvases(indices, jitter, None if augment == "none" else u)
+    def find_augmentation(self, name: str, randaugment: str | None, interpolation: str) -> Augmentation:
+        return find_jitter(name)
 
-    def _canvases(
-        self, indices: NDArray[np.int64], jitter: Jitter, u: NDArray[np.float64] | None
+    def read_views(
+        self, indices: NDArray[np.int64], augmentation: Augmentation, u: Uniforms
     ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
+        """See `Source.read_views`: scaled, placed and turned over."""
+        is_plain = augmentation == JITTERS["none"]
         size, records = self.image_size, self.records
         fill = tuple(round(255 * mean) for mean in self.mean)  # zero, once it is normalised
         images, objects, maps = [], [], []
@@ -88,7 +79,7 @@ class DenseSource:
         for k, index in enumerate(indices):
             pixels, truth = self._whole(int(index), damages)
             height, width = pixels.shape[:2]
-            at = place(height, width, size, records.task, jitter, None if u is None else u[k])
+            at = place(height, width, size, records.task, augmentation, None if is_plain else u[k])
             images.append(put_pixels(pixels, at, size, fill))
             if isinstance(truth, Objects):
                 objects.append(put_objects(truth, at, size))

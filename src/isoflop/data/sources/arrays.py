@@ -1,8 +1,10 @@
 """A source whose images are already decoded: an array in memory, or mapped from the cache of decoded images."""
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,9 @@ from torch.nn import functional as F
 
 from isoflop.data.cache import cache_directory, kept
 from isoflop.data.decode import DECODING, DamagedImage, decode_crop, read_header
-from isoflop.data.order import GlobalOrder, Order, derive_key, permute, words
+from isoflop.data.order import Order, derive_key, permute, words
 from isoflop.data.records import REPLACEMENTS, Damage, GoneImage, Labels, Quarantine, Records, read_surely, replacements
-from isoflop.data.source import Split, SplitIndices, mean_and_std
+from isoflop.data.source import Moments, Source, Split, SplitIndices, mean_and_std
 from isoflop.data.transforms import (
     AUGMENTATIONS,
     Augmentation,
@@ -31,7 +33,7 @@ from isoflop.errors import DataError
 _STATISTICS_SAMPLES = 4096
 
 
-class ArraySource:
+class ArraySource(Source):
     """Images uint8 (N, C, S, S) and labels (N,) or (N, classes), of which a split shows the rows `rows`.
 
     `statistics` are the mean and standard deviation to report: those of the training images, whichever split is read.
@@ -48,30 +50,32 @@ class ArraySource:
         class_names: tuple[str, ...],
         fingerprint: str,
         rows: NDArray[np.int64],
-        statistics: tuple[tuple[float, ...], tuple[float, ...]],
+        statistics: Moments,
         damages: Sequence[Damage] = (),
+        order: Order | None = None,
     ) -> None:
+        super().__init__(
+            uri,
+            len(rows),
+            image_size=images.shape[3],
+            fingerprint=fingerprint,
+            class_names=class_names,
+            has_several_labels=labels.ndim == 2,
+            channels=images.shape[1],
+            moments=statistics,
+            order=order,
+        )
         self._images, self._labels = images, labels
         Quarantine(len(images)).add(tuple(damages))
         self.damages = tuple(damage for damage in damages if damage.sample in rows)
         self._rows = _without_damaged(rows, np.asarray([damage.sample for damage in damages], dtype=np.int64))
-        self.uri = uri
-        self.class_names = class_names
-        self.num_classes = len(class_names)
-        self.has_several_labels = labels.ndim == 2
-        self.channels, self.image_size = images.shape[1], images.shape[3]
-        self.fingerprint = fingerprint
-        self.unique_images: int | None = len(rows)
-        self.mean, self.std = statistics
-        self.order: Order = GlobalOrder(len(rows))
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """See `Source.read`."""
         rows = self._rows[indices]
         return torch.from_numpy(self._images[rows]), label_tensor(self._labels, rows)
+
+    def labels(self, indices: NDArray[np.int64] | None = None) -> Tensor:
+        return label_tensor(self._labels, self._rows if indices is None else self._rows[indices])
 
 
 def decoded_images(records: Records, image_size: int, channels: int) -> tuple[NDArray[np.uint8], list[Damage]]:
@@ -131,7 +135,7 @@ def _is_back(records: Records, index: int) -> bool:
     return False
 
 
-def array_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def array_statistics(images: NDArray[np.uint8]) -> Moments:
     """`mean_and_std` of up to 4,096 images, evenly spread over the array (N, C, S, S)."""
     step = max(1, len(images) // _STATISTICS_SAMPLES)
     return mean_and_std(torch.from_numpy(np.array(images[::step])))
@@ -158,11 +162,7 @@ def _without_damaged(rows: NDArray[np.int64], damaged: NDArray[np.int64]) -> NDA
 # A source of stored images that are decoded each time they are read, so that each time another part can be shown.
 
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_GREY_MEAN, _GREY_STD = (0.45,), (0.25,)
-
-
-class ImageSource:
+class ImageSource(Source):
     """One split of `records`, at `image_size`. A damaged sample is replaced by another one of the split, always the
     same.
     """
@@ -170,32 +170,28 @@ class ImageSource:
     def __init__(
         self, records: Records, subset: SplitIndices | None, *, image_size: int, channels: int, order: Order
     ) -> None:
-        self.uri = records.uri
-        self.class_names = records.class_names
-        self.num_classes = len(records.class_names)
-        self.has_several_labels = records.labels.ndim == 2
-        self.channels, self.image_size = channels, image_size
-        self.mean: tuple[float, ...] = _IMAGENET_MEAN if channels == 3 else _GREY_MEAN
-        self.std: tuple[float, ...] = _IMAGENET_STD if channels == 3 else _GREY_STD
-        self.fingerprint = records.fingerprint if subset is None else subset.fingerprint(records.fingerprint)
-        self.order = order
+        super().__init__(
+            records.uri,
+            len(records) if subset is None else len(subset),
+            image_size=image_size,
+            fingerprint=records.fingerprint if subset is None else subset.fingerprint(records.fingerprint),
+            class_names=records.class_names,
+            has_several_labels=records.labels.ndim == 2,
+            channels=channels,
+            order=order,
+        )
         self.shown = AUGMENTATIONS["none"]
         """how evaluation sees the images: its crop and interpolation"""
         self._records, self._subset = records, subset
-        self.unique_images: int | None = len(self)
-
-    def __len__(self) -> int:
-        return len(self._records) if self._subset is None else len(self._subset)
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """See `Source.read`: centre crops. Raises DataError for a sample that cannot be used or replaced."""
+        """See `Source.read`. Raises DataError for a sample that cannot be used or replaced."""
         images, labels, _ = self.read_views(indices, self.shown, np.zeros((len(indices), 64)))
         return images, labels
 
     def read_views(
         self, indices: NDArray[np.int64], augmentation: Augmentation, u: Uniforms
     ) -> tuple[Tensor, Tensor, tuple[Damage, ...]]:
-        """Augmented images and labels, as `read`, and the damaged samples that were replaced. `u` is (n, 64)."""
         rows = indices if self._subset is None else self._subset[indices]
         images = torch.empty((len(rows), self.channels, self.image_size, self.image_size), dtype=torch.uint8)
         damages: list[Damage] = []
@@ -214,6 +210,15 @@ class ImageSource:
         if augmentation.crop == "shift":
             images = shift_flip(images, u[:, 0:3])
         return images, label_tensor(self._records.labels, used), tuple(damages)
+
+    def labels(self, indices: NDArray[np.int64] | None = None) -> Tensor:
+        rows = np.arange(len(self), dtype=np.int64) if indices is None else indices
+        return label_tensor(self._records.labels, rows if self._subset is None else self._subset[rows])
+
+    def stretched(self) -> Source:
+        twin = copy.copy(self)
+        twin.shown, twin.fingerprint = replace(self.shown, crop="stretch"), f"{self.fingerprint}-stretched"
+        return twin
 
     def _view(self, row: int, augmentation: Augmentation, u: Uniforms) -> Tensor:
         try:

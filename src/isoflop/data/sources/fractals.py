@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data.order import GlobalOrder, Order, derive_key, uniforms
-from isoflop.data.source import Split, mean_and_std
+from isoflop.data.order import derive_key, uniforms
+from isoflop.data.source import Source, Split, mean_and_std
 from isoflop.errors import DataError
 
 # Pictures made by formula: fractals of iterated function systems, in unlimited number, each a pure function of
@@ -227,7 +227,7 @@ _TEST_IMAGES = 8192
 _VERSION = "fractals-v1"
 
 
-class Fractals:
+class Fractals(Source):
     """Generated fractals with Zipf-distributed labels (see `isoflop.data.sources.fractals`)."""
 
     def __init__(
@@ -255,16 +255,16 @@ class Fractals:
         options = f"classes={classes}&zipf={zipf:g}&turn={turn:g}&zoom={zoom:g}" + (
             f"&images={images}" if images else ""
         )
-        self.uri = f"fractals?{options}"
-        self.num_classes = classes
-        self.has_several_labels = False
-        self.class_names = tuple(f"fractal {c}" for c in range(classes))
-        self.channels = channels
-        self.image_size = image_size
+        uri = f"fractals?{options}"
+        super().__init__(
+            uri,
+            {"train": images or _UNLIMITED, "heldout": heldout, "test": _TEST_IMAGES}[split],
+            image_size=image_size,
+            fingerprint=f"{derive_key(_VERSION, uri, image_size, channels, seed):016x}",
+            class_names=[f"fractal {c}" for c in range(classes)],
+            channels=channels,
+        )
         self.unique_images = images
-        self.fingerprint = f"{derive_key(_VERSION, self.uri, image_size, channels, seed):016x}"
-        self._length: int = {"train": images or _UNLIMITED, "heldout": heldout, "test": _TEST_IMAGES}[split]
-        self.order: Order = GlobalOrder(self._length)
         self._first = _FIRST_INSTANCE[split]
         self._seed = seed
         self._turn, self._zoom = turn, zoom
@@ -273,11 +273,7 @@ class Fractals:
         sample, _ = self._draw(np.arange(2048, dtype=np.int64))
         self.mean, self.std = mean_and_std(torch.from_numpy(sample))
 
-    def __len__(self) -> int:
-        return self._length
-
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """See `Source.read`."""
         pictures, categories = self._draw(indices + self._first)
         return torch.from_numpy(pictures), torch.from_numpy(categories)
 

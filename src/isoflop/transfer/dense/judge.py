@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from isoflop.config import DenseTransferConfig, RunConfig, canonical_json, parse
-from isoflop.data import Source, Split, open_source, open_split
+from isoflop.data import Split, open_source, open_split
 from isoflop.data.dense import DenseSource, Objects
 from isoflop.errors import CheckpointError, DataError, ModelError
 from isoflop.models.saved import Moments
@@ -127,7 +127,7 @@ def _outcome(
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
     tell(f"{who}: {run.steps} steps")
-    learnt, heldout = (_normalised(open_split(run.data, split), moments) for split in _LEARNT_FROM)
+    learnt, heldout = (open_split(run.data, split).normalized_by(moments) for split in _LEARNT_FROM)
     result = train(
         run,
         directory,
@@ -171,10 +171,6 @@ def evaluate_run(run: RunConfig, directory: Path, moments: Moments | None = None
     return intersection_over_union(counts, test.class_names)
 
 
-def _normalised(source: Source, moments: Moments | None) -> Source:
-    return source.normalised_by(moments) if moments and isinstance(source, DenseSource) else source
-
-
 def open_parts(run: RunConfig, moments: Moments | None = None) -> tuple[DenseSource, DenseSource]:
     """The training and the test part of a run's data. DataError where they do not have the same classes."""
     data = run.data
@@ -190,7 +186,7 @@ def open_parts(run: RunConfig, moments: Moments | None = None) -> tuple[DenseSou
         )
         if not isinstance(source, DenseSource):
             raise DataError(f"{data.source}: detection and segmentation need coco:, ade20k: or scenes")
-        parts.append(source.normalised_by(moments) if moments else source)
+        parts.append(source.normalized_by(moments))
     train_part, test_part = parts
     if train_part.class_names != test_part.class_names:
         raise DataError(f"{data.source}: the training and the test part have other classes")
