@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from isoflop.data import labels_of, open_source
+from isoflop.data import open_source
 from isoflop.data.opening import open_records
 from isoflop.errors import DataError
 
@@ -108,7 +108,7 @@ def test_real_labels_are_several_and_images_without_any_are_left_out(tmp_path: P
         picture(tmp_path / "val" / f"ILSVRC2012_val_{k:08d}.JPEG")
     (tmp_path / "real.json").write_text(json.dumps([[3, 7], [], [999]]))
     source = open_source(f"imagenet_real:{tmp_path}", split="test", image_size=96)
-    labels = labels_of(source)
+    labels = source.labels()
     assert labels.shape == (2, 1000)
     assert [row.nonzero().flatten().tolist() for row in labels] == [[3, 7], [999]]
     (tmp_path / "real.json").write_text("[[1]]")

@@ -205,7 +205,7 @@ def test_pictures_are_normalised_as_the_backbone_is_used_to(tmp_path: Path) -> N
     assert (facts["mean"], facts["std"]) == ([0.5] * 3, [0.25] * 3)
     test = open_source(source, split="test", image_size=64)
     assert isinstance(test, DenseSource)
-    assert (test.normalized_by(moments).some(4).mean, len(test.some(4).normalised_by(moments))) == (moments[0], 4)
+    assert (test.normalized_by(moments).some(4).mean, len(test.some(4).normalized_by(moments))) == (moments[0], 4)
 
 
 def test_a_backbone_for_grey_images_is_refused_in_one_line(tmp_path: Path) -> None:
