@@ -1,14 +1,27 @@
 """Hand-written gradients are the gradients, and the folded pooling block is the unfolded one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from isoflop.models import create_model
+import isoflop
+from isoflop.models import create_model, operators
 from isoflop.models.bit import GroupNormReLU
 from isoflop.models.layers import StarReLU, _StarReLU
 from isoflop.models.mixers import Pooling, Site
-from isoflop.models.operators import WORTHWHILE, GroupNorm, _Narrow, group_norm_relu, linear, pool_residual
+from isoflop.models.operators import (
+    WORTHWHILE,
+    GroupNorm,
+    _Narrow,
+    attention,
+    group_norm_relu,
+    linear,
+    pool_residual,
+    writes_attention_out,
+    written_out_attention,
+)
 from isoflop.models.standardised import FLOOR, _Standardise
 
 
@@ -153,3 +166,66 @@ def test_a_gpu_gives_the_logits_and_gradients_of_a_cpu(name: str) -> None:
         results.append([logits.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)])
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=2e-3, atol=2e-3 * one.abs().max().item())
+
+
+def heads(tokens: int, seed: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+    values = torch.randn(3, tokens, 2, 8, generator=torch.Generator().manual_seed(seed))
+    return values.to(kind).transpose(1, 2).requires_grad_()
+
+
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize(("queries", "tokens"), [(7, 7), (1, 9), (40, 40), (5, 50)])
+def test_attention_written_out_is_pytorch_attention(
+    monkeypatch: pytest.MonkeyPatch, queries: int, tokens: int, hides: bool
+) -> None:
+    """Short and long sequences, the long ones in chunks of one image and of two."""
+    monkeypatch.setattr(operators, "CHUNK_BYTES", 2 * 2 * queries * tokens * 4)
+    q, k, v = heads(queries, 1), heads(tokens, 2), heads(tokens, 3)
+    mask = torch.rand(3, 1, 1, tokens) > 0.3 if hides else None
+    found, expected = written_out_attention(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    gradient = torch.randn(expected.shape)
+    pairs = (torch.autograd.grad(out, (q, k, v), gradient) for out in (found, expected))
+    for ours, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6)
+
+
+def test_attention_written_out_in_bfloat16_is_within_its_rounding_and_repeats_its_bits() -> None:
+    for tokens in (16, 100):
+        q, k, v = (heads(tokens, seed, torch.bfloat16) for seed in (1, 2, 3))
+        exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+        ours = (written_out_attention(q, k, v).double() - exact).abs().max()
+        assert ours < 2**-7 * v.abs().max()  # weights, scores and result are rounded to 8 bits each
+        twice = [written_out_attention(q, k, v), written_out_attention(q, k, v)]
+        gradients = [torch.autograd.grad(out.float().square().sum(), (q, k, v)) for out in twice]
+        assert torch.equal(*twice)  # and so are resumed runs
+        assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_long_sequences_do_not_keep_their_attention_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "CHUNK_BYTES", 1)
+    for tokens, keeps in ((32, True), (64, False)):
+        q, k, v = heads(tokens, 1), heads(tokens, 2), heads(tokens, 3)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            written_out_attention(q, k, v)
+        assert (max(sizes, default=0) >= tokens * tokens) == keeps
+
+
+def test_attention_is_written_out_in_bfloat16_on_processors_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1)
+    monkeypatch.setattr(operators, "cpu_has_bfloat16", lambda: True)
+    assert writes_attention_out(x.bfloat16())
+    assert not writes_attention_out(x)
+    assert not writes_attention_out(x.bfloat16().to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert writes_attention_out(x)
+        q, k, v = heads(9, 1), heads(9, 2), heads(9, 3)
+        assert attention(q, k, v).dtype == torch.bfloat16
+    monkeypatch.setattr(operators, "cpu_has_bfloat16", lambda: False)
+    assert not writes_attention_out(x.bfloat16())
+
+
+def test_all_attention_goes_through_one_function() -> None:
+    files = Path(isoflop.__file__).parent.rglob("*.py")
+    assert [file.name for file in files if "scaled_dot_product" in file.read_text()] == ["operators.py"]

@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.config import REVISION
 from isoflop.errors import ModelError
 from isoflop.models.blocks import Dropout
 from isoflop.models.layers import ChannelMLP, LayerNorm, SquaredReLU
+from isoflop.models.operators import attention
 from isoflop.models.parameters import Kinds
 
 CLASSIFIER = ("head", "head_distilled")  # where it is in models of ours
@@ -109,7 +109,7 @@ class MapPool(nn.Module):
         batch, _, width = x.shape
         q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
         k, v = self.kv(x).view(batch, -1, 2, self.heads, width // self.heads).transpose(1, 3).unbind(2)
-        pooled: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width))
+        pooled: Tensor = self.proj(attention(q, k, v).transpose(1, 2).reshape(batch, width))
         out: Tensor = pooled + self.mlp(self.norm(pooled))
         return out
 

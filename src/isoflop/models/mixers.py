@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.layers import ACTIVATIONS, LayerNorm
-from isoflop.models.operators import Linear
+from isoflop.models.operators import Linear, attention
 from isoflop.models.parameters import Kinds
 
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         """What the tokens from `first` on see of all of them: as many as these are. A map is mixed whole."""
         # (batch, tokens, 3, heads, head width) -> three of (batch, heads, tokens, head width), all views
         q, k, v = self.qkv(x).view(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).transpose(1, 3).unbind(2)
-        out = F.scaled_dot_product_attention(self.q_norm(q[:, :, first:]), self.k_norm(k), v)
+        out = attention(self.q_norm(q[:, :, first:]), self.k_norm(k), v)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(x[:, first:].shape))
         return projected
 
@@ -98,7 +98,7 @@ class ReducedAttention(nn.Module):
             small = self.norm(self.shrink(x.movedim(-1, 1)).movedim(1, -1))
         q = self.q(x).view(batch, -1, self.heads, head_width).transpose(1, 2)
         k, v = self.kv(small).view(batch, -1, 2, self.heads, head_width).transpose(1, 3).unbind(2)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attention(q, k, v)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
         return projected
 

@@ -1,16 +1,21 @@
-"""Linear maps on the last axis, through oneDNN's matrix product where that is the faster one on a CPU.
+"""Operators with a faster form than PyTorch's own on some devices: linear maps, attention, GroupNorm, pooling.
 
-PyTorch hands float32 products to MKL, which on tall, narrow ones (a map of many cells and few channels) reaches half of
-oneDNN's speed, and on the rest 5 to 10 % less. The gradient of the weights stays with MKL, which is faster at that.
+Linear maps on the last axis go through oneDNN's matrix product where that is faster on a CPU. PyTorch hands float32
+products to MKL, which on tall, narrow ones (a map of many cells and few channels) reaches half of oneDNN's speed, and
+on the rest 5 to 10 % less. The gradient of the weights stays with MKL, which is faster at that.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from isoflop.models.parameters import Kinds
 
@@ -69,6 +74,66 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+# Attention, by whichever form is the faster one (benchmarks/operators.py).
+#
+# On CPUs with bfloat16 in hardware PyTorch's kernel, which works on small tiles, took 122 ms forward and backward at
+# (128, 6, 64, 32) where the form written out, whose products go to oneDNN, took 22 ms (one core of an EPYC with
+# AVX512-BF16). In float32, and in bfloat16 without the hardware (AVX2: 2.3 times), PyTorch's kernel is the faster one.
+
+
+KEPT = 4  # times the channels of a head: the most tokens whose weights are kept for the backward pass
+CHUNK_BYTES = 1 << 26  # of attention weights that are computed at a time where they are not kept
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q·kᵀ/√d)·v for (batch, heads, tokens, d); `mask` is True where a key may be seen."""
+    if writes_attention_out(q):
+        return written_out_attention(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def writes_attention_out(q: Tensor) -> bool:
+    """Whether attention of `q` is faster written out than by PyTorch's kernel: in bfloat16 on a CPU that has it."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    return kind == torch.bfloat16 and bool(cpu_has_bfloat16())
+
+
+@functools.lru_cache(maxsize=1)
+def cpu_has_bfloat16() -> bool | None:
+    """Whether this processor has instructions for bfloat16 products, without which they work, and slowly; None where
+    the system does not tell."""
+    if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return True
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)", told, re.MULTILINE)
+    return bool(flags and {"avx512_bf16", "amx_bf16", "bf16"} & set(flags[1].split()))
+
+
+def written_out_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention as two products. Weights are kept for the backward pass while they are at most `KEPT` times as many as
+    numbers in q; of longer sequences, they are computed again, some images at a time."""
+    batch, heads, queries, width = q.shape
+    tokens = k.shape[2]
+    if tokens <= KEPT * width:
+        return _weighted(q, k, v, mask)
+    images = max(1, CHUNK_BYTES // (heads * queries * tokens * q.element_size()))
+    masks = [None] * batch if mask is None else torch.split(mask.expand(batch, -1, -1, -1), images)
+    parts = zip(*(torch.split(x, images) for x in (q, k, v)), masks, strict=False)
+    return torch.cat([checkpoint(_weighted, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
 
 
 # GroupNorm for maps whose channels come last, and the pooling block that shares its statistics.

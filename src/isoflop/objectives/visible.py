@@ -25,7 +25,7 @@ from isoflop.models.layers import BatchNorm
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.mixers import Attention, Pooling, RandomMixing, ReducedAttention
 from isoflop.models.nfnet import NFNet, SqueezeExcite
-from isoflop.models.operators import GroupNorm
+from isoflop.models.operators import GroupNorm, attention
 from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 
 MIXERS = ("attention", "reduced_attention", "pooling", "depthwise", "separable_conv", "random", "identity")
@@ -170,7 +170,7 @@ def _reduced_attention(module: ReducedAttention, sight: VisibleCells, x: Tensor)
     q = module.q(x).view(split).transpose(1, 2)
     k, v = (part.reshape(split).transpose(1, 2) for part in module.kv(small).chunk(2, dim=-1))
     seen = sight.over(small).view(len(x), 1, 1, -1) > 0
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    out = attention(q, k, v, seen)
     projected: Tensor = module.proj(out.transpose(1, 2).reshape(x.shape))
     return projected
 

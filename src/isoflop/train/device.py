@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from isoflop.data import Source
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
 from isoflop.errors import ConfigError, MachineNotice, did_you_mean
+from isoflop.models.operators import cpu_has_bfloat16
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -79,7 +80,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether `device` has instructions for bfloat16; without them it works, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(_cpu()["bfloat16"])
+    return bool(cpu_has_bfloat16())
 
 
 def _kind(device: torch.device) -> str:
@@ -274,18 +275,17 @@ def _memory_bytes() -> int | None:
 
 
 def _cpu() -> dict[str, Any]:
+    return {"name": "cpu", "model": processor_name(), "bfloat16": cpu_has_bfloat16()}
+
+
+def processor_name() -> str:
+    """The processor as the system calls it."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return {"name": "cpu", "model": platform.processor() or platform.machine(), "bfloat16": None}
-    lines = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
-    words = {key.strip(): value.strip() for key, value in lines.items()}
-    flags = set(words.get("flags", words.get("Features", "")).split())
-    return {
-        "name": "cpu",
-        "model": words.get("model name", platform.machine()),
-        "bfloat16": bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
-    }
+        told = ""
+    name = re.search(r"^model name\s*:(.*)", told, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def _gpu(index: int) -> dict[str, Any]:
