@@ -35,6 +35,7 @@ def models(
 
     For one model, and for all that match where --image-size or --measure asks for it: parameters, FLOPs, memory, speed.
     """
+    from isoflop.config.run import is_code
     from isoflop.models.cost import find_models
     from isoflop.models.presets import FAMILIES, PRESETS
 
@@ -52,7 +53,7 @@ def models(
         print("\n`isoflop models NAME` lists those with NAME in their names, `--family` those of a family; a full name")
         print("tells what that model takes. Any model of timm is `timm:NAME`.")
         return
-    one = name.startswith("timm:") or (name in PRESETS and family in ("", PRESETS[name][0]))
+    one = name.startswith("timm:") or is_code(name) or (name in PRESETS and family in ("", PRESETS[name][0]))
     names = [name] if one else find_models(name, family)
     if len(names) == 1 or image_size is not None or measure:
         _print_counted(names, 224 if image_size is None else image_size, num_classes, measure, as_json)

@@ -48,12 +48,21 @@ def _identity(value: Any, places: bool) -> Any:
             content = _content(getattr(value, name)) if part == "content" else None
             if content:
                 found[f"{name} content"] = content
+        if isinstance(value, ModelConfig) and value.code:
+            found["code"] = {spec: code_digest(spec) for spec in value.code}
         return found
     if isinstance(value, dict):
         return {key: _identity(item, places) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_identity(item, places) for item in value]
     return value
+
+
+def code_digest(spec: str) -> str | None:
+    """The SHA-256 of the file that `FILE.py:NAME` names, None where there is none; that of the name of installed code,
+    whose version is the environment's."""
+    place = spec.rpartition(":")[0]
+    return _content(place) if place.endswith(".py") else hashlib.sha256(spec.encode()).hexdigest()
 
 
 def _without_path(uri: str) -> str:

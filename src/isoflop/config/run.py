@@ -1,5 +1,6 @@
 """What one training run is. Everything that decides its outcome is here; nothing is read from anywhere else."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -231,6 +232,18 @@ def is_revised(name: str, options: Mapping[str, Any]) -> bool:
     return name.startswith(REVISED) or options.get("positions") == "sincos"
 
 
+def is_code(name: str) -> bool:
+    """Whether a model or a mixer is code of the user's own: `path/to/file.py:Name` or `package.module:Name`."""
+    return not name.startswith("timm:") and re.fullmatch(r".*\.py:\w+|\w+(\.\w+)*:\w+", name, re.DOTALL) is not None
+
+
+def code_of(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the model `name` and its mixers, those that are code of the user's own."""
+    mixers = options.get("mixers", ())
+    named = (name, *(mixers if isinstance(mixers, tuple | list) else ()))
+    return tuple(dict.fromkeys(each for each in named if isinstance(each, str) and is_code(each)))
+
+
 class ModelConfig(Table):
     """Which backbone: a preset's name; any other key of the table replaces a value of that preset (`depth = 6`)."""
 
@@ -238,7 +251,8 @@ class ModelConfig(Table):
     __pydantic_extra__: dict[str, Scalar | Annotated[tuple[Scalar, ...], Listed]]
 
     name: Text
-    """Preset, one of those that `isoflop models` lists."""
+    """Preset, one of those that `isoflop models` lists. Or any model of timm, `timm:NAME`, or one of your own,
+    `path/to/file.py:Name` (docs/models.md)."""
     revision: Annotated[Count, Field(le=REVISION)] = REVISION
     """What presets stand for: 1 is what they were up to version 0.1 (docs/sharing.md)."""
 
@@ -248,6 +262,11 @@ class ModelConfig(Table):
             if key in NOT_OF_THE_MODEL:
                 raise problem(key, f"cannot be set: it {NOT_OF_THE_MODEL[key]}")
         return self
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The code of the user's own that the model is made of: it, or its mixers."""
+        return code_of(self.name, self.__pydantic_extra__)
 
     @property
     def is_revised(self) -> bool:

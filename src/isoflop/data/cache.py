@@ -11,7 +11,6 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 import warnings
 import zlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from isoflop.errors import DataError
-from isoflop.runs.files import private_path, read_json, sync, write_json
+from isoflop.runs.files import cache_directory, private_path, read_json, sync, write_json
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -34,19 +33,6 @@ T = TypeVar("T")
 
 _checked: dict[str, tuple[int, ...]] = {}
 """of files of entries, their `signature` when this process found them whole"""
-
-
-def cache_directory() -> Path:
-    """Where caches go: $ISOFLOP_CACHE, else $XDG_CACHE_HOME/isoflop, else ~/.cache/isoflop.
-
-    A user without a home, as in many containers, has them in the folder for temporary files.
-    """
-    if own := os.environ.get("ISOFLOP_CACHE"):
-        return Path(os.path.expanduser(own))
-    home = os.path.expanduser("~")
-    if os.environ.get("XDG_CACHE_HOME") or home != "~":
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "isoflop"
-    return Path(tempfile.gettempdir()) / f"isoflop-{os.getuid()}"
 
 
 def kept(

@@ -17,11 +17,12 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.cache import cache_directory, kept
+from isoflop.data.cache import kept
 from isoflop.data.decode import DECODING, DamagedImage, decode_whole, read_header
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.records import Records, read_surely
 from isoflop.errors import DataNotice
+from isoflop.runs.files import cache_directory
 
 Digests = NDArray[np.uint64]
 """(N,): equal for equal images; 0 for one that cannot be read"""

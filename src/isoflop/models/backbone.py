@@ -20,7 +20,8 @@ CLASSIFIER = ("head", "head_distilled")  # where it is in models of ours
 
 
 class Backbone(nn.Module, ABC):
-    """An image classifier whose inside can be reached by name.
+    """An image classifier whose inside can be reached by name. A model of one's own defines `features`, `num_features`
+    and `head`, and the rest where it is needed: maps for dense tasks, layer ids for layer decay.
 
     Attributes:
         family: "vit", "poolformer", "nfnet", ...
@@ -40,21 +41,21 @@ class Backbone(nn.Module, ABC):
     num_classes: int
     image_size: tuple[int, int]
     in_channels: int
-    feature_strides: tuple[int, ...]
-    feature_widths: tuple[int, ...]
+    feature_strides: tuple[int, ...] = ()
+    feature_widths: tuple[int, ...] = ()
     head: nn.Module
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Pooled features (batch, num_features) of float images (batch, in_channels, height, width)."""
 
-    @abstractmethod
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """One map (batch, channels, height, width) per stage, finest first; see `feature_strides`."""
+        raise ModelError(f"{self.preset} defines no `feature_maps`")
 
-    @abstractmethod
     def tokens(self, images: Tensor) -> Tensor:
         """The last layer's tokens (batch, count, num_features), prefix tokens first where the model has them."""
+        raise ModelError(f"{self.preset} defines no `tokens`")
 
     def extra_repr(self) -> str:
         """One line above the layers: name, size, what goes in and what comes out."""
@@ -74,9 +75,9 @@ class Backbone(nn.Module, ABC):
         """Names of the modules that make logits of features: what other rules of training are for."""
         return CLASSIFIER
 
-    @abstractmethod
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter by name: 0 the stem, 1…L the blocks, L + 1 what follows (for layer decay)."""
+        raise ModelError(f"{self.preset} defines no `layer_ids`, which layer decay needs")
 
 
 # From tokens to one vector per image: the class token, the mean, or attention pooling (MAP).

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.models.layers import NORMS, ChannelMLP, LayerNorm, Scale
-from isoflop.models.mixers import MIXERS, Pooling, Site
+from isoflop.models.mixers import Pooling, Site, build_mixer
 from isoflop.models.operators import GroupNorm, linear, pool_residual
 
 # Stochastic depth and dropout: what is random in a backbone's training.
@@ -102,7 +102,7 @@ class Block(nn.Module):
         super().__init__()
         self.residual, self.drop_rate = residual, drop_rate
         self.norm1 = NORMS[norm](site.width, norm_eps)
-        self.mixer = MIXERS[mixer](site)
+        self.mixer = build_mixer(mixer, site)
         self.scale1 = None if layer_scale is None else Scale(site.width, layer_scale)
         self.shortcut1 = None if res_scale is None else Scale(site.width, res_scale)
         self.mlp: ChannelMLP | None = None

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.config import REVISION
+from isoflop.config.run import is_code
 from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.backbone import Backbone
 from isoflop.models.bit import BiT
 from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config, as_of
+from isoflop.models.user_code import load_code, told
 
 # Integer options that may also be 0: all others count or measure something that has to be there.
 MAY_BE_ZERO = frozenset({"stem_padding", "down_padding", "prefix_tokens", "position_stages"})
-OTHERS = "; `isoflop models` lists ours, and any of timm is `timm:NAME`"
+OTHERS = "; `isoflop models` lists ours, and any of timm is `timm:NAME`, your own `FILE.py:NAME`"
 LARGEST_SIDE = 2**16  # pixels
 LARGEST_NUMBER = 1e30  # what float32 can hold, and a square of its root
 
@@ -35,7 +38,7 @@ def create_model(
     seed: int | None = None,
     **overrides: Any,
 ) -> Backbone:
-    """The backbone of that name, freshly initialised; `timm:NAME` is any model of timm.
+    """The backbone of that name, freshly initialised; `timm:NAME` is any model of timm, `FILE.py:NAME` one of your own.
 
     `image_size` is pixels, one number for a square or (height, width). `overrides` replace fields of the preset's
     configuration (`drop_path=0.1`, `depths=(2, 2, 6, 2)`). With `seed`, the weights depend on it alone and the global
@@ -64,6 +67,12 @@ def create_model(
         with _seeded(seed):
             model: Backbone = TimmBackbone(name.removeprefix("timm:"), **shape, **overrides)
         family = "timm"
+    elif is_code(name):
+        overrides.pop("revision", None)
+        with _seeded(seed):
+            shape = {"num_classes": num_classes, "image_size": size, "in_channels": in_channels}
+            model = _user_model(name, {**shape, **overrides})
+        family = name.rpartition(":")[2]
     else:
         family, config = resolve(name, **overrides)
         with _seeded(seed):
@@ -82,6 +91,53 @@ def _build(config: Config, num_classes: int, image_size: tuple[int, int], in_cha
     if isinstance(config, NFNetConfig):
         return NFNet(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
     return BiT(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
+
+
+def _user_model(spec: str, arguments: dict[str, Any]) -> Backbone:
+    """The backbone that the code `spec` makes of `arguments`. ModelError where it makes none, or one that does not give
+    logits (batch, num_classes)."""
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    _probe(spec, load_code(spec), tuple(arguments.items()))
+    return _made(spec, load_code(spec), arguments)
+
+
+@functools.lru_cache(maxsize=256)
+def _probe(spec: str, make: Callable[..., Any], arguments: tuple[tuple[str, Any], ...]) -> None:
+    """Builds and runs the model once on the meta device, where it takes no memory and no random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = _made(spec, make, dict(arguments)).eval()
+        try:
+            with torch.no_grad():
+                logits = model(torch.empty(2, model.in_channels, *model.image_size))
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{spec}: fails on images: {told(error, spec)}") from error
+    if tuple(getattr(logits, "shape", ())) != (2, model.num_classes):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"{spec}: logits have the shape (2, {model.num_classes}) for 2 images, not {got}")
+
+
+def _made(spec: str, make: Callable[..., Any], arguments: dict[str, Any]) -> Backbone:
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise ModelError(f"{spec}: is called with {', '.join(arguments)}, but {error}") from error
+    try:
+        model = make(**arguments)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{spec}: cannot be built: {told(error, spec)}") from error
+    if not isinstance(model, Backbone):
+        raise ModelError(f"{spec}: gives {type(model).__name__}, not an isoflop.models.Backbone")
+    for name in ("num_classes", "image_size", "in_channels"):
+        if not hasattr(model, name):
+            setattr(model, name, arguments[name])
+    for name in ("num_features", "head"):
+        if not hasattr(model, name):
+            raise ModelError(f"{spec}: lacks `{name}`, which every backbone has (docs/models.md)")
+    return model
 
 
 def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str, Config]:

@@ -12,12 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from isoflop.config.run import is_code
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone, MapPool, MLPHead, TanhHead
 from isoflop.models.blocks import Block, Downsample, Patches, PatchMerging
 from isoflop.models.initialise import INITIALISERS
 from isoflop.models.layers import ACTIVATIONS, NORMS, SINCOS, sincos_2d
-from isoflop.models.mixers import MIXERS, SET_MIXERS, Site
+from isoflop.models.mixers import MIXERS, Site, takes_sets
 from isoflop.models.parameters import Kinds
 
 # What a MetaFormer can be: its options, which of them go together, and the maps that they lead to.
@@ -28,7 +29,7 @@ class MetaFormerConfig:
     """What there is to choose. Tuples have one entry per stage, sizes are in pixels (stem) or cells.
 
     Attributes:
-        mixers: keys of `MIXERS`. heads, reductions: of the mixers that have them.
+        mixers: keys of `MIXERS`, or `path/to/file.py:Name`. heads, reductions: of the mixers that have them.
         mixer_widths: hidden widths of token MLPs and gated MLPs; `mlp_widths` those of channel MLPs.
         stem_norm, down_norm, down_norm_after: norms after the stem, before and after a downsampling convolution.
         patch_merging: Swin's merging instead of a downsampling convolution.
@@ -134,9 +135,9 @@ def check(config: MetaFormerConfig, image_size: tuple[int, int]) -> None:
         if getattr(config, field) not in known:
             raise ModelError(f"`{field}` is one of {', '.join(map(str, known))}, not {getattr(config, field)!r}")
     for mixer in config.mixers:
-        if mixer not in MIXERS:
-            raise ModelError(f"`mixers` are of {', '.join(MIXERS)}, not {mixer!r}")
-    if config.prefix_tokens and config.mixers[-1] not in SET_MIXERS:
+        if mixer not in MIXERS and not is_code(mixer):
+            raise ModelError(f"`mixers` are of {', '.join(MIXERS)}, or `FILE.py:NAME`, not {mixer!r}")
+    if config.prefix_tokens and not takes_sets(config.mixers[-1]):
         raise ModelError(f"a {config.mixers[-1]} mixer is tied to the grid and leaves no room for prefix tokens")
     if config.pool == "token" and not config.prefix_tokens:
         raise ModelError("`pool` = 'token' needs `prefix_tokens` = 1")
@@ -297,8 +298,8 @@ class MetaFormer(Backbone):
         With `keep` (batch, kept) of patch indices, only these patches are embedded and encoded, in that order, at their
         positions (masked autoencoding, arXiv 2111.06377). Models of one stage only.
         """
-        takes_sets = len(self.stages) == 1 and set(self.config.mixers) <= SET_MIXERS and not self.config.mlp_depthwise
-        if keep is not None and not takes_sets:
+        is_plain = len(self.stages) == 1 and not self.config.mlp_depthwise
+        if keep is not None and not (is_plain and takes_sets(self.config.mixers[0])):
             raise ModelError("only a model of one stage whose mixer takes any set of tokens can leave patches out")
         return self.normalised(self.pyramid(self.embed(images, keep))[-1]).flatten(1, -2)
 

@@ -18,6 +18,7 @@ from isoflop.errors import ModelError
 from isoflop.models.layers import ACTIVATIONS, LayerNorm
 from isoflop.models.operators import Linear, attention
 from isoflop.models.parameters import Kinds
+from isoflop.models.user_code import load_code, told
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,30 @@ MIXERS: dict[str, Callable[[Site], nn.Module]] = {
 
 # Only attention can do with any set of tokens: the others are tied to a grid, or to their number.
 SET_MIXERS = frozenset({"attention", "reduced_attention", "identity", "fourier"})
+
+
+def build_mixer(name: str, site: Site) -> nn.Module:
+    """The mixer of that name, one of `MIXERS` or code of the user's own (`user_code.py`)."""
+    return MIXERS[name](site) if name in MIXERS else _user_mixer(name, site)
+
+
+def _user_mixer(spec: str, site: Site) -> nn.Module:
+    """The mixer that the code `spec` makes for `site`; ModelError where it makes no module."""
+    make = load_code(spec)
+    try:
+        mixer = make(site)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{spec}: cannot be built: {told(error, spec)}") from error
+    if not isinstance(mixer, nn.Module):
+        raise ModelError(f"{spec}: gives {type(mixer).__name__}, not a torch.nn.Module")
+    return mixer
+
+
+def takes_sets(name: str) -> bool:
+    """Whether the mixer takes any set of tokens, as code of the user's own says by `takes_sets = True`."""
+    return name in SET_MIXERS or (name not in MIXERS and bool(getattr(load_code(name), "takes_sets", False)))
 
 
 def _head_width(site: Site) -> int:

@@ -17,6 +17,7 @@ from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_weights
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.saved import Moments
+from isoflop.models.user_code import check_stored
 from isoflop.objectives.supervised import Objective, Uniforms
 from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
@@ -190,6 +191,7 @@ def _run(folder: Path) -> tuple[str, dict[str, object], Path]:
     except CheckpointError as error:
         raise CheckpointError(f"`objective.teacher` = {error}") from error
     config = stored_run(read_json(folder / "config.json"), str(folder / "config.json"))
+    check_stored(config.model.code, folder)
     return config.model.name, dict(config.as_trained().model.overrides), weights
 
 

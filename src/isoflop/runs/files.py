@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -164,3 +165,16 @@ def remove_partial_files(folder: Path, older_than: float = 0.0) -> None:
             with suppress(OSError):
                 if PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime >= older_than:
                     path.unlink()
+
+
+def cache_directory() -> Path:
+    """Where caches go: $ISOFLOP_CACHE, else $XDG_CACHE_HOME/isoflop, else ~/.cache/isoflop.
+
+    A user without a home, as in many containers, has them in the folder for temporary files.
+    """
+    if own := os.environ.get("ISOFLOP_CACHE"):
+        return Path(os.path.expanduser(own))
+    home = os.path.expanduser("~")
+    if os.environ.get("XDG_CACHE_HOME") or home != "~":
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "isoflop"
+    return Path(tempfile.gettempdir()) / f"isoflop-{os.getuid()}"

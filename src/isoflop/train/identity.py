@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import torch
 
 from isoflop.config import RunConfig, config_hash, stored_run
+from isoflop.config.identity import code_digest
 from isoflop.data import Source, open_split
 from isoflop.data.order import ALGORITHM
 from isoflop.data.records import are_numbers, is_fingerprint_of
 from isoflop.errors import CheckpointError, DataError, IsoflopError
 from isoflop.escapes import printable
 from isoflop.models.saved import read_description
+from isoflop.models.user_code import check_unchanged
 from isoflop.runs.directory import RunIdentity, claim, read_identity
 from isoflop.runs.files import read_json
 from isoflop.runs.journal import read_attempts
@@ -127,9 +129,11 @@ def claim_run(config: RunConfig, directory: Path, source: Source) -> RunIdentity
 
     A changed dataset would give the same positions other samples; one that has only been moved is the same.
     """
+    check_unchanged(config.model.code, directory)
+    code = {spec: code_digest(spec) for spec in config.model.code}
     files = {
         "config.json": config.model_dump(mode="json"),
-        "env.json": environment(),
+        "env.json": environment() | ({"code": code} if code else {}),
         FILE: asdict(facts_of(source)),
     }
     return claim(directory, identity_of(config, source), files, _hash_of, is_fingerprint_of)

@@ -32,6 +32,7 @@ from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_tensors
 from isoflop.models.mup import scale_start
+from isoflop.models.user_code import check_stored
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.build import check_fit
 from isoflop.runs.directory import WEIGHTS, RunIdentity, Status, published, read_status
@@ -296,6 +297,7 @@ def load_objective(run_directory: Path, source: Source) -> Objective:
     backbone, rest = published(run_directory), run_directory / "objective.safetensors"
     try:
         config = stored_run(read_json(run_directory / "config.json")).as_trained()
+        check_stored(config.model.code, run_directory)
         if isinstance(config.objective, DistilledConfig):
             raise CheckpointError("a teacher is not among the weights of a distilled run; its backbone is")
         objective = build_objective(config.model_copy(update={"start": None}), source)

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from isoflop.config import RunConfig, stored_run
 from isoflop.config.load import nearest_path
+from isoflop.config.run import code_of
 from isoflop.data import open_split
 from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights, read_tensors
 from isoflop.models.interop.names import TIMMS_OWN
 from isoflop.models.saved import KEY, Moments, checked_description, preset_in, read_description
+from isoflop.models.user_code import check_stored
 from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
 from isoflop.train import build_model
@@ -216,6 +218,7 @@ def load_backbone(
     weights = published(run_directory)
     try:
         config = stored_run(read_json(run_directory / "config.json")).as_trained()
+        check_stored(config.model.code, run_directory)
         source: Shape = read_facts(run_directory) or open_split(config.data, "train", may_fetch=False)
         sized = config.model_copy(
             update={"data": config.data.model_copy(update={"image_size": image_size or config.data.image_size})}
@@ -232,6 +235,7 @@ def _from_saved(path: Path, config: dict[str, Any], image_size: int | None, rand
     """A folder that isoflop wrote, in its own layout or in timm's or Hugging Face's."""
     found = read_description(config, path)
     assert found is not None
+    check_stored(code_of(found.preset, found.options), path)
     backbone = found.build(image_size, path / "model.safetensors")
     if not random_weights:
         state = read_tensors(path / "model.safetensors")

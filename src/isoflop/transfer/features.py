@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from isoflop.data import Source
-from isoflop.data.cache import cache_directory, crc32_of, opened, publish, remove_abandoned, tell_unwritable
+from isoflop.data.cache import crc32_of, opened, publish, remove_abandoned, tell_unwritable
 from isoflop.data.decode import DECODING
 from isoflop.errors import CheckpointError
 from isoflop.models import Backbone
-from isoflop.runs.files import private_path, read_json, sync, write_json
+from isoflop.runs.files import cache_directory, private_path, read_json, sync, write_json
 from isoflop.train.device import choose_device, normalize, to_device
 from isoflop.transfer.backbones import Pretrained
 

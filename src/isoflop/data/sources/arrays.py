@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.data.cache import cache_directory, kept
+from isoflop.data.cache import kept
 from isoflop.data.decode import DECODING, DamagedImage, decode_crop, read_header
 from isoflop.data.order import Order, derive_key, permute, words
 from isoflop.data.records import REPLACEMENTS, Damage, GoneImage, Labels, Quarantine, Records, read_surely, replacements
@@ -29,6 +29,7 @@ from isoflop.data.transforms import (
     shift_flip,
 )
 from isoflop.errors import DataError
+from isoflop.runs.files import cache_directory
 
 _STATISTICS_SAMPLES = 4096
 

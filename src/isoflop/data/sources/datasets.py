@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage
 from isoflop.data.order import derive_key
 from isoflop.data.records import Labels, Note, Part, number_names
 from isoflop.data.sources.parquet import ParquetRecords
 from isoflop.errors import DataError, did_you_mean
+from isoflop.runs.files import cache_directory
 
 
 class DatasetRecords:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from isoflop.config.load import nearest_path
-from isoflop.data.cache import cache_directory, kept, remove
+from isoflop.data.cache import kept, remove
 from isoflop.data.decode import DamagedImage
 from isoflop.data.order import derive_key
 from isoflop.data.records import (
@@ -42,6 +42,7 @@ from isoflop.data.records import (
 )
 from isoflop.errors import DataError, stand_in
 from isoflop.escapes import printable
+from isoflop.runs.files import cache_directory
 
 # The encoded images in a column of Parquet files, by index, in bounded memory.
 #

@@ -26,7 +26,7 @@ import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.cache import cache_directory, content_hash, is_whole, kept, opened, publish, signature
+from isoflop.data.cache import content_hash, is_whole, kept, opened, publish, signature
 from isoflop.data.order import derive_key
 from isoflop.data.records import (
     ALLOWED_SHARE,
@@ -41,7 +41,7 @@ from isoflop.data.records import (
 )
 from isoflop.data.tar import RECORD, ShardCache, index_tar, reaching, remote_sign, resolve_labels
 from isoflop.errors import DataError
-from isoflop.runs.files import private_path
+from isoflop.runs.files import cache_directory, private_path
 
 INDEX_FOLDER = "isoflop-index"
 _CACHE_BYTES = 50 << 30
