@@ -26,7 +26,7 @@ target_budget = 1.6e9
 source = "fractals?classes=10"
 heldout = 64
 [families.vit]
-sizes = 2
+sizes = ["vit_w4d1p8", "vit_w4d2p8"]
 learning_rates = [5e-3, 1e-2, 2e-2]
 [laws]
 bootstrap = 20

@@ -86,8 +86,8 @@ def test_the_cluster_study_asks_slurm_for_gpus_and_can_be_planned_here() -> None
     config = load_study(EXAMPLES / "cluster.toml", []).config
     assert config.slurm["gpus_per_node"] == 1
     changes = [
-        "study.budget=8e9",
-        "study.target_budget=8e8",
+        "study.budget=8e12",
+        "study.target_budget=8e11",
         "batch_size=8",
         "data.source=digits",
         "data.image_size=32",
@@ -96,4 +96,4 @@ def test_the_cluster_study_asks_slurm_for_gpus_and_can_be_planned_here() -> None
     plan = plan_study(load_study(EXAMPLES / "cluster.toml", [*changes, "data.augment=none", "data.workers=0"]).config)
     assert set(plan.sizes) == {"vit", "poolformer", "nfnet"}
     assert plan.funds is not None
-    assert plan.funds.reserved == pytest.approx(1.6e9)  # two answers
+    assert plan.funds.reserved == pytest.approx(1.6e12)  # two answers

@@ -38,6 +38,8 @@ ONE_OF_EACH = (
     ("swin_mixer_t_d24", {"depths": (2, 1, 1, 1), "window": 2}),
     ("nfnet_f0", {"depths": (1, 1, 1, 1)}),
     ("bit_r50x1", {"depths": (1, 1, 1, 1)}),
+    ("resnet_w16d10", {}),
+    ("resnet_w8d8p2", {}),
     ("timm:resnet18", {}),
     ("timm:vit_tiny_patch16_224", {"depth": 2}),
     ("timm:convnext_atto", {}),
@@ -206,6 +208,9 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("vit_b16", {"drop_path": 1.5}, "`drop_path` is a rate"),
     ("poolformer_s12", {"stem_stride": 0}, "`stem_stride` must be at least 1"),
     ("bit_r50x1", {"factor": 0}, "`factor` must be at least 1"),
+    ("resnet_w16d10p4", {"image_size": 50}, "do not divide by the stem's 4"),
+    ("resnet_w16d10", {"stem_stride": 3}, "`stem_stride` is 1, 2 or 4, not 3"),
+    ("resnet_w16d10", {"width": 40, "group_width": 20, "factor": 3}, "a norm of 6 groups"),
     ("nfnet_f0", {"dropout": -0.1}, "`dropout` is a rate"),
     ("nfnet_f0", {"depths": (1,)}, "as many entries as one another, not 1, 4, 4"),
     ("vit_b16", {"num_classes": 0}, "`num_classes` must be at least 1"),
@@ -288,7 +293,7 @@ def test_the_listing_finds_and_describes() -> None:
     assert row.images_per_second > 0
 
 
-@pytest.mark.parametrize("name", ["vit_w16d2p8", "poolformer_w16d4p4", "nfnet_w16d2"])
+@pytest.mark.parametrize("name", ["vit_w16d2p8", "poolformer_w16d4p4", "nfnet_w16d2", "resnet_w16d8"])
 def test_activation_memory_is_about_what_autograd_keeps_per_image(name: str) -> None:
     def kept(count: int) -> int:
         model = create_model(name, image_size=32, seed=0)

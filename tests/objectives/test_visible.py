@@ -38,6 +38,8 @@ MODELS: tuple[tuple[str, int | tuple[int, int], dict[str, Any]], ...] = (
     ("nfnet_w16d2", 32, {}),
     ("nfnet_f0", (96, 64), {"depths": (1, 1, 1, 1), "widths": (32, 32, 64, 64), "group_width": 16, "final_width": 64}),
     ("bit_r50x1", 64, {"depths": (1, 1)}),
+    ("resnet_w8d8", 32, {}),
+    ("resnet_w8d8", (64, 32), {"stem_stride": 4}),
 )
 LABELS = torch.zeros(2, dtype=torch.int64)
 

@@ -20,7 +20,7 @@ def test_kills_change_neither_weights_nor_metrics_nor_samples(tmp_path: Path) ->
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("family", ["vit", "poolformer", "nfnet"])
+@pytest.mark.parametrize("family", ["vit", "poolformer", "nfnet", "resnet"])
 def test_a_hundred_kills_change_nothing(tmp_path: Path, family: str) -> None:
     changes: dict[str, Any] = {"steps": 400}
     if family == "poolformer":
@@ -30,11 +30,13 @@ def test_a_hundred_kills_change_nothing(tmp_path: Path, family: str) -> None:
             "model": {"name": "nfnet_w8d2"},
             "optim": {"name": "sgd", "learning_rate": 0.3, "agc": 0.01, "weight_decay": 2e-5},
         }
+    if family == "resnet":
+        changes |= {"model": {"name": "resnet_w8d8p2"}, "optim": {"name": "sgd", "learning_rate": 0.1}}
     config = run_config(**changes)
     train_whole(config, tmp_path / "calm")
     chance = random.Random(family)
     hits, trial = 0, 0
-    while hits < 40:  # three families: more than a hundred
+    while hits < 40:  # of each of four families
         fire = tmp_path / f"fire-{trial}"
         hits += train_under_fire(config, fire, kills=10, chance=chance)
         check_same(config, tmp_path / "calm", fire)

@@ -72,11 +72,10 @@ def test_more_to_spend_brings_the_rungs_nearer_to_the_target() -> None:
 
 def test_sizes_that_were_only_counted_may_be_followed_by_their_neighbours() -> None:
     config = limited(budget=3e11)
-    space = plan_study(
-        config.model_copy(update={"families": {"vit": config.families["vit"].model_copy(update={"sizes": 2})}})
-    )
-    assert space.space is not None
-    candidate = space.space.families["vit"]
+    counted = {"vit": config.families["vit"].model_copy(update={"sizes": 2})}
+    space = plan_study(limited(budget=3e13, target_budget=4e12).model_copy(update={"families": counted})).space
+    assert space is not None
+    candidate = space.families["vit"]
     assert len(candidate.start) == 2
     assert len(candidate.sizes) > 10
     named = plan(config).space

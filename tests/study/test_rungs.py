@@ -85,9 +85,10 @@ def test_runs_of_one_size_and_rate_share_a_trunk_and_others_do_not(catalogue: Ca
 
 
 def test_sizes_are_chosen_from_the_ladder_when_only_counted() -> None:
-    config = study_config(families={"vit": {"sizes": 3}, "nfnet": {"sizes": 4}})
+    study = {"name": "toy", "budgets": [1e11, 2e11, 4e11], "target_budget": 2e12}
+    config = study_config(study=study, families={"vit": {"sizes": 3}, "resnet": {"sizes": 2}})
     sizes = ladder_sizes(config, Catalogue(config))
-    assert [len(names) for names in sizes.values()] == [3, 4]
+    assert [len(names) for names in sizes.values()] == [3, 2]
 
 
 def test_a_budget_too_small_for_the_smallest_model_is_told_with_what_it_needs() -> None:

@@ -52,8 +52,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin_mixer": ("swin_mixer_t_d24", {**STAGES, "mixers": ("window_mlp",) * 2, "window": 2}),
     "nfnet": ("nfnet_w8d2", {"drop_path": 0.1, "dropout": 0.1}),
     "bit": ("bit_r50x1", {"depths": (1,)}),
+    "resnet": ("resnet_w8d8p2", {}),
 }
-NFNET_OPTIM = {"name": "sgd", "learning_rate": 0.1, "agc": 0.01, "weight_decay": 2e-5}
+OPTIM = {
+    "nfnet": {"name": "sgd", "learning_rate": 0.1, "agc": 0.01, "weight_decay": 2e-5},
+    "resnet": {"name": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4},
+}
 
 
 def losses(family: str) -> list[float]:
@@ -65,7 +69,7 @@ def losses(family: str) -> list[float]:
         "precision": "float32",
         "batch_size": 4 if family == "bit" else 16,
         "data": {"source": "fractals?classes=10&images=500", "augment": "crop_flip"},
-        "optim": NFNET_OPTIM if family == "nfnet" else {"learning_rate": 1e-3},
+        "optim": OPTIM.get(family, {"learning_rate": 1e-3}),
         "schedule": {"warmup": 10},
     }
     config = parse(values, RunConfig)

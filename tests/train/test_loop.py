@@ -31,9 +31,11 @@ def test_training_on_fractals_learns(tmp_path: Path) -> None:
     assert result.heldout_accuracy > 2 / 20
 
 
-@pytest.mark.parametrize("family", ["poolformer_w8d2p8", "nfnet_w8d2"])
+@pytest.mark.parametrize("family", ["poolformer_w8d2p8", "nfnet_w8d2", "resnet_w8d8p2"])
 def test_other_families_learn_too(tmp_path: Path, family: str) -> None:
-    optim = {"name": "sgd", "learning_rate": 0.3, "agc": 0.01} if "nfnet" in family else {"learning_rate": 0.01}
+    optim = {"learning_rate": 0.01}
+    if not family.startswith("poolformer"):
+        optim = {"name": "sgd", "learning_rate": 0.3, "agc": 0.01 if family.startswith("nfnet") else "none"}
     data = {"source": "fractals?classes=20", "heldout": 256}
     result = train(run_config(steps=120, model={"name": family}, optim=optim, data=data), tmp_path / "run")
     assert result.heldout_loss < 0.9 * read_journal(tmp_path / "run")[0]["loss"]

@@ -1,4 +1,4 @@
-"""BiT: a pre-activation ResNet with GroupNorm and standardised weights (arXiv 1912.11370).
+"""Pre-activation ResNets with GroupNorm and standardised weights: BiT (arXiv 1912.11370), and ResNets of basic blocks.
 
 Inside, maps are (batch, rows, columns, width).
 """
@@ -6,6 +6,7 @@ Inside, maps are (batch, rows, columns, width).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,44 +20,69 @@ from isoflop.models.standardised import PlainStandardisedConv
 
 @dataclass(frozen=True)
 class BiTConfig:
-    """Blocks per stage, the factor on all widths (R50x3: 3), and the eps of weight standardisation (timm: 1e-8)."""
+    """What there is to choose; the stages' widths are `factor`·`width`, and double from stage to stage.
+
+    Attributes:
+        depths: blocks per stage. factor: on all widths (R50x3: 3).
+        weight_eps: of weight standardisation (timm: 1e-8).
+        basic: blocks of two 3x3 convolutions (ResNet-18) and not bottlenecks, which are a quarter as wide inside.
+        stem_stride: 4 is ImageNet's, 7x7 with stride 2 and max pooling; 1 and 2 are those of a 3x3 convolution.
+        group_width: channels in a group of GroupNorm; 32 groups when left out.
+    """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     factor: int = 1
     weight_eps: float = 1e-10
+    width: int = 256
+    basic: bool = False
+    stem_stride: int = 4
+    group_width: int | None = None
 
 
 class GroupNormReLU(GroupNorm):
-    """GroupNorm with 32 groups, then ReLU."""
+    """GroupNorm, then ReLU."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 32)
+    def __init__(self, width: int, groups: int = 32) -> None:
+        super().__init__(width, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return group_norm_relu(x, self.weight, self.bias, self.groups, self.eps)  # type: ignore[arg-type]
 
 
 class BiTBlock(nn.Module):
-    """1x1, 3x3 (strided) and 1x1 convolutions, norm and ReLU before each; the shortcut starts after the first ReLU."""
+    """1x1, 3x3 (strided) and 1x1 convolutions, or two of 3x3; norm and ReLU before each.
 
-    def __init__(self, width: int, new_width: int, stride: int, eps: float) -> None:
+    The shortcut starts after the first ReLU where it is a convolution.
+    """
+
+    def __init__(self, config: BiTConfig, width: int, new_width: int, stride: int) -> None:
         super().__init__()
-        middle = new_width // 4
-        self.norm1 = GroupNormReLU(width)
-        self.conv1 = PlainStandardisedConv(width, middle, 1, eps=eps)
-        self.norm2 = GroupNormReLU(middle)
-        self.conv2 = PlainStandardisedConv(middle, middle, 3, stride, eps=eps)
-        self.norm3 = GroupNormReLU(middle)
-        self.conv3 = PlainStandardisedConv(middle, new_width, 1, eps=eps)
+        conv = partial(PlainStandardisedConv, eps=config.weight_eps)
+        middle = new_width if config.basic else new_width // 4
+        self.norm1 = _norm(config, width)
+        self.conv1 = conv(width, middle, 3, stride) if config.basic else conv(width, middle, 1)
+        self.norm2 = _norm(config, middle)
+        self.conv2 = conv(middle, middle, 3) if config.basic else conv(middle, middle, 3, stride)
+        if not config.basic:
+            self.norm3 = _norm(config, middle)
+            self.conv3 = conv(middle, new_width, 1)
         resized = stride > 1 or width != new_width
-        self.shortcut = PlainStandardisedConv(width, new_width, 1, stride, eps=eps) if resized else None
+        self.shortcut = conv(width, new_width, 1, stride) if resized else None
+        self.basic = config.basic
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm1(x)
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv3(self.norm3(self.conv2(self.norm2(self.conv1(out)))))
-        total: Tensor = shortcut + out
+        out = self.conv2(self.norm2(self.conv1(out)))
+        total: Tensor = shortcut + (out if self.basic else self.conv3(self.norm3(out)))
         return total
+
+
+def _norm(config: BiTConfig, width: int) -> GroupNormReLU:
+    groups = 32 if config.group_width is None else max(1, width // config.group_width)
+    if width % groups:
+        raise ModelError(f"a norm of {groups} groups does not divide {width} channels: see `width` and `group_width`")
+    return GroupNormReLU(width, groups)
 
 
 class BiT(Backbone):
@@ -64,32 +90,37 @@ class BiT(Backbone):
 
     def __init__(self, config: BiTConfig, *, num_classes: int, image_size: tuple[int, int], in_channels: int) -> None:
         super().__init__()
-        if any(side % 4 for side in image_size):
-            raise ModelError(f"images of {image_size[0]}x{image_size[1]} pixels do not divide by the stem's 4")
+        stride = config.stem_stride
+        if stride not in (1, 2, 4):
+            raise ModelError(f"`stem_stride` is 1, 2 or 4, not {stride}")
+        if any(side % stride for side in image_size):
+            raise ModelError(f"images of {image_size[0]}x{image_size[1]} pixels do not divide by the stem's {stride}")
         self.config = config
         self.num_classes, self.image_size, self.in_channels = num_classes, image_size, in_channels
-        self.feature_widths = tuple(256 * config.factor * 2**k for k in range(len(config.depths)))
-        self.feature_strides = tuple(4 * 2**k for k in range(len(config.depths)))
+        self.feature_widths = tuple(config.width * config.factor * 2**k for k in range(len(config.depths)))
+        self.feature_strides = tuple(stride * 2**k for k in range(len(config.depths)))
         self.num_features = self.feature_widths[-1]
-        width = 64 * config.factor
-        self.stem = PlainStandardisedConv(in_channels, width, 7, 2, eps=config.weight_eps)
+        width = self.feature_widths[0] // (1 if config.basic else 4)
+        kernel, step = (7, 2) if stride == 4 else (3, stride)
+        self.stem = PlainStandardisedConv(in_channels, width, kernel, step, eps=config.weight_eps)
         self.stages = nn.ModuleList()
         for stage, (depth, new_width) in enumerate(zip(config.depths, self.feature_widths, strict=True)):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage and not index else 1
-                blocks.append(BiTBlock(width, new_width, stride, config.weight_eps))
+                blocks.append(BiTBlock(config, width, new_width, stride))
                 width = new_width
             self.stages.append(nn.Sequential(*blocks))
-        self.norm = GroupNormReLU(width)
+        self.norm = _norm(config, width)
         self.head = nn.Linear(width, num_classes)
         _initialise(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the maps are: else each use of a weight copies it
 
     def _stages(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images.contiguous(memory_format=torch.channels_last).movedim(1, -1))
-        # Zeros around, then no padding in the pooling: not the same as padding the pooling, whose border is -inf.
-        x = F.max_pool2d(_zeros_around(x).movedim(-1, 1), 3, 2).movedim(1, -1)
+        if self.config.stem_stride == 4:
+            # Zeros around, then no padding in the pooling: not the same as padding the pooling, whose border is -inf.
+            x = F.max_pool2d(_zeros_around(x).movedim(-1, 1), 3, 2).movedim(1, -1)
         outputs = []
         for stage in self.stages:
             x = stage(x)

@@ -1,11 +1,12 @@
 """Every backbone by name: a preset is a row, and nothing here is a function per size.
 
 Names are `family_size` or `family_sizePATCH`, with the variant behind: `vit_b16`, `vit_b16_token`, `poolformer_s12`,
-`nfnet_f4+`, `bit_r50x1`. The small relatives for 32 px are in `ladder.py`.
+`nfnet_f4+`, `bit_r50x1`. Their small relatives, which studies compare, have their own grammar.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,69 +16,134 @@ from isoflop.models.bit import BiTConfig
 from isoflop.models.metaformer import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
 
-# Rows of the ladders: small models, made for images of about 32 px, from 2e5 to 1e9 FLOPs an image.
+Config = MetaFormerConfig | NFNetConfig | BiTConfig
+
+# The ladders: models that a study compares at equal compute, by the size of the images that they are for.
 #
-# A name says what varies: `vit_w16d2p8` is a ViT of width 16, depth 2 and 8x8 patches; `poolformer_w16d4p4` and
-# `nfnet_w16d2` count the width of the first stage and the depth of all.
+# A name says what varies: `vit_w64d4p4` is a ViT of width 64, depth 4 and 4x4 patches; `poolformer_w16d4p4` and
+# `nfnet_w16d2` count the width of the first stage and the depth of all. A ResNet's depth counts layers, as papers do:
+# the stem, two a block, the classifier; its patch is the stem's stride, 1 without. Three stages are CIFAR's ResNets
+# (arXiv 1512.03385, section 4.2), four ImageNet's.
+#
+# A ladder begins where training reaches a quarter of the rate of `F.linear` on one core: below, a step is overhead.
+# `EARLIER` models are smaller, or see their images less finely: they can be named, but are of no ladder.
+
+SIDES = (32, 64, 128)
+"""Images of about so many pixels, or of more than the last, have ladders of their own."""
+LADDER_ROWS: dict[str, tuple[tuple[str, str], ...]] = {  # for each of `SIDES`: the end of the names, their beginnings
+    "vit": (
+        ("p4", "w32d2 w32d4 w48d4 w64d4 w96d4 w128d4 w128d6 w160d6 w192d6 w256d6 w256d9 w384d8"),
+        ("p8", "w32d2 w32d4 w48d4 w64d4 w96d4 w128d4 w128d6 w160d6 w192d6 w256d6 w256d9 w384d8"),
+        ("p16", "w64d4 w96d4 w128d4 w128d8 w160d8 w192d12 w256d12 w320d12 w384d12 w512d12 w640d12 w768d12"),
+    ),
+    "poolformer": (
+        ("p4", "w24d4 w32d4 w40d4 w48d4 w64d4 w64d6 w64d10 w80d10 w96d10 w128d10 w160d10 w160d18 w192d22"),
+        ("p4", "w16d4 w24d4 w32d4 w32d10 w40d10 w48d10 w64d10 w80d10 w96d10 w128d10 w160d10 w160d18"),
+        ("p4", "w16d12 w24d12 w32d12 w40d12 w48d12 w64d12 w80d12 w96d12 w96d24 w96d36"),
+    ),
+    "convformer": (
+        ("p4", "w24d4 w32d4 w40d4 w48d4 w64d4 w64d6 w64d10 w80d10 w96d10 w128d10 w160d10 w160d18"),
+        ("p4", "w16d4 w24d4 w32d4 w32d10 w40d10 w48d10 w64d10 w80d10 w96d10 w128d10 w160d10"),
+        ("p4", "w16d12 w24d12 w32d12 w40d12 w48d12 w64d12 w80d12 w96d12 w96d24"),
+    ),
+    "caformer": (
+        ("p4", "w24d4 w32d4 w40d4 w48d4 w64d4 w64d6 w64d10 w80d10 w96d10 w128d10 w160d10 w160d18"),
+        ("p4", "w16d4 w24d4 w32d4 w32d10 w40d10 w48d10 w64d10 w80d10 w96d10 w128d10 w160d10"),
+        ("p4", "w16d12 w24d12 w32d12 w40d12 w48d12 w64d12 w80d12 w96d12 w96d24"),
+    ),
+    "nfnet": (
+        ("", "w32d2 w40d2 w48d2 w64d2 w80d2 w96d2 w128d2 w160d3 w192d3 w256d3 w256d6 w384d4 w384d8 w512d8"),
+        ("", "w24d2 w32d2 w40d2 w48d2 w64d2 w80d2 w96d2 w128d2 w160d3 w192d3 w256d3 w256d6 w384d4 w384d8"),
+        ("", "w16d12 w24d12 w32d12 w48d12 w64d12 w96d12 w128d12 w192d12"),
+    ),
+    "resnet": (
+        ("", "w8d8p2 w8d14p2 w8d8 w8d14 w16d8 w16d14 w16d20 w24d18 w32d18 w40d18 w48d18 w64d18 w80d18 w96d18"),
+        ("p2", "w8d8 w8d14 w16d8 w16d14 w16d20 w24d18 w32d18 w40d18 w48d18 w64d18 w80d18 w96d18"),
+        ("p4", "w8d18 w12d18 w16d18 w24d18 w32d18 w48d18 w64d18 w64d34 w80d34 w96d34"),
+    ),
+}  # fmt: skip
+EARLIER: dict[str, tuple[tuple[str, str], ...]] = {
+    "vit": (("p8", "w4d1 w4d2 w6d1 w6d2 w8d1 w8d2 w12d2 w16d2 w24d2 w24d4 w40d4 w96d3 w160d4"),),
+    "poolformer": (
+        ("p8", "w4d1 w4d2 w6d1 w6d2 w8d2 w12d2"),
+        ("p4", "w8d2 w8d4 w12d3 w12d4 w16d4 w20d4"),
+    ),
+    "nfnet": (("", "w4d1 w6d1 w8d1 w6d2 w8d2 w12d2 w16d2 w20d2 w24d2"),),
+}  # fmt: skip
+_POOLFORMER_DEPTHS = {
+    1: (1,), 2: (1, 1), 3: (1, 2), 4: (2, 2), 6: (2, 4), 10: (2, 6, 2), 18: (3, 12, 3), 22: (4, 14, 4),
+    12: (2, 2, 6, 2), 24: (4, 4, 12, 4), 36: (6, 6, 18, 6),
+}  # fmt: skip
+DEPTHS: dict[str, dict[int, tuple[int, ...]]] = {  # of each stage, by the depth in the name
+    **dict.fromkeys(("poolformer", "convformer", "caformer"), _POOLFORMER_DEPTHS),
+    "nfnet": {1: (1,), 2: (1, 1), 3: (1, 2), 4: (1, 3), 6: (2, 4), 8: (2, 6), 12: (1, 2, 6, 3)},
+    "resnet": {8: (1,) * 3, 14: (2,) * 3, 20: (3,) * 3, 18: (2,) * 4, 34: (3, 4, 6, 3)},
+}  # fmt: skip
 
 
-# width, depth, patch; heads are 16 wide, 32 from width 64 on
-VIT_LADDER = (
-    (4, 1, 8), (4, 2, 8), (6, 1, 8), (6, 2, 8), (8, 1, 8), (8, 2, 8), (12, 2, 8), (16, 2, 8), (24, 2, 8), (24, 4, 8),
-    (32, 4, 8), (40, 4, 8), (48, 4, 8), (64, 4, 8), (96, 3, 8), (96, 4, 8), (128, 4, 8), (160, 4, 8), (96, 4, 4),
-    (128, 4, 4), (128, 6, 4), (160, 6, 4), (192, 6, 4), (256, 6, 4), (256, 9, 4),
-)  # fmt: skip
-# first width, depth of each stage, patch; each stage is twice as wide as the one before, at half the resolution
-POOLFORMER_LADDER = (
-    (4, (1,), 8), (4, (1, 1), 8), (6, (1,), 8), (6, (1, 1), 8), (8, (1, 1), 8), (12, (1, 1), 8), (8, (1, 1), 4),
-    (8, (2, 2), 4), (12, (1, 2), 4), (12, (2, 2), 4), (16, (2, 2), 4), (20, (2, 2), 4), (24, (2, 2), 4),
-    (32, (2, 2), 4), (40, (2, 2), 4), (48, (2, 2), 4), (64, (2, 2), 4), (64, (2, 4), 4), (64, (2, 6, 2), 4),
-    (80, (2, 6, 2), 4), (96, (2, 6, 2), 4), (128, (2, 6, 2), 4), (160, (2, 6, 2), 4), (160, (3, 12, 3), 4),
-    (192, (4, 14, 4), 4),
-)  # fmt: skip
-# first width, depth of each stage; the first stage of two keeps its resolution, a single one halves it
-NFNET_LADDER = (
-    (4, (1,)), (6, (1,)), (8, (1,)), (6, (1, 1)), (8, (1, 1)), (12, (1, 1)), (16, (1, 1)), (20, (1, 1)), (24, (1, 1)),
-    (32, (1, 1)), (40, (1, 1)), (48, (1, 1)), (64, (1, 1)), (80, (1, 1)), (96, (1, 1)), (128, (1, 1)), (160, (1, 2)),
-    (192, (1, 2)), (256, (1, 2)), (256, (2, 4)), (384, (1, 3)), (384, (2, 6)), (512, (2, 6)),
-)  # fmt: skip
-
-
-def _small_vit(width: int, depth: int, patch: int) -> MetaFormerConfig:
+def _small(name: str) -> Config:
+    """The model that a name of the ladders' grammar stands for."""
+    found = re.fullmatch(r"([a-z]+)_w(\d+)d(\d+)(?:p(\d+))?", name)
+    assert found is not None, name
+    family, width, depth, patch = found[1], int(found[2]), int(found[3]), int(found[4] or 1)
+    if family == "vit":  # heads are 16 wide, 32 from width 64 on
+        return MetaFormerConfig(
+            depths=(depth,), widths=(width,), mixers=("attention",), mlp_widths=(4 * width,),
+            heads=(max(1, width // 32) if width >= 64 else max(1, width // 16),),
+            stem_kernel=patch, stem_stride=patch, positions="learned", init="vit",
+        )  # fmt: skip
+    depths = DEPTHS[family][depth]
+    count = len(depths)
+    if family == "resnet":
+        return BiTConfig(depths, width=width, basic=True, stem_stride=patch, group_width=16)
+    if family == "nfnet":
+        four = count == 4  # as F0; fewer stages stay at the stem's resolution, a single one halves it
+        return NFNetConfig(
+            depths=depths,
+            widths=(width, 2 * width, 6 * width, 6 * width) if four else (width, 2 * width)[:count],
+            strides=(1, 2, 2, 2) if four else (1, 2)[-count:],
+            stem_widths=tuple(max(8, width // k) for k in (16, 8, 4, 2)) if four else (max(4, width // 2), width),
+            stem_strides=(2, 1, 1, 2) if four else (2, 2),
+            final_width=12 * width if four else 4 * width, group_width=64, drop_path=0.0, dropout=0.0,
+        )  # fmt: skip
+    widths = tuple(width * 2**stage for stage in range(count))
+    more: dict[str, Any] = {"mixers": ("pooling",) * count, "norm": "group", "norm_eps": 1e-5, "init": "poolformer"}
+    if family != "poolformer":
+        attention = 0 if family == "convformer" else (count + 1) // 2
+        more = BASELINE | {
+            "mixers": ("separable_conv",) * (count - attention) + ("attention",) * attention,
+            "heads": tuple(max(1, w // 32) for w in widths),
+            "norm": "layer_without_bias",
+            "res_scale": (None,) * (count // 2) + (1.0,) * (count - count // 2),
+        }
+    if count == 4:
+        more |= {"stem_kernel": 7, "stem_padding": 2}
     return MetaFormerConfig(
-        depths=(depth,), widths=(width,), mixers=("attention",), mlp_widths=(4 * width,),
-        heads=(max(1, width // 32) if width >= 64 else max(1, width // 16),),
-        stem_kernel=patch, stem_stride=patch, positions="learned", init="vit",
+        **{"depths": depths, "widths": widths, "mlp_widths": tuple(4 * w for w in widths), "heads": (1,) * count,
+           "stem_kernel": patch, "stem_stride": patch, **more}
     )  # fmt: skip
 
 
-def _poolformer(width: int, depths: tuple[int, ...], patch: int) -> MetaFormerConfig:
-    widths = tuple(width * 2**stage for stage in range(len(depths)))
-    return MetaFormerConfig(
-        depths=depths, widths=widths, mixers=("pooling",) * len(depths), mlp_widths=tuple(4 * w for w in widths),
-        heads=(1,) * len(depths), stem_kernel=patch, stem_stride=patch, norm="group", norm_eps=1e-5, init="poolformer",
-    )  # fmt: skip
+BASELINE: dict[str, Any] = {  # what the MetaFormer baselines have in common (arXiv 2210.13452)
+    "activation": "star_relu", "mixer_bias": False, "qkv_bias": False, "mlp_bias": False,
+    "stem_norm": "layer_without_bias", "down_norm": "layer_without_bias", "last_norm": "layer", "pool_first": True,
+    "init": "metaformer",
+}  # fmt: skip
 
 
-def _nfnet(width: int, depths: tuple[int, ...]) -> NFNetConfig:
-    return NFNetConfig(
-        depths=depths, widths=(width, 2 * width)[: len(depths)], strides=(1, 2)[-len(depths) :],
-        stem_widths=(max(4, width // 2), width),
-        stem_strides=(2, 2), final_width=4 * width, group_width=64, drop_path=0.0, dropout=0.0,
-    )  # fmt: skip
+def _names(family: str, rows: tuple[tuple[str, str], ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"{family}_{row}{end}" for row in beginnings.split()) for end, beginnings in rows)
 
 
-LADDERS: dict[str, dict[str, MetaFormerConfig | NFNetConfig]] = {
-    "vit": {f"vit_w{w}d{depth}p{p}": _small_vit(w, depth, p) for w, depth, p in VIT_LADDER},
-    "poolformer": {
-        f"poolformer_w{w}d{sum(depths)}p{p}": _poolformer(w, depths, p) for w, depths, p in POOLFORMER_LADDER
-    },
-    "nfnet": {f"nfnet_w{w}d{sum(depths)}": _nfnet(w, depths) for w, depths in NFNET_LADDER},
+LADDERS: dict[str, tuple[tuple[str, ...], ...]] = {family: _names(family, rows) for family, rows in LADDER_ROWS.items()}
+SMALL_MODELS: dict[str, dict[str, Config]] = {
+    family: {name: _small(name) for names in (*_names(family, EARLIER.get(family, ())), *ladders) for name in names}
+    for family, ladders in LADDERS.items()
 }
 
 
 def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
-    """Names of the small presets of a family, ascending in FLOPs per image, for images of about 32 px.
+    """Names of the presets of a family that studies compare, ascending in FLOPs per image, for images of that size.
 
     Raises ModelError when the family has no ladder, or its stems do not divide `image_size`.
     """
@@ -85,15 +151,22 @@ def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
         raise ModelError(f"there is a ladder of {', '.join(LADDERS)}, not of {family!r}{did_you_mean(family, LADDERS)}")
     if image_size % 8:
         raise ModelError(f"ladder models need an image size that is a multiple of 8, not {image_size}")
-    return tuple(LADDERS[family])
+    nearest = min(range(len(SIDES)), key=lambda k: abs(SIDES[k] - image_size))
+    return LADDERS[family][nearest]
 
 
-def ladder_of(preset: str) -> tuple[str, ...]:
-    """The ladder that `preset` is a rung of, ascending in FLOPs per image; () for a preset of none."""
-    return next((tuple(ladder) for ladder in LADDERS.values() if preset in ladder), ())
+def ladder_of(preset: str, image_size: int = 32) -> tuple[str, ...]:
+    """The ladder, for images of that size, of the family that `preset` is a small model of; () for other presets.
 
+    With `EARLIER` models below it where `preset` is one of them.
+    """
+    family = PRESETS[preset][0] if preset in PRESETS else ""
+    if preset not in SMALL_MODELS.get(family, ()):
+        return ()
+    ladder = family_ladder(family, image_size)
+    earlier = tuple(name for names in _names(family, EARLIER.get(family, ())) for name in names)
+    return (*earlier, *(name for name in ladder if name not in earlier)) if preset in earlier else ladder
 
-Config = MetaFormerConfig | NFNetConfig | BiTConfig
 
 # --- one stage of tokens -------------------------------------------------------------------------------------------
 
@@ -290,11 +363,7 @@ def _poolformers() -> dict[str, Config]:
 
 
 def _baseline(mixers: tuple[str, ...], depths: tuple[int, ...], widths: tuple[int, ...], **more: Any) -> Config:
-    return _stages(
-        mixers, depths, widths, activation="star_relu", mixer_bias=False, qkv_bias=False, mlp_bias=False,
-        stem_norm="layer_without_bias", down_norm="layer_without_bias", last_norm="layer", pool_first=True,
-        res_scale=(None, None, 1.0, 1.0), init="metaformer", **more,
-    )  # fmt: skip
+    return _stages(mixers, depths, widths, res_scale=(None, None, 1.0, 1.0), **BASELINE, **more)
 
 
 def _baselines() -> dict[str, dict[str, Config]]:
@@ -374,8 +443,8 @@ FAMILIES: dict[str, dict[str, Config]] = {
     "nfnet": _nfnets(),
     "bit": {f"bit_{size}x{k}": BiTConfig(depths, k) for size, (depths, factors) in BIT.items() for k in factors},
 }
-for _family, _ladder in LADDERS.items():
-    FAMILIES[_family] = {**FAMILIES[_family], **_ladder}
+for _family, _ladder in SMALL_MODELS.items():
+    FAMILIES[_family] = {**FAMILIES.get(_family, {}), **_ladder}
 
 PRESETS: dict[str, tuple[str, Config]] = {
     name: (family, config) for family, models in FAMILIES.items() for name, config in models.items()

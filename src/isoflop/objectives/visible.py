@@ -29,7 +29,7 @@ from isoflop.models.operators import GroupNorm, attention
 from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 
 MIXERS = ("attention", "reduced_attention", "pooling", "depthwise", "separable_conv", "random", "identity")
-FAMILIES = "vit, deit, mae, poolformer, convformer, caformer, pvt, nfnet, bit and their relatives"
+FAMILIES = "vit, deit, mae, poolformer, convformer, caformer, pvt, nfnet, resnet, bit and their relatives"
 
 
 class VisibleCells:
@@ -207,6 +207,6 @@ STAND_INS: tuple[tuple[type[nn.Module], Callable[..., Tensor]], ...] = (
 def _stand_in(module: nn.Module, backbone: Backbone) -> Callable[..., Tensor] | None:
     if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
         return None  # looks at its own cell only; a strided one at one of four of the same coarser cell
-    if isinstance(backbone, BiT) and module is backbone.stem:
+    if isinstance(backbone, BiT) and module is backbone.stem and backbone.config.stem_stride == 4:
         return _stem_before_pooling
     return next((stands_in for kind, stands_in in STAND_INS if isinstance(module, kind)), None)

@@ -437,7 +437,7 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
     """
     starting, floors = 0, []
     for family, options in config.families.items():
-        names = options.sizes if isinstance(options.sizes, tuple) else family_ladder(family)
+        names = options.sizes if isinstance(options.sizes, tuple) else family_ladder(family, config.data.image_size)
         starting += len(options.sizes) if isinstance(options.sizes, tuple) else options.sizes
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
         floors.append(SHORTEST * config.batch_size * smallest)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
-from isoflop.errors import ModelError, StudyError
+from isoflop.errors import StudyError
 from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.objectives import objective_cost
 from isoflop.train.optim.build import TRUNK_SCHEDULES
@@ -91,15 +91,10 @@ class Catalogue:
 
         A variant under a name of its own has the ladder that its sizes are from, if there is one.
         """
-        sizes = self.config.families[family].sizes
-        named = sizes if isinstance(sizes, tuple) else ()
-        try:
-            ladder = family_ladder(family)
-        except ModelError:
-            if not named:
-                raise
-            ladder = next(filter(None, map(ladder_of, named)), ())
-        names = {*ladder, *named}
+        sizes, side = self.config.families[family].sizes, self.config.data.image_size
+        names = set(sizes) if isinstance(sizes, tuple) else set(family_ladder(family, side))
+        for name in tuple(names):
+            names.update(ladder_of(name, side))
         return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
 
     def cost(self, family: str, model: str) -> Cost:

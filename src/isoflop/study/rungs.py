@@ -16,7 +16,7 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.models import family_ladder, ladder_of
-from isoflop.models.presets import LADDERS
+from isoflop.models.presets import LADDERS, PRESETS
 from isoflop.study.planned import Catalogue, PlannedRun
 
 # Where the search for a learning rate begins, before anything has been measured.
@@ -94,7 +94,7 @@ def ladder_sizes(config: StudyConfig, catalogue: Catalogue) -> dict[str, tuple[s
     chosen: dict[str, tuple[str, ...]] = {}
     for family, options in config.families.items():
         if isinstance(options.sizes, int):
-            ladder = family_ladder(family)
+            ladder = family_ladder(family, config.data.image_size)
             if len(ladder) < options.sizes:
                 raise StudyError(f"families.{family}.sizes = {options.sizes}, but its ladder has {len(ladder)} presets")
             chosen[family] = _around_the_optimum(family, ladder, options.sizes, config, catalogue)
@@ -128,11 +128,11 @@ def usual_size(budget: float) -> float:
 
 def _refuse_mixtures(family: str, names: tuple[str, ...]) -> None:
     """One law is fitted to all sizes of a family, and its answer may be any preset of the ladder that they are from."""
-    ladders = {ladder_of(name): name for name in names if ladder_of(name)}
+    known = {PRESETS[name][0]: name for name in names if ladder_of(name)}
     if family in LADDERS:
-        ladders = {family_ladder(family): family, **ladders}
-    if len(ladders) > 1:
-        one, other, *_ = ladders.values()
+        known = {family: family, **known}
+    if len(known) > 1:
+        one, other, *_ = known.values()
         raise StudyError(f"families.{family}.sizes: {other} is of another family than {one}: give it its own table")
 
 
