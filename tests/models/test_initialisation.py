@@ -60,7 +60,7 @@ STARTS: dict[str, tuple[str, str, Rule]] = {
     "swin_mixer": ("swin_mixer_t_d24", "stages.2.0.mixer.weight", two_hundredths),  # arXiv 2103.14030, authors' code
     "nfnet": ("nfnet_f0", "stages.1.0.conv2.weight", lecun),  # arXiv 2102.06171: standardised, so the scale is a start
     "bit": ("bit_r50x1", "stages.1.0.conv2.weight", kaiming),  # arXiv 1912.11370: standardised as well
-    "resnet": ("resnet_w16d10", "stages.1.0.conv2.weight", kaiming),  # as BiT
+    "resnet": ("resnet_w16d14", "stages.1.0.conv2.weight", kaiming),  # as BiT
 }
 
 
@@ -87,7 +87,7 @@ def test_pvt_v2_draws_its_convolutions_after_their_outputs() -> None:
     assert weight.std().item() == pytest.approx(kaiming_over_outputs(weight), rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["vit_ti16", "mae_b16", "mixer_s32", "gmlp_ti16", "bit_r50x1", "resnet_w16d10"])
+@pytest.mark.parametrize("name", ["vit_ti16", "mae_b16", "mixer_s32", "gmlp_ti16", "bit_r50x1", "resnet_w16d14"])
 def test_classifiers_of_these_papers_start_at_zero(name: str) -> None:
     model = create_model(name, image_size=64, num_classes=10, seed=0)
     assert not any(parameter.any() for parameter in model.head.parameters())

@@ -27,7 +27,7 @@ OURS = {
         "stages.3.0.shortcut1.gamma": "scale", "stages.0.0.norm1.weight": "gain",
     },
     "poolformer_s12": {"stages.0.0.norm1.weight": "gain", "stages.0.0.scale1.gamma": "scale"},
-    "resnet_w16d10": {"norm.bias": "bias", "stages.1.0.shortcut.weight": "kernel"},
+    "resnet_w16d14": {"norm.bias": "bias", "stages.1.0.shortcut.weight": "kernel"},
     "bit_r50x1": {"stages.0.0.norm1.weight": "gain", "stages.0.0.norm1.bias": "bias"},
 }  # fmt: skip
 
