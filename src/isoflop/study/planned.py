@@ -10,6 +10,7 @@ from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
 from isoflop.errors import StudyError
 from isoflop.models import Cost, family_ladder, ladder_of
+from isoflop.models.presets import LADDERS
 from isoflop.objectives import objective_cost
 from isoflop.train.optim.build import TRUNK_SCHEDULES
 from isoflop.train.optim.gradients import PASSES
@@ -92,7 +93,9 @@ class Catalogue:
         A variant under a name of its own has the ladder that its sizes are from, if there is one.
         """
         sizes, side = self.config.families[family].sizes, self.config.data.image_size
-        names = set(sizes) if isinstance(sizes, tuple) else set(family_ladder(family, side))
+        names = set(sizes) if isinstance(sizes, tuple) else set()
+        if family in LADDERS or not names:
+            names.update(family_ladder(family, side))
         for name in tuple(names):
             names.update(ladder_of(name, side))
         return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
