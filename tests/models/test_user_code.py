@@ -139,8 +139,9 @@ def test_a_study_plans_a_family_of_them(place: Path) -> None:
     catalogue = Catalogue(parse(raw, StudyConfig))
     assert catalogue.presets("convnet") == ("own.py:ConvNet", "own.py:large_conv_net")
     run = catalogue.run("convnet", "own.py:ConvNet", 1e9, 1e-3)
+    model = create_model("own.py:ConvNet", num_classes=10, image_size=16, in_channels=1)
     with FlopCounterMode(display=False) as counter:
-        create_model("own.py:ConvNet", num_classes=10, image_size=16, in_channels=1)(torch.zeros(1, 1, 16, 16))
+        model(torch.zeros(1, 1, 16, 16))
     assert run.flops_per_image == 3 * counter.get_total_flops()
     assert run.config.model.name == "own.py:ConvNet"
 
