@@ -19,10 +19,12 @@ def sweep(optimum, rates, sizes=(1e6, 4e6, 1.6e7), noise=0.0):
 
 def test_a_planted_rule_comes_back():
     rule = lambda n: 0.01 * (n / 1e6) ** -0.25  # noqa: E731
-    law = fit_learning_rate(*sweep(rule, np.geomspace(5e-4, 0.1, 9), noise=0.003))
-    assert law.size == pytest.approx(-0.25, abs=0.12)
-    assert float(law.predict(4e6)) == pytest.approx(rule(4e6), rel=0.4)
-    assert not any("edge" in w for w in law.warnings)
+    for noise, slope in ((0.0, 0.02), (0.003, 0.06)):
+        law = fit_learning_rate(*sweep(rule, np.geomspace(5e-4, 0.1, 9), noise=noise))
+        assert law.size == pytest.approx(-0.25, abs=slope)
+        # The planted bowl is steeper above its optimum, the fitted one is not: the optimum is read 6 % too low.
+        assert float(law.predict(4e6)) == pytest.approx(rule(4e6), rel=0.07)
+        assert not any("edge" in w for w in law.warnings)
 
 
 def test_diverged_runs_do_not_move_the_optimum():

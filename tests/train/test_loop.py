@@ -17,7 +17,7 @@ from isoflop.config.study import stored_run
 from isoflop.errors import CheckpointError, ConfigError, DataError
 from isoflop.runs import directory
 from isoflop.runs.directory import read_status
-from isoflop.train import read_journal, train
+from isoflop.train import RunResult, read_journal, train
 from isoflop.train.checkpoints import saved_steps
 from isoflop.transfer.backbones import load_backbone
 from tests.promises.chaos import run_config
@@ -203,7 +203,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path: Path) -> N
     assert math.isnan(result.heldout_loss)
     assert "not finite" in read_status(tmp_path / "run").error
     again = train(run_config(optim=optim), tmp_path / "run")
-    assert again.state == "diverged"
+    assert repr(again) == repr(result)  # NaN is no equal of itself
+
+
+def test_a_run_that_was_asked_to_stop_ends_the_same_at_second_sight(tmp_path: Path) -> None:
+    asked = iter([False, False, True])
+    first = train(run_config(steps=20), tmp_path / "run", stop=lambda: next(asked))
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert (first.state, repr(RunResult.of(status))) == ("preempted", repr(first))
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> None:
