@@ -150,7 +150,7 @@ def test_ctrl_c_ends_with_a_plain_line_and_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("isoflop.train.train", interrupted)
-    assert isoflop(capsys, "train", run_file) == (130, "", "interrupted - the same command goes on from here\n")
+    assert isoflop(capsys, "train", run_file) == (130, "", "interrupted - run the same command to resume\n")
 
 
 def test_a_reader_that_leaves_early_is_no_error(run_file: str) -> None:

@@ -32,8 +32,8 @@ def test_a_vit_of_timm_is_opened_by_its_name(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("timm:test_vit",), "timm:test_vit: not a finished run; say with --data what it is to look at"),
-        ((".",), ".: not a finished run; say with --data what it is to look at"),
+        (("timm:test_vit",), "timm:test_vit: not a finished run; name images with --data"),
+        ((".",), ".: not a finished run; name images with --data"),
         (("absent", "--data", "digits"), "absent: no such file"),
         (("timm:tset_vit", "--data", "digits"), "timm has no model 'tset_vit' - did you mean `timm:test_vit`?"),
     ],

@@ -86,16 +86,16 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     )  # as docs/planner.md says
 
 
-def test_an_address_without_ray_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_without_ray_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = isoflop(capsys, "study", "run", "tiny.toml", "--address", "head:6379")
-    message = "--address is of a Ray cluster, not for executor local: add --executor ray"
+    message = "--address applies only to Ray, not to executor local: add --executor ray"
     assert (status, err) == (2, f"error: {message}\n")
 
 
-def test_the_plan_of_a_limited_study_says_what_is_set_aside(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_of_a_limited_study_shows_what_is_reserved(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = isoflop(capsys, "study", "plan", "tiny.toml", "study.budgets=none", "study.budget=8e9")
     assert status == 0
-    assert re.search(r"^training the answer, set aside +1.6e9 +20%$", out, re.MULTILINE)
+    assert re.search(r"^training the answer \(reserved\) +1.6e9 +20%$", out, re.MULTILINE)
     assert re.search(r"^the ladder +6.4e9 +80%$", out, re.MULTILINE)
     assert "At most about" in out
 

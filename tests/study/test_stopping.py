@@ -104,7 +104,7 @@ def test_a_study_that_is_asked_to_stop_saves_its_runs_and_goes_on_from_there(tmp
     os.killpg(process.pid, signal.SIGTERM)
     _, told = process.communicate(timeout=300)
     assert process.returncode == PREEMPTED, told
-    assert b"the same command goes on from here" in told
+    assert b"run the same command to resume" in told
     assert b"Traceback" not in told
     states = {path.parent.name: read_status(path.parent) for path in tmp_path.glob("toy/runs/*/status.json")}
     assert {status.state for status in states.values()} <= {"done", "preempted"}

@@ -116,7 +116,7 @@ def test_a_damaged_file_is_left_out_and_counted(
         "07.png": "damaged image: image file is truncated",
         "pipe.png": "not a regular file",
     }
-    assert err.splitlines()[-1] == "warning: 3 of 61 images are damaged and were left out"
+    assert err.splitlines()[-1] == "warning: 3 of 61 images are damaged and were skipped"
     with pytest.raises(DataError, match=r"07\.png: damaged image"):
         list(predict(str(folder / "run"), [tmp_path / "images"]))
 

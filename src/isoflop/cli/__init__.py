@@ -1,4 +1,4 @@
-"""The command line: each verb parses, calls one function and prints; nothing heavy is imported before it is needed."""
+"""The command line. Each verb parses, calls one function and prints; heavy modules are imported late."""
 
 from isoflop.cli.app import app, main
 

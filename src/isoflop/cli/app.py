@@ -1,4 +1,4 @@
-"""The verbs, and what becomes of an error: one line on stderr, exit status 2."""
+"""The command `isoflop` and its verbs. An error is one line on stderr and exit status 2."""
 
 import os
 import pwd
@@ -19,36 +19,34 @@ INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 app = group(
     "isoflop",
-    "Which vision backbone, how large, for how long: measured by small runs at equal compute.",
+    "Find the best vision backbone, size and length of training, by small runs at equal compute.",
     completion=True,
 )
-app.command("models", short_help="List what can be trained; tell what one model takes.", epilog=models.EXAMPLES)(
+app.command("models", short_help="List the models; count FLOPs and memory of one.", epilog=models.EXAMPLES)(
     models.models
 )
-app.command("train", short_help="Train one run, or go on with it where it was interrupted.", epilog=training.EXAMPLES)(
-    training.train
-)
-app.command("transfer", short_help="Judge a backbone by few-shot, probe or fine-tuning.", epilog=transfer.EXAMPLES)(
-    transfer.transfer
-)
+app.command("train", short_help="Train one run, or resume it.", epilog=training.EXAMPLES)(training.train)
+app.command(
+    "transfer", short_help="Evaluate a backbone by few-shot, linear probe or fine-tuning.", epilog=transfer.EXAMPLES
+)(transfer.transfer)
 app.command("predict", epilog=transfer.PREDICT_EXAMPLES)(transfer.predict)
 app.command("fit", epilog=report.FIT_EXAMPLES)(report.fit)
 app.command(
     "inspect",
-    short_help="Look into a backbone: attention, positions, filters, features.",
+    short_help="Show attention, positions, filters and features of a backbone.",
     epilog=models.INSPECT_EXAMPLES,
 )(models.inspect)
 app.command(
-    "report", short_help="Write a study's page again; compare studies; show a table.", epilog=report.REPORT_EXAMPLES
+    "report", short_help="Write the report of a study, a comparison, or a table.", epilog=report.REPORT_EXAMPLES
 )(report.report)
-app.command(
-    "watch", short_help="Show a study or a run that still goes on, in a browser.", epilog=report.WATCH_EXAMPLES
-)(report.watch)
-app.command("export", short_help="Write trained weights as another library reads them.", epilog=models.EXPORT_EXAMPLES)(
+app.command("watch", short_help="Show a study or a run in progress, in a browser.", epilog=report.WATCH_EXAMPLES)(
+    report.watch
+)
+app.command("export", short_help="Export trained weights to another library.", epilog=models.EXPORT_EXAMPLES)(
     models.export
 )
-app.command("import", short_help="Bring public weights in.", epilog=models.IMPORT_EXAMPLES)(models.import_)
-app.command("doctor", short_help="Tell what this machine can do, and what is missing.", epilog=doctor.EXAMPLES)(
+app.command("import", short_help="Import public weights.", epilog=models.IMPORT_EXAMPLES)(models.import_)
+app.command("doctor", short_help="Show what this machine supports and what is missing.", epilog=doctor.EXAMPLES)(
     doctor.doctor
 )
 app.add_typer(study.app)
@@ -73,9 +71,9 @@ Examples:
   isoflop study answer studies/demo --json
 
 \b
-Exit status: 0 done; 1 done, and it came out badly (a run that diverged, data
-that a run would refuse); 2 a mistake that the message tells; 75 asked to stop,
-the same command goes on; 130 interrupted by Ctrl-C.
+Exit status: 0 success; 1 completed with a negative result (a run diverged,
+data that a run would refuse); 2 a usage error; 75 stopped after saving, run
+the same command to resume; 130 interrupted by Ctrl-C.
 """,
 )
 def _options(
@@ -88,7 +86,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run one command, by default that of the process, and exit: 0, or 2 for what the user can put right."""
+    """Run one command, by default that of the process, and exit: 0, or 2 for an error that the user can fix."""
     sys.exit(_run(arguments))
 
 
@@ -116,12 +114,12 @@ def _run(arguments: list[str] | None) -> int:
             return 1
         return _fail("OutputError", f"stdout cannot be written: {error.strerror or error}", as_json=False)
     if status == INTERRUPTED:
-        print("interrupted - the same command goes on from here", file=sys.stderr)
+        print("interrupted - run the same command to resume", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 
 def _name_the_user() -> None:
-    """Containers run under numbers that no user has; PyTorch and `~` ask for a name and a home."""
+    """Set USER and HOME if they are missing, as in containers: PyTorch and `~` need them."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
@@ -136,7 +134,7 @@ def _at_home(argument: str) -> str:
 
 
 def _fail(kind: str, message: str, as_json: bool) -> int:
-    """One line for people on stderr; with `--json` an object on stdout as well, which always holds exactly one."""
+    """Print one line on stderr, and with `--json` one object on stdout."""
     if as_json:
         print_json({"error": message, "kind": kind})
     # A configuration's problems have a line each, indented; any other line break is out of somebody's file.
@@ -150,7 +148,7 @@ def _one_line(message: object) -> str:
 
 
 def _usage(message: str) -> str:
-    """Typer's message, its guess in the words of all our others."""
+    """Typer's message, with its suggestion in the same words as ours."""
     message = message.replace(": Value error, ", ": ")
     before, bracket, options = message.partition(" (Possible options: ")
     if not bracket:

@@ -1,4 +1,4 @@
-"""`isoflop config`: what a configuration comes to."""
+"""`isoflop config`: show a configuration and its keys."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ app = group("config", "Look at configurations.")
 
 File = Annotated[Path, argument("Configuration file.", "FILE.toml")]
 Overrides = Annotated[
-    list[str] | None, argument("What replaces or adds to the file, such as optim.name=sgd.", "KEY=VALUE")
+    list[str] | None, argument("Override or add a value of the file, such as optim.name=sgd.", "KEY=VALUE")
 ]
 
 
@@ -40,7 +40,7 @@ def show(file: File, overrides: Overrides = None, as_json: Json = False) -> None
 
 
 class Kind(StrEnum):
-    """Whose keys."""
+    """The kind of configuration."""
 
     run = "run"
     study = "study"
@@ -48,11 +48,11 @@ class Kind(StrEnum):
 
 @app.command(
     "keys",
-    short_help="Print every key: what is allowed, default, meaning.",
+    short_help="Print every key: allowed values, default, meaning.",
     epilog=examples("isoflop config keys run", "isoflop config keys study --json"),
 )
 def keys(kind: Annotated[Kind, argument("Whose keys.", "run|study")], as_json: Json = False) -> None:
-    """Print every key that a run or a study may have: what is allowed, the default, the meaning."""
+    """Print every key of a run or a study: allowed values, default, meaning."""
     from isoflop.config import RunConfig, StudyConfig, reference
 
     known = list(reference(RunConfig if kind is Kind.run else StudyConfig))

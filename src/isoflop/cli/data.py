@@ -1,4 +1,4 @@
-"""`isoflop data`: look at a data set before a run does, and lay it out anew."""
+"""`isoflop data`: check, index and convert data sets."""
 
 import sys
 from enum import StrEnum
@@ -15,7 +15,7 @@ Data = Annotated[str, argument("Folder or file, or a URI as in data.source.", "P
 
 
 class Part(StrEnum):
-    """Which images of a data set."""
+    """The part of a data set."""
 
     train = "train"
     test = "test"
@@ -36,11 +36,11 @@ class DatasetLayout(StrEnum):
 )
 def check(
     path: Data,
-    part: Annotated[Part, typer.Option(help="Which images.")] = Part.train,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share the work.")] = 1,
+    part: Annotated[Part, typer.Option(help="Part of the data set.")] = Part.train,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Number of processes.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Decode every image; print what there is and what is wrong. Exit 1 if a run would refuse it."""
+    """Decode every image and print a summary with all problems. Exit 1 if a run would refuse the data."""
     from isoflop.data.inspection import check as inspect
 
     report = inspect(path, part=part.value, workers=workers, progress=_progress)
@@ -54,7 +54,7 @@ def check(
 
 @app.command("index", epilog=examples("isoflop data index my_shards"))
 def index(path: Data, as_json: Json = False) -> None:
-    """Write the index of tar shards beside them."""
+    """Write the index of tar shards into their folder."""
     from isoflop.data.conversion import index_shards
 
     samples, shards = index_shards(path, progress=_progress)
@@ -73,9 +73,9 @@ def index(path: Data, as_json: Json = False) -> None:
 def convert(
     path: Data,
     destination: Annotated[Path, argument("New folder.", "DIR")],
-    to: Annotated[DatasetLayout, typer.Option(help="Tar shards, or a folder for each class.")] = DatasetLayout.shards,
+    to: Annotated[DatasetLayout, typer.Option(help="Tar shards, or one folder per class.")] = DatasetLayout.shards,
     samples_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard.")] = 10_000,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in a random order, always the same.")] = False,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in a fixed random order.")] = False,
     as_json: Json = False,
 ) -> None:
     """Store the same images, byte for byte, in another layout."""
@@ -100,11 +100,11 @@ def convert(
 )
 def make_scenes(
     destination: Annotated[Path, argument("New folder.", "DIR")],
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to train on.")] = 1000,
-    val_images: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to evaluate on.")] = 200,
-    size: Annotated[int, typer.Option(metavar="PX", help="Their height and width.")] = 128,
-    classes: Annotated[int, typer.Option(metavar="N", help="Kinds of object.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other seeds, other pictures.")] = 0,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Training pictures.")] = 1000,
+    val_images: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluation pictures.")] = 200,
+    size: Annotated[int, typer.Option(metavar="PX", help="Height and width.")] = 128,
+    classes: Annotated[int, typer.Option(metavar="N", help="Number of classes.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the generator.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Generate pictures of objects with boxes, masks and maps of classes, as coco:DIR and ade20k:DIR."""
@@ -120,6 +120,6 @@ def make_scenes(
 
 
 def _progress(done: int, total: int) -> None:
-    """One line on stderr, only where it can be rewritten in place."""
+    """Progress on stderr, only on a terminal."""
     if sys.stderr.isatty():
         over_the_line(f"{done:,} of {total:,}", end="\n" if done >= total else "", to_stderr=True)

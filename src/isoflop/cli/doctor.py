@@ -1,4 +1,4 @@
-"""`isoflop doctor`: what this machine can do for isoflop, and what is missing."""
+"""`isoflop doctor`: what this machine supports and what is missing."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,36 +9,36 @@ from isoflop.cli.output import Json, examples, print_json, print_table
 
 EXAMPLES = examples("isoflop doctor", "isoflop doctor --compile --json")
 EXTRAS = {
-    "cluster": "studies on a Ray cluster or by SLURM",
+    "cluster": "studies on a Ray cluster or on SLURM",
     "dense": "average precision of detection and segmentation",
     "figures": "figures as SVG, PDF and PNG",
     "export": "ONNX and Hugging Face",
-    "float8": "products in 8 bits on GPUs that have them",
+    "float8": "8-bit matrix products on GPUs that support them",
     "wandb": "curves on Weights & Biases",
     "mlflow": "curves on an MLflow server",
 }
 
 
 def doctor(
-    compile: Annotated[bool, typer.Option("--compile", help="Try torch.compile, too: up to minutes.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also test torch.compile (up to minutes).")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine can do: devices, precision, decoders, extras, room. Always exits 0."""
+    """Show devices, precision, decoders, extras, memory and disk of this machine. Always exits with 0."""
     from isoflop.train.device import describe_machine
 
     found = describe_machine(Path.cwd(), compile=compile)
     if as_json:
         print_json(found)
         return
-    print_table(("what", "here"), [*_machine(found), *_extras(found["extras"])])
+    print_table(("item", "value"), [*_machine(found), *_extras(found["extras"])])
 
 
 def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
     memory = found["memory_bytes"]
     rows = [
         ("isoflop", f"{found['isoflop']}, Python {found['python']}, torch {found['torch']}, {found['system']}"),
-        ("runs at a time", f"{found['processes']}, a core each, unless study.workers says otherwise"),
-        ("memory", "not known" if memory is None else f"{memory / 1e9:,.1f} GB"),
+        ("runs at a time", f"{found['processes']}, one core each, unless study.workers is set"),
+        ("memory", "unknown" if memory is None else f"{memory / 1e9:,.1f} GB"),
         ("free disk", f"{found['free_disk_bytes'] / 1e9:,.1f} GB in this folder"),
     ]
     for device in found["devices"]:
@@ -51,13 +51,15 @@ def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("torch.compile", _compiles(found["compile"])))
     missing = [name for name, works in found["decoders"].items() if not works]
     read = ", ".join(name for name, works in found["decoders"].items() if works)
-    rows.append(("images read", read + (f"; not {', '.join(missing)}: this Pillow lacks them" if missing else "")))
+    rows.append(
+        ("images read", read + (f"; not {', '.join(missing)}, which this Pillow does not support" if missing else ""))
+    )
     return rows
 
 
 def _bfloat16(has: bool | None) -> str:
     if has is None:
-        return "bfloat16 not known"
+        return "bfloat16 unknown"
     return "bfloat16 in hardware" if has else 'no bfloat16 in hardware: precision = "auto" is float32'
 
 
@@ -66,7 +68,7 @@ def _compiles(told: dict[str, Any]) -> str:
         return f"fails: {told['reason']}"
     if told["works"]:
         return f"works, {told['seconds']:g} s for one line"
-    return f"a compiler is there, {told['compiler']}; --compile tries it" if told["compiler"] else "no C++ compiler"
+    return f"compiler {told['compiler']} found; --compile tests it" if told["compiler"] else "no C++ compiler"
 
 
 def _extras(missing: dict[str, list[str]]) -> list[tuple[str, str]]:

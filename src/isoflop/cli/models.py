@@ -1,4 +1,4 @@
-"""`isoflop models`: what can be trained, and what it takes."""
+"""`isoflop models`, `inspect`, `export` and `import`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,20 +20,18 @@ EXAMPLES = examples(
 
 
 def models(
-    name: Annotated[
-        str, argument("A model, or what to search for: parts of a name, or a pattern with *.", "NAME")
-    ] = "",
+    name: Annotated[str, argument("Name of a model, parts of names, or a pattern with *.", "NAME")] = "",
     family: Annotated[str, typer.Option(metavar="FAMILY", help="Only one family.")] = "",
     image_size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Count at this height and width; 224 for one model.")
+        int | None, typer.Option(metavar="PIXELS", help="Height and width; 224 by default for one model.")
     ] = None,
     num_classes: Annotated[int, typer.Option(metavar="N", help="Outputs of the classifier.")] = 1000,
-    measure: Annotated[bool, typer.Option("--measure", help="Train it for two seconds here.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the speed for two seconds.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the families; the models that match, with their published sizes; or what one model takes.
+    """Print the families, the models that match with their published sizes, or the cost of one model.
 
-    For one model, and for all that match where --image-size or --measure asks for it: parameters, FLOPs, memory, speed.
+    The cost is parameters, FLOPs, memory and speed. It is printed for several models with --image-size or --measure.
     """
     from isoflop.config.run import is_code
     from isoflop.models.cost import find_models
@@ -50,8 +48,8 @@ def models(
                 for family, presets in FAMILIES.items()
             ],
         )
-        print("\n`isoflop models NAME` lists those with NAME in their names, `--family` those of a family; a full name")
-        print("tells what that model takes. Any model of timm is `timm:NAME`.")
+        print("\n`isoflop models NAME` lists the models with NAME in their names, or the cost of one with this name;")
+        print("`--family` lists those of a family. `timm:NAME` is any model of timm.")
         return
     one = name.startswith("timm:") or is_code(name) or (name in PRESETS and family in ("", PRESETS[name][0]))
     names = [name] if one else find_models(name, family)
@@ -79,8 +77,8 @@ def _print_published(names: list[str], as_json: bool) -> None:
         )
         table.append((name, PRESETS[name][0], size, macs, str(row.image_size) if row and macs else ""))
     print_table(("model", "family", "parameters", "MACs", "at px"), table)
-    print(f"\n{len(names)} models, with the numbers that papers print. `isoflop models NAME` counts for one,")
-    print("`--image-size PIXELS` for all of these.")
+    print(f"\n{len(names)} models, with the numbers of the papers. `isoflop models NAME` prints the cost of one,")
+    print("`--image-size PIXELS` that of all of these.")
 
 
 def _print_counted(names: list[str], image_size: int, num_classes: int, measure: bool, as_json: bool) -> None:
@@ -127,12 +125,12 @@ def _print_counted(names: list[str], image_size: int, num_classes: int, measure:
         "of Adafactor",
     )
     print_table((*head, "images/s") if measure else head, rows)
-    print(f"\nFor one image of {image_size} px; training costs three forward passes. Memory in float32:")
+    print(f"\nPer image of {image_size} px. A training step costs three forward passes. Memory in float32:")
     print(
         "what an image of a batch keeps for the backward pass; what an optimizer keeps besides weights and gradients."
     )
     if refused:
-        print(f"Not at {image_size} px: {len(refused)} more.")
+        print(f"{len(refused)} more models do not support {image_size} px.")
 
 
 def _short(count: int) -> str:
@@ -144,7 +142,7 @@ def _short(count: int) -> str:
     return str(count)
 
 
-# `isoflop inspect`: what a trained backbone has learnt to look at.
+# `isoflop inspect`
 
 
 INSPECT_EXAMPLES = examples(
@@ -159,16 +157,16 @@ def inspect(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="CHECKPOINT/inspect, or inspect/NAME, when left out."),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Default: CHECKPOINT/inspect, or inspect/NAME."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Other images than the run's own.")
+        str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Other images than those of the run.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Held-out images to look at.")] = 64,
-    random: Annotated[bool, typer.Option("--random", help="Random weights: what was there before training.")] = False,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Number of held-out images.")] = 64,
+    random: Annotated[bool, typer.Option("--random", help="Use random weights, as before training.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Positions, attention, first filters, feature maps, reconstructions of a masked run: pictures and numbers."""
+    """Write pictures and numbers of positions, attention, first filters, feature maps, and masked reconstructions."""
     import numpy as np
     import torch
 
@@ -182,7 +180,7 @@ def inspect(
     config: RunConfig | None = None
     if data is None:
         if is_named or not (existing(path) / "config.json").is_file():
-            raise CheckpointError(f"{checkpoint}: not a finished run; say with --data what it is to look at")
+            raise CheckpointError(f"{checkpoint}: not a finished run; name images with --data")
         model, config = load_backbone(path, random_weights=random)
         heldout = open_split(config.data, "heldout", may_fetch=False)
     else:
@@ -206,7 +204,7 @@ def inspect(
 
 
 def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
-    """Pictures of what the masked autoencoder of `run` makes of held-out images, now and while it was trained."""
+    """Write reconstructions of held-out images by the masked autoencoder of `run`, final and during training."""
     import torch
 
     from isoflop.data import open_split
@@ -227,7 +225,7 @@ def _reconstructions(run: Path, config: "RunConfig", folder: Path) -> None:
         print("reconstructions: normalised targets, shown with mean and deviation of the hidden pixels")
 
 
-# `isoflop export` and `isoflop import`: weights that leave, and weights that come in.
+# `isoflop export` and `isoflop import`
 
 
 EXPORT_EXAMPLES = examples(
@@ -242,18 +240,18 @@ IMPORT_EXAMPLES = examples(
 
 def export(
     checkpoint: Annotated[
-        str, argument("Folder of a finished run, or what else `isoflop transfer` takes.", "CHECKPOINT")
+        str, argument("Folder of a finished run, or another checkpoint that `isoflop transfer` accepts.", "CHECKPOINT")
     ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="timm, huggingface, onnx or safetensors.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     licence: Annotated[
-        str | None, typer.Option("--licence", metavar="SPDX", help="Of the weights, for the model card.")
+        str | None, typer.Option("--licence", metavar="SPDX", help="Licence of the weights, for the model card.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write trained weights as another library reads them, with a model card.
+    """Write trained weights for another library, with a model card.
 
-    That library reads them first, and must come to the same outputs: else nothing is written.
+    The target library reads the weights back first. If its outputs differ, nothing is written.
     """
     from isoflop.share import export as write
 
@@ -265,24 +263,24 @@ def export(
     print(f"{done.model} in {done.folder}, for {done.format}")
     print(f"largest difference over {done.images} images: {done.difference:.1e} of the largest output")
     if licence is None:
-        print("the model card names no licence: --licence does, before you publish it")
+        print("the model card has no licence: set one with --licence before publishing")
 
 
 def import_(
     source: Annotated[str, argument("A weight file, a folder of timm's or Hugging Face's, or timm:NAME.", "SOURCE")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PRESET", help="Whose weights they are, where it does not tell."),
+        typer.Option("--model", metavar="PRESET", help="The model, if it cannot be detected."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", metavar="PX", min=1, help="Not the one they were trained for.")
+        int | None, typer.Option("--image-size", metavar="PX", min=1, help="Default: the size of pretraining.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring public weights in: big_vision, AugReg, MAE, PoolFormer, MetaFormer, timm, Hugging Face.
+    """Import public weights: big_vision, AugReg, MAE, PoolFormer, MetaFormer, timm, Hugging Face.
 
-    The folder is a checkpoint like any other: for transfer, export, inspect, and `start.weights` of a run.
+    The result is a checkpoint for transfer, export, inspect, and `start.weights` of a run.
     """
     from isoflop.share import import_weights
 
@@ -302,6 +300,6 @@ def import_(
         return
     print(f"{done.model} in {done.folder}: {done.parameters:,} parameters, from {done.release}")
     if done.by_name:
-        print("names and shapes fit more than one model: which, the name of the file says; --model names another")
+        print("names and shapes fit several models; the file name decided. Set another with --model")
     if done.left_out:
-        print(f"not part of a backbone, left out: {len(done.left_out)} tensors ({', '.join(done.left_out[:3])}, ...)")
+        print(f"skipped, not part of a backbone: {len(done.left_out)} tensors ({', '.join(done.left_out[:3])}, ...)")

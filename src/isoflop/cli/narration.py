@@ -1,4 +1,4 @@
-"""A study told on the terminal: the plan, progress with the time left, the answer, and how it came true."""
+"""Terminal output of a study: plan, progress with remaining time, answer, predicted against measured."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ TRUST = 20.0
 
 
 class TerminalNarrator(Narrator):
-    """Prints what a study does. Progress is one line: rewritten in place on a terminal, repeated elsewhere."""
+    """Prints the progress of a study: one updated line on a terminal, an occasional line elsewhere."""
 
     def __init__(self) -> None:
         self.in_place = sys.stdout.isatty()
@@ -58,7 +58,7 @@ class TerminalNarrator(Narrator):
             f"{duration(finals / workers)} of it to train the answer."
         )
         if price := plan.catalogue.config.study.price_per_hour:
-            self.say(f"{total / 3600:.2g} device-hours cost {total / 3600 * price:.2f} at {price:g} an hour.")
+            self.say(f"{total / 3600:.2g} device-hours cost {total / 3600 * price:.2f} at {price:g} per hour.")
 
     def _tell_rungs(self, plan: Plan) -> None:
         self.say("\nThe ladder, in training FLOPs:")
@@ -76,14 +76,14 @@ class TerminalNarrator(Narrator):
         every = sum(rung.flops for rung in plan.rungs)
         self.say(f"\nThe limit, {power(funds.total)} {funds.unit}:")
         rows = [
-            ("training the answer, set aside", power(funds.reserved), f"{funds.reserved / funds.total:.0%}"),
+            ("training the answer (reserved)", power(funds.reserved), f"{funds.reserved / funds.total:.0%}"),
             ("the ladder", power(funds.allowance), f"{funds.allowance / funds.total:.0%}"),
         ]
         print_table(("what for", funds.unit, "share"), rows)
         self.say(
-            f"\nThe ladder's rungs: {', '.join(power(budget) for budget in plan.catalogue.budgets)} FLOPs a run.\n"
-            f"All families get the first, {first.runs} runs, and a run a size on the second. From there on runs\n"
-            f"go where they make the answer surer; every size on every rung would take {power(every)} FLOPs."
+            f"\nThe ladder's rungs: {', '.join(power(budget) for budget in plan.catalogue.budgets)} FLOPs per run.\n"
+            f"The first rung has {first.runs} runs of all families, the second one run per size. Later runs\n"
+            f"reduce the uncertainty of the answer; every size on every rung would take {power(every)} FLOPs."
         )
 
     def thought(self, stage: Stage, before: Stage | None) -> None:
@@ -163,7 +163,7 @@ class TerminalNarrator(Narrator):
         tell_transfer(rows)
 
     def say(self, text: str) -> None:
-        """Print on a line of its own, over the progress line if there is one."""
+        """Print a line, overwriting the progress line if there is one."""
         if self.in_place:
             over_the_line(text, end="\n")
         else:
@@ -171,7 +171,7 @@ class TerminalNarrator(Narrator):
 
 
 def tell_answer(document: Mapping[str, Any]) -> None:
-    """Print what an `answer.json` says: every family at the target budget, and which one to train how."""
+    """Print an `answer.json`: every family at the target budget, and the recommended run."""
     families = document["families"]
     print(f"At {power(document['target_flops'])} training FLOPs:")
     rows = [
@@ -220,7 +220,7 @@ def tell_answer(document: Mapping[str, Any]) -> None:
 
 
 def tell_grades(document: Mapping[str, Any]) -> None:
-    """Print how each answer that was trained compares with its prediction."""
+    """Print predicted and measured loss of each trained answer."""
     for name, grade in document.get("finals", {}).items():
         family = document["families"][name]
         if grade["measured_loss"] is None:

@@ -1,4 +1,4 @@
-"""What programs read: with `--json` a verb prints one JSON object on stdout, and nothing else."""
+"""Output on stdout and stderr: tables, progress, and `--json`, which prints one JSON object and nothing else."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import typer
 from isoflop.errors import ConfigError
 from isoflop.escapes import escaped_json, printable
 
-# stdout and stderr that take any text and survive whatever they lead to: a closed pipe, a full disk, an old terminal.
+# stdout and stderr that accept any text and tolerate a closed pipe, a full disk, or a terminal without Unicode.
 #
-# All that is printed goes through here, names out of strangers' files among it: control characters are escaped.
+# All output goes through here. Control characters, such as those in names from files, are escaped.
 #
-# Python makes them raise where the terminal's encoding lacks a character, where the disk behind them is full, and where
-# they were closed before the process began. A study must not end for that.
+# Python's streams raise if the encoding lacks a character, if the disk is full, and if they were closed before the
+# process started. This must not stop a study.
 
 
 _SPELT = "–=- −=- —=- ×=x ·=. …=... →=-> ½=1/2 ¼=1/4 ⅛=1/8 ²=^2 √=sqrt α=alpha β=beta μ=mu µ=mu ’=' ≈=~ █=#"
@@ -33,15 +33,15 @@ _ends_the_verb = True  # whether output that cannot be written ends what is bein
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Text for characters that an encoding lacks: our typography as a typewriter has it, the rest as \\uXXXX."""
+    """Replacement for characters that an encoding lacks: ASCII for our typography, \\uXXXX for others."""
     assert isinstance(error, UnicodeEncodeError)
     wanted = error.object[error.start : error.end]
     return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in wanted), error.end
 
 
 class _Surviving:
-    """A text stream, less control characters, and less the errors of writing: the first is noted, and what comes after
-    goes nowhere."""
+    """A text stream that escapes control characters and does not raise on write errors: the first error is kept, later
+    output is dropped."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -51,7 +51,7 @@ class _Surviving:
         return len(text)
 
     def over_the_line(self, text: str, end: str) -> None:
-        """Writes `text` in the place of what the terminal's last line shows."""
+        """Overwrites the last line of the terminal with `text`."""
         self._put(f"\r\x1b[2K{printable(text, kept=chr(10))}{end}")
         self.flush()
 
@@ -85,7 +85,7 @@ class _Surviving:
                 raise failure from error
 
     def _lead_nowhere(self) -> None:
-        """What is still in the buffer has to go somewhere when the process ends."""
+        """Redirects the stream to the null device, where the buffer is flushed at exit."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -93,7 +93,7 @@ class _Surviving:
 
 
 def guard_streams() -> None:
-    """Makes `sys.stdout` and `sys.stderr` survive; for the streams of a process, before anything is printed."""
+    """Makes `sys.stdout` and `sys.stderr` tolerate write errors; call it before anything is printed."""
     global _ends_the_verb
     _ends_the_verb = True
     _failures.clear()
@@ -115,7 +115,7 @@ def guard_streams() -> None:
 
 
 def over_the_line(text: str, *, end: str = "", to_stderr: bool = False) -> None:
-    """Prints `text` in the place of the terminal's last line."""
+    """Overwrites the last line of the terminal with `text`."""
     stream = sys.stderr if to_stderr else sys.stdout
     if isinstance(stream, _Surviving):
         stream.over_the_line(text, end)
@@ -124,40 +124,40 @@ def over_the_line(text: str, *, end: str = "", to_stderr: bool = False) -> None:
 
 
 def rich_stream() -> TextIO:
-    """stdout for Rich, which colours: it gets nothing but text that is escaped."""
+    """stdout for Rich; its text must already be escaped."""
     stream: Any = sys.stdout
     return stream._stream if isinstance(stream, _Surviving) else stream
 
 
 def outlast_output() -> None:
-    """From here on output that cannot be written does not end the verb: its result is kept elsewhere."""
+    """From now on, a failure to write output does not stop the verb, because its result is stored in files."""
     global _ends_the_verb
     _ends_the_verb = False
 
 
 def lost_output() -> OSError | None:
-    """Why stdout could not be written, if it could not."""
+    """The error of writing stdout, if there was one."""
     return _failures.get("stdout")
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print the one object. Paths become text, dataclasses objects; numbers that are not finite become null."""
+    """Print `document`. Paths become text, dataclasses objects, numbers that are not finite null."""
     print(json_text(_plain(document)), flush=True)
 
 
 def json_text(document: Any) -> str:
-    """`document` as JSON whose text is readable, and escaped where it is not printable."""
+    """`document` as JSON with readable text; only unprintable characters are escaped."""
     return escaped_json(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager
 def aside(as_json: bool) -> Iterator[None]:
-    """Around work whose result is kept in files: what is printed meanwhile cannot end it.
+    """A context for work whose result is stored in files: a failure to print does not stop it.
 
-    With `--json` that goes to stderr: stdout is for the object alone.
+    With `--json`, output goes to stderr, because stdout is for the object only.
     """
     if not as_json:
         outlast_output()
@@ -185,11 +185,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-# How tables and numbers look on the command line.
+# Tables and numbers
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns, with Rich on a terminal and as plain text elsewhere; columns of numbers to the right."""
+    """Print a table, with Rich on a terminal and as plain text elsewhere. Columns of numbers are right-aligned."""
     rows = [[printable(cell) for cell in row] for row in rows]
     right = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
     if sys.stdout.isatty():
@@ -217,7 +217,7 @@ def power(value: float, digits: int = 2) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Seconds in the two largest units: `45 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -230,11 +230,11 @@ def _is_number(cell: str) -> bool:
     return not cell or cell[0] in "0123456789-+."
 
 
-# A group of verbs: what all of them have in common.
+# Groups of verbs
 
 
 def group(name: str, help: str, *, completion: bool = False) -> typer.Typer:
-    """A group of verbs whose bare name prints its help; `completion` adds the options that teach it to a shell."""
+    """A group of verbs that prints its help if no verb is given; `completion` adds options for shell completion."""
     app = typer.Typer(
         name=name,
         help=help,
@@ -252,27 +252,27 @@ def group(name: str, help: str, *, completion: bool = False) -> typer.Typer:
 
 
 def help_when_alone(context: typer.Context) -> None:
-    """Print the help of a group that was named without a verb."""
+    """Print the help of a group if no verb is given."""
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
 
 
 def examples(*lines: str) -> str:
-    """The end of a verb's help: command lines that a test holds to be valid."""
+    """The examples at the end of a verb's help; a test checks that they are valid."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def argument(help: str, metavar: str, **more: Any) -> Any:
-    """An argument whose name in the help is that of the documentation."""
+    """An argument with the name `metavar` in the help."""
     return typer.Argument(help=help, metavar=metavar, show_default=False, **more)
 
 
-# Files and folders that must be there.
+# Existing files and folders
 
 
 def existing(path: Path) -> Path:
-    """`path`, where there is something of that name; ConfigError with the nearest name where there is not."""
+    """`path`, if it exists; otherwise ConfigError with the nearest name."""
     if not path.exists():
         from isoflop.config.load import nearest_path
 

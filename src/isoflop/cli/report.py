@@ -1,4 +1,4 @@
-"""`isoflop report` and `isoflop watch`: results as pages."""
+"""`isoflop report`, `isoflop watch` and `isoflop fit`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,32 +25,32 @@ def report(
             "--output",
             "-o",
             metavar="FILE.html",
-            help="DIR/report.html, comparison.html or TABLE.html when left out.",
+            help="Default: DIR/report.html, comparison.html or TABLE.html.",
         ),
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option("--figures", metavar="FOLDER", help="Write the figures as SVG, PDF and CSV, too."),
+        typer.Option("--figures", metavar="FOLDER", help="Also write the figures as SVG, PDF and CSV."),
     ] = None,
     x: Annotated[
         list[str] | None,
-        typer.Option(
-            "--x", metavar="COLUMN", help="Of a table: compute or images; twice: FLOPs an image, then images."
-        ),
+        typer.Option("--x", metavar="COLUMN", help="Table: compute or images; twice: FLOPs per image, then images."),
     ] = None,
-    y: Annotated[str | None, typer.Option("--y", metavar="COLUMN", help="Of a table: loss, error or accuracy.")] = None,
-    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Of a table: what tells families.")] = None,
-    budget: Annotated[float | None, typer.Option("--budget", metavar="X", help="Of a table: where to predict.")] = None,
+    y: Annotated[str | None, typer.Option("--y", metavar="COLUMN", help="Table: loss, error or accuracy.")] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Table: the column of the family.")] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="X", help="Table: the value to predict at.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the report of a study again, from its results alone; of several, their comparison; of a table, its laws."""
+    """Write the report of a study from its results, the comparison of several, or the laws of a table."""
     from isoflop.errors import ConfigError
 
     is_table = [place.suffix.lower() in (".csv", ".tsv") and not place.is_dir() for place in places]
     if any(is_table) and len(places) > 1:
-        raise ConfigError("a report is of one table, or of folders of studies: give them apart")
+        raise ConfigError("a report takes one table, or folders of studies, not both")
     if not is_table[0] and (x or y or by or budget is not None):
-        raise ConfigError("--x, --y, --by and --budget are for the columns of a table; a study knows its own")
+        raise ConfigError("--x, --y, --by and --budget name columns of a table and do not apply to a study")
     if is_table[0]:
         said = _table(existing(places[0]), output, figures, tuple(x or ()), y, by, budget)
     elif len(places) > 1:
@@ -116,10 +116,10 @@ WATCH_EXAMPLES = examples(
 
 def watch(
     directory: Annotated[Path, argument("Folder of a study or of a run.", "DIR")],
-    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", metavar="N", help="Port; 0 for any free port.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show a study or a run that still goes on, in a browser on this machine."""
+    """Show a study or a run in progress, in a browser on this machine."""
     from isoflop.report.watch import watch as serve
 
     def say(text: str) -> None:
@@ -133,7 +133,7 @@ def watch(
     serve(existing(directory), port=port, say=say, opened=opened)
 
 
-# `isoflop fit`: laws from any table of results. Needs no torch.
+# `isoflop fit`; does not import torch
 
 
 FIT_EXAMPLES = examples(
@@ -143,29 +143,31 @@ FIT_EXAMPLES = examples(
 
 
 def fit(
-    table: Annotated[Path, argument("Table with a head line.", "TABLE.csv")],
+    table: Annotated[Path, argument("Table with a header.", "TABLE.csv")],
     x: Annotated[
-        list[str], typer.Option("--x", metavar="COLUMN", help="Compute or images; twice: FLOPs an image, then images.")
+        list[str], typer.Option("--x", metavar="COLUMN", help="Compute or images; twice: FLOPs per image, then images.")
     ],
     y: Annotated[str, typer.Option("--y", metavar="COLUMN", help="Loss, error or accuracy.")],
-    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="A law for each value of it.")] = None,
-    budget: Annotated[float | None, typer.Option("--budget", metavar="X", help="Where to predict.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="One law for each value of this column.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option("--budget", metavar="X", help="The value to predict at.")] = None,
     accuracy: Annotated[
-        bool | None, typer.Option("--accuracy/--no-accuracy", help="Whether y is one; guessed from its name.")
+        bool | None, typer.Option("--accuracy/--no-accuracy", help="Whether y is an accuracy; default by its name.")
     ] = None,
     level: Annotated[float, typer.Option("--level", metavar="P", help="Probability of the intervals.")] = 0.9,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap.")] = 0,
-    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the laws, too.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the bootstrap.")] = 0,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Also draw the laws.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit laws to a table of results, ours or anybody's, and predict."""
+    """Fit scaling laws to a table of results and predict."""
     from isoflop import laws
     from isoflop.errors import LawError
 
     if not 0 < level < 1:
         raise LawError(f"--level must lie between 0 and 1, not {level:g}")
     if picture and picture.suffix.lower() != ".svg":
-        raise LawError(f"{picture}: the picture is an SVG, its name must end in .svg")
+        raise LawError(f"{picture}: the name of the picture must end in .svg")
     fitted = laws.fit_table(existing(table), x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level, seed=seed)
     if picture:
         try:

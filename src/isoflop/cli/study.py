@@ -1,4 +1,4 @@
-"""`isoflop study`: plan, run, watch over and answer a ladder of runs."""
+"""`isoflop study`: plan, run, status and answer of a study."""
 
 import shlex
 import sys
@@ -22,7 +22,7 @@ Place = Annotated[Path, argument("Configuration file of the study, or its folder
     epilog=examples("isoflop study plan examples/demo.toml", "isoflop study plan examples/demo.toml study.workers=8"),
 )
 def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print the runs, FLOPs and minutes that a study would take here. Nothing is written."""
+    """Predict the runs, FLOPs and minutes of a study on this machine. Writes nothing."""
     from isoflop.config import load_study
 
     config = load_study(file, overrides or []).config
@@ -52,16 +52,16 @@ def run(
     overrides: Overrides = None,
     executor: Annotated[
         str | None,
-        typer.Option("--executor", metavar="local|ray|slurm", help="Who trains the runs: `study.executor`."),
+        typer.Option("--executor", metavar="local|ray|slurm", help="Where runs are trained: `study.executor`."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", metavar="HOST:PORT", help="Of the Ray cluster: `study.address`.")
+        str | None, typer.Option("--address", metavar="HOST:PORT", help="Address of the Ray cluster: `study.address`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Plan, train, fit, answer, train the answer, report. Run again, it goes on where it was.
+    """Run a study: plan, train, fit, answer, train the answer, report. Run it again to resume.
 
-    SIGTERM and SIGUSR1 have its runs save a checkpoint; it then exits with 75.
+    On SIGTERM and SIGUSR1 its runs save a checkpoint, and it exits with 75.
     """
     from isoflop.config import load_study
 
@@ -70,9 +70,7 @@ def run(
     overrides += [f'study.address="{address}"'] if address else []
     config = load_study(file, overrides).config
     if address and config.study.executor != "ray":
-        raise ConfigError(
-            f"--address is of a Ray cluster, not for executor {config.study.executor}: add --executor ray"
-        )
+        raise ConfigError(f"--address applies only to Ray, not to executor {config.study.executor}: add --executor ray")
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import open_study, run_study
     from isoflop.train.guards import PREEMPTED, asked_to_stop
@@ -82,7 +80,7 @@ def run(
         try:
             document = run_study(config, TerminalNarrator(), command=command, stop=stop)
         except Preempted as error:
-            print(f"{error} - the same command goes on from here", file=sys.stderr)
+            print(f"{error} - run the same command to resume", file=sys.stderr)
             raise typer.Exit(PREEMPTED) from None
     page = config.directory / "report.html"
     weights = open_study(config.directory).run_directory()
@@ -96,7 +94,7 @@ def run(
     "status", epilog=examples("isoflop study status examples/demo.toml", "isoflop study status studies/demo --json")
 )
 def status(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print how far the runs of each rung are."""
+    """Print the progress of the runs of each rung."""
     directory = _directory(place, overrides)
     from isoflop.runs.results import read_document, read_results
 
@@ -125,7 +123,7 @@ def status(place: Place, overrides: Overrides = None, as_json: Json = False) -> 
     "answer", epilog=examples("isoflop study answer examples/demo.toml", "isoflop study answer studies/demo --json")
 )
 def answer(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print the answer of a study, and how it came true."""
+    """Print the answer of a study, predicted and measured."""
     directory = _directory(place, overrides)
     from isoflop.cli.narration import tell_answer, tell_grades, tell_transfer
     from isoflop.study import Store

@@ -33,24 +33,30 @@ def train(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; runs/NAME-HASH when left out."),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; default runs/NAME-HASH."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict memory, time and cost; train nothing.")] = False,
     accelerator: Annotated[
-        str, typer.Option("--accelerator", metavar="NAME", help="With --dry-run: what it would be trained on.")
+        str, typer.Option("--accelerator", metavar="NAME", help="With --dry-run: the accelerator.")
     ] = "h100",
-    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="With --dry-run: how many.")] = 1,
+    devices: Annotated[
+        int, typer.Option("--devices", metavar="N", min=1, help="With --dry-run: the number of devices.")
+    ] = 1,
     utilisation: Annotated[
         float | None,
         typer.Option(
-            "--utilisation", metavar="SHARE", min=0.01, max=1, help="With --dry-run: of the peak, by matrix products."
+            "--utilisation",
+            metavar="SHARE",
+            min=0.01,
+            max=1,
+            help="With --dry-run: fraction of the peak that matrix products reach.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train one run, or go on with it where it was interrupted; under torchrun, as one of several processes.
+    """Train one run, or resume it. Under torchrun, train as one of several processes.
 
-    SIGTERM and SIGUSR1 have it save a checkpoint and exit with 75. A run that diverges exits with 1.
+    On SIGTERM and SIGUSR1 it saves a checkpoint and exits with 75. A run that diverges exits with 1.
     """
     from isoflop.config import load_run
 
@@ -71,7 +77,7 @@ def train(
     if as_json and speaks:
         print_json({"directory": directory, **vars(result)})
     if result.state == "preempted":
-        print(f"{result.error} - the same command goes on from here", file=sys.stderr)
+        print(f"{result.error} - run the same command to resume", file=sys.stderr)
         raise typer.Exit(PREEMPTED)
     if not speaks:
         return
@@ -89,7 +95,7 @@ def train(
 
 @contextmanager
 def _placed(origins: Mapping[str, str]) -> Iterator[None]:
-    """Says where the model was named that cannot be built, or where the option was set that it cannot have."""
+    """Adds to a ModelError the place in the configuration that names the model or the option."""
     try:
         yield
     except ModelError as error:
@@ -98,7 +104,7 @@ def _placed(origins: Mapping[str, str]) -> Iterator[None]:
 
 
 class _Progress:
-    """Shows the journal as it grows: one line that is rewritten on a terminal, evaluations only elsewhere."""
+    """Prints rows of the journal: on a terminal one updated line, elsewhere only evaluations."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -124,11 +130,11 @@ class _Progress:
             print(text, flush=True)
 
 
-# `isoflop train --dry-run`: what a run will take, without taking it.
+# `isoflop train --dry-run`
 
 
 def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisation: float | None, as_json: bool) -> None:
-    """Prints parameters, memory, FLOPs, time and cost of a run; ConfigError where its classes cannot be known."""
+    """Prints parameters, memory, FLOPs, time and cost of a run; ConfigError if the number of classes is unknown."""
     from isoflop.train.device import find_accelerator
     from isoflop.train.forecast import forecast
     from isoflop.train.scaling import MATRIX_SHARE, MEMORY_SHARE
@@ -152,7 +158,7 @@ def print_forecast(config: RunConfig, accelerator: str, devices: int, utilisatio
 
 
 def _shape(config: RunConfig) -> tuple[int, int]:
-    """Classes and channels: as expected, or of the data where they are at hand."""
+    """Classes and channels, from the configuration, or from the data if they are available."""
     if config.data.num_classes:
         return config.data.num_classes, 3
     from isoflop.data import open_split
@@ -172,7 +178,7 @@ def _rows(told: Forecast, *, chosen: bool) -> list[tuple[str, str]]:
         ("precision", f"{layout.precision}{by_auto}"),
         ("parameters", f"{told.work.parameters / 1e6:,.1f} M"),
         ("steps", f"{told.steps:,} of {layout.batch_size:,} images: {told.images:,} images"),
-        ("FLOPs", f"{told.work.flops_per_image:.3g} an image, {told.flops:.3g} in all"),
+        ("FLOPs", f"{told.work.flops_per_image:.3g} per image, {told.flops:.3g} in total"),
         ("memory of a device", f"{_gb(memory.total)}, {limit} {_gb(told.device.memory_bytes)}"),
         ("  weights", _gb(memory.weights)),
         ("  gradients", _gb(memory.gradients)),
@@ -191,7 +197,7 @@ def _rows(told: Forecast, *, chosen: bool) -> list[tuple[str, str]]:
             "step",
             f"{1e3 * step.total:,.1f} ms: compute {1e3 * step.compute:,.1f}, network {1e3 * step.communication:,.1f}",
         ),
-        ("speed", f"{layout.batch_size / step.total:,.0f} images a second"),
+        ("speed", f"{layout.batch_size / step.total:,.0f} images per second"),
         ("time", _time(told.seconds)),
         ("device-hours", f"{told.device_hours:,.1f}"),
         ("energy", f"{told.energy_kwh:,.0f} kWh"),
@@ -200,7 +206,7 @@ def _rows(told: Forecast, *, chosen: bool) -> list[tuple[str, str]]:
 
 
 def _document(told: Forecast, accelerator: str) -> dict[str, Any]:
-    """The forecast in bytes, seconds and FLOPs; what does not fit has no time."""
+    """The forecast in bytes, seconds and FLOPs; without times if the run does not fit."""
     return {
         "accelerator": accelerator,
         "fits": told.fits,

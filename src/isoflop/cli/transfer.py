@@ -1,4 +1,4 @@
-"""`isoflop transfer`: what a trained backbone is worth on another task."""
+"""`isoflop transfer` and `isoflop predict`."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ def transfer(
     ],
     overrides: Overrides = None,
     protocol: Annotated[
-        list[str] | None, typer.Option("--protocol", "-p", metavar="NAME", help="Repeatable; docs/transfer.md.")
+        list[str] | None,
+        typer.Option("--protocol", "-p", metavar="NAME", help="Protocol, see docs/transfer.md; repeatable."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", metavar="SOURCE", help="Labelled images, or vtab:FOLDER.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", metavar="PX", min=1, help="Not the one it was trained for.")
+        int | None, typer.Option("--image-size", metavar="PX", min=1, help="Default: the size of pretraining.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="PRESET", help="Whose weights a .safetensors file holds.")
+        str | None, typer.Option("--model", metavar="PRESET", help="The model of a .safetensors file.")
     ] = None,
-    random: Annotated[bool, typer.Option("--random", help="Random weights alone, nothing is fetched.")] = False,
+    random: Annotated[bool, typer.Option("--random", help="Use random weights instead; downloads nothing.")] = False,
     beside_random: Annotated[
-        bool, typer.Option("--beside-random", help="The same backbone with random weights, too.")
+        bool, typer.Option("--beside-random", help="Also evaluate the same backbone with random weights.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="transfer/NAME when left out.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: transfer/NAME.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a backbone by few-shot, probe or fine-tuning; shots=5, seeds=[0, 1], run.steps=100 ...
+    """Evaluate a backbone by few-shot, linear probe or fine-tuning; shots=5, seeds=[0, 1], run.steps=100 ...
 
-    Every accuracy comes with its 95 % interval. An interrupted evaluation goes on where it was.
+    Every accuracy has a 95 % interval. Run the same command to resume an interrupted evaluation.
     """
     from isoflop.config import TransferConfig, load
 
@@ -119,7 +120,7 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# `isoflop transfer --protocol detect|segment`: what a backbone is worth where every place in a picture counts.
+# `isoflop transfer --protocol detect|segment`
 
 
 def transfer_dense(
@@ -133,11 +134,13 @@ def transfer_dense(
     how: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Trains a detector or segmenter for each seed and prints what it finds; `how` goes to `open_backbone`."""
+    """Trains and evaluates a detector or segmenter for each seed; `how` is passed to `open_backbone`."""
     from isoflop.config import DenseTransferConfig, load
 
     if len(protocols) > 1:
-        raise ConfigError(f"--protocol {protocols[0]} goes alone: each of detect and segment has data of its own kind")
+        raise ConfigError(
+            f"--protocol {protocols[0]} cannot be combined with other protocols, because its data are of another kind"
+        )
     given = [*overrides, f"protocol={protocols[0]}"]
     if data:
         given.append(f"dataset={json.dumps(data)}")
@@ -182,7 +185,7 @@ def _report_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# `isoflop predict`: what a trained classifier says about image files.
+# `isoflop predict`
 
 
 PREDICT_EXAMPLES = examples(
@@ -192,16 +195,16 @@ PREDICT_EXAMPLES = examples(
 
 def predict(
     checkpoint: Annotated[
-        str, argument("Folder of a finished run, or what else `isoflop transfer` takes.", "CHECKPOINT")
+        str, argument("Folder of a finished run, or another checkpoint that `isoflop transfer` accepts.", "CHECKPOINT")
     ],
     images: Annotated[list[Path], argument("Image files, or folders of them.", "IMAGE...")],
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Classes to name for each.")] = 5,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of classes to print.")] = 5,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="PRESET", help="Whose weights a .safetensors file holds.")
+        str | None, typer.Option("--model", metavar="PRESET", help="The model of a .safetensors file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Name the likeliest classes of images, with their probabilities. Exit 1 if some were damaged, and left out."""
+    """Print the most probable classes of images. Exit 1 if some images are damaged; they are skipped."""
     if ":" not in checkpoint:
         existing(Path(checkpoint).expanduser())
     for image in images:
@@ -224,7 +227,7 @@ def predict(
         print_table(("image", "class", "probability"), _rows(found))
     if damaged:
         total = len(found) + len(damaged)
-        print(f"warning: {len(damaged):,} of {total:,} images are damaged and were left out", file=sys.stderr)
+        print(f"warning: {len(damaged):,} of {total:,} images are damaged and were skipped", file=sys.stderr)
         raise typer.Exit(1)
 
 
