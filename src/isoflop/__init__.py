@@ -1,6 +1,6 @@
-"""isoflop: which vision backbone, how large, for how long - answered by measurement at equal compute.
+"""isoflop finds the best vision backbone, size and length of training by measuring small runs at equal compute.
 
-Names are imported when they are first used (PEP 562): `import isoflop` costs nothing and does not load torch.
+Names are imported on first use (PEP 562), so `import isoflop` does not load torch.
 """
 
 from importlib import import_module

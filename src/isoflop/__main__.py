@@ -1,4 +1,4 @@
-"""`python -m isoflop` is `isoflop`."""
+"""Runs the command line: `python -m isoflop` is `isoflop`."""
 
 from isoflop.cli import main
 

@@ -1,4 +1,4 @@
-"""The exceptions that isoflop raises on purpose: each message is one line that says what, where and what to do."""
+"""The exceptions of isoflop. Each message is one line: what is wrong, where, and what to do."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches

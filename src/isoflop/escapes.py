@@ -1,4 +1,4 @@
-"""Text out of strangers' files, made safe for where it goes: a line of a terminal, JSON, Markdown."""
+"""Escaping of text from files for a terminal, JSON and Markdown."""
 
 import json
 import re

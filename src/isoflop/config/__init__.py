@@ -1,4 +1,4 @@
-"""Typed configuration: what a run and a study are, read from TOML with every problem told at once."""
+"""Typed configuration of a run and a study, read from TOML. All problems are reported at once."""
 
 from isoflop.config.fields import Table
 from isoflop.config.identity import canonical_json, config_hash

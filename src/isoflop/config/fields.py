@@ -1,7 +1,7 @@
-"""The kinds of value that a configuration is made of, and the table that holds them.
+"""Types of configuration values, and the base class of tables.
 
-Types are strict: a string is never read as a number. The courtesies are few: a whole number may be written `1e5`, a
-list stands for a tuple, and "none", which TOML has no word for, takes a default away.
+Types are strict: a string is never read as a number. Three conversions are allowed: a whole number may be `1e5`, a
+list is read as a tuple, and "none", which TOML lacks, removes a default.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The identity of a configuration: equal hashes, equal results."""
+"""The hash of a configuration, which identifies a run."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""A TOML file and `key=value` overrides, made into a typed configuration that knows where each value came from."""
+"""Loading of a TOML file and `key=value` overrides into a typed configuration with the origin of each value."""
 
 import re
 import tomllib

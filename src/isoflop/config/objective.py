@@ -1,4 +1,4 @@
-"""What a backbone is trained for: a table for each objective, told apart by its `name`."""
+"""Configuration of the objectives: a table for each, identified by its `name`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -26,9 +26,9 @@ class DenseTable(Table):
     """What both have in common: how a backbone of one resolution, such as a plain ViT, is made to see details."""
 
     window: Maybe[Count] = None
-    """Side in tokens of the windows in which a plain ViT attends; all blocks are global when left out."""
+    """Side of the attention windows of a plain ViT, in tokens; default global attention in all blocks."""
     global_blocks: Count = 4
-    """With `window`: blocks, evenly spaced, that attend to everything all the same (arXiv 2203.16527)."""
+    """With `window`: number of blocks with global attention, evenly spaced (arXiv 2203.16527)."""
 
 
 class DetectConfig(DenseTable):
@@ -44,11 +44,11 @@ class DetectConfig(DenseTable):
     """Side of the smallest anchors, in cells of the map that they are on: 4 in RetinaNet and 8 in Mask R-CNN when left
     out. Objects half as large want it half as large."""
     most_found: Count = 100
-    """Objects reported for an image at most."""
+    """Maximum number of detections per image."""
     proposals: Count = 1000
-    """Of Mask R-CNN: candidates for an image that its second stage looks at."""
+    """Mask R-CNN: proposals per image."""
     samples: Count = 512
-    """Of Mask R-CNN: those of them that its second stage learns from, a quarter of them objects."""
+    """Mask R-CNN: proposals per image that the second stage is trained on, a quarter of them positive."""
 
 
 class SegmentConfig(DenseTable):
@@ -59,11 +59,11 @@ class SegmentConfig(DenseTable):
     head: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
     """Semantic FPN (arXiv 1901.02446) or UperNet (arXiv 1807.10221)."""
     width: Maybe[Count] = None
-    """Channels of the pyramid; 256 for Semantic FPN and 512 for UperNet when left out."""
+    """Channels of the pyramid; default 256 for Semantic FPN and 512 for UperNet."""
     auxiliary: NonNegative = 0.4
-    """Of UperNet: weight of the loss of a second classifier, on the map before the last."""
+    """UperNet: weight of the loss of the auxiliary classifier on the second-to-last map."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Of the channels before the last layer."""
+    """Dropout of the channels before the last layer."""
 
 
 class DenseTransferConfig(Table):
@@ -89,9 +89,9 @@ class SupervisedConfig(Table):
     name: Literal["supervised"] = "supervised"
     """Learn from labels."""
     loss: Maybe[Literal["softmax", "sigmoid"]] = None
-    """Over the classes, of which an image has one, or for each class; sigmoid for several labels when left out."""
+    """Softmax for one class per image, or a sigmoid per class; default sigmoid for images with several labels."""
     head_bias: Maybe[float] = None
-    """Where the classifier's bias starts; -10 with a sigmoid over classes of which an image has one."""
+    """Initial bias of the classifier; default -10 for a sigmoid with one class per image."""
 
 
 class MaskedConfig(Table):
@@ -100,13 +100,13 @@ class MaskedConfig(Table):
     name: Literal["masked"]
     """Learn by predicting hidden patches."""
     ratio: Maybe[Annotated[float, Field(gt=0, lt=1)]] = None
-    """Share of the patches that are hidden; 0.75 for plain ViTs and 0.6 for the others when left out."""
+    """Fraction of masked patches; default 0.75 for plain ViTs and 0.6 for others."""
     sampler: Literal["random", "block", "grid"] = "random"
-    """Which patches are hidden: any, rectangles of them, or all but a regular lattice."""
+    """Which patches are masked: random ones, rectangles, or all but a regular lattice."""
     normalise: bool = True
-    """Predict each patch's pixels with its own mean and deviation taken out, and not the pixels themselves."""
+    """Normalise the target pixels of each patch by their mean and deviation."""
     decoder_depth: Count = 8
-    """Transformer blocks of the decoder, which is thrown away after training."""
+    """Transformer blocks of the decoder, which is used only in training."""
     decoder_width: Count = 512
     """Width of the decoder, a multiple of 4."""
     decoder_heads: Count = 16
@@ -129,16 +129,16 @@ class DistilledConfig(Table):
     teacher: Text = names_weights()
     """Folder of a finished run, or a preset (`nfnet_f0`, `timm:NAME`)."""
     teacher_weights: Maybe[Text] = names_weights(None)
-    """Weight file of a preset; `timm:NAME` loads timm's own when left out."""
+    """Weight file of a preset; `timm:NAME` loads timm's weights by default."""
     kind: Literal["hard", "soft"] = "hard"
-    """Imitate the teacher's answers, or its probabilities."""
+    """Learn the teacher's predicted class (hard) or its probabilities (soft)."""
     through: Literal["token", "logits"] = "token"
-    """What imitates: a distillation token with a head of its own, or the same logits that learn the labels."""
+    """The output that learns from the teacher: a distillation token with its own head, or the logits."""
     share: Fraction = 0.5
-    """Weight of the teacher in the loss; the labels have the rest. Left out, 0.5 for hard and 0.1 for soft imitation
+    """Weight of the teacher in the loss; the labels have the rest. Default 0.5 for hard and 0.1 for soft distillation
     (section 6 of the paper)."""
     temperature: Positive = 3.0
-    """Softens both sides of a soft imitation."""
+    """Temperature of soft distillation."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""From what pydantic found wrong to sentences that say what to do."""
+"""Error messages from the errors that pydantic reports."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What every key of a configuration means, from the types themselves."""
+"""Reference of all keys of a configuration, generated from the types."""
 
 import types
 from collections.abc import Iterator

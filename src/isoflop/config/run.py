@@ -1,4 +1,4 @@
-"""What one training run is. Everything that decides its outcome is here; nothing is read from anywhere else."""
+"""Configuration of a run. It determines the result; nothing is read from elsewhere."""
 
 import re
 from collections.abc import Mapping
@@ -100,33 +100,33 @@ class ParallelConfig(Table):
     """
 
     sharding: Literal["none", "full", "hybrid"] = no_effect("none")
-    """What a process keeps: all weights (`none`), its share of weights and optimizer state (`full`, FSDP2), or its
-    share among the processes of its host (`hybrid`)."""
+    """What a process stores: all weights (`none`), its shard of weights and optimizer state (`full`, FSDP2), or its
+    shard among the processes of its host (`hybrid`)."""
     device_batch_size: Maybe[Count] = no_effect(None)
-    """The most images at a time on a device; a larger part is taken in several goes, whose gradients are added."""
+    """Largest microbatch of a device; a larger part of the batch uses gradient accumulation."""
     recompute: Natural = no_effect(0)
-    """Saves memory: the activations of every block (1), every second (2), … are computed again in the backward pass."""
+    """Gradient checkpointing: recompute the activations of every block (1), every second (2), … to save memory."""
     compile: bool = no_effect(False)
-    """Compile each block with `torch.compile`: a minute at the start for speed on GPUs."""
+    """Compile each block with `torch.compile`, which takes about a minute at the start."""
 
 
 class GuardsConfig(Table):
     """What happens when training goes wrong."""
 
     skip_nonfinite: Natural = 0
-    """Steps whose loss or gradient is not finite that are passed over without an update. One more than that, and the
-    run ends as diverged."""
+    """Steps with a loss or gradient that is not finite, which are skipped without an update. One more ends the run as
+    diverged."""
     spike: Maybe[Positive] = None
-    """A loss so many robust standard deviations above the median of the last `window` steps is a spike: the run goes
-    back to its last snapshot and passes over the samples since. A snapshot in memory is taken every `window` steps,
-    and checkpoints are made of snapshots. Left out, there is no such guard."""
+    """Spike guard: if the loss is this many robust standard deviations above the median of the last `window` steps, the
+    run rolls back to its last snapshot and skips the samples since. A snapshot in memory is taken every `window` steps,
+    and checkpoints are made of snapshots. Default off."""
     window: Count = 100
-    """Steps between snapshots, and of the memory for losses; 10 at least, where there is a guard against spikes."""
+    """Steps between snapshots, and the number of losses for the median; at least 10 with `spike`."""
     rollbacks: Natural = 3
-    """Spikes that are rolled back before the run ends as diverged."""
+    """Number of rollbacks before the run ends as diverged."""
     stuck_seconds: Positive = no_effect(1800.0)
-    """A process that makes no step for so long writes its stack to `stuck/`; one of several then ends itself, so that
-    torchrun starts again."""
+    """A process that makes no step for this time writes its stack to `stuck/`; one of several then exits, so that
+    torchrun restarts all."""
 
     @model_validator(mode="after")
     def _can_judge(self) -> Self:
@@ -147,13 +147,13 @@ class GroupConfig(Table):
     """What is different for some of the parameters."""
 
     parameters: Names
-    """Names of parameters as the model has them; `*` stands for any text (`head.*`)."""
+    """Names of parameters of the model; `*` matches any text (`head.*`)."""
     weight_decay: Maybe[NonNegative] = None
-    """In the place of `optim.weight_decay`."""
+    """Overrides `optim.weight_decay`."""
     learning_rate_scale: Positive = 1.0
-    """Times the learning rate."""
+    """Factor of the learning rate."""
     freeze: bool = False
-    """Leave these parameters as they are."""
+    """Do not train these parameters."""
 
 
 class OptimizerConfig(Table):
@@ -163,36 +163,34 @@ class OptimizerConfig(Table):
     """AdamW; SGD with momentum; Adafactor with the momentum in half precision (arXiv 2106.04560); LAMB
     (arXiv 1904.00962); LARS (arXiv 1708.03888); Muon for hidden matrices, at the rate of AdamW, which does the rest."""
     weight_decay: NonNegative = 1e-4
-    """SGD and LARS add it to the gradient, the others take it off the weights, times the rate."""
+    """Weight decay. SGD and LARS add it to the gradient; the others subtract it from the weights, times the rate."""
     weight_decay_on: Annotated[tuple[ParameterKind, ...], Listed] = later_option(("kernel",))
-    """The kinds of parameters that decay: `kernel`, `bias`, `gain` (of norms and of standardised weights), `scale`
+    """Kinds of parameters with weight decay: `kernel`, `bias`, `gain` (of norms and standardised weights), `scale`
     (LayerScale, SkipInit), `position`, `token` (docs/training.md)."""
     head_weight_decay: Maybe[NonNegative] = None
-    """The classifier's, where it is another (arXiv 2106.04560)."""
+    """Weight decay of the classifier, if different (arXiv 2106.04560)."""
     betas: Annotated[tuple[BelowOne, BelowOne], Listed] = (0.9, 0.999)
-    """Averaging of the gradient and of its square; of Adafactor, the momentum and the most that the second may grow
-    to."""
+    """Decay of the averages of gradient and squared gradient; of Adafactor, momentum and limit of the second."""
     momentum: BelowOne = 0.9
-    """Of SGD, LARS and Muon."""
+    """Momentum of SGD, LARS and Muon."""
     nesterov: bool = later_option(True)
-    """SGD has Nesterov's momentum; without, plain momentum."""
+    """Whether SGD uses Nesterov momentum."""
     agc: Maybe[Positive] = None
     """Adaptive gradient clipping: the largest ratio of a unit's gradient norm to its weight norm (arXiv 2102.06171)."""
     clip: Maybe[Positive] = 1.0
-    """The largest norm of the whole gradient; above it the gradient is scaled down."""
+    """Gradient clipping: the largest norm of the whole gradient."""
     sam: Maybe[Positive] = None
-    """Sharpness-aware minimisation: how far uphill the gradient is taken (arXiv 2010.01412). It doubles the cost."""
+    """Sharpness-aware minimisation: the radius ρ (arXiv 2010.01412). It doubles the cost."""
     layer_decay: Maybe[Annotated[float, Field(gt=0, le=1)]] = None
-    """Each layer learns at this share of the rate of the layer after it (arXiv 2106.08254); the head at the full
-    rate."""
+    """Layer decay: the rate of each layer as a fraction of that of the next one (arXiv 2106.08254); the head has the
+    full rate."""
     mup: Maybe[Count] = later_option(None)
-    """μP (arXiv 2203.03466): the width of the first stage at which rates and starts are those written. At other widths,
-    matrices over the width learn and start at a scale at which one learning rate serves all; for AdamW and MetaFormers.
-    """
+    """μP (arXiv 2203.03466): the base width of the first stage. At other widths, rates and initialisation are scaled so
+    that one learning rate is suitable for all; for AdamW and MetaFormers."""
     average: Maybe[BelowOne] = None
-    """Decay of a running average of the weights, which is what is evaluated and exported; 0.9999 is usual."""
+    """Decay of the EMA (exponential moving average) of the weights, used for evaluation and export; usually 0.9999."""
     label_smoothing: BelowOne = 0.0
-    """Share of the target's probability that is spread over all classes."""
+    """Label smoothing: the probability that is distributed over all classes."""
     groups: dict[str, GroupConfig] = Field(default={})
     """Rules for parameters by name. Each parameter must then be named by one of them."""
 
@@ -207,7 +205,7 @@ class OptimConfig(OptimizerConfig):
     """The optimizer of a run."""
 
     learning_rate: Positive = 1e-3
-    """The peak of the schedule."""
+    """Learning rate at the peak of the schedule."""
 
 
 # What create_model is told by others, and by whom.
@@ -251,8 +249,8 @@ class ModelConfig(Table):
     __pydantic_extra__: dict[str, Scalar | Annotated[tuple[Scalar, ...], Listed]]
 
     name: Text
-    """Preset, one of those that `isoflop models` lists. Or any model of timm, `timm:NAME`, or one of your own,
-    `path/to/file.py:Name` (docs/models.md)."""
+    """A preset (see `isoflop models`), `timm:NAME` for any model of timm, or your own model, `path/to/file.py:Name`
+    (docs/models.md)."""
     revision: Annotated[Count, Field(le=REVISION)] = REVISION
     """What presets stand for: 1 is what they were up to version 0.1 (docs/sharing.md)."""
 
@@ -291,12 +289,12 @@ class DataConfig(Table):
     """Which images, at what size, in which order."""
 
     source: Text = names_data("fractals?classes=1000")
-    """What kind and where: `fractals?classes=1000`, `digits`, or one of `folder:`, `table:`, `parquet:`, `shards:`,
-    `hf:`, `torchvision:` and `mixture:` followed by a path, name or list (docs/data.md)."""
+    """Kind and place of the images: `fractals?classes=1000`, `digits`, or one of `folder:`, `table:`, `parquet:`,
+    `shards:`, `hf:`, `torchvision:` and `mixture:` followed by a path, name or list (docs/data.md)."""
     image_size: Count = 32
-    """Height and width of the images that the model sees, pixels."""
+    """Height and width of the images of the model, in pixels."""
     heldout: Count = 8192
-    """Images kept out of training to measure the loss on."""
+    """Images that are excluded from training and used for evaluation."""
     augment: Literal[
         "none",
         "crop_flip",
@@ -313,29 +311,29 @@ class DataConfig(Table):
         "scale_crop",
         "large_scale_jitter",
     ] = "none"
-    """What is done to a training image: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
+    """Augmentation of training images: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
     of the area, `mae`: 20–100 %; as TensorFlow draws it, `nfnet`: 8–100 %, `big_vision`: 5–100 %), to which the others
     add colour jitter, RandAugment or random erasing. Where there are boxes or maps of classes: a flip alone, or after a
     random scale of 60–100 %, 50–200 % or 10–200 %."""
     randaugment: Maybe[Text] = later_option(None)
-    """RandAugment after the crop: in timm's words (`rand-m9-mstd0.5-inc1`), or as in TensorFlow (`google-n2-m10`). With
+    """RandAugment after the crop: timm's variant (`rand-m9-mstd0.5-inc1`) or TensorFlow's (`google-n2-m10`). With
     `augment` = randaugment or deit, timm's `rand-m9-mstd0.5-inc1` when left out."""
     interpolation: Literal["bilinear", "bicubic", "random"] = later_option("bilinear")
-    """How stored images are resized; always antialiased. `random` is either in training, bicubic in evaluation."""
+    """Interpolation of stored images, antialiased. `random` is either one in training, bicubic in evaluation."""
     mixup: NonNegative = 0.0
-    """Mixup of neighbours in a batch and of their labels: α of the Beta distribution of the shares; 0 is none
+    """Mixup of neighbours in a batch and of their labels: α of the Beta distribution of the mixing ratio; 0 disables it
     (arXiv 1710.09412). With `cutmix` too, each pair is mixed by one of the two."""
     cutmix: NonNegative = 0.0
-    """CutMix of neighbours in a batch and of their labels: α of the Beta distribution of the areas; 0 is none
+    """CutMix of neighbours in a batch and of their labels: α of the Beta distribution of the areas; 0 disables it
     (arXiv 1905.04899)."""
     epoch_images: Maybe[Count] = no_effect(None)
-    """Images that count as an epoch, for a run whose length is given in `epochs`."""
+    """Images of an epoch, for a run with a length in `epochs`."""
     num_classes: Maybe[Count] = no_effect(None)
-    """Classes that the source must have; with it, a run can be costed where its data are not at hand."""
+    """Classes that the source must have; with it, the cost of a run can be predicted without its data."""
     seed: Seed = 0
-    """Decides the generated images, the held-out ones, the order and the augmentation."""
+    """Seed of generated images, held-out images, sample order and augmentation."""
     workers: Natural = no_effect(0)
-    """Processes that prepare batches, which are the same for any number; with 0 the training process does it."""
+    """Processes that prepare batches; 0 uses the training process. The batches do not depend on it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -363,28 +361,28 @@ class ScheduleConfig(Table):
     """Constant or reciprocal-√, each with a linear cooldown at the end; a half cosine to zero; drops to a tenth; or the
     share of steps left to the power of 0.9."""
     warmup: Natural = 0
-    """Steps of linear rise from zero, or from `warmup_from`."""
+    """Steps of linear warmup from zero, or from `warmup_from`."""
     warmup_from: BelowOne = later_option(0.0)
-    """Share of the peak from which the warm-up rises."""
+    """Start of the warmup, as a fraction of the peak."""
     floor: BelowOne = later_option(0.0)
-    """Of `cosine`: the share of the peak that it falls to."""
+    """`cosine`: the final rate, as a fraction of the peak."""
     hold: Fraction = later_option(0.0)
-    """Of `cosine`: the share of all steps, at the end, that are trained at the floor."""
+    """`cosine`: the fraction of all steps, at the end, with the rate `floor`."""
     cooldown: Fraction = 0.2
-    """Share of all steps over which the rate falls linearly to zero at the end; the others have none."""
+    """`constant` and `rsqrt`: the fraction of all steps of linear cooldown to zero at the end."""
     drops: Annotated[tuple[Fraction, ...], Listed] = (0.3, 0.6, 0.9)
-    """Of `steps`: the shares of all steps after which the rate falls to a tenth (arXiv 1912.11370)."""
+    """`steps`: the fractions of all steps after which the rate is divided by ten (arXiv 1912.11370)."""
     timescale: Count = 10_000
-    """Steps after which the reciprocal-√ rate has fallen to 1/√2 (arXiv 2106.04560)."""
+    """`rsqrt`: steps after which the rate is 1/√2 of the peak (arXiv 2106.04560)."""
 
 
 class EvaluationConfig(Table):
     """When and how the held-out images are looked at. They always are at the end."""
 
     every: Maybe[Count] = None
-    """Steps between evaluations; only at the end when left out."""
+    """Steps between evaluations; default only at the end."""
     batch_size: Count = no_effect(256)
-    """Images at a time."""
+    """Images per forward pass."""
 
 
 class CheckpointConfig(Table):
@@ -393,41 +391,41 @@ class CheckpointConfig(Table):
     every_seconds: Positive = no_effect(30.0)
     """Seconds between checkpoints."""
     keep: Count = no_effect(2)
-    """Checkpoints kept; with two, one that is found damaged can be passed over for the one before."""
+    """Number of checkpoints to keep; with two, the previous one is used if the last is damaged."""
     keep_every: Maybe[Count] = no_effect(None)
-    """Steps: one checkpoint is kept for good in each stretch of so many."""
+    """Steps: one checkpoint in each interval of this length is kept permanently."""
     keep_best: bool = no_effect(False)
-    """Keep the checkpoint with the lowest held-out loss, too; one is then saved at every new minimum."""
+    """Also keep the checkpoint with the lowest held-out loss; one is saved at every new minimum."""
     folder: Maybe[Text] = no_effect(None)
-    """Where checkpoints go, when not into the run's folder: a folder, or an address that fsspec knows (`s3://…`). Each
-    run has a folder of its own in there, named by its identity."""
+    """Folder of the checkpoints, or an address that fsspec supports (`s3://…`); default in the run's folder. Each
+    run has its own folder there, named by its identity."""
 
 
 class SharedConfig(Table):
     """What the runs of a study have in common; a run file holds the same tables."""
 
     batch_size: Count = 64
-    """Images a step."""
+    """Global batch size: images per step."""
     device: Literal["auto", "cpu", "cuda"] = no_effect("auto")
-    """Where it trains; `auto` takes a GPU when there is one. Not part of a run's identity, though rounding differs."""
+    """Device; `auto` uses a GPU if there is one. Not part of a run's identity, although rounding differs."""
     precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
-    """Of the forward pass; weights and optimizer stay in float32. `auto` is bfloat16 where the device computes in it
-    and the model trains faster with it, else float32; what it chose is stored with the run or study, which keep it.
-    `float8` is for the linear layers of the blocks, and needs torchao and a GPU that computes in it."""
+    """Precision of the forward pass; weights and optimizer stay in float32. `auto` is bfloat16 if the device supports it
+    and the model trains faster with it, else float32; the choice is stored with the run or study. `float8` applies to
+    linear layers of blocks, and needs torchao and a GPU that supports it."""
     data: DataConfig = DataConfig()
     """The images."""
     objective: ObjectiveConfig = SupervisedConfig()
-    """What the backbone is trained for; a bare name stands for a table of defaults."""
+    """The training objective; a name alone uses its defaults."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over time."""
     log_every: Count = no_effect(10)
     """Steps between rows of the journal."""
     tensorboard: bool = no_effect(True)
-    """Write the journal for TensorBoard, too."""
+    """Also write the journal for TensorBoard."""
     wandb: bool = no_effect(False)
-    """Send it to Weights & Biases, too (`pip install isoflop[wandb]`)."""
+    """Also send the journal to Weights & Biases (`pip install isoflop[wandb]`)."""
     mlflow: bool = no_effect(False)
-    """Send it to MLflow, too (`pip install isoflop[mlflow]`)."""
+    """Also send the journal to MLflow (`pip install isoflop[mlflow]`)."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -444,17 +442,17 @@ class RunConfig(SharedConfig):
     model: ModelConfig
     """The backbone."""
     start: Maybe[StartConfig] = None
-    """Trained weights to start from; random ones when left out."""
+    """Trained weights to start from; default random."""
     steps: Count
     """Optimizer steps; the run sees steps × batch_size images."""
     epochs: Maybe[Positive] = no_effect(None)
-    """In the place of `steps`: the times that `data.epoch_images` images are seen."""
+    """Instead of `steps`: the number of passes over `data.epoch_images` images."""
     warmup_epochs: Maybe[NonNegative] = no_effect(None)
-    """In the place of `schedule.warmup`, counted as `epochs`."""
+    """Instead of `schedule.warmup`: the length of the warmup in epochs."""
     seed: Seed = 0
-    """Decides the initial weights and everything random in training."""
+    """Seed of the initial weights and of the random numbers in training."""
     threads: Maybe[Annotated[Count, Field(le=1024)]] = no_effect(None)
-    """CPU threads; PyTorch decides when left out. Not part of a run's identity, though rounding differs."""
+    """CPU threads; default of PyTorch. Not part of a run's identity, although rounding differs."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
 

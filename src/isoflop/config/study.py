@@ -1,7 +1,7 @@
-"""What a study is: a ladder of runs at equal compute for each family, and the budget that the answer is for.
+"""Configuration of a study: a ladder of runs at equal compute for each family, and the budget of the answer.
 
-A study file holds the tables of a run file (`[data]`, `[optim]`, `[schedule]`, ...), which all of its runs share, less
-what the study decides itself (model, steps, learning rate); and a table for each family, whose values come first.
+A study file holds the tables of a run file (`[data]`, `[optim]`, `[schedule]`, ...), shared by all of its runs, except
+those that the study chooses (model, steps, learning rate), and a table for each family, which takes precedence.
 """
 
 import re
@@ -76,22 +76,22 @@ class TransferConfig(Table):
     dataset: Text = names_data("digits")
     """A labelled source, as in `data.source`."""
     shots: Maybe[Shots] = None
-    """Labelled images a class, one number or several; 0 takes all. Left out, 10 for `ridge` and `finetune`, and all for
+    """Labelled images per class, one number or several; 0 is all. Default 10 for `ridge` and `finetune`, and all for
     the other protocols."""
     seeds: Seeds = (0, 1, 2)
-    """Each draws other images; the spread over them is reported."""
+    """Seeds of the labelled images; the spread over seeds is reported."""
     protocols: Annotated[tuple[Protocol, ...], Listed] = ("ridge", "finetune")
     """On frozen features: ridge regression in closed form, nearest neighbours, logistic regression, the linear probe of
-    the masked autoencoders. Training of all weights: a few steps of AdamW (`finetune`), or as a paper does it. `head`
-    tries the classifier that the backbone has."""
+    masked autoencoders. Training of all weights: a few steps of AdamW (`finetune`), or as a paper does it. `head`
+    evaluates the classifier of the backbone."""
     finetune_steps: Count = 100
     """Steps of `finetune`."""
     finetune_learning_rate: Positive = 1e-3
     """Peak learning rate of `finetune`."""
     learning_rates: Maybe[Annotated[tuple[Positive, ...], Listed, Field(min_length=1)]] = None
-    """Rates that fine-tuning chooses from on a held-out part of its images; those of the protocol when left out."""
+    """Learning rates to choose from, on a held-out part of the images; default those of the protocol."""
     last_blocks: Maybe[Natural] = None
-    """Blocks, from the last, that fine-tuning trains beside the classifier; all when left out."""
+    """Number of last blocks to fine-tune with the classifier; default all."""
     probe_epochs: Count = 90
     """Epochs of `probe`, of 78 steps each."""
     run: dict[str, Any] = Field(default={})
@@ -151,36 +151,36 @@ class StudyTable(Table):
     """The ladder and the question."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Of the study and of its folder: letters, digits, `.`, `_` and `-`."""
+    """Name of the study and its folder: letters, digits, `.`, `_` and `-`."""
     target_budget: Positive
-    """Training FLOPs that the answer is for; the answer is trained with them."""
+    """Training FLOPs of the answer."""
     budgets: Maybe[Budgets] = None
-    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; chosen to fit a limit."""
+    """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; default by the planner."""
     budget: Maybe[Positive] = None
-    """A limit: training FLOPs of the whole study, answers included. Runs are then chosen for what they tell."""
+    """A limit: training FLOPs of the whole study, including answers. The planner then chooses the runs."""
     device_hours: Maybe[Positive] = None
-    """A limit in place of `budget`: hours of one worker (a CPU core, or an accelerator)."""
+    """A limit instead of `budget`: hours of one worker (a CPU core, or an accelerator)."""
     money: Maybe[Positive] = None
-    """A limit in place of `budget`: in the currency of `price_per_hour`."""
+    """A limit instead of `budget`: in the currency of `price_per_hour`."""
     price_per_hour: Maybe[Positive] = None
-    """Price of a device-hour; without `money` it only adds the cost to plan and report."""
+    """Price of a device-hour; without `money`, only for the cost in plan and report."""
     sure: BelowOne = 0.95
-    """Probability of the best family at which a study with a limit stops early."""
+    """Early stopping: P(best) at which a study with a limit stops."""
     seed: Seed = 0
-    """Seed of every run of the ladder; further copies of a run take the next ones."""
+    """Seed of the runs; repeats of a run use the next seeds."""
     finals: Count = 1
-    """Families, best first, whose answer is trained with the target budget."""
+    """Number of families, best first, that are trained at the target budget."""
     workers: Maybe[Count] = no_effect(None)
     """Runs trained side by side, each with one CPU thread; when left out, one per core of this machine, as many as the
     Ray cluster has room for, or 16 jobs of SLURM."""
     executor: Literal["local", "ray", "slurm"] = no_effect("local")
-    """Who trains the runs: processes of this machine, a Ray cluster, or SLURM."""
+    """Where runs are trained: processes of this machine, a Ray cluster, or SLURM."""
     address: Maybe[Text] = no_effect(None)
-    """Of the Ray cluster, `HOST:PORT`; `RAY_ADDRESS`, or the cluster of this machine, when left out."""
+    """Address of the Ray cluster, `HOST:PORT`; default `RAY_ADDRESS`, or the cluster of this machine."""
     runs_per_gpu: Count = no_effect(1)
     """Runs that share a GPU of a Ray cluster."""
     output: Maybe[FilePath] = no_effect(None)
-    """Folder of the study; `studies/NAME` when left out."""
+    """Folder of the study; default `studies/NAME`."""
 
     @property
     def limited(self) -> bool:
@@ -212,15 +212,15 @@ class FamilyConfig(Table):
     """One candidate: its ladder of sizes, its learning rates, and what it does differently from the others."""
 
     sizes: Names | Count = 4
-    """Presets, small to large, or how many to choose from the family's ladder."""
+    """Presets, small to large, or the number of presets to choose from the family's ladder."""
     learning_rates: Maybe[Rates] = None
-    """Rates to try, ascending; a grid around the family's usual one when left out."""
+    """Learning rates to try, ascending; default a grid around the usual rate of the family."""
     model: dict[str, Scalar] = Field(default={})
-    """Values that replace those of every preset of the family."""
+    """Values that override those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
-    """The study's `[optim]`, with what is set here in its place."""
+    """Overrides of the study's `[optim]`."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """The study's `[schedule]`, with what is set here in its place."""
+    """Overrides of the study's `[schedule]`."""
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -237,16 +237,16 @@ class LawsConfig(Table):
     """How the laws are fitted."""
 
     bootstrap: Count = 200
-    """Refits on resampled runs, for the intervals and probabilities."""
+    """Number of bootstrap replicates for intervals and probabilities."""
     level: BelowOne = 0.9
-    """Probability with which an interval is to hold the truth."""
+    """Coverage of the intervals."""
 
 
 class ReportConfig(Table):
     """The page."""
 
     title: Maybe[Text] = None
-    """Headline; the study's name when left out."""
+    """Title; default the name of the study."""
 
 
 class StudyConfig(SharedConfig):
@@ -267,7 +267,7 @@ class StudyConfig(SharedConfig):
     report: ReportConfig = no_effect(ReportConfig())
     """The page."""
     slurm: dict[str, Scalar] = Field(default={}, json_schema_extra={"in_hash": False})
-    """Options of SLURM's jobs: `timeout_min`, `mem_gb`, `cpus_per_task`, `gpus_per_node`, and those of sbatch."""
+    """Options of SLURM jobs: `timeout_min`, `mem_gb`, `cpus_per_task`, `gpus_per_node`, and those of sbatch."""
 
     inherited: ClassVar[tuple[str, ...]] = ("optim", "schedule")
 

@@ -1,4 +1,4 @@
-"""Data: the order of the samples, where they come from, and the batches that a run sees."""
+"""Data: sources of images, sample order, augmentation and batches."""
 
 from isoflop.data.conversion import Conversion, convert, index_shards
 from isoflop.data.inspection import CheckReport, check

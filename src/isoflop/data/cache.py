@@ -1,9 +1,9 @@
-"""What is kept on disk between processes and shared by them: decoded and encoded images, indices, features, hashes.
+"""The cache on disk, shared by processes: decoded and encoded images, indices, features, hashes.
 
 An entry is a folder `KIND/KEY` with a manifest of the sizes and CRC-32 of its files. It is written under a private
-name, synced and renamed, so that it is whole or absent; of several processes that make the same one, the first counts
-and the others use it. An entry that is damaged, empty or of another format is made again. All of it can be deleted at
-any time.
+name, synced and renamed, so it is complete or absent. If several processes write the same entry, the first one is kept
+and the others use it. Damaged entries and entries of another format are computed again. The cache can be deleted at any
+time.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""`isoflop data convert` and `isoflop data index`: the same images, byte for byte, in another layout; and an index."""
+"""`isoflop data convert` and `isoflop data index`: copy images, byte for byte, to another layout; index tar shards."""
 
 import contextlib
 import io

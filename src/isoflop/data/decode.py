@@ -1,14 +1,14 @@
-"""From encoded bytes to upright pixels: only the part of the picture that is needed, at the scale that is needed.
+"""Decoding of images to upright pixels: only the needed region, at the needed scale.
 
-JPEG goes through libjpeg-turbo (simplejpeg). What that does not take, and every other format, goes through Pillow; a
-picture that Pillow does not read either is damaged. Both give the same pixels for the same JPEG. Two shortcuts make a
-training crop cheaper than decoding the whole picture and then cropping:
+libjpeg-turbo (simplejpeg) decodes JPEG. Pillow decodes other formats, and JPEGs that simplejpeg does not support; an
+image that Pillow cannot read is damaged. Both give the same pixels for the same JPEG. Two shortcuts make a training
+crop cheaper than decoding the whole picture:
 
-* the rows below the crop are never decoded: the header is told that the picture ends there (exact);
+* rows below the crop are not decoded: the header is changed so that the picture ends there (exact);
 * a crop at least 3, 6 or 12 times as large as the result is decoded at ½, ¼ or ⅛, inside the inverse DCT (about 48 dB).
 
-What arrives is judged by its content, never by its name, and by its size before any pixel is allocated. Whether a
-picture is damaged does not depend on the crop: a JPEG takes the shortcuts only if its end is there.
+The format is determined by content, not by name, and the size is checked before pixels are allocated. Whether an image
+is damaged does not depend on the crop: a JPEG takes the shortcuts only if its end is present.
 """
 
 import io

@@ -1,7 +1,6 @@
-"""Equal images: those with the same pixels once they are decoded, whatever their files are called or how packed.
+"""Duplicates: images with the same pixels after decoding, independent of file name and encoding.
 
-Of stored data beyond 4 GB only the bytes are compared, by size and last 4 KiB first. What is found is computed once for
-each data set and kept in the cache.
+For stored data beyond 4 GB only bytes are compared, size and last 4 KiB first. The result is cached per data set.
 """
 
 from __future__ import annotations

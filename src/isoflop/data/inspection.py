@@ -1,4 +1,4 @@
-"""`isoflop data check`: every image of a data set read and decoded, and what was found, before a run meets it."""
+"""`isoflop data check`: decodes every image of a data set and reports problems before a run."""
 
 import os
 import re

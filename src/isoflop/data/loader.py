@@ -1,10 +1,10 @@
-"""Batches of a run: step k is positions [kB, (k+1)B) of the sample order, whatever the number of workers and ranks.
+"""Batches of a run: step k uses positions [kB, (k+1)B) of the sample order, for any number of workers and ranks.
 
-Where whole shards are read together, a step's samples are put into the order of storage first: then the ranks' parts
-lie in different shards.
+With a windowed order, the samples of a step are sorted by storage first, so that the parts of the ranks are in
+different shards.
 
-The whole state is the step: nothing is dropped, nothing padded, batches may straddle epochs, and a run that starts at
-step k reads exactly what the uninterrupted run would have read.
+The state is the step: nothing is dropped or padded, batches may span epochs, and a run that starts at step k reads the
+same samples as an uninterrupted run.
 """
 
 import os

@@ -1,15 +1,15 @@
-"""From a URI to a source.
+"""Opening of a source by its URI.
 
     fractals?classes=1000&zipf=1.5&images=N     digits
     folder:PATH     table:FILE.csv     parquet:PATH     hf:NAME     torchvision:NAME
     shards:PATH/{000..127}.tar         shards:s3://bucket/{000..127}.tar?cache_gb=50&window=16
     mixture:3*parquet:A + 1*folder:B
-    pets:PATH     flowers:PATH     …: published data sets as they are unpacked (sources/published.py)
+    pets:PATH     flowers:PATH     …: published data sets as unpacked (sources/published.py)
     coco:PATH     ade20k:PATH     scenes?classes=10     objects and maps of classes (dense/)
 
-Stored data takes three more options: `balance=1` visits every class equally often, `repeat=K` shows each sample K
-times close together with different augmentation, and `decode=once` or `decode=each` says whether images are decoded
-once, at the size of the model, or each time anew (by default: once up to 64 px and 200,000 images).
+Stored data have three more options: `balance=1` uses every class equally often, `repeat=K` uses each sample K times
+close together with different augmentation, and `decode=once` or `decode=each` decodes images once, at the size of the
+model, or each time (default: once up to 64 px and 200,000 images).
 """
 
 import math

@@ -1,13 +1,12 @@
-"""The order in which a run sees its samples: a pure function of (seed, position), with O(1) memory.
+"""The sample order of a run: a pure function of (seed, position), with O(1) memory.
 
-Position p of a run lies in epoch p // N; within an epoch the samples 0 … N-1 are visited in the order of a keyed
-permutation. So nothing has to be stored to resume, no worker has to know another, and an epoch of four billion
-samples starts at once.
+Position p of a run is in epoch p // N. Within an epoch, the samples 0 … N-1 are in the order of a keyed permutation.
+Resuming needs no stored state, workers need no communication, and an epoch of four billion samples starts at once.
 
 The permutation is a 6-round generalised Feistel network over a grid of about √N × √N values, with cycle walking
-(Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): a value that falls outside 0 … N-1 is encrypted
-again until it falls inside, which is rare, because the grid is at most one row too large. The round keys are *hashed*
-from (seed, epoch): keys such as seed + epoch would let seeds repeat each other's epochs.
+(Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): a value outside 0 … N-1 is encrypted again until it
+is inside, which is rare, because the grid is at most one row too large. The round keys are *hashed* from (seed, epoch):
+with keys such as seed + epoch, different seeds would share epochs.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
-"""RandAugment (Cubuk et al., arXiv 1909.13719) as two libraries have it, which do not agree.
+"""RandAugment (Cubuk et al., arXiv 1909.13719) in the variants of two libraries, which differ.
 
-`rand-m9-mstd0.5-inc1` is timm's grammar (DeiT, PoolFormer, MAE's fine-tuning): `m` the magnitude, `n` the operations
-(2), `p` the probability of each (0.5), `mstd` the standard deviation of the magnitude (0), `mmax` its limit (10) and
-`inc1` operations that all grow stronger with it. `google-n2-m10` is TensorFlow's (big_vision, DeepMind's NFNets): `n`
-operations of magnitude `m`, always applied, with Cutout. On both scales 10 is the end: a rotation by 30°.
-What is random is passed in.
+`rand-m9-mstd0.5-inc1` is timm's notation (DeiT, PoolFormer, MAE's fine-tuning): `m` the magnitude, `n` the operations
+(2), `p` the probability of each (0.5), `mstd` the standard deviation of the magnitude (0), `mmax` its limit (10), and
+`inc1` operations that all become stronger with it. `google-n2-m10` is TensorFlow's (big_vision, DeepMind's NFNets): `n`
+operations of magnitude `m`, always applied, with Cutout. On both scales 10 is the maximum: a rotation by 30°.
+Random numbers are arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records: encoded images with labels, as they lie in storage. Each kind of storage is one file in `sources/`."""
+"""Records: encoded images with labels, as stored. Each storage format is a module in `sources/`."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""What a source of labelled images is, some of its samples as a source, and the split into training and held-out."""
+"""The interface of a source of labelled images, subsets, and the split into training and held-out samples."""
 
 import copy
 from abc import ABC, abstractmethod

@@ -1,9 +1,8 @@
-"""Where each sample lies in tar shards of the WebDataset layout, so that they can be read at random without unpacking.
+"""The positions of samples in tar shards of the WebDataset layout, for random access without unpacking.
 
 A sample is a run of members with the same name up to the first dot: an image (`0001.jpg`) and, if it is labelled,
 `0001.cls` (a class number or name; several, separated by spaces, for multi-label) or `0001.json` with a key `label`.
-Nothing is ever extracted: members are read by offset, so names with `..` and links can do no harm; they are left out
-and reported.
+Nothing is extracted: members are read by offset. Members with `..` in the name and links are skipped and reported.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""What happens to a picture before it enters a batch. Every random choice is a number that is passed in.
+"""Augmentation, evaluation crop, Mixup and CutMix. Random numbers are arguments.
 
-A sample's numbers `u` (64 of them, in [0, 1)) depend on (seed, epoch, index) alone, so a picture looks the same
-whichever process draws it. Each step of an augmentation has its own fixed part of `u`.
+The numbers `u` of a sample (64 of them, in [0, 1)) depend only on (seed, epoch, index), so the result is the same in
+any process. Each step of an augmentation uses a fixed part of `u`.
 """
 
 import math

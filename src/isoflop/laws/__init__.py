@@ -1,4 +1,4 @@
-"""Scaling laws from tables of results, on NumPy and SciPy alone: fits, intervals, backtests, comparison."""
+"""Scaling laws from tables of results, with NumPy and SciPy: fits, intervals, backtests, comparison."""
 
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.backtest import Backtests

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a fit, checked and said in plain words."""
+"""Checks of a fit, with a message for each problem."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""How wrong a law has been when it was asked about the future: rolling-origin errors and what they add to an interval.
+"""Backtests of a law with rolling origins, and what they add to an interval.
 
-A bootstrap knows the noise and the parameters; it does not know that the form is wrong. Errors of the same law fitted
-to the lower part of the ladder and asked about the upper part do. They become a *drift*: a standard deviation of log
-loss per unit of log compute beyond the data, judged with a wide prior because a ladder gives few such errors.
+A bootstrap covers the noise and the parameters, not the error of the form. The errors of a law that is fitted to the
+lower part of the ladder and predicts the upper part do. They become a *drift*: a standard deviation of log loss per
+unit of log compute beyond the data, estimated with a wide prior because a ladder gives few such errors.
 """
 
 from dataclasses import dataclass

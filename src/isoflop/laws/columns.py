@@ -1,4 +1,4 @@
-"""Columns of anybody's CSV, or one clear line about what is wrong with it."""
+"""Columns of a CSV file, or an error in one line."""
 
 import csv
 import dataclasses

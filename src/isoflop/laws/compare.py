@@ -1,4 +1,4 @@
-"""Which family is best at a budget that nobody has trained at: probabilities, regret, and the naive ranking beside."""
+"""The best family at a budget beyond the data: probabilities, regret, and the ranking at the largest budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

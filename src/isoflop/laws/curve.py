@@ -1,8 +1,8 @@
-"""One curve extrapolated: error or loss against images, compute or size, by a mixture of forms and windows.
+"""Extrapolation of one curve: error or loss against images, compute or size, by a mixture of forms and windows.
 
-No single form wins on real curves, and the one that fits best is not the one that predicts best. Every form is fitted
-to several windows that end at the last point; each of these members is backtested at rolling origins inside the data,
-and votes with a weight that falls with its backtest error. Nothing beyond the data is used to choose.
+No single form is best on all real curves, and the best fit is often not the best prediction. Every form is fitted to
+several windows that end at the last point. Each such member is backtested at rolling origins inside the data, and its
+weight in the mixture decreases with its backtest error.
 """
 
 from dataclasses import dataclass

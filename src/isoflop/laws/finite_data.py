@@ -1,12 +1,12 @@
-"""Size, images seen and *unique* images apart: repeats saturate, then hurt; errors cannot exceed chance.
+"""A law of size, images seen and *unique* images: repeats saturate, then increase the error; errors are below chance.
 
-    q = A·n^-α + B·n^-γ·D^-β + H·n^λ·r^κ·U^-μ          what keeps the model from its best
+    q = A·n^-α + B·n^-γ·D^-β + H·n^λ·r^κ·U^-μ          excess over the irreducible error
     y = E + (T - E)·(1 + q^-k)^(-1/k)                   q where it is small, T (chance) where it is large
 
-U unique images seen R = d/U times: up to one epoch every image counts, further ones saturate as in arXiv 2305.16264,
-D = U·(min(R, 1) + R*·(1 - exp(-(R - 1)/R*))). The third term is what arXiv 2106.04560 measured and that law lacks:
-r = R - 1 + exp(-R), the views of an image beyond its first, hurts large models on few images. Without a `unique`
-column the third term and R* are left out; without T, y = E + q.
+U unique images are seen R = d/U times. Up to one epoch every image counts, further ones saturate as in arXiv
+2305.16264, D = U·(min(R, 1) + R*·(1 - exp(-(R - 1)/R*))). The third term models a measurement of arXiv 2106.04560:
+repeated views, r = R - 1 + exp(-R), increase the error of large models on few images. Without a `unique` column the
+third term and R* are omitted; without T, y = E + q.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Laws from any table of results: what `isoflop fit TABLE.csv --x … --y … [--budget …]` computes."""
+"""Laws of a table of results: the computation of `isoflop fit TABLE.csv --x … --y … [--budget …]`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

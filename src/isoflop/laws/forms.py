@@ -1,7 +1,7 @@
-"""Laws of one variable: how loss or error falls with compute, images or size.
+"""Laws of one variable: loss or error as a function of compute, images or size.
 
-Each form is a row of a table: its formula, its derivatives, its box and its starts. All work on t = log(x / scale) and
-predict z = log y, so that no unit matters. Parameters are in those scaled units.
+Each form is a row of a table: its formula, its derivatives, its bounds and its starts. All use t = log(x / scale) and
+predict z = log y, so the result does not depend on units. Parameters are in these scaled units.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """The best learning rate as a power law of size (and images): lr*(n, d) = k·n^p·d^q.
 
-Each group of runs that differ in learning rate alone gives one optimum, by a parabola in log lr through its best few
-points: a run that blew up says nothing about the bottom of the bowl.
+Each group of runs that differ only in learning rate gives one optimum, by a parabola in log lr through its best few
+points; diverged runs are not used.
 """
 
 from dataclasses import dataclass

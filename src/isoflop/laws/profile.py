@@ -1,5 +1,6 @@
-"""Confidence intervals of one parameter by profiling: every value at which the best fit of all else is not
-significantly worse. Unlike a bootstrap's percentiles they hold for small tables and for parameters near a bound."""
+"""Confidence intervals of one parameter by profiling: all values at which the best fit of the other parameters is not
+significantly worse. Unlike bootstrap percentiles they are valid for small tables and for parameters near a bound.
+"""
 
 import numpy as np
 

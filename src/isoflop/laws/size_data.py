@@ -1,6 +1,6 @@
-"""Loss as a function of model size and images seen: L = E + A·n^-α + B·d^-β (arXiv 2203.15556, eq. 2).
+"""The Chinchilla law, loss as a function of size and images seen: L = E + A·n^-α + B·d^-β (arXiv 2203.15556, eq. 2).
 
-n is *training* FLOPs per image (3 × forward), d images seen, so that n·d is the compute of the run. FLOPs stand for
+n is *training* FLOPs per image (3 × forward), d images seen, so n·d is the compute of the run. FLOPs replace
 parameters because the patch size of a vision model changes its compute and not its parameters.
 """
 

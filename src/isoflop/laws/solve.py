@@ -1,7 +1,7 @@
-"""Robust nonlinear least squares for many starts and many replicates at once.
+"""Robust nonlinear least squares for many starts and replicates at once.
 
 Everything is batched over a leading axis R (starts, bootstrap replicates, points of a profile), because a law has
-2-7 parameters and 5-100 points: one run of SciPy costs milliseconds of Python, two hundred at once cost little more.
+2-7 parameters and 5-100 points: one run of SciPy costs milliseconds of Python, two hundred at once little more.
 """
 
 from collections.abc import Callable

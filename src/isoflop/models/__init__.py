@@ -1,4 +1,4 @@
-"""Backbones: one grammar for the Transformer branch, normalizer-free ResNets beside it, and what each costs."""
+"""Backbones: MetaFormers (ViT and its relatives), NFNet and BiT, and their cost."""
 
 from isoflop.models.backbone import Backbone
 from isoflop.models.cost import Cost, cost

@@ -1,4 +1,4 @@
-"""The one interface of every backbone: images in; logits, pooled features, tokens or a pyramid of maps out."""
+"""The interface of every backbone: images in; logits, pooled features, tokens or a pyramid of maps out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a MetaFormer is stacked from: the block, the stem, and the ways from one stage to the next.
+"""Building blocks of a MetaFormer: the block, the stem, downsampling, drop path.
 
-All maps are (batch, rows, columns, width); blocks of models with prefix tokens see (batch, tokens, width).
+All maps are (batch, rows, columns, width); blocks of models with prefix tokens use (batch, tokens, width).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a backbone costs: parameters and multiply-adds, counted on the meta device, where no size takes memory."""
+"""Cost of a backbone: parameters and multiply-adds, counted on the meta device without memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a name to a backbone."""
+"""Creation of a backbone by name."""
 
 from __future__ import annotations
 

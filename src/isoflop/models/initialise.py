@@ -1,4 +1,4 @@
-"""How fresh weights are drawn, after each paper."""
+"""Initialisation of weights, as in each paper."""
 
 from __future__ import annotations
 

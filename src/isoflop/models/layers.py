@@ -1,6 +1,6 @@
-"""The small parts that backbones share: norms, activations, the channel MLP, residual scales.
+"""Layers that backbones share: norms, activations, the channel MLP, residual scales.
 
-All of them work on the last axis: (batch, tokens, channels) and (batch, height, width, channels) alike.
+All work on the last axis: (batch, tokens, channels) and (batch, height, width, channels).
 """
 
 from __future__ import annotations

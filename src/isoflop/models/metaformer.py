@@ -1,6 +1,6 @@
-"""One skeleton for the whole Transformer branch: x + mixer(norm(x)), then x + mlp(norm(x)), in stages.
+"""The MetaFormer: x + mixer(norm(x)), then x + mlp(norm(x)), in stages.
 
-ViT, PoolFormer and their relatives are rows of `presets.py` over this file (MetaFormer, arXiv 2111.11418, fig. 1).
+ViT, PoolFormer and their relatives are rows of `presets.py` for this module (MetaFormer, arXiv 2111.11418, fig. 1).
 """
 
 from __future__ import annotations

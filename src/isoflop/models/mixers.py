@@ -1,7 +1,7 @@
-"""Token mixers: the one part in which the members of the MetaFormer family differ.
+"""Token mixers, in which the members of the MetaFormer family differ.
 
-Every mixer maps (batch, rows, columns, channels) to the same shape. Those that need no grid also take
-(batch, tokens, channels), which is what models with prefix tokens hand them.
+Every mixer maps (batch, rows, columns, channels) to the same shape. Those that need no grid also accept
+(batch, tokens, channels), the input in models with prefix tokens.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""How weights of another width start and learn so that one learning rate serves all widths (μP).
+"""μP: initialisation and learning rates by width, so that one learning rate is suitable for all widths.
 
 Maximal update parametrisation for Adam (arXiv 2203.03466, table 3: the form without multipliers), relative to a base
-width, at which everything is as it would be without. With r the fan-in over that of the base:
+width, at which nothing changes. With r the fan-in divided by that of the base:
 
-    matrices whose two sides grow (hidden)    σ ∝ 1/√r    rate / r
-    only the fan-in grows (output)            σ ∝ 1/r     rate / r
-    only the fan-out grows (input), vectors   σ as base   rate
+    matrices of which both sides grow (hidden)  σ ∝ 1/√r    rate / r
+    only the fan-in grows (output)              σ ∝ 1/r     rate / r
+    only the fan-out grows (input), vectors     σ as base   rate
 
-What grows is found by comparing shapes with the same network at the base width. Attention keeps 1/√d: the heads of the
-presets grow in number, not in width.
+Shapes are compared with those of the same network at the base width. Attention keeps 1/√d, because the number of heads
+of the presets grows, not their width.
 """
 
 from __future__ import annotations

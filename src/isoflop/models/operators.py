@@ -1,8 +1,8 @@
-"""Operators with a faster form than PyTorch's own on some devices: linear maps, attention, GroupNorm, pooling.
+"""Operators that are faster than PyTorch's on some devices: linear maps, attention, GroupNorm, pooling.
 
-Linear maps on the last axis go through oneDNN's matrix product where that is faster on a CPU. PyTorch hands float32
-products to MKL, which on tall, narrow ones (a map of many cells and few channels) reaches half of oneDNN's speed, and
-on the rest 5 to 10 % less. The gradient of the weights stays with MKL, which is faster at that.
+Linear maps on the last axis use oneDNN's matrix product if it is faster on a CPU. PyTorch uses MKL for float32
+products. For tall, narrow ones (a map of many cells and few channels) it reaches half of oneDNN's speed, and for others
+5 to 10 % less. The gradient of the weights uses MKL, which is faster there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a parameter is, as the module that owns it says: weight decay, clipping and layer-wise rules all ask here.
+"""The kind of each parameter, for weight decay, clipping and layer-wise rules.
 
-Modules of ours say it in a class attribute, `parameter_kinds = {"gamma": "scale"}`; PyTorch's are known by their type,
-and the parameters that modules of timm own directly by their names. The number of axes never decides: an NFNet's gain
-of shape (C, 1, 1, 1) is a gain, a token of shape (1, 1, D) a token.
+Our modules declare it in a class attribute, `parameter_kinds = {"gamma": "scale"}`. PyTorch's modules are known by
+their type, and parameters of timm's modules by their names. The number of dimensions is not used: an NFNet's gain of
+shape (C, 1, 1, 1) is a gain, a token of shape (1, 1, D) a token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every backbone by name: a preset is a row, and nothing here is a function per size.
+"""All backbones by name. A preset is a row of a table.
 
-Names are `family_size` or `family_sizePATCH`, with the variant behind: `vit_b16`, `vit_b16_token`, `poolformer_s12`,
-`nfnet_f4+`, `bit_r50x1`. Their small relatives, which studies compare, have their own grammar.
+Names are `family_size` or `family_sizePATCH`, followed by the variant: `vit_b16`, `vit_b16_token`, `poolformer_s12`,
+`nfnet_f4+`, `bit_r50x1`. The small models of studies have names such as `vit_w16d2p8`.
 """
 
 from __future__ import annotations

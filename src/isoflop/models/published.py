@@ -1,8 +1,8 @@
-"""What the papers print about their models: the numbers that our presets have to reproduce.
+"""Numbers that papers print about their models, which our presets have to reproduce.
 
-Values are kept as printed, so that a test knows how many digits they claim. Parameters are in millions, `gmacs` in
-10^9 multiply-adds of one image. ViT sizes are without the classifier (2106.04560 counts the mean-pooled model,
-2305.13035 the one with attention pooling), as are BiT and Mixer; all others have 1,000 classes.
+Values are as printed, with the printed number of digits. Parameters are in millions, `gmacs` in 10^9 multiply-adds of
+one image. ViT sizes are without the classifier (2106.04560 counts the mean-pooled model, 2305.13035 the one with
+attention pooling), as are BiT and Mixer; all others have 1,000 classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A backbone in a folder of its own: `model.safetensors`, and `config.json` that says how to build and feed it."""
+"""A backbone in a folder: `model.safetensors`, and `config.json` with its architecture and preprocessing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Convolutions with standardised weights, for networks without batch statistics (arXiv 1903.10520).
 
-The standardisation is a function of the weights alone: it is computed once in a step, whatever the batch.
+The standardisation depends only on the weights and is computed once per step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Any timm model behind our interface, by the name `timm:NAME`.
+"""Any timm model as a backbone, by the name `timm:NAME`.
 
-timm's `create_model` takes more than what shapes a model: where weights lie, what is loaded and stored. An option may
-come out of a stranger's `config.json`, so that only those of `OPTIONS`, of their types, get as far as timm.
+timm's `create_model` has arguments that load and store files. An option may come from a `config.json` of other people,
+so only those in `OPTIONS`, with their types, are passed to timm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a backbone learns from a batch."""
+"""Training objectives: labels, masking, distillation, detection, segmentation."""
 
 from isoflop.objectives.build import make_objective, objective_cost
 from isoflop.objectives.distilled import Distilled, load_teacher

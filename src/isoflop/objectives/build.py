@@ -1,4 +1,4 @@
-"""From a configuration to what it trains, and what a training step of that costs."""
+"""Creation of an objective from its configuration, and the cost of its training step."""
 
 from __future__ import annotations
 

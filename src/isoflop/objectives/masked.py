@@ -1,4 +1,4 @@
-"""Masked autoencoding: hidden patches are predicted from visible ones, for plain ViTs and for pyramids."""
+"""Masked autoencoding: masked patches are predicted from visible ones, for plain ViTs and for pyramids."""
 
 from __future__ import annotations
 

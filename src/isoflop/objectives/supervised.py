@@ -1,4 +1,4 @@
-"""Supervised learning: from logits and labels to a loss, for one class an image, for several, and for mixed ones."""
+"""Supervised learning: losses for one class per image, for several, and for mixed ones."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Running a backbone on the visible part of an image, so that nothing of the hidden part reaches what is visible.
+"""Running a backbone on the visible part of an image, without information from the masked part.
 
-Hidden cells are those of the coarsest map, and all that lies above them on finer ones. Every operator that looks beyond
-its own cell is replaced, as long as `only_visible` lasts, by one that looks at visible cells alone. Convolutions see
-zeros where something is hidden, as beyond the border; means, statistics and attention leave it out (sparse masked
-modelling, arXiv 2301.03580; ConvNeXt V2, arXiv 2301.00808).
+Masked cells are those of the coarsest map, and all positions on finer maps that they cover. Inside `only_visible`,
+every operator with a receptive field beyond one cell is replaced by one that uses only visible cells. Convolutions see
+zeros at masked positions, as beyond the border; means, statistics and attention exclude them (sparse masked modelling,
+arXiv 2301.03580; ConvNeXt V2, arXiv 2301.00808).
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Figures and pages made from results.
 
-figure             a figure as plain data; what its colours mean
-figures/           the figures, one idea a file
-                   into a page that needs nothing else
-export             into SVG, PDF and CSV
-page, interim      the report of a study; its answer while there is no other
-tabled             the report of anybody's table
-studies, compare   several studies side by side
-watch/             a study or a run that is still going on
+figure             a figure as plain data, and the meaning of its colours
+figures/           the figures, one topic per module
+export             SVG, PDF and CSV of figures
+page, interim      the report of a study; its answer while the study runs
+tabled             the report of a CSV table
+compare            the comparison of several studies
+watch/             the live view of a study or a run
 """
 
 from isoflop.report.compare import StudyTables, differences, write_comparison

@@ -1,6 +1,6 @@
-"""Results as they should be: what a damaged or half-written file may hold is made missing here, once, at the door.
+"""Validation of results read from files: damaged or partial values become missing.
 
-Behind it every text cell is text, every number is finite or None, every list is a list, and a law can be evaluated.
+After it, every text cell is text, every number is finite or None, every list is a list, and a law can be evaluated.
 """
 
 from __future__ import annotations

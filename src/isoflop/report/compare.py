@@ -1,4 +1,4 @@
-"""Several studies side by side: two datasets, two objectives, two versions, aligned on compute."""
+"""Comparison of several studies: two data sets, two objectives, two versions, aligned by compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a report as SVG and PDF for a paper, each with its data as CSV beside it."""
+"""The figures of a report as SVG and PDF for a paper, each with its data as CSV."""
 
 from __future__ import annotations
 

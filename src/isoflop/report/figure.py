@@ -1,7 +1,7 @@
-"""A figure as plain data: panels of series on two axes, which the page draws with Plotly and the paper with matplotlib.
+"""A figure as plain data: panels of series on two axes, drawn by Plotly for the page and by matplotlib for papers.
 
-Colours are names, not values (`family0`, `ramp3`, `ink`, `muted`): the theme decides what they look like in light,
-dark and print. Numbers that are not finite are gaps.
+Colours are names, not values (`family0`, `ramp3`, `ink`, `muted`): the theme defines them for light, dark and print.
+Numbers that are not finite are gaps.
 """
 
 from __future__ import annotations

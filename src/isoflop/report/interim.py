@@ -1,4 +1,4 @@
-"""The laws of a table of runs by family, and the answer so far that they give, long before the study itself answers."""
+"""The laws of a table of runs by family, and the answer so far while a study runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fitted laws of an answer as curves to draw; nothing is fitted here."""
+"""The fitted laws of an answer as curves to draw, without fitting."""
 
 from __future__ import annotations
 

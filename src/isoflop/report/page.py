@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file with the answer, the figures, the runs and how to make them again."""
+"""The report of a study: one HTML file with the answer, the figures, the runs and the commands that reproduce them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study has found, read from its folder: the table of its runs, the answer, the figures."""
+"""The results of a study, read from its folder: the table of its runs, the answer, the figures."""
 
 from __future__ import annotations
 

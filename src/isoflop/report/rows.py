@@ -1,4 +1,4 @@
-"""Questions that every figure asks of the table of results (one dict a run)."""
+"""Queries of the table of results (one dict per run) that figures share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study took to train, and what it did not have to: steps that runs share on their trunks."""
+"""The cost of a study, and the saving by steps that runs share on their trunks."""
 
 from __future__ import annotations
 

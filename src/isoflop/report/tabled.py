@@ -1,7 +1,7 @@
-"""The report of a published table: the figures that can be made from a CSV file, by us or by anybody.
+"""The report of a CSV table.
 
-A table of runs (sizes, images and losses, in columns of our names or of those given) gets the figures of a study; one
-of points along an axis gets its laws, their intervals and residuals.
+A table of runs (sizes, images and losses, in columns of our names or of given ones) has the figures of a study. A table
+of points along an axis has its laws, their intervals and residuals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of a report as HTML that reads without a script; with one, the table of runs can be sorted."""
+"""The tables of a report as HTML that works without a script; with one, the table of runs can be sorted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and text that is safe inside a page."""
+"""Numbers as text, and text that is safe inside a page."""
 
 from __future__ import annotations
 

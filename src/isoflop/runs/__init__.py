@@ -1,1 +1,1 @@
-"""What a run leaves on disk, with one typed reader and writer for each: no torch, nothing of ours but errors."""
+"""The files of a run, with one typed reader and writer each. Imports neither torch nor other packages of isoflop."""

@@ -1,8 +1,8 @@
-"""What a run's directory says about itself: whose it is, how far it has come, and what it has published.
+"""The directory of a run: its identity, its status and its published files.
 
-`identity.json` is written first, in one step, and makes the directory the run's own. `config.json`, `env.json` and
-`data.json` describe it; training needs none of them, and writes again what is missing or damaged. `status.json` is
-replaced at every checkpoint, and synced once the run has ended: then it names every published file with its SHA-256.
+`identity.json` is written first, in one step, and claims the directory for the run. `config.json`, `env.json` and
+`data.json` describe the run; training does not need them, and writes missing or damaged ones again. `status.json` is
+replaced at every checkpoint, and synced when the run ends; it then has the SHA-256 of every published file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Files that are whole or absent: atomic, synced writes, and one reader for JSON.
+"""Atomic, synced writes of files, and one reader of JSON.
 
-A file is written under a private, hidden name in its own folder, synced, renamed over the old one, and the folder is
-synced: after a kill or a power loss the old content is there, or the new. Several processes may write the same file at
-once: each has a name of its own, and the last rename counts.
+A file is written under a private, hidden name in its folder, synced, and renamed over the old one, and the folder is
+synced: after a kill or a power loss the content is the old or the new one. Several processes may write the same file at
+once: each uses its own name, and the last rename counts.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The journal of a run: what was measured at which step, over all attempts.
+"""The journal of a run: measurements by step, over all attempts.
 
-Each attempt appends JSON lines to files of its own (`attempts/3/metrics-0001.jsonl`) and never touches another's. An
-attempt that begins at step s replaces all that earlier attempts said about steps after s: they were not committed by a
-checkpoint and have been trained again. So does a row that tells of a rollback to step s (train/guards.py).
+Each attempt appends JSON lines to its own files (`attempts/3/metrics-0001.jsonl`). An attempt that begins at step s
+replaces all rows of earlier attempts after step s, which no checkpoint has committed. So does a row of a rollback to
+step s (train/guards.py).
 
-Every line ends with a checksum, `"crc": "1a2b3c4d"`, of what stands before it; journals of earlier versions have none.
-A line without its end, the last of its attempt, was torn by a kill and is ignored. Any other line that is not as it was
-written is damaged: its row is missing, those after it count, and the reader says which line it was.
+Every line ends with a checksum, `"crc": "1a2b3c4d"`, of the text before it; journals of earlier versions have none. An
+incomplete last line of an attempt was cut off by a kill and is ignored. Any other line with a wrong checksum is
+damaged: its row is missing, later rows count, and the reader reports the line.
 
-Every row carries the ledger of its samples: `step` is the number of steps consumed, `since` the step of the row before,
-and `samples` a hash chained over the (epoch, index) pairs of every batch that was really fed to the model since step 0.
+Every row has the ledger of its samples: `step` is the number of steps consumed, `since` the step of the previous row,
+and `samples` a hash chained over the (epoch, index) pairs of every batch that the model received since step 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""One writer per directory, for as long as its process lives.
+"""One writer per directory, while its process is alive.
 
-The lock is `flock` on the file `.lock`: the operating system drops it with the process, whatever ends that. Processes
-that are forked meanwhile (data workers) give their copy of it back at once, so that none of them holds it on. The file
-says who the holder is, and is touched every few seconds. That heartbeat decides where `flock` does not reach: between
-hosts or containers whose storage does not share locks, and on storage that has none (NFS without lockd), where a file
-that is made exclusively, `.lock.exclusive`, stands for the lock.
+The lock is `flock` on the file `.lock`: the operating system releases it when the process ends. Forked processes (data
+workers) close their copy at once, so that they do not hold the lock. The file names the holder, and is touched every
+few seconds. This heartbeat decides where `flock` has no effect: between hosts or containers whose storage does not
+share locks, and on storage without locks (NFS without lockd), where an exclusively created file, `.lock.exclusive`, is
+the lock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a masked run made of the same few held-out images, kept at every evaluation."""
+"""Reconstructions of a fixed set of held-out images by a masked run, saved at every evaluation."""
 
 from __future__ import annotations
 

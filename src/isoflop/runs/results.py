@@ -1,7 +1,7 @@
-"""What a study keeps in its folder, read and written without torch: the table of its runs, and its JSON files.
+"""The table of runs and the JSON files of a study, read and written without torch.
 
-`published.json` has the SHA-256 of the table and of the answer. It is written before them, with that of what is still
-there beside that of what comes: a kill in between leaves nothing that looks damaged.
+`published.json` has the SHA-256 of the table and of the answer. It is written before them, with the hashes of the old
+and the new content, so that a kill in between leaves nothing that looks damaged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights that leave isoflop for other libraries, and those that come in."""
+"""Export of weights to other libraries, and import of public weights."""
 
 from isoflop.share.export import FORMATS, Exported, export
 from isoflop.share.importing import Imported, import_weights

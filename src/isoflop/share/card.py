@@ -1,4 +1,4 @@
-"""The model card: what is known of a backbone, and nothing else."""
+"""The model card of an export."""
 
 from __future__ import annotations
 

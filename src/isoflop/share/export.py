@@ -1,4 +1,4 @@
-"""A trained backbone as a folder that another library loads, with the proof that it is the same model."""
+"""Export of a trained backbone to a folder that another library loads, verified by comparing outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public weights as a folder of isoflop's, usable wherever a checkpoint is."""
+"""Import of public weights into a folder that can be used as a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported: a trained backbone, and what is known of it."""
+"""The subject of an export: a trained backbone and its metadata."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A folder that `transformers.AutoModelForImageClassification.from_pretrained` loads.
 
-Where transformers has the architecture itself, in its own layout; else in timm's, which transformers wraps.
+It uses the architecture of transformers if there is one, else timm's, which transformers wraps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Studies: plan a ladder of runs at equal compute, train them, answer, train the answer."""
+"""Studies: plan a ladder of runs at equal compute, train them, compute the answer, train the answer."""
 
 from isoflop.report.result import StudyResult, open_study
 from isoflop.study.plan import Plan, plan_study

@@ -1,11 +1,10 @@
-"""The adaptive planner: from the finished runs to the next ones, as a pure function.
+"""The adaptive planner: a pure function from the finished runs to the next ones.
 
-The first two rungs are for everybody: all sizes, at first with several learning rates, then with the best; the third is
-for the sizes that a family's answer lies among. (Two rungs make a slope that nothing has tried: on real runs it once
-named the wrong family, with P(best) 0.98.) From there on runs are chosen one by one for what they are worth to the
-decision per unit of cost, in batches that fill the workers. A run may be one rung above the highest of its family; on a
-trunk it costs only the steps that are new. What is not worth its cost is not continued: that is how hopeless runs,
-rates, sizes and families end early.
+The first two rungs contain every family: all sizes, first with several learning rates, then with the best. The third
+rung has the sizes around the family's answer. (Two rungs do not test the slope: on real runs they once gave the wrong
+family, with P(best) 0.98.) After that, runs are chosen by the expected reduction of regret per unit of cost, in batches
+that fill the workers. A run may be one rung above the highest of its family; on a trunk it costs only its new steps.
+Sizes, rates and families that are not worth their cost get no more runs (early stopping).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a table of runs to an answer: for each family the best size, images and learning rate, and who is best."""
+"""The answer of a study from its table of runs: best size, images and learning rate per family, and the best family."""
 
 from __future__ import annotations
 

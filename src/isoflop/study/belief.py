@@ -1,10 +1,10 @@
-"""What a family's runs so far say about runs that were not made: a linear-Gaussian belief, fitted in milliseconds.
+"""The belief of the planner about runs that were not made: a linear-Gaussian model per family, fitted in milliseconds.
 
 log loss = log(E + A·n^-α + B·d^-β) + bowl(log lr − log lr*(n, d)) + walk(budget) + noise, with log lr* = k + p·log n
-+ q·log d. The walk is how far the form may be wrong: a random walk over log budget, from the lowest rung to the target,
-so that cheap runs say less about the target the further away it is. Parameters are found by Gauss-Newton under weak
-opinions; their covariance is that of the linearised problem. The answer itself comes from `isoflop.laws`, whose
-intervals are calibrated; this belief only has to be good enough, and fast enough, to decide what to measure next.
++ q·log d. The walk models the error of the form: a random walk over log budget, from the lowest rung to the target, so
+that runs far below the target carry less information about it. Parameters are fitted by Gauss-Newton with weak priors;
+their covariance is that of the linearised problem. The answer itself comes from `isoflop.laws`, whose intervals are
+calibrated; the belief only decides which runs to make next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a study would do, before anything is trained: rungs, sizes, the first runs, prices, and what is set aside."""
+"""The plan of a study before training: rungs, sizes, the first runs, prices, and the reserve for the answers."""
 
 from __future__ import annotations
 

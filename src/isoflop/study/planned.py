@@ -1,4 +1,4 @@
-"""A run as the study sees it: its identity, its place on the ladder, and what it is expected to cost."""
+"""A planned run: its identity, its place on the ladder, and its expected cost."""
 
 from __future__ import annotations
 

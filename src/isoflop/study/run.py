@@ -1,4 +1,4 @@
-"""A whole study, from plan to report. Stopped anywhere and started again, it goes on where it was."""
+"""A study from plan to report, resumable at any point."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The ladder: which runs each rung needs, given what the rungs below have shown.
+"""The ladder: the runs of each rung, given the results of the rungs below.
 
-Every size is trained at every budget. The learning rate is searched where runs are cheap, at the first rung: a grid,
-widened while its best value lies at an edge. The second rung tries the best value and the next lower one (longer runs
-want lower rates: arXiv 2310.16764, section 3.2); from the third on each size keeps what was best on the rung before.
-"Best" is read off the family's learning-rate law over all sizes of a rung: the best of three single runs is a noisy
-guess, and rates that jump from size to size would look like an effect of size.
+Every size is trained at every budget. The learning rate is searched at the first rung, where runs are cheap: a grid,
+extended while its best value is at an edge. The second rung tries the best value and the next lower one (longer runs
+need lower rates: arXiv 2310.16764, section 3.2). From the third on, each size uses the best value of the previous rung.
+"Best" is read off the family's learning-rate law over all sizes of a rung, because the best of three single runs is
+noisy, and rates that jump from size to size would look like an effect of size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The question of a study as the adaptive planner sees it: what may be tried, what may be answered, what it costs."""
+"""The search space of the adaptive planner: candidates, possible answers, costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's directory: whose it is, which runs it has, and the table of what they gave."""
+"""The directory of a study: its identity, its runs, and the table of their results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One attempt at a run: the loop, which reads from top to bottom, and what it keeps at hand.
+"""One attempt at a run: the training loop and its state.
 
-All ranks go through it alike: whatever a decision hangs on is the same everywhere, or is voted on with the loss. Rank 0
-alone writes the journal, the status and the weights.
+All ranks execute the same code. Values that decisions depend on are equal on all ranks, or are reduced with the loss.
+Only rank 0 writes the journal, the status and the weights.
 """
 
 from __future__ import annotations

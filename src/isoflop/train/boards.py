@@ -1,4 +1,4 @@
-"""All boards of a run as one, none of which may stop it."""
+"""TensorBoard, Weights & Biases and MLflow. A failure of a board does not stop a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: safetensors and JSON, a SHA-256 manifest, and an atomic rename.
+"""Checkpoints that are complete or absent: safetensors and JSON, a SHA-256 manifest, and an atomic rename.
 
 A checkpoint is a directory `step-000000123/` with one or more files of tensors, `state.json` and `manifest.json`. It is
-written under a hidden name, synced to the disk, and renamed: a kill at any moment leaves either the old set or the new.
+written under a hidden name, synced, and renamed: a kill at any moment leaves either the old set or the new one.
 """
 
 from __future__ import annotations

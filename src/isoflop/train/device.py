@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, and how bytes become model input there."""
+"""The device of a run: selection, precision, and normalization of images on it."""
 
 from __future__ import annotations
 

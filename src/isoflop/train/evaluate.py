@@ -1,4 +1,4 @@
-"""Held-out evaluation: means over samples that training never sees."""
+"""Evaluation on held-out samples."""
 
 from __future__ import annotations
 

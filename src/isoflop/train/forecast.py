@@ -1,4 +1,4 @@
-"""What a run will take, counted on the meta device, where no size takes memory."""
+"""Prediction of memory, time and cost of a run, from counts on the meta device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: losses that leap, and processes that no longer move."""
+"""Guards of a run: loss spikes with rollback, and a watchdog for stuck processes."""
 
 from __future__ import annotations
 

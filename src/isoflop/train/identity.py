@@ -1,4 +1,4 @@
-"""Whose a run's directory is, as its configuration and its data say, and on what machine the run is trained."""
+"""The identity of a run, from its configuration and its data; and its environment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How an objective lies on the devices: recomputed, compiled and sharded by block, all in place.
+"""The layout of an objective on the devices: recomputation, compilation and sharding by block, in place.
 
-The order matters: what is recomputed lies inside of what is compiled, and both inside of what FSDP2 gathers. Where
-weights are sharded, each process holds its shards and one block at a time, from the first moment on.
+The order matters: recomputation is inside compilation, and both are inside FSDP2. With sharding, each process holds
+only its shards and one block at a time, from the start.
 """
 
 from __future__ import annotations

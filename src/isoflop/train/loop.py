@@ -1,8 +1,8 @@
-"""Training a run, alone or as one of several processes.
+"""Training of a run, on one or several processes.
 
-A run lives in a directory of its own: `config.json`, `env.json`, `status.json` (replaced atomically), `attempts/` (the
-journal), `checkpoints/`, and at the end `model.safetensors`. Started again after whatever ended it, it goes on from the
-last whole checkpoint and ends with the bits that an undisturbed run would have given (same machine, same threads).
+A run has its own directory: `config.json`, `env.json`, `status.json` (replaced atomically), `attempts/` (the journal),
+`checkpoints/`, and at the end `model.safetensors`. A run that is started again resumes from the last valid checkpoint
+and ends with the same bits as an uninterrupted run (same machine, same threads).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The processes that train one run together: who this one is, and what all of them must agree on.
+"""The processes of a run: rendezvous, and communication between ranks.
 
-torchrun starts them and tells each its number by environment variables. A run of one process never touches
+torchrun starts them and sets environment variables with their ranks. A run of one process does not use
 `torch.distributed`.
 """
 

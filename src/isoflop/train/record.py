@@ -1,6 +1,6 @@
-"""What an attempt writes down about itself: rows of the journal, boards, the status, the evidence when it diverges.
+"""The records of an attempt: rows of the journal, boards, the status, and details of a divergence.
 
-Rank 0 alone writes; of the others, every call does nothing.
+Only rank 0 writes; on other ranks, every call does nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Copies of checkpoints on storage that has no rename: object stores, through fsspec.
+"""Copies of checkpoints on storage without rename: object stores, through fsspec.
 
-A copy counts once its `manifest.json` is there, which is written last; after the journal, in `attempts/`, which is
-brought back where the run's own directory has none.
+A copy is valid if it has a `manifest.json`, which is written last, after the journal in `attempts/`. The journal is
+restored if the directory of the run has none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The checkpoints of a run, written beside training: one at a time, by a thread of their own.
+"""Saving of checkpoints in a background thread, one at a time.
 
-A save copies the state and returns. What cannot be saved is said aloud, training goes on, and the checkpoint before
-stays as it was. Several processes write together, on a group of their own, so that their messages never mix with those
-of training; a save counts for all of them or for none.
+A save copies the state and returns. If it fails, it prints a warning, training continues, and the previous checkpoint
+stays valid. Several processes write together, with their own process group, so that their messages do not mix with
+those of training; a save is valid on all of them or on none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a run takes on many devices, on paper: memory, communication, time of a step, checkpoints, failures.
+"""Predicted cost on many devices: memory, communication, time of a step, checkpoints, failures.
 
-Sizes are bytes, times seconds, and rates those of data sheets; docs/scaling.md derives the formulas and says what they
-leave out. P is the number of parameters, W that of devices, H of hosts.
+Sizes are bytes, times seconds, and rates those of data sheets. docs/scaling.md has the formulas and assumptions. P is
+the number of parameters, W that of devices, H of hosts.
 """
 
 from __future__ import annotations

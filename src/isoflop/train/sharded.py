@@ -1,7 +1,7 @@
-"""Checkpoints that several processes write and read together: `torch.distributed.checkpoint` over safetensors.
+"""Checkpoints that several processes write and read together: `torch.distributed.checkpoint` with safetensors.
 
-Every rank writes its shards into a file of its own, with their place in the whole in the file's header; any number of
-ranks reads them, each what it needs. No pickle is involved. What is written is committed as any other checkpoint.
+Every rank writes its shards into its own file, with their position in the header. Any number of ranks can read them,
+each the part that it needs. No pickle is used. A sharded checkpoint is committed like any other one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starting from trained weights instead of random ones."""
+"""Starting a run from trained weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backbone is worth on other tasks."""
+"""Transfer: evaluation of a backbone on other tasks."""
 
 from isoflop.transfer.backbones import Pretrained, load_backbone, open_backbone
 from isoflop.transfer.evaluate import check_transfer, transfer

@@ -1,10 +1,10 @@
-"""From a checkpoint, whoever made it, to a backbone that can be judged.
+"""Opening of a checkpoint of any origin as a backbone.
 
 runs/vit-1a2b3c            the folder of a finished run
 weights.safetensors        a run's weights; with `model`, any weights of that model under isoflop's or timm's names
 timm:vit_small_patch16_224 timm's weights, from its cache or the hub
 some/folder                Hugging Face or timm: config.json with a `model_type` or an `architecture`, and
-                           model.safetensors; or what `isoflop import` and `isoflop export --to safetensors` wrote
+                           model.safetensors; or a folder of `isoflop import` or `isoflop export --to safetensors`
 """
 
 from __future__ import annotations

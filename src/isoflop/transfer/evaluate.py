@@ -1,7 +1,7 @@
-"""What a backbone is worth on another task: a row per protocol and number of shots, each accuracy with its interval.
+"""Evaluation of a backbone on another task: a row per protocol and number of shots, each accuracy with its interval.
 
-A unit of work is one protocol with one number of shots and one seed. Its outcome is a file, and what is there is not
-done again: a long evaluation that was interrupted goes on with the unit, and a fine-tune with the step, that it was at.
+A work item is one protocol with one number of shots and one seed. Its result is a file, and finished items are not
+repeated. An interrupted evaluation resumes at the item, and a fine-tuning run at its last checkpoint.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Frozen features of a backbone over a source: computed once, streamed to the disk, and mapped from there.
+"""Frozen features of a backbone: computed once, streamed to the cache, and memory-mapped from there.
 
-An entry of the cache is named after everything that decides its content: the weights, the data, and how images are
-shown. What was interrupted goes on where it was. Of several processes that compute the same features, one holds the
-unfinished file that can be continued, each other one a file of its own; the first that is complete counts for all.
-Memory holds a block of images and features, however many there are.
+The key of a cache entry contains the weights, the data, and the preprocessing. An interrupted computation is resumed.
+If several processes compute the same features, one holds the unfinished file that can be resumed, the others write
+their own files, and the first complete one is kept. Memory holds one block of images and features.
 """
 
 from __future__ import annotations

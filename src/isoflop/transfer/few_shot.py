@@ -1,6 +1,7 @@
-"""Few-shot classifiers on frozen features, in closed form: ridge regression (arXiv 2106.04560) and nearest neighbours.
+"""Few-shot classifiers on frozen features: ridge regression (arXiv 2106.04560), nearest neighbours, linear probe,
+logistic regression.
 
-Both return scores (m, classes) of test features; the largest score of a row is the answer.
+All return scores (m, classes) of test features; the largest score of a row is the prediction.
 """
 
 from __future__ import annotations

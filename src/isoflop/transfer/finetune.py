@@ -1,4 +1,4 @@
-"""Fine-tuning: runs that start from the backbone's weights, trained by the one loop, and so exactly resumable."""
+"""Fine-tuning: normal runs that start from the weights of the backbone, and are exactly resumable."""
 
 from __future__ import annotations
 

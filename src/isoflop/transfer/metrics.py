@@ -1,6 +1,6 @@
-"""What is read off scores and labels: top-1 and top-5, per class, calibration error, confusion.
+"""Metrics of scores and labels: top-1 and top-5, per class, calibration error, confusion.
 
-Labels are int64 (n,), or (n, classes) of zeros and ones where each of several classes is right (ReaL, ObjectNet).
+Labels are int64 (n,), or (n, classes) of zeros and ones if several classes are correct (ReaL, ObjectNet).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a trained classifier says about image files."""
+"""Predictions of a trained classifier for image files."""
 
 from __future__ import annotations
 

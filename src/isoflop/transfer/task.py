@@ -1,4 +1,4 @@
-"""A task: the labelled images on which a backbone is judged, refused in one line where they cannot judge anything."""
+"""A transfer task: labelled images for training and testing, with checks."""
 
 from __future__ import annotations
 

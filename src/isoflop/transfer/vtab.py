@@ -1,7 +1,7 @@
-"""VTAB-1k: nineteen tasks in three groups, a thousand training images each (arXiv 1910.04867).
+"""VTAB-1k: nineteen tasks in three groups, with a thousand training images each (arXiv 1910.04867).
 
-`vtab:FOLDER` has a subfolder per task, with images (`train/CLASS/…`, `test/CLASS/…`), Parquet files as Hugging Face
-stores data sets, or tar shards; `vtab:hf:ORG/{task}` fetches Parquet files by name from the hub.
+`vtab:FOLDER` has a subfolder per task, with images (`train/CLASS/…`, `test/CLASS/…`), Parquet files in the layout of
+Hugging Face, or tar shards; `vtab:hf:ORG/{task}` fetches Parquet files by name from the hub.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures whose labels are boxes, masks or maps of classes."""
+"""Data for detection and segmentation: pictures with boxes, masks or maps of classes."""
 
 from isoflop.data.dense.coco import CocoRecords
 from isoflop.data.dense.folders import MapRecords

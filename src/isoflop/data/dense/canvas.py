@@ -1,6 +1,6 @@
-"""From a picture of any size to a square canvas: scaled, cut or padded, turned over, and its truth with it.
+"""Placement of a picture and its annotations on a square canvas: scale, crop or pad, flip.
 
-Every random choice is a number that is passed in, as in `transforms.py`. Three numbers are used: scale, place, flip.
+Random numbers are arguments, as in `transforms.py`. Three are used: scale, place, flip.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """`coco:FOLDER`: objects in COCO's format, with boxes, and masks as polygons or run lengths.
 
-As COCO is unpacked, and as tools export it; NAME is train, and for testing test, val, validation or valid:
+The layouts of COCO and of tools that export it; NAME is train, and for testing test, val, validation or valid:
 
     annotations/instances_NAME2017.json    NAME2017/ or images/NAME2017/       COCO, CVAT
     NAME.json                              images/
-    NAME/_annotations.coco.json            beside the pictures                 Roboflow
+    NAME/_annotations.coco.json            next to the pictures                Roboflow
     NAME/labels.json                       NAME/data/                          FiftyOne
-    annotations/instances_default.json     images/default/ or images/          CVAT; there is no part for testing
-    result.json, annotations.json, …       images/, or beside the pictures     Label Studio and others, in the same way
+    annotations/instances_default.json     images/default/ or images/          CVAT; without a test part
+    result.json, annotations.json, …       images/, or next to the pictures    Label Studio and others; the same
 
-What is not an error: category ids with gaps (classes are numbered in the order of their ids), pictures without objects
-(they are shown, and teach what is nothing), boxes that reach over the border (they are cut). Boxes that are not finite
-or without area, and pictures that are not there, are left out, and noted.
+Not an error: category ids with gaps (classes are numbered in the order of their ids), pictures without objects (they
+are negative examples), boxes beyond the border (they are clipped). Boxes that are not finite or have no area, and
+missing pictures, are skipped and noted.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     images/training/NAME.jpg        annotations/training/NAME.png     one channel, a number for each pixel
     images/validation/…             annotations/validation/…          (or train, val, test)
 
-Options: `ignore=N` is the number that counts nowhere, besides 255; `first=N` the number of the first class, lower ones
-are ignored (ADE20K has `first=1`: its 0 is what has no name); `classes=N` how many classes there are. Without it they
-are counted by `classes.txt` in the folder, a name on each line.
+Options: `ignore=N` is a number to ignore, in addition to 255; `first=N` the number of the first class, lower ones are
+ignored (ADE20K has `first=1`); `classes=N` the number of classes. The default is the number of lines of `classes.txt`
+in the folder.
 """
 
 from __future__ import annotations

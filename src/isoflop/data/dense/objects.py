@@ -1,4 +1,4 @@
-"""The objects in one picture, and the pictures with their truth that every kind of dense data hands out."""
+"""The objects of a picture, and the base of all sources of dense data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Scenes: generated fractals laid over each other on a background, with exact masks, boxes and maps of classes.
+"""Scenes: generated fractals on a background, with exact masks, boxes and maps of classes.
 
-A scene is a pure function of (seed, index). What an object's fractal encloses is its mask; what lies later covers what
-lies before, and an object of which less than a quarter is left is taken away. Unlimited, and without a licence.
+A scene is a pure function of (seed, index). The mask of an object is the area that its fractal encloses. Later objects
+occlude earlier ones, and an object is removed if less than a quarter of it is visible.
 """
 
 from __future__ import annotations

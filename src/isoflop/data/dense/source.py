@@ -1,4 +1,4 @@
-"""A source of pictures with objects or maps of classes, for everything that trains and evaluates."""
+"""A source of pictures with objects or maps of classes, for training and evaluation."""
 
 from __future__ import annotations
 

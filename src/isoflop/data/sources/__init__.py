@@ -1,1 +1,1 @@
-"""The kinds of storage and of generated data, one file each."""
+"""Storage formats and generated data, one module each."""

@@ -1,4 +1,4 @@
-"""A source whose images are already decoded: an array in memory, or mapped from the cache of decoded images."""
+"""A source of decoded images: an array in memory, or memory-mapped from the cache."""
 
 import contextlib
 import copy

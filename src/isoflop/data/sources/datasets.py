@@ -1,4 +1,4 @@
-"""Data sets that libraries bring: `torchvision:CIFAR10`, `hf:NAME`, and anything with `__len__` and `__getitem__`."""
+"""Data sets of libraries: `torchvision:CIFAR10`, `hf:NAME`, and objects with `__len__` and `__getitem__`."""
 
 import hashlib
 import io

@@ -1,7 +1,7 @@
 """`folder:PATH`: one subfolder per class; or `train/` and `test/` (or `val/`), each with one subfolder per class.
 
-A folder with images and no subfolders is unlabelled data. What is an image is told by its suffix, and of other files
-by their first bytes. Hidden files and what systems leave behind are never images or classes.
+A folder with images and no subfolders is unlabelled data. Images are recognised by suffix, other files by their first
+bytes. Hidden files and files of operating systems are ignored.
 """
 
 import os

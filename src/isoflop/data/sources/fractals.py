@@ -1,6 +1,4 @@
-"""`fractals?classes=1000&zipf=1.5&turn=1&zoom=0.5&images=N`: generated pictures, without limit unless `images` is
-given.
-"""
+"""`fractals?classes=1000&zipf=1.5&turn=1&zoom=0.5&images=N`: generated pictures, unlimited without `images`."""
 
 import math
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""`mixture:3*parquet:A + 1*folder:B`: several sources at once, in exact proportions."""
+"""`mixture:3*parquet:A + 1*folder:B`: several sources in exact proportions."""
 
 import copy
 from collections.abc import Callable, Iterator

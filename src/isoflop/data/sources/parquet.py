@@ -1,10 +1,10 @@
 """`parquet:PATH`: Parquet in the layout of Hugging Face datasets: a column of {bytes, path} structs and one of labels.
 
 PATH is one file, or a folder with files named after their part: `train*.parquet`, `test*.parquet` or
-`validation*.parquet`, in the folder itself or below it, or any files in folders of these names. Of several
-configurations in folders of their own, `config=FOLDER` names one. Which columns hold images and labels, their metadata
-and their usual names tell, else `image=COLUMN` and `label=COLUMN`; a guess is among the notes. Without a column of
-labels the images are unlabelled; a column of lists is multi-label.
+`validation*.parquet`, at any depth, or any files in folders of these names. `config=FOLDER` selects one of several
+configurations. The columns of images and labels are found by their metadata and usual names, or set by `image=COLUMN`
+and `label=COLUMN`; guesses are noted. Without a column of labels the images are unlabelled; a column of lists is
+multi-label.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""Published data sets as they are unpacked: which file is of which class and part is read from their own lists.
+"""Published data sets as unpacked; class and part of each file come from the lists of the data set.
 
     pets:PATH       Oxford-IIIT Pet: images/, annotations/trainval.txt and test.txt
     flowers:PATH    Oxford Flowers 102: jpg/, imagelabels.mat, setid.mat; training and validation images train
-    caltech101:PATH 101_ObjectCategories/, of which 30 images a class train, drawn once for all
+    caltech101:PATH 101_ObjectCategories/, of which a fixed set of 30 images per class train
     birds:PATH      CUB-200-2011: images/, images.txt, image_class_labels.txt, train_test_split.txt
     cifar:PATH      CIFAR-10 or CIFAR-100, binary version
-    imagenet_v2:PATH    folders 0 … 999, whose names are the labels (and not their alphabetic order)
-    imagenet_real:PATH  ImageNet's validation images and real.json (arXiv 2006.07159): every right class of each
+    imagenet_v2:PATH    folders 0 … 999, whose names are the labels (not in alphabetic order)
+    imagenet_real:PATH  ImageNet's validation images and real.json (arXiv 2006.07159): every correct class of each
     objectnet:PATH      images/ and mappings/; the images whose class is one or several of ImageNet's
 
 The last three are test sets of ImageNet's 1,000 classes and have no training part.

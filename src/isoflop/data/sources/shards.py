@@ -1,10 +1,10 @@
 """`shards:PATH/{000..127}.tar`: tar files in WebDataset's layout, local or remote (`shards:s3://…`, `https://…`).
 
 PATH may use braces ({000..127}, {a,b}) and *; or be a folder with `train*.tar` and `test*.tar` (or `val*.tar`), or with
-`train/*.tar` and `test/*.tar`, as the Hugging Face Hub has them. An index of offsets makes the samples random-access;
-it is built when the shards are first opened, and kept in the cache, or beside the shards (`isoflop data index`) in a
-folder `isoflop-index`, or `isoflop-index-test`. `classes.txt` beside the shards names the classes, one a line. Records
-are read by `pread`: about 5 µs each from the page cache, from any number of processes.
+`train/*.tar` and `test/*.tar`, as on the Hugging Face Hub. An index of offsets gives random access. It is built on
+first use and stored in the cache, or next to the shards (`isoflop data index`) in a folder `isoflop-index` or
+`isoflop-index-test`. `classes.txt` next to the shards has the names of the classes, one per line. Records are read by
+`pread`: about 5 µs each from the page cache, from any number of processes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`table:FILE.csv`: a table of image paths and labels, with a header: `path,label` and optionally `split`.
 
-Paths are relative to the table. `label` holds a class name; several, separated by `|`, make the data multi-label;
-without the column the images are unlabelled. `split` is train, test or val; without it all rows are for training.
-Cells are separated by commas, semicolons or tabs; blanks around them count nowhere. Other usual names of the columns
-are guessed, and said, where only one would do.
+Paths are relative to the table. `label` is a class name, or several separated by `|` for multi-label data; without the
+column the images are unlabelled. `split` is train, test or val; without it all rows are for training. Cells are
+separated by commas, semicolons or tabs; whitespace around them is ignored. Other usual names of the columns are
+accepted, with a message, if there is only one candidate.
 """
 
 import csv

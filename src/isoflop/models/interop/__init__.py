@@ -1,4 +1,4 @@
-"""Weights in the layouts of timm, Hugging Face and big_vision, read and written."""
+"""Reading and writing of weights in the layouts of timm, Hugging Face and big_vision."""
 
 from isoflop.models.interop.names import names_in
 from isoflop.models.interop.recognise import Recognised, recognise

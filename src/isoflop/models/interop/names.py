@@ -1,4 +1,4 @@
-"""How timm names what we have, by family."""
+"""timm's names for our parameters, by family."""
 
 from __future__ import annotations
 

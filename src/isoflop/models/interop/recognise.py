@@ -1,4 +1,4 @@
-"""Which model a file of weights is of, by the names and shapes in it; what these do not tell is not guessed."""
+"""Detection of the model of a weight file by names and shapes; ambiguous cases are not guessed."""
 
 from __future__ import annotations
 

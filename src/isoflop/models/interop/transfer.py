@@ -1,4 +1,4 @@
-"""Weights copied from another layout into our model, and out of it."""
+"""Copying of weights between another layout and our model, in both directions."""
 
 from __future__ import annotations
 

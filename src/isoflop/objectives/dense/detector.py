@@ -1,8 +1,8 @@
-"""Detection: torchvision's RetinaNet and Mask R-CNN over the maps of any backbone.
+"""Detection: torchvision's RetinaNet and Mask R-CNN on the maps of any backbone.
 
-What is torchvision's: anchors, matching, sampling, losses, heads and what is done to their answers. What is ours: the
-maps and the pyramid, batches of one size, anchors that follow the strides, and a loss that is the mean of those of the
-images, so that it does not depend on how a batch is divided.
+torchvision provides anchors, matching, sampling, losses, heads and postprocessing. Our code provides the maps and the
+pyramid, batches of one size, anchors that follow the strides, and a loss that is the mean over images, so that it does
+not depend on how a batch is divided.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Four maps of any backbone, each half as fine as the one before: what detectors and segmenters look at.
+"""Four feature maps of any backbone, each at half the resolution of the previous one, for detectors and segmenters.
 
-A pyramid has them. A plain ViT has one resolution, of which finer and coarser maps are made: all from its last map, the
-simple feature pyramid of ViTDet (arXiv 2203.16527, section 3), or from taps at ⅓, ½, ⅔ and the whole of its depth, as
-the UperNets of BEiT and mmsegmentation have them (of 12 blocks the outputs of 4, 6, 8 and 12).
+A pyramid has them. A plain ViT has one resolution, from which the maps are made: all from its last map, the simple
+feature pyramid of ViTDet (arXiv 2203.16527, section 3), or from taps at ⅓, ½, ⅔ and the whole of its depth, as in the
+UperNets of BEiT and mmsegmentation (with 12 blocks the outputs of 4, 6, 8 and 12).
 """
 
 from __future__ import annotations

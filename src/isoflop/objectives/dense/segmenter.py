@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel, by a decoder over the maps of any backbone."""
+"""Semantic segmentation: a class for every pixel, by a decoder on the maps of any backbone."""
 
 from __future__ import annotations
 

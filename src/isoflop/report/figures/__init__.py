@@ -1,4 +1,4 @@
-"""The figures: each file is one idea, a pure function of the table of results (and the answer) to a `Figure`."""
+"""The figures: each module has one topic and maps the table of results (and the answer) to a `Figure`."""
 
 from isoflop.report.figures.agreement import agreement
 from isoflop.report.figures.bars import ablation, families_compared, transfer_bars

@@ -1,4 +1,4 @@
-"""Predicted against measured: how well each law describes the runs it saw, and the one that it did not."""
+"""Predicted against measured: how well each law fits the runs, and predicts the trained answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bars that compare variants with each other: transfer with and without pretraining, ablations against a baseline."""
+"""Bars that compare variants: transfer with and without pretraining, ablations against a baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the compute and the time of a study went."""
+"""The compute and the time of a study."""
 
 from __future__ import annotations
 

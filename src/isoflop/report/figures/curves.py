@@ -1,4 +1,4 @@
-"""Training curves: the loss of every run while it learned, with its restarts and its spikes."""
+"""Training curves: the loss of every run, with restarts and spikes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a fitted table: its points with their laws, and how well the laws describe them."""
+"""The figures of a fitted table: points with their laws, residuals, isoFLOP profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss against compute: the runs, each family's frontier and law with its interval, the prediction and the outcome."""
+"""Loss against compute: the runs, the frontier and law of each family with its interval, prediction and measurement."""
 
 from __future__ import annotations
 

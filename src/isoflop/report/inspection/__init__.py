@@ -1,8 +1,8 @@
-"""Looking inside a model, as the ViT paper does.
+"""Model inspection, as in the ViT paper.
 
 attention   weights, distance, rollout; positions, first filters, principal components of features
-pictures    arrays as pictures; what a masked autoencoder makes of images, now and while it was trained
+pictures    arrays as pictures; reconstructions of a masked autoencoder
 model       all of it for one model, into a folder
 
-Import the module you need: pictures needs no torch.
+`pictures` needs no torch, so import the module that you need.
 """

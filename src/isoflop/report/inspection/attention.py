@@ -1,4 +1,4 @@
-"""What attention attends to: its weights, how far they reach, and where they lead over all layers."""
+"""Attention weights, attention distance and rollout; positions, filters and features."""
 
 from __future__ import annotations
 

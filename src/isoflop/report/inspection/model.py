@@ -1,4 +1,4 @@
-"""`isoflop inspect`: everything that can be seen in a model, as pictures and numbers in one folder."""
+"""`isoflop inspect`: all pictures and numbers of one model in a folder."""
 
 from __future__ import annotations
 

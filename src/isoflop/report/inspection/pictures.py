@@ -1,4 +1,4 @@
-"""Arrays as pictures: colour scales, mosaics with a margin, masked images beside their reconstructions."""
+"""Arrays as pictures: colour scales, mosaics with a margin, masked images with their reconstructions."""
 
 from __future__ import annotations
 

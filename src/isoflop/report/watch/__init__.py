@@ -1,6 +1,6 @@
 """The live view of a study, or of a single run.
 
-state     the study's folder as it is now, and a run's journal, read as it grows
+state     the folder of a study and the journal of a run, read incrementally
 server    the page of a study or of a run, on loopback, with a token
 """
 

@@ -1,4 +1,4 @@
-"""`isoflop watch`: what is known of a study or a run that still goes on, on this machine, for whoever has the token."""
+"""`isoflop watch`: the live page of a study or a run, served on this machine and protected by a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's folder as it is this moment: rows, curves, answer and progress, from files that are still being written."""
+"""The current state of a study's folder: rows, curves, answer and progress, from files that are still being written."""
 
 from __future__ import annotations
 

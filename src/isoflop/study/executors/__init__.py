@@ -1,4 +1,4 @@
-"""Who trains the runs of a study: processes of this machine, tasks of a Ray cluster, or jobs of SLURM."""
+"""Executors train the runs of a study: in processes of this machine, as tasks of a Ray cluster, or as jobs of SLURM."""
 
 from isoflop.study.executors.choose import make_executor
 from isoflop.study.executors.local import LocalPool

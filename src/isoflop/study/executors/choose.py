@@ -1,4 +1,4 @@
-"""From a configuration to an executor."""
+"""The executor of a configuration."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The executor of one machine: a few worker processes that train runs side by side.
+"""The executor of one machine: worker processes that train runs in parallel.
 
-A worker says that it is alive every 20 seconds. One that does not (it was stopped, or hangs in the kernel) is named
-after two minutes, and after ten it is killed and its run goes on in another, as after any death of a worker.
+A worker sends a heartbeat every 20 seconds. A worker without one (it was stopped, or hangs in the kernel) is reported
+after two minutes. After ten minutes it is killed, and another worker resumes its run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The executor of a Ray cluster that is already there: bundles of runs as Ray core tasks."""
+"""The executor of an existing Ray cluster: bundles of runs as Ray core tasks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Training runs on other machines: what Ray and SLURM have in common.
+"""Training runs on other machines: the common part of the Ray and SLURM executors.
 
-Runs travel in bundles, since to start a job takes longer than to train a tiny run. What a bundle says comes through a
-file on the shared storage, where the runs lie anyway; from the cluster itself comes only whether a job still lives.
+Runs are sent in bundles, because starting a job takes longer than training a tiny run. Messages of a bundle come
+through a file on the shared storage of the runs; the cluster only reports whether a job is alive.
 """
 
 from __future__ import annotations

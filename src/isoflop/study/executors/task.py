@@ -1,4 +1,4 @@
-"""What a study hands to those who train its runs, and what it hears from them."""
+"""Tasks and events: the interface between a study and its executors."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A worker process of this machine: reads tasks as JSON lines, one after another, and answers in JSON lines.
+"""A worker process of this machine: reads tasks as JSON lines and answers in JSON lines.
 
-Started as `python -m isoflop.study.executors.worker`. Every run is idempotent and resumes by itself, so a worker can be
-killed at any moment and its run given to another. A worker whose parent is gone ends at its next message.
+It is started as `python -m isoflop.study.executors.worker`. Every run is idempotent and resumable, so a worker can be
+killed at any moment and another one continues its run. A worker whose parent is dead exits at its next message.
 
-It says that it is alive every few seconds, whatever its run does; a run that makes no step for `guards.stuck_seconds`
-ends the worker. Asked to stop (SIGTERM), it saves a checkpoint of what it trains.
+It sends a heartbeat every few seconds. A run that makes no step for `guards.stuck_seconds` ends the worker. On SIGTERM
+it saves a checkpoint of its run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers: what is trained how, the update rules, and what is done to gradients and weights around them."""
+"""Optimizers: parameter groups, update rules, gradient clipping, EMA of the weights."""
 
 from isoflop.train.optim.build import build_optimizer, freeze, parameter_groups, set_rate
 from isoflop.train.optim.ema import WeightAverage

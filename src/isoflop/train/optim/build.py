@@ -1,4 +1,4 @@
-"""From a configuration to an optimizer."""
+"""The optimizer and the learning-rate schedule (warmup, cooldown) of a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running average of the weights, which generalises better than the last ones."""
+"""EMA: an exponential moving average of the weights, used for evaluation and export."""
 
 from __future__ import annotations
 

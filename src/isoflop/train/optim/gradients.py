@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: what keeps networks without normalisation stable at large batches and rates."""
+"""Adaptive gradient clipping (AGC), which networks without normalisation need at large batches and rates; and SAM."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What our optimizers share: one parameter at a time, and sums over those that lie in pieces on several ranks
-(DTensors of FSDP2).
-"""
+"""Our optimizers: Adafactor, LAMB, LARS, Muon with AdamW. They work on sharded weights (DTensors of FSDP2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backbone is worth where every place in a picture has an answer."""
+"""Transfer to detection and segmentation."""
 
 from isoflop.transfer.dense.judge import judge_dense
 

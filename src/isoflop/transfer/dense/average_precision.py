@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it: torchmetrics over faster-coco-eval, with the numbers of pycocotools."""
+"""Average precision of COCO: torchmetrics with faster-coco-eval, equal to pycocotools."""
 
 from __future__ import annotations
 

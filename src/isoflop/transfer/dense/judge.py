@@ -1,6 +1,6 @@
-"""A backbone judged by detection or segmentation: a run for each seed, then average precision or mIoU on the test part.
+"""Evaluation of a backbone by detection or segmentation: a run for each seed, then average precision or mIoU.
 
-A run is like any other, in a folder of its own, so that what was interrupted goes on where it was.
+Each run has its own folder and can be resumed.
 """
 
 from __future__ import annotations

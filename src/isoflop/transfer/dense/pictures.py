@@ -1,4 +1,4 @@
-"""Pictures of what was found beside what is there: nothing shows sooner that a box is off by a factor."""
+"""Predicted boxes, masks and maps drawn next to the ground truth."""
 
 from __future__ import annotations
 
