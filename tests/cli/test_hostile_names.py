@@ -108,7 +108,7 @@ def test_a_class_name_that_classes_txt_cannot_hold_is_refused(
     assert clean(out, err)
     if to == "shards":
         assert status == 2
-        assert "the class `b\\nc\\r\\x1b[2K` cannot be told in classes.txt" in err
+        assert "the class `b\\nc\\r\\x1b[2K` cannot be stored in classes.txt" in err
         return
     assert status == 0
     made = open_source(f"folder:{tmp_path / 'out'}", split="test", image_size=32)

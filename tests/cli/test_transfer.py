@@ -54,7 +54,10 @@ def test_a_backbone_is_judged_beside_random_weights_and_the_result_is_kept(capsy
         (("missing",), "missing: no such file"),
         (("run", "-p", "ridgy"), 'command line: `protocols[0]` = "ridgy" must be one of'),
         (("run", "-d", "vtab:.", "-p", "head"), "protocol `head` tries a classifier on its own classes"),
-        (("run", "--model", "vit_b16"), "run says itself which model it is: --model vit_b16 is for a file of weights"),
+        (
+            ("run", "--model", "vit_b16"),
+            "run contains the name of its model: --model vit_b16 is only for a file of weights",
+        ),
         (("run", "-p", "ridge", "run.steps=3"), "`run` is for fine-tuning: name such a protocol, too"),
         (("run", "-p", "knn", "last_blocks=0"), "`last_blocks` is for fine-tuning: name such a protocol, too"),
         (("run", "-d", "nothing:x"), "unknown data source `nothing:x`"),

@@ -177,7 +177,7 @@ def test_what_is_missing_is_told_with_what_it_means(run_file: Path) -> None:
         "x.toml (empty): `steps` is missing (Optimizer steps; the run sees steps × batch_size images)",
     ]
     assert told("steps = 1\n\n[model]\nnmae = 'vit'") == [
-        "x.toml:3: `model.name` is missing (Preset, one of those that `isoflop models` lists) - is it `model.nmae`?"
+        "x.toml:3: `model.name` is missing (A preset, see `isoflop models`) - is it `model.nmae`?"
     ]
 
 
@@ -271,7 +271,7 @@ def test_what_no_run_of_a_study_could_be_is_one_line(run_file: Path, overrides: 
 def test_a_run_that_the_study_s_tables_leave_no_room_for_is_told(run_file: Path) -> None:
     study = load("study.toml", ["schedule.cooldown=1.0", "schedule.warmup=7"], StudyConfig).config
     with pytest.raises(
-        ConfigError, match=r"`families.nfnet`: a run of nfnet_w8 cannot be: `schedule.warmup` = 7 does not"
+        ConfigError, match=r"`families.nfnet`: a run of nfnet_w8 is not possible: `schedule.warmup` = 7 does not"
     ):
         study.run_config("nfnet", model="nfnet_w8", steps=100, learning_rate=0.3)
 

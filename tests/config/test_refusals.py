@@ -29,7 +29,7 @@ from isoflop.errors import ConfigError
         ),
         (
             ["guards.spike=8", "guards.window=9"],
-            "`guards.window` = 9 losses are too few to tell a spike by: 10 or more",
+            "`guards.window` = 9 losses are too few to detect a spike: use 10 or more",
         ),
         (["schedule.drops=[2]"], "`schedule.drops[0]` = 2 must be at most 1"),
         (['optim.groups.a.parameters=[""]'], '`optim.groups.a.parameters[0]` = "" must be some text, not empty'),

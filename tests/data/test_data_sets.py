@@ -109,7 +109,7 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path, name: str) -> None:
     fill(tmp_path, f"{name}/a.jpg", "bus/b.jpg", "car/c.jpg")
     assert used(tmp_path) == {"bus": ["b.jpg"], "car": ["c.jpg"], name: ["a.jpg"]} or name == "Train"
     assert set(used(tmp_path)) == {"bus", "car", name}
-    assert f"`{name}` is taken for a class" in guesses(tmp_path)
+    assert f"`{name}` is used as a class" in guesses(tmp_path)
     with pytest.raises(DataError, match="no test part"):
         FolderRecords(tmp_path, "test")
 

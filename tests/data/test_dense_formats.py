@@ -99,7 +99,7 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
         ({"images": [image(), image(id=8, file_name="there/7.png")]}, r"7.png and there/7.png are both .*7.png: which"),
         (
             {"images": [image(file_name="8.png")]},
-            r"none of its 1 images is there \(the first: 8.png; looked in .*images",
+            r"none of its 1 images exists \(the first: 8.png; looked in .*images",
         ),
         ({"categories": [{"id": 3}]}, "category 3 lacks a whole number as its id, or a name"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "two categories have the id 3"),
@@ -111,7 +111,7 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
         ({"annotations": [annotation(bbox=[1, 2, 3])]}, r"boxes that are not four numbers \(annotation 1 of 7.png\)"),
         ({"annotations": [annotation(bbox=["1", 2, 3, None])]}, "boxes that are not four numbers"),
         ({"annotations": [annotation(bbox=[float("nan"), 2, 3, 4])]}, "boxes that are not finite"),
-        ({"annotations": [annotation(bbox=[0.1, 0.1, 0.5, 0.5])]}, "boxes lie within 0 … 1: they look like shares"),
+        ({"annotations": [annotation(bbox=[0.1, 0.1, 0.5, 0.5])]}, "boxes are within 0 … 1: they look like fractions"),
         ({"annotations": [annotation(bbox=[20, 10, 39, 23])] * 3}, "they look like left, top, right, bottom"),
         ({"annotations": [annotation(iscrowd="no")]}, "annotation 1 has `iscrowd` no; it is 0 or 1"),
         ({"annotations": [annotation(segmentation=[])]}, "objects without a mask .*; use this data without `masks=1`"),
@@ -250,7 +250,7 @@ def test_roboflows_name_of_the_whole_is_no_class_and_equal_names_are_told_apart(
     assert records.truth(0).classes.tolist() == [1, 2]
     assert [note.line() for note in records.notes] == [
         "categories that only group others left out: 1 (insects)",
-        "categories of one name are told apart by their ids: ant",
+        "categories with the same name are distinguished by their ids: ant",
     ]
     used = CocoRecords(write(tmp_path, [annotation(category_id=0)], categories=[whole, *kinds]), "train")
     assert used.class_names[0] == "insects"
@@ -403,5 +403,5 @@ def test_scenes_do_not_go_where_something_is(name: str, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     for file in (tmp_path / "file", tmp_path / "full" / "mine"):
         file.write_text("mine")
-    with pytest.raises(DataError, match="is there already; scenes go into a new folder"):
+    with pytest.raises(DataError, match="exists already; scenes need a new folder"):
         write_scenes(tmp_path / name, images=1, val_images=1, size=32, classes=2)

@@ -46,7 +46,7 @@ def test_equal_images_fall_on_one_side(tmp_path: Path, packed_alike: bool, decod
     """Each image thrice: by chance, nearly all held-out ones would be trained on, and known by heart."""
     uri = f"folder:{repeated(tmp_path / 'images', 20, 3, packed_alike)}?decode={decode}"
     for seed in range(3):
-        with pytest.warns(DataNotice, match="60 images equal others"):
+        with pytest.warns(DataNotice, match="60 images are duplicates"):
             train, heldout = sides(uri, seed=seed)
         assert not set(train) & set(heldout)
         assert sum(train.values()) + sum(heldout.values()) == 60

@@ -135,7 +135,7 @@ def test_pictures_of_any_number_of_channels_keep_their_shape(channels: int, text
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("randaugment", "begins neither with `rand-`"),
+        ("randaugment", "must start with `rand-`"),
         ("rand-m9-mst0.5", "`mst0.5` is not one of m, n, p, mstd, mmax, inc followed by a number"),
         ("google-m9-inc1", "`inc1` is not one of m, n followed"),
         ("rand-n5", "1 to 4 operations, not 5"),

@@ -343,7 +343,7 @@ def test_where_the_storage_says_nothing_of_changes_no_index_is_kept(
     monkeypatch.setattr("isoflop.data.tar._SIGNS", ())
     for _ in range(2):
         built: list[int] = []
-        with pytest.warns(UserWarning, match="does not say when shards change, so no index is kept"):
+        with pytest.warns(UserWarning, match="does not report changes of shards, so no index is stored"):
             ShardRecords(f"{remote}/train-*.tar", "train", progress=lambda done, total: built.append(done))  # noqa: B023
         assert built == [1, 2, 3, 4]
 

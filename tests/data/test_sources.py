@@ -113,7 +113,7 @@ def test_mean_and_std_agree_with_torch() -> None:
         ("fractals?clases=10", "did you mean `classes`"),
         ("fractals?classes=ten", "must be a whole number"),
         ("fractals?zipf=nan", "must be a number"),
-        ("fractals:7", "lie in no place"),
+        ("fractals:7", "have no path"),
         ("hf:", "hf:NAME"),
         ("fractals?classes=1", "between 2 and"),
         ("digits?x=1", "unknown option"),

@@ -240,8 +240,8 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.Cap
     ("words", "message"),
     [
         (["-p", "detect", "-p", "ridge", "-d", "scenes"], "--protocol detect goes alone"),
-        (["-p", "detect", "-d", "digits"], "to detect is learnt from objects"),
-        (["-p", "segment", "-d", "scenes"], "to segment is learnt from maps of classes"),
+        (["-p", "detect", "-d", "digits"], "objective `detect` needs objects"),
+        (["-p", "segment", "-d", "scenes"], "objective `segment` needs maps of classes"),
         (["-p", "detect"], "`dataset`"),
         (["-p", "detect", "-d", "coco:/nowhere"], "no such folder"),
     ],

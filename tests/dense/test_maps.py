@@ -81,7 +81,7 @@ def test_windows_change_no_name_of_a_weight() -> None:
     ("name", "size", "window", "message"),
     [
         ("poolformer_s12", 64, 7, "`objective.window` is for plain ViTs; poolformer_s12 has a pyramid"),
-        ("timm:test_vit", 64, 7, "is no plain ViT of ours"),
+        ("timm:test_vit", 64, 7, "is not a plain ViT of isoflop"),
         ("poolformer_s12", 80, None, "80×80 px do not divide by the coarsest stride, 32"),
     ],
 )

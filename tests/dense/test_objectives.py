@@ -159,9 +159,9 @@ def test_published_sizes_are_met() -> None:
         (
             "digits",
             {"objective": "detect"},
-            "to detect is learnt from objects .* have classes alone",
+            "objective `detect` needs objects .* have classes alone",
         ),
-        ("scenes", {"objective": "segment"}, "to segment is learnt from maps of classes"),
+        ("scenes", {"objective": "segment"}, "objective `segment` needs maps of classes"),
         ("scenes", {}, "these pictures have objects, not a class each: set `objective` to detect"),
         ("scenes", {"objective": "detect", "data": {"mixup": 0.5}}, "Mixup and CutMix mix classes, not objects"),
     ],

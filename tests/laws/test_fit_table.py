@@ -106,7 +106,7 @@ def test_the_picture_is_one_well_formed_document_that_escapes_its_text():
         (curve_csv(GOOD), {"x": ["images", "images"]}, "a column is given twice"),
         (curve_csv(GOOD), {"y": "images"}, "a column is given twice"),
         (curve_csv(GOOD), {"seed": -1}, "seed must be 0 or more"),
-        (curve_csv(GOOD), {"level": float("nan")}, "level must lie between 0 and 1"),
+        (curve_csv(GOOD), {"level": float("nan")}, "level must be between 0 and 1"),
         (curve_csv(GOOD), {"budget": 1e300}, "budget must be between 1e-100 and 1e[+]100"),
         (curve_csv(GOOD + "1e300,0.1\n"), {}, "`images` must be between 1e-100 and 1e[+]100"),
         (curve_csv("\n\n" + GOOD + "\n1e12,nan\n"), {}, "results.csv:11: `error` must be positive"),

@@ -212,7 +212,7 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("resnet_w16d14", {"stem_stride": 3}, "`stem_stride` is 1, 2 or 4, not 3"),
     ("resnet_w16d14", {"width": 40, "group_width": 12}, "a norm of 3 groups"),
     ("nfnet_f0", {"dropout": -0.1}, "`dropout` is a rate"),
-    ("nfnet_f0", {"depths": (1,)}, "as many entries as one another, not 1, 4, 4"),
+    ("nfnet_f0", {"depths": (1,)}, "equally many entries, not 1, 4, 4"),
     ("vit_b16", {"num_classes": 0}, "`num_classes` must be at least 1"),
     ("vit_b16", {"in_channels": 0}, "`in_channels` must be at least 1"),
     ("vit_b16", {"num_classes": True}, "`num_classes` is a whole number"),

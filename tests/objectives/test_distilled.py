@@ -174,7 +174,7 @@ def test_what_cannot_teach_or_be_taught_is_told(tmp_path: Path) -> None:
         load_teacher(configured(teacher="nfnet_w8d1"), learner)
     with pytest.raises(ConfigError, match=r"`objective.teacher` = nfnet_fo: there is .* did you mean `nfnet_f"):
         load_teacher(configured(teacher="nfnet_fo", teacher_weights="x.safetensors"), learner)
-    with pytest.raises(ConfigError, match="timm:resnet18: knows 1000 classes, the images are of 5"):
+    with pytest.raises(ConfigError, match="timm:resnet18: has 1000 classes, the images have 5"):
         load_teacher(configured(teacher="timm:resnet18"), learner)
     with pytest.raises(ConfigError, match=r"`objective.teacher` = timm:resnt18: timm has no"):
         load_teacher(configured(teacher="timm:resnt18"), learner)

@@ -205,5 +205,5 @@ def test_backbones_that_need_every_token_say_so_and_who_does_not(name: str, mixe
 
 def test_models_of_timm_say_that_they_cannot() -> None:
     backbone: Backbone = create_model("timm:resnet18", image_size=32, num_classes=3)
-    with pytest.raises(ModelError, match="only models of ours can"):
+    with pytest.raises(ModelError, match="only these families can"):
         Masked(backbone)

@@ -68,7 +68,7 @@ def test_hostile_text_stays_text(hostile: Any) -> None:
         (lambda s: s.curves.clear(), "No run has recorded a training loss"),
         (lambda s: [c.update(train_loss=[math.nan] * 9) for c in s.curves.values()], "No run has recorded a training"),
         (lambda s: s.rows.__delitem__(slice(1, None)), "two or more learning rates"),
-        (lambda s: s.answer.pop("study"), "did not say how it was made"),
+        (lambda s: s.answer.pop("study"), "has no record of its command"),
         (lambda s: [e.update(law={"alpha": 1}, frontier=None) for e in s.answer["families"].values()], "no law to"),
         (lambda s: s.answer.update(families={"vit": None}, best="vit"), "No answer yet"),
         (lambda s: s.answer["families"]["vit"].update(interval=[None, math.nan], p_best=None), "Loss against compute"),

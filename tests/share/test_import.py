@@ -353,7 +353,7 @@ def test_what_cannot_be_mapped_is_listed_and_nothing_is_written(
             r"1 missing: Transformer/encoderblock_1/MlpBlock_0/Dense_1/bias; 1 unexpected: pre_logits/bias; "
             r"1 mis-shaped: norm\.weight \(7,\) for \(24,\)"
         ),
-        "other.pth": "do not tell which model this is .*--model",
+        "other.pth": "do not determine the model .*--model",
         "torn.pth": "not readable as weights",
         "torn.npz": "not an archive of arrays",
         "othr.pth": r"no such file or folder - did you mean `.*/other\.pth`",

@@ -158,7 +158,7 @@ def test_a_study_whose_data_have_moved_is_the_same_and_one_on_other_data_is_not(
     assert document["config"]["data"]["source"] == f"folder:{tmp_path / 'moved'}"
     shutil.copytree(tmp_path / "moved", tmp_path / "other")
     (tmp_path / "other/a/0.png").write_bytes(encoded(picture(99, 8), "PNG"))
-    with pytest.raises(StudyError, match="the data have changed since the study began"):
+    with pytest.raises(StudyError, match="the data have changed since the study started"):
         claimed(study(tmp_path / "other"))
     with pytest.raises(StudyError, match="belongs to another study"):
         claimed(study(tmp_path / "moved").model_copy(update={"batch_size": 8}))

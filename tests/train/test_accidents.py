@@ -243,7 +243,7 @@ def test_a_healthy_move_at_the_start_is_no_leap_and_a_real_one_is() -> None:
 
 def test_a_full_disk_in_the_file_of_the_watchdog_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stuck").write_text("")  # no folder can be made
-    with pytest.warns(UserWarning, match=r"stuck/rank-0.txt: cannot write: .*may leave no stack"):
+    with pytest.warns(UserWarning, match=r"stuck/rank-0.txt: cannot write: .*may not write its stack"):
         Watchdog(tmp_path, 0, 1000.0, ends=False).close()
 
     class Full(io.FileIO):

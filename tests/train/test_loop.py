@@ -128,7 +128,7 @@ def test_damaged_weights_of_a_finished_run_are_published_again(tmp_path: Path, o
             if not old:
                 with pytest.raises(CheckpointError, match=r"model.safetensors: damaged: its SHA-256"):
                     load_backbone(run)
-        with pytest.warns(UserWarning, match="published again, from the last checkpoint"):
+        with pytest.warns(UserWarning, match="published again from the last checkpoint"):
             assert train(config, run).heldout_loss == first.heldout_loss
         assert path.read_bytes() == weights
     path.write_bytes(b"")
@@ -269,7 +269,7 @@ def test_a_run_of_the_earlier_randaugment_is_read_and_not_continued(tmp_path: Pa
     earlier = stored_run(stored)
     assert config_hash(earlier) != config_hash(now)
     assert config_hash(stored_run(earlier.model_dump(mode="json"))) == config_hash(earlier)
-    with pytest.raises(DataError, match="RandAugment of a third of its strength") as caught:
+    with pytest.raises(DataError, match="RandAugment of a third of the strength") as caught:
         train(earlier, tmp_path / "run")
     assert "\n" not in str(caught.value)
 

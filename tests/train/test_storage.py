@@ -57,7 +57,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path, small_dis
             seen.append(saved_steps(small_disk / "run/checkpoints"))
             filler.unlink()
 
-    with pytest.warns(UserWarning, match="training goes on"):
+    with pytest.warns(UserWarning, match="training continues"):
         result = train(calm_config(), small_disk / "run", on_row=on_row)
     assert result.state == "done"
     during = latest_checkpoint(small_disk / "run/checkpoints")
@@ -70,7 +70,7 @@ def test_rows_that_the_disk_refuses_are_written_later(small_disk: Path) -> None:
     writer = JournalWriter(small_disk, 0, "scratch")
     fill(small_disk / "filler")
     rows = [{"kind": "train", "step": step, "images": step, "loss": 1.0, "text": "x" * 50} for step in range(1, 400)]
-    with pytest.warns(UserWarning, match="wait in memory"):
+    with pytest.warns(UserWarning, match="are kept in memory"):
         list(map(writer.write, rows))
     (small_disk / "filler").unlink()
     writer.write({"kind": "train", "step": 400, "images": 400, "loss": 1.0})
@@ -125,7 +125,9 @@ def test_far_storage_that_fails_in_its_own_way_costs_a_warning_and_not_the_run(
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", fail)
     config = run_config(steps=10, checkpoint={"folder": "memory://far"})
-    with pytest.warns(UserWarning, match=r"memory://far/\w+: the storage failed: could not connect; training goes on"):
+    with pytest.warns(
+        UserWarning, match=r"memory://far/\w+: the storage failed: could not connect; training continues"
+    ):
         assert train(config, tmp_path / "run").state == "done"
     assert saved_steps(tmp_path / "run/checkpoints")
     monkeypatch.setattr(MemoryFileSystem, "glob", fail)

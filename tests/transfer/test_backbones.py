@@ -60,7 +60,7 @@ def test_timm_names_bring_their_normalisation_and_refuse_to_guess_weights(monkey
         raise OSError("no route to the hub")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
-    with pytest.raises(CheckpointError, match=r"neither in the cache nor to be fetched \(.*\); --random"):
+    with pytest.raises(CheckpointError, match=r"not in the cache and cannot be downloaded \(.*\); --random"):
         open_backbone("timm:resnet18")
     with pytest.raises(ModelError, match="did you mean `timm:resnet18`"):
         open_backbone("timm:resnet81")
@@ -111,7 +111,7 @@ def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing: no such file or folder"):
         open_backbone(tmp_path / "missing")
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="name the preset with --model"):
+    with pytest.raises(CheckpointError, match="give the preset with --model"):
         open_backbone(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="give --image-size"):
         open_backbone(tmp_path / "b.safetensors", model="nfnet_w8d1")

@@ -165,7 +165,7 @@ def fit(
     from isoflop.errors import LawError
 
     if not 0 < level < 1:
-        raise LawError(f"--level must lie between 0 and 1, not {level:g}")
+        raise LawError(f"--level must be between 0 and 1, not {level:g}")
     if picture and picture.suffix.lower() != ".svg":
         raise LawError(f"{picture}: the name of the picture must end in .svg")
     fitted = laws.fit_table(existing(table), x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level, seed=seed)

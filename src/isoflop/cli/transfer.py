@@ -216,7 +216,7 @@ def predict(
     damaged: list[Damage] = []
     found = list(guesses(checkpoint, images, top=top, model=model, damaged=damaged))
     if not found:
-        others = f" (nor can any of {len(damaged) - 1:,} others be read)" if len(damaged) > 1 else ""
+        others = f" (and {len(damaged) - 1:,} others cannot be read either)" if len(damaged) > 1 else ""
         raise DataError(f"{damaged[0].line}{others}")
     for damage in damaged:
         print(f"warning: {damage.line}", file=sys.stderr)

@@ -131,7 +131,9 @@ class GuardsConfig(Table):
     @model_validator(mode="after")
     def _can_judge(self) -> Self:
         if self.spike and self.window < ENOUGH_LOSSES:
-            raise problem("window", f"= {self.window} losses are too few to tell a spike by: {ENOUGH_LOSSES} or more")
+            raise problem(
+                "window", f"= {self.window} losses are too few to detect a spike: use {ENOUGH_LOSSES} or more"
+            )
         return self
 
 

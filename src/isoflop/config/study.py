@@ -328,7 +328,7 @@ class StudyConfig(SharedConfig):
             return RunConfig.model_validate(values)
         except ValidationError as error:
             _, told = next(sentences(error, RunConfig, values))
-            raise ConfigError(f"`families.{family}`: a run of {model} cannot be: {told}") from error
+            raise ConfigError(f"`families.{family}`: a run of {model} is not possible: {told}") from error
 
 
 def _over(shared: Any, own: Any) -> Any:

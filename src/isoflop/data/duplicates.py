@@ -89,7 +89,7 @@ def pixel_digest(encoded: bytes) -> int:
 def _computed(records: Records | DenseRecords, by_pixels: bool, size: int) -> Digests:
     if size > _SAID_FROM:
         what = f"the {'pixels' if by_pixels else 'bytes'} of {len(records):,} images"
-        told = f"{records.uri}: comparing {what} to find equal ones (once; kept in the cache)"
+        told = f"{records.uri}: comparing {what} to find duplicates (once; stored in the cache)"
         warnings.warn(told, DataNotice, stacklevel=1)
     digests = np.zeros(len(records), dtype=np.uint64)
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:  # decoders let go of the interpreter's lock

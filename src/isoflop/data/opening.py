@@ -255,7 +255,7 @@ def _tell(records: Records | DenseRecords, uri: str, equal: NDArray[np.int64] | 
     """One line on what was left out and guessed, and on images that equal others; said once a process."""
     notes = records.notes
     if equal is not None and len(equal):
-        told = f"{len(equal):,} images equal others: equal ones are together, in training or held out"
+        told = f"{len(equal):,} images are duplicates: copies are together, in training or held out"
         notes = (*notes, Note(told))
     if notes:
         said = "; ".join(note.line(3) for note in notes)
@@ -277,7 +277,7 @@ def parse_uri(uri: str) -> tuple[str, str, Options]:
     if (kind in _STORED or kind in ("coco", "ade20k")) and not path:
         raise DataError(f"`{uri}` needs a path or a name: {kind}:{'NAME' if kind in ('hf', 'torchvision') else 'PATH'}")
     if (kind in _GENERATED or kind == "scenes") and path:
-        raise DataError(f"`{uri}`: {kind} lie in no place; options come after a question mark")
+        raise DataError(f"`{uri}`: {kind} have no path; options follow a question mark")
     types = _DENSE.get(kind) or (_GENERATED[kind][1] if kind in _GENERATED else _STORED[kind][1] | _COMMON)
     options = _options(uri, query, types)
     if options.get("decode", "once") not in ("once", "each"):

@@ -64,7 +64,7 @@ def parse_policy(text: str) -> Policy:
     """The policy that `text` names; DataError with what is wrong."""
     library, *parts = text.split("-")
     if library not in _PARTS:
-        raise DataError(f"randaugment `{text}` begins neither with `rand-` (timm's) nor with `google-`")
+        raise DataError(f"randaugment `{text}` must start with `rand-` (timm's) or `google-`")
     values: dict[str, float] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)

@@ -207,7 +207,7 @@ def class_lines(names: Iterable[str], where: Path | str) -> str:
     for name in names:
         if name != name.strip() or not name or re.search(r"[\n\r]", name):
             raise DataError(
-                f"{where}: the class `{printable(name)}` cannot be told in classes.txt, which has a name a line: "
+                f"{where}: the class `{printable(name)}` cannot be stored in classes.txt, which has one name per line: "
                 "rename it (no line break, no blank at an end, not empty)"
             )
         try:

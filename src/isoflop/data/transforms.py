@@ -72,8 +72,8 @@ def find_augmentation(name: str, randaugment: str | None = None, interpolation: 
         raise DataError(f"unknown augmentation `{name}`; there is {', '.join(AUGMENTATIONS)}")
     if randaugment == EARLIER:
         raise DataError(
-            "this run was begun with a RandAugment of a third of its strength, which this version does not have: "
-            "train it anew, with `data.randaugment`"
+            "this run was started with a RandAugment of a third of the strength, which this version does not have: "
+            "train it again, with `data.randaugment`"
         )
     found = AUGMENTATIONS[name]
     policy = parse_policy(randaugment) if randaugment else found.policy

@@ -131,7 +131,7 @@ def compare(
             "the curves cross, or one is wrong"
         )
     if len(standings) > 1 and standings[0].p_best < 0.6:
-        warnings.append(f"{standings[0].family} and {standings[1].family} cannot be told apart at this budget")
+        warnings.append(f"{standings[0].family} and {standings[1].family} cannot be distinguished at this budget")
     return Comparison(
         float(compute), tuple(standings), standings[0].family, naive_best, naive, budget,
         level, tuple(warnings), tuple(c for c in crossings if c is not None),

@@ -129,7 +129,7 @@ def fit_table(
     if budget is not None and (wrong := fault(budget)):
         raise LawError(f"the budget must be {wrong}, not {budget:g}")
     if not 0 < level < 1:
-        raise LawError(f"the level must lie between 0 and 1, not {level:g}")
+        raise LawError(f"the level must be between 0 and 1, not {level:g}")
     if seed < 0:
         raise LawError(f"the seed must be 0 or more, not {seed}")
     axes = [positive_column(columns, name, source) for name in x]
@@ -192,7 +192,9 @@ def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) ->
     prediction, refusal = None, ""
     if budget is not None:
         if budget < law.x_range[0]:
-            refusal = f"no answer at {budget:g}: the points begin at {law.x_range[0]:g}, what was before is not known"
+            refusal = (
+                f"no answer at {budget:g}: the points begin at {law.x_range[0]:g}, smaller values are not predicted"
+            )
         elif y[np.argmax(x)] > y[np.argmin(x)] and np.corrcoef(np.log(x), np.log(y))[0, 1] > 0.5:
             refusal = f"no answer at {budget:g}: y rises with x, and laws are of losses and errors, which fall"
         else:
@@ -232,7 +234,7 @@ def _cannot_tell(lo: float, hi: float, budget: float, level: float) -> str:
     if not tells_nothing(lo, hi):
         return ""
     factor = f"{hi / lo:.0f}" if hi < 1e6 * lo else "more than a million"
-    return f"no answer at {budget:g}: the {level:.0%} interval spans a factor of {factor}, these points cannot tell"
+    return f"no answer at {budget:g}: the {level:.0%} interval spans a factor of {factor}, which is too wide"
 
 
 # A fitted table as Markdown and as a picture (data for any plotter, and a plain SVG).

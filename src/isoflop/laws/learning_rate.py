@@ -134,7 +134,7 @@ def _power_law(optima: tuple[Optimum, ...], lr_range: tuple[float, float], step:
     if on_edge:
         sides = " and ".join(sorted({o.edge for o in on_edge}))
         warnings.append(
-            f"{len(on_edge)} of {len(optima)} best learning rates lie on the {sides} edge of the grid: widen it"
+            f"{len(on_edge)} of {len(optima)} best learning rates are at the {sides} edge of the grid: extend it"
         )
     if not with_size:
         warnings.append("one size only: the learning rate is taken to be the same for all sizes")

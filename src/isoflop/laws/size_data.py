@@ -510,7 +510,7 @@ def _warnings(law: SizeDataLaw, fit: Fit, x: Array, y: Array, z: Array) -> tuple
     if law.agreement < 0.3:
         found.append(f"only {law.agreement:.0%} of the starts agree on the best fit")
     if law.condition > 1e6:
-        found.append("size and data cannot be told apart well by these runs (ill-conditioned): exponents are guesses")
+        found.append("these runs hardly separate size and data (ill-conditioned): exponents are uncertain")
     if fit.theta[:2].min() < z.min() - 12:
         gone = "size" if fit.theta[0] < fit.theta[1] else "images"
         found.append(f"one of the two terms vanished: the table shows no effect of {gone}")

@@ -131,7 +131,7 @@ class NFNet(Backbone):
             counts = [len(getattr(config, field)) for field in together]
             if len(set(counts)) > 1 or not counts[0]:
                 fields = ", ".join(f"`{field}`" for field in together)
-                raise ModelError(f"{fields} need as many entries as one another, not {', '.join(map(str, counts))}")
+                raise ModelError(f"{fields} need equally many entries, not {', '.join(map(str, counts))}")
         if config.activation not in ACTIVATION:
             raise ModelError(f"`activation` is one of {', '.join(ACTIVATION)}, not {config.activation!r}")
         if min(config.widths) * min(config.bottleneck, config.squeeze) < 1:

@@ -91,7 +91,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         for theirs, ours in (("in_chans", "in_channels"), ("img_size", "image_size")):
             if theirs in options:
-                raise ModelError(f"timm:{name}: `{theirs}` is what `{ours}` says, and not an option besides")
+                raise ModelError(f"timm:{name}: `{theirs}` is set by `{ours}`")
         if not timm.is_model(name):
             meant = did_you_mean(name, timm.list_models(), written="timm:{}".format)
             raise ModelError(f"timm has no model {name!r}{meant}")

@@ -162,7 +162,7 @@ def check_fit(config: ObjectiveConfig, source: Source, *, mixes: bool) -> None:
         if has != config.name:
             told = _WHAT[has] if has else "classes alone"
             raise DataError(
-                f"{source.uri}: to {config.name} is learnt from {_WHAT[config.name]} ({_WHERE[config.name]}), "
+                f"{source.uri}: the objective `{config.name}` needs {_WHAT[config.name]} ({_WHERE[config.name]}), "
                 f"and these pictures have {told}"
             )
         if mixes:

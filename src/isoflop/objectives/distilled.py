@@ -147,7 +147,7 @@ def open_teacher(
             known = _published(config.teacher)["num_classes"]
             if known != num_classes:  # timm would replace its classifier by a random one
                 raise ConfigError(
-                    f"`objective.teacher` = {config.teacher}: knows {known} classes, the images are of {num_classes}"
+                    f"`objective.teacher` = {config.teacher}: has {known} classes, the images have {num_classes}"
                 )
             return create_model(config.teacher, pretrained=True, **shape)  # type: ignore[arg-type]
     except ModelError as error:  # not of the student, as it would be told

@@ -111,7 +111,7 @@ def check_can_hide(backbone: Backbone) -> None:
     if isinstance(backbone, NFNet | BiT):
         return
     if not isinstance(backbone, MetaFormer):
-        raise ModelError(f"{backbone.preset} cannot be trained by masking, only models of ours can: {FAMILIES}")
+        raise ModelError(f"{backbone.preset} cannot be trained by masking, only these families can: {FAMILIES}")
     tied = [mixer for mixer in dict.fromkeys(backbone.config.mixers) if mixer not in MIXERS]
     if tied:
         raise ModelError(

@@ -85,7 +85,7 @@ def differences(studies: Sequence[StudyTables]) -> list[str]:
     compute = common_compute(studies)
     if compute is None:
         without = [s.name for s in studies if not table.measured(s.rows, "ladder")]
-        return [*told, f"{', '.join(without)} has no finished run: there is nothing to compare with."]
+        return [*told, f"{', '.join(without)} has no finished run: there is nothing to compare."]
     told.append(f"Compared at {quantity(compute)} training FLOPs, the largest compute that all of them reach.")
     first, metric = studies[0], metric_of(studies[0].answer)
     laws = {study.name: family_laws(study.answer) for study in studies}
@@ -131,7 +131,7 @@ def _on_same_data(studies: Sequence[StudyTables], told: list[str]) -> bool:
         f"{name}: {found[0]}" + (f", {found[1]:,} images" if found[1] else "") for name, found in data.items()
     )
     told.append(
-        f"These studies are on different data ({which}): their losses have different scales and say nothing "
+        f"These studies are on different data ({which}): their losses have different scales and cannot be compared "
         "about each other; sizes and exponents may be compared."
     )
     return False

@@ -19,7 +19,7 @@ OUTCOMES = {
     "failed": "failed",
     "stopped": "were stopped halfway",
     "running": "are still running",
-    "planned": "have not begun",
+    "planned": "have not started",
 }
 
 

@@ -189,7 +189,7 @@ def _reproduce(rows: Sequence[Row], answer: Answer) -> str:
     config = study.get("config")
     text = "\n".join(_lines(config)) if isinstance(config, Mapping) else str(config or "")
     shown = f"<details><summary>Configuration</summary><pre><code>{escape(text)}</code></pre></details>" if text else ""
-    untold = "" if command or shown else '<p class="empty">The study did not say how it was made.</p>'
+    untold = "" if command or shown else '<p class="empty">The study has no record of its command.</p>'
     content = f"{untold}{command}<dl>{items}</dl>{shown}"
     return f'<section id="reproduce"><h2>How to reproduce</h2>{content}</section>'
 

@@ -122,7 +122,7 @@ def _found(
     is_same = is_fingerprint_of(found.data, identity.data)
     if not is_same or (found.samples, found.order) != (identity.samples, identity.order):
         raise CheckpointError(
-            f"{directory}: the data have changed since the run began "
+            f"{directory}: the data have changed since the run started "
             f"({found.samples} samples, fingerprint {found.data}; now {identity.samples}, {identity.data})"
         )
     return found

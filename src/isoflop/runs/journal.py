@@ -106,7 +106,7 @@ class JournalWriter:
                 self._flush()
             except OSError as error:
                 if len(self._waiting) == 1:
-                    told = f"{self._path}: the journal cannot be written: {error.strerror}; its rows wait in memory"
+                    told = f"{self._path}: the journal cannot be written: {error.strerror}; its rows are kept in memory"
                     warnings.warn(told, stacklevel=2)
 
     def _flush(self) -> None:
@@ -289,7 +289,7 @@ def verify_ledger(
     damaged = rows.damaged if isinstance(rows, Journal) else ()
     begins = rows.begins if isinstance(rows, Journal) else 0
     if not train and steps != 0:
-        raise CheckpointError("the ledger has no rows: nothing says which samples were consumed")
+        raise CheckpointError("the ledger has no rows: the consumed samples are unknown")
     verified, chain, before = 0, "", begins
     for number, row in enumerate(train):
         if row["since"] != before and (number or row["since"] > before):
@@ -304,7 +304,7 @@ def verify_ledger(
             chain = chain_samples(chain, *batch)
             verified += 1
         if chain != row["samples"]:
-            raise CheckpointError(f"steps {row['since']} to {row['step']} consumed other samples than the order says")
+            raise CheckpointError(f"steps {row['since']} to {row['step']} consumed other samples than the sample order")
     if late := [damage for damage in damaged if damage.after >= before]:
         raise CheckpointError(f"{late[0].file}: line {late[0].line} is damaged: the ledger ends at step {before}")
     if steps is not None and before != steps:

@@ -81,7 +81,7 @@ def _from_file(path: Path, preset: str | None, image_size: int | None) -> tuple[
         if path.suffix == ".safetensors" and not unclear:
             return open_backbone(path, image_size=image_size), "safetensors", []
         nothing = (
-            f"names and shapes do not tell which model this is (the first is `{next(iter(state))}`): "
+            f"names and shapes do not determine the model (the first is `{next(iter(state))}`): "
             "name the preset with --model"
         )
         raise CheckpointError(f"{path}: {unclear or nothing}")
@@ -132,7 +132,9 @@ def _as_preset(found: Pretrained, preset: str) -> Pretrained:
     """timm's model as the same one of ours."""
     model = found.model
     if not found.preset.startswith("timm:"):
-        raise CheckpointError(f"these are weights of {found.preset}: --model is for those that do not say it")
+        raise CheckpointError(
+            f"these are weights of {found.preset}: --model is only for files without this information"
+        )
     shape: dict[str, Any] = {"num_classes": model.num_classes, "in_channels": model.in_channels}
     options = TIMMS_OWN.get(PRESETS[preset][0], {}) if preset in PRESETS else {}
     ours = create_model(preset, image_size=model.image_size, seed=0, **shape, **options)

@@ -79,8 +79,8 @@ def open_subject(checkpoint: str) -> Subject:
 def _of_run(run: Path) -> Subject:
     status = read_status(run)
     if status is None or status.state != "done":
-        how_far = f"{status.state}, step {status.step} of {status.steps}" if status else "not begun"
-        raise CheckpointError(f"{run}: the run is not finished ({how_far}); `isoflop train` goes on with it")
+        how_far = f"{status.state}, step {status.step} of {status.steps}" if status else "not started"
+        raise CheckpointError(f"{run}: the run is not finished ({how_far}); `isoflop train` resumes it")
     model, config = load_backbone(run)
     data = read_facts(run) or facts_of(open_split(config.data, "train", may_fetch=False))
     classifies = config.objective.name in CLASSIFYING

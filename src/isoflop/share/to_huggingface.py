@@ -36,7 +36,7 @@ def write_huggingface(folder: Path, subject: Subject, licence: str | None) -> fl
     if subject.masked:
         return _write_mae(folder, subject)
     if not subject.classifies:
-        raise ModelError("no classifier has been trained, which Hugging Face wants: use `--to timm` for the features")
+        raise ModelError("there is no trained classifier, which Hugging Face needs: use `--to timm` for the features")
     native = native_config(subject.model)
     if native is None:
         try:

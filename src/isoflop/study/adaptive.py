@@ -446,7 +446,7 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
         if config.study.target_budget / TARGET_DISTANCE < 4 * bottom:
             raise StudyError(
                 f"study.target_budget = {config.study.target_budget:g} is too near to what the smallest presets need "
-                f"({bottom:.2g} FLOPs for {SHORTEST} steps): a ladder below it has no room; "
+                f"({bottom:.2g} FLOPs for {SHORTEST} steps): there is no room for a ladder below it; "
                 f"take at least {4 * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
             )
         raise StudyError(

@@ -351,7 +351,7 @@ class _Study:
 
     def _check_stop(self) -> None:
         if self.stop():
-            raise Preempted(f"{self.store.directory}: asked to stop; what was being trained is saved")
+            raise Preempted(f"{self.store.directory}: asked to stop; the runs in progress are saved")
 
     def _ended(self, run_id: str, state: str, error: str) -> None:
         if state == "storage":

@@ -69,7 +69,7 @@ class Store:
             before = str(found.get("data") or self._data_of_runs())
             if before and not is_fingerprint_of(before, fingerprint):
                 raise StudyError(
-                    f"{self.directory}: the data have changed since the study began "
+                    f"{self.directory}: the data have changed since the study started "
                     f"(fingerprint {before}, now {fingerprint}); set study.output to another folder"
                 )
             if found["study"] != identity:

@@ -128,7 +128,9 @@ class Attempt:
                     return self._diverged(batch, f"loss or gradient were not finite at step {progress.step}")
                 if outcome.updated and (z := self.rewind.leap(outcome.loss, progress)) is not None:
                     if len(progress.skipped) == config.guards.rollbacks:
-                        return self._diverged(batch, f"the loss leapt to {outcome.loss:.4g} at step {progress.step}")
+                        return self._diverged(
+                            batch, f"the loss has a spike of {outcome.loss:.4g} at step {progress.step}"
+                        )
                     self.record.write({**self.rewind.go_back(progress), "loss": outcome.loss, "z": z})
                     break  # the samples that come next are others now
                 if self._evaluates() or progress.step % config.log_every == 0:
@@ -235,7 +237,7 @@ class Attempt:
         try:
             save_checkpoint(self.trunk, pack(self.objective, self.step.optimizer), self.progress.to_dict())
         except CheckpointError as error:
-            warnings.warn(f"{error}; training goes on, longer runs train these steps again", stacklevel=2)
+            warnings.warn(f"{error}; training continues, longer runs train these steps again", stacklevel=2)
 
     def _feed(self) -> Feed:
         """The batches from the samples that come next to the end of the run."""
@@ -264,7 +266,7 @@ class Attempt:
         epochs, indices = locate_batch(self.source, config.data.seed, config.batch_size, batch.step)
         mine = slice(batch.first, batch.first + len(batch.indices))
         if not (np.array_equal(epochs[mine], batch.epochs) and np.array_equal(indices[mine], batch.indices)):
-            raise DataError(f"rank {self.ranks.rank} was fed other samples at step {batch.step} than the order says")
+            raise DataError(f"rank {self.ranks.rank} received other samples at step {batch.step} than the sample order")
         return epochs, indices
 
     def _evaluate(self) -> dict[str, float]:

@@ -200,7 +200,7 @@ def explain_unreadable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or path}: cannot read the checkpoint: {error.strerror or error}; try again, or rename "
-            f"{path.name} to go on from the checkpoint before it"
+            f"{path.name} to resume from the previous checkpoint"
         ) from error
 
 

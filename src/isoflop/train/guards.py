@@ -59,7 +59,7 @@ class Watchdog:
             self._file = self._path.open("wb", buffering=0)  # nothing is left to be written when it is closed
             self._file.write(text.encode())
         except OSError as error:
-            told = f"{self._path}: cannot write: {error.strerror}; a process that is stuck may leave no stack"
+            told = f"{self._path}: cannot write: {error.strerror}; a stuck process may not write its stack"
             warnings.warn(told, stacklevel=2)
         if self._file:
             self._arm()

@@ -302,7 +302,9 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
     }
     asked = [option for option, is_asked in by_block.items() if is_asked]
     if asked and not parts:
-        raise ConfigError(f"`{asked[0]}` works block by block, and {objective.backbone.preset} has none that are known")
+        raise ConfigError(
+            f"`{asked[0]}` works block by block, and the blocks of {objective.backbone.preset} are not known"
+        )
     if parallel.recompute and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules()):
         raise ConfigError(f"`parallel.recompute` would take the batch statistics of {objective.backbone.preset} twice")
     for number, block in enumerate(parts):

@@ -227,7 +227,7 @@ def _claim(
     try:
         status = read_status(directory)
     except CheckpointError as error:
-        warnings.warn(f"{error}; it is written again, from the last checkpoint", stacklevel=2)
+        warnings.warn(f"{error}; it is written again from the last checkpoint", stacklevel=2)
         return identity, None, (directory / WEIGHTS).exists()
     if status is None or not status.is_over:
         return identity, None, False
@@ -245,7 +245,7 @@ def _is_whole(directory: Path, status: Status) -> bool:
                 pass
     except (CheckpointError, SafetensorError) as error:
         told = " ".join(str(error).split())
-        warnings.warn(f"{directory}: {told}; it is published again, from the last checkpoint", stacklevel=2)
+        warnings.warn(f"{directory}: {told}; it is published again from the last checkpoint", stacklevel=2)
         return False
     return True
 
@@ -260,7 +260,9 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         what = "Mixup and CutMix mix labels" if mixes else f"{config.objective.name} training needs labels"
         raise DataError(f"{source.uri}: {what}, and these images have none")
     if source.num_classes == 1 and not source.has_several_labels and needs_labels:
-        raise DataError(f"{source.uri}: every image is of the one class `{source.class_names[0]}`: nothing to learn")
+        raise DataError(
+            f"{source.uri}: every image is of the same class `{source.class_names[0]}`: there is nothing to learn"
+        )
     if config.data.num_classes not in (None, source.num_classes):
         raise DataError(
             f"{source.uri}: {source.num_classes} classes, but `data.num_classes` = {config.data.num_classes}"

@@ -104,7 +104,7 @@ class AttemptLog:
             except CheckpointError as error:
                 if state != "running":
                     raise
-                warnings.warn(f"{error}; training goes on", stacklevel=2)
+                warnings.warn(f"{error}; training continues", stacklevel=2)
         return status
 
     def divergence(self, what: str, progress: Progress, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> None:

@@ -141,7 +141,7 @@ class Saver:
         except (CheckpointError, OSError) as error:
             self.failure = " ".join(str(error).split())
             if self._ranks.is_first:
-                warnings.warn(f"{self.failure}; training goes on, the checkpoint before is whole", stacklevel=2)
+                warnings.warn(f"{self.failure}; training continues, the previous checkpoint is valid", stacklevel=2)
 
     def close(self) -> None:
         """Waits for the last save and ends the thread."""

@@ -184,7 +184,7 @@ def open_backbone(
     """
     text, path = str(checkpoint), Path(checkpoint).expanduser()
     if model is not None and path.suffix != ".safetensors":
-        raise CheckpointError(f"{text} says itself which model it is: --model {model} is for a file of weights")
+        raise CheckpointError(f"{text} contains the name of its model: --model {model} is only for a file of weights")
     if text.startswith("timm:"):
         return _from_timm(text, image_size, random_weights)
     if path.is_dir():
@@ -301,7 +301,7 @@ def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretr
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise CheckpointError(
-            f"{name}: its weights are neither in the cache nor to be fetched ({reason}); "
+            f"{name}: its weights are not in the cache and cannot be downloaded ({reason}); "
             "--random judges the architecture with random weights"
         ) from error
     moments = (tuple(known.mean), tuple(known.std)) if known is not None else None
@@ -351,7 +351,7 @@ def _from_file(path: Path, image_size: int | None, random_weights: bool, preset:
         options = {}
     preset = preset or own
     if not preset:
-        raise CheckpointError(f"{path} does not say which model it is of: name the preset with --model")
+        raise CheckpointError(f"{path} does not contain the name of its model: give the preset with --model")
     if preset.startswith("timm:") and not any(name.startswith("model.") for name in state):
         state = {f"model.{name}": tensor for name, tensor in state.items()}
     head = next((tensor for name, tensor in state.items() if name.endswith(_HEADS) and tensor.ndim == 2), None)
@@ -391,7 +391,7 @@ def _size_of(state: dict[str, Tensor], preset: str, path: Path) -> int:
     if "positions.0" in state:
         stride = create_model(preset, image_size=224, num_classes=1).feature_strides[0]
         return math.isqrt(state["positions.0"].shape[1]) * stride
-    raise CheckpointError(f"{path} does not say for which image size it was trained: give --image-size")
+    raise CheckpointError(f"{path} does not contain its image size: give --image-size")
 
 
 CLASSIFIERS = ("classifier.weight", "classifier.1.weight")

@@ -63,7 +63,7 @@ def predict(
     pretrained, sigmoid = _classifier(checkpoint, model)
     net, files = pretrained.model, list(_files(images))
     if pretrained.moments is None:
-        raise CheckpointError(f"{checkpoint} does not say by which mean and deviation its images are normalised")
+        raise CheckpointError(f"{checkpoint} does not contain the mean and deviation of its images")
     height, width = net.image_size
     if height != width:
         raise ModelError(f"{checkpoint} takes images of {height}×{width} pixels; only squares are cut out of files")

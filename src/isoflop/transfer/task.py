@@ -37,7 +37,7 @@ def open_task(dataset: str, pretrained: Pretrained) -> TransferTask:
     """
     train, test = (open_part(dataset, part, pretrained) for part in _PARTS)
     if train.unique_images is None:
-        raise DataError(f"{dataset}: generated without end; say how many to train on (`images=10000`)")
+        raise DataError(f"{dataset}: generated without limit; set the number of images to train on (`images=10000`)")
     labels, test_labels = train.labels(), test.labels()
     for part, found in (("training", labels), ("test", test_labels)):
         if train.num_classes == 0 or (found.ndim == 1 and bool((found < 0).any())):
@@ -50,7 +50,7 @@ def open_task(dataset: str, pretrained: Pretrained) -> TransferTask:
     if unlike and not (are_numbers(train.class_names) and are_numbers(test.class_names)):
         raise DataError(f"{dataset}: the training and the test part have other classes, or another order of them")
     if train.num_classes < 2:
-        raise DataError(f"{dataset}: one class alone ({train.class_names[0]}), so that there is nothing to tell apart")
+        raise DataError(f"{dataset}: only one class ({train.class_names[0]}), so there is nothing to classify")
     absent = np.setdiff1d(np.arange(train.num_classes), test_labels.numpy())
     if len(absent):
         warnings.warn(

@@ -219,7 +219,7 @@ def _categories(file: Path, entries: list[Entry], used: set[int | str | None]) -
     twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if twice:
         names = {key: f"{name} (category {key})" if name in twice else name for key, name in names.items()}
-        notes.append(Note(f"categories of one name are told apart by their ids: {', '.join(twice[:4])}"))
+        notes.append(Note(f"categories with the same name are distinguished by their ids: {', '.join(twice[:4])}"))
     return dict(sorted(names.items())), notes
 
 
@@ -271,7 +271,7 @@ def _images(file: Path, entries: list[Entry], folders: list[Path], left_out: Lef
     if not images:
         where = ", ".join(map(str, folders)) or str(file.parent)
         raise DataError(
-            f"{file}: none of its {len(named):,} images is there (the first: {entries[0]['file_name']}; looked in "
+            f"{file}: none of its {len(named):,} images exists (the first: {entries[0]['file_name']}; looked in "
             f"{where})"
         )
     return images
@@ -351,7 +351,7 @@ def _check_units(file: Path, boxes: list[tuple[tuple[float, float, float, float]
     shares = sum(max(map(abs, box)) <= 1.0 and max(size) > 2 for box, size in boxes)
     if 2 * shares > len(boxes):
         raise DataError(
-            f"{file}: {shares:,} of {len(boxes):,} boxes lie within 0 … 1: they look like shares of the image, and "
+            f"{file}: {shares:,} of {len(boxes):,} boxes are within 0 … 1: they look like fractions of the image, and "
             "COCO's are in pixels: multiply them by its width and height"
         )
     beyond = sum(b[0] + b[2] > 1.01 * w + 1 or b[1] + b[3] > 1.01 * h + 1 for b, (w, h) in boxes)

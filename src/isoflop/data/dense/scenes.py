@@ -168,7 +168,7 @@ def write_scenes(
     Raises DataError if the folder has something in it or cannot be written, and for what cannot be drawn.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: is there already; scenes go into a new folder")
+        raise DataError(f"{folder}: exists already; scenes need a new folder")
     counts = {"train": images, "val": val_images}
     done = 0
     try:

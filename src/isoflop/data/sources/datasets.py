@@ -89,7 +89,7 @@ def torchvision_records(name: str, part: Part, *, root: str | None = None) -> Da
             continue
         except (RuntimeError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"torchvision:{name}: neither in {place} nor to be downloaded ({reason})") from error
+            raise DataError(f"torchvision:{name}: not in {place} and cannot be downloaded ({reason})") from error
     raise DataError(f"torchvision:{name} is not a classification data set with a training and a test part")
 
 

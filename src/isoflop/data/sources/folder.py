@@ -133,7 +133,7 @@ def _roots(path: Path, part: Part, left: _LeftOut) -> tuple[Path, Path]:
     elif not train or others or not _holds_image(train):
         if part == "train":
             for name in [f.name for f in (train, *tests) if f is not None and _holds_image(f)]:
-                left.guess(f"`{name}` is taken for a class: there is no `train` beside it with class folders inside")
+                left.guess(f"`{name}` is used as a class: there is no `train` next to it with class folders")
             return path, path
         if tests and not others and not (train and _holds_image(train)) and _has_classes(tests[0]):
             return tests[0], tests[0]
@@ -235,4 +235,4 @@ def _remark_on_nested(names: list[str], files: list[list[str]], left: _LeftOut) 
 def _alike(unknown: set[str], names: list[str]) -> str:
     alike = {folded(name): name for name in names}
     like = alike.get(folded(min(unknown)))
-    return f", but there is `{like}`: name both folders alike" if like else ""
+    return f", but there is `{like}`: give both folders the same name" if like else ""

@@ -245,11 +245,11 @@ class Fractals(Source):
         if not 8 <= image_size <= 256:
             raise DataError(f"fractals are drawn at 8 to 256 px, not {image_size}")
         if images is not None and not 1 <= images <= _UNLIMITED:
-            raise DataError(f"fractals?images={images}: must lie between 1 and 2^40")
+            raise DataError(f"fractals?images={images}: must be between 1 and 2^40")
         if not 0 <= turn <= 1:
-            raise DataError(f"fractals?turn={turn:g}: a share of the full circle lies between 0 and 1")
+            raise DataError(f"fractals?turn={turn:g}: the fraction of the full circle must be between 0 and 1")
         if not 0.1 <= zoom <= 0.95:
-            raise DataError(f"fractals?zoom={zoom:g}: the smallest size lies between 0.1 and 0.95 of the picture")
+            raise DataError(f"fractals?zoom={zoom:g}: the smallest size must be between 0.1 and 0.95 of the picture")
         options = f"classes={classes}&zipf={zipf:g}&turn={turn:g}&zoom={zoom:g}" + (
             f"&images={images}" if images else ""
         )

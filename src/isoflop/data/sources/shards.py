@@ -279,7 +279,9 @@ class ShardRecords:
     def _make_index(self, progress: Callable[[int, int], None] | None) -> _Index:
         index = self._build_index(progress)
         if self.is_remote and not all(state.is_known for state in self._states):
-            warnings.warn(f"{self.uri}: the storage does not say when shards change, so no index is kept", stacklevel=3)
+            warnings.warn(
+                f"{self.uri}: the storage does not report changes of shards, so no index is stored", stacklevel=3
+            )
             return index
         return kept(self._index_cache(), self._load, index.write) or index
 

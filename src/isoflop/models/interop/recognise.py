@@ -84,7 +84,7 @@ class Recognised:
             return best[0], True
         few = "; ".join(sorted(self.fitting))
         raise ModelError(
-            f"{self.release}: names and shapes do not tell which model this is, and neither does the name of the file. "
+            f"{self.release}: names and shapes do not determine the model, and neither does the file name. "
             f"They fit {few}: name one with --model"
         )
 

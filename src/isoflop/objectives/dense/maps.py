@@ -54,7 +54,7 @@ class PlainBlocks(nn.Module):
         if window is None:
             return
         if not isinstance(backbone, MetaFormer) or set(backbone.config.mixers) != {"attention"}:
-            raise ModelError(f"`objective.window`: {backbone.preset} is no plain ViT of ours")
+            raise ModelError(f"`objective.window`: {backbone.preset} is not a plain ViT of isoflop")
         ends = {round((k + 1) * depth / global_blocks) - 1 for k in range(global_blocks)}
         for index, block in enumerate(_blocks(backbone)):
             if index not in ends:

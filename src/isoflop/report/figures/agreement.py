@@ -76,7 +76,7 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
     return Figure(
         key=KEY,
         title=TITLE,
-        caption=f"Runs at their best learning rate. On the dashed line the law is exact; half of the runs lie within "
+        caption=f"Runs at their best learning rate. On the dashed line the law is exact; half of the runs are within "
         f"{number(typical, 1)} % of it. A star was predicted before it was trained.",
         alt=f"Measured against predicted {metric.axis}; the median difference is {number(typical, 1)} percent of it.",
         panels=(

@@ -80,7 +80,7 @@ def fitted_residuals(fit: TableFit) -> Figure:
     return Figure(
         key="residuals",
         title="Measured against the law",
-        caption=f"On the dashed line the law is exact; half of the points lie within {typical} % of it.",
+        caption=f"On the dashed line the law is exact; half of the points are within {typical} % of it.",
         alt=f"Difference from the law against {x}; the median is {typical} percent.",
         panels=(Panel(Axis(x, "log"), Axis("measured over law − 1 (%)"), tuple(series)),),
         height=340,

@@ -124,14 +124,14 @@ def learning_rates(rows: Sequence[Row], answer: Answer) -> Figure:
     metric = metric_of(answer)
     y = Axis(f"{metric.name} above the best rate's (%)", limits=limits)
     caption = "One line a model and budget, from the smallest models (yellow) to the largest (blue)."
-    caption += f" In {edges} of {total} searches the best rate lies on the edge of the grid"
+    caption += f" In {edges} of {total} searches the best rate is at the edge of the grid"
     caption += f"; what is more than {CEILING:.0f} % above the best is cut off." if limits else "."
     return Figure(
         key=RATES,
         title=RATES_TITLE,
         caption=caption,
         alt=f"{metric.capital} above the best rate's against learning rate for {total} pairs of model and budget in "
-        f"{len(names)} families; the best rate lies inside the grid in {total - edges} of them.",
+        f"{len(names)} families; the best rate is inside the grid in {total - edges} of them.",
         panels=tuple(_panel(family, searched[family], y, metric) for family in names),
         height=380 if len(names) <= 3 else 680,
         share_y=True,

@@ -348,7 +348,7 @@ def watch(
     """
     with Watch(directory, port=port) as server:
         opened(server.url)
-        say(f"watching {directory}\nopen {server.url}\nCtrl-C ends the watch, not the training")
+        say(f"watching {directory}\nopen {server.url}\nCtrl-C stops watching, not the training")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

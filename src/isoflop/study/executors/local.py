@@ -125,7 +125,7 @@ class LocalPool:
                 worker.is_named = True
                 told = (
                     f"its worker, process {worker.process.pid}, has been silent for {silent / 60:.0f} minutes: it is "
-                    f"stopped, or hangs; after {PATIENCE_SECONDS / 60:.0f} it is killed, and the run goes on in another"
+                    f"stopped, or hangs; after {PATIENCE_SECONDS / 60:.0f} another worker resumes the run"
                 )
                 yield Event("warning", worker.task.run.run_id, error=told)
 

@@ -97,7 +97,7 @@ class _RayJob:
 def _connect(ray: Any, address: str) -> None:
     """Joins the cluster at `address`. Ray itself would try for minutes where nobody answers: so ask first."""
     said = f"the Ray cluster at {address} does not answer" if address != "auto" else "no Ray cluster on this machine"
-    advice = "start one with `ray start --head`, or say where it is by --address HOST:PORT or RAY_ADDRESS"
+    advice = "start one with `ray start --head`, or give its address by --address HOST:PORT or RAY_ADDRESS"
     problem = StudyError(f"{said}: {advice}")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address != "auto":

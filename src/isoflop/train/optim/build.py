@@ -102,7 +102,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         key = (*treatment.values(), is_sharded(parameter))
         groups.setdefault(key, {"params": [], **treatment})["params"].append(parameter)
     if not groups:
-        raise ConfigError("`optim.groups`: every parameter is frozen, so that there is nothing to train")
+        raise ConfigError("`optim.groups`: every parameter is frozen, so there is nothing to train")
     return list(groups.values())
 
 

@@ -136,7 +136,7 @@ def _averaged(slots: dict[str, Tensor], name: str, value: Tensor, beta: float) -
     elif slots[name].shape != value.shape:
         raise CheckpointError(
             f"the checkpoint has second moments of shape {tuple(slots[name].shape)} where this version of isoflop has "
-            f"{tuple(value.shape)}: it factors attention head by head; start the run anew"
+            f"{tuple(value.shape)}: it factors attention head by head; start a new run"
         )
     else:
         slots[name] = laid_out_like(slots[name], value).lerp_(value, 1.0 - beta)
