@@ -48,7 +48,7 @@ def test_a_run_is_exported_where_its_data_are_not(
     assert (status, err) == (0, "")
     assert "vit_w12d2p8 in " in out
     assert "largest difference over 4 images: " in out
-    assert "names no licence" in out
+    assert "has no licence" in out
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     x = images(32, channels=1)
     with torch.inference_mode():

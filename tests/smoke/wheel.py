@@ -104,7 +104,7 @@ def main() -> None:
         use(python, folder)
         place = packages(python)
         _row("installed, isoflop alone (with its bytecode)", megabytes(place / "isoflop"), 1)
-        _row("installed with what it needs", megabytes(place) - before)
+        _row("installed with its dependencies", megabytes(place) - before)
         _row("… of which PyTorch, its CUDA libraries and Triton", sum(megabytes(place / name) for name in PYTORCH))
         for extra in EXTRAS:
             before = megabytes(place)

@@ -251,7 +251,7 @@ class ModelConfig(Table):
     __pydantic_extra__: dict[str, Scalar | Annotated[tuple[Scalar, ...], Listed]]
 
     name: Text
-    """A preset (see `isoflop models`), `timm:NAME` for any model of timm, or your own model, `path/to/file.py:Name`
+    """A preset, see `isoflop models`. Or `timm:NAME` for any model of timm, or your own model, `path/to/file.py:Name`
     (docs/models.md)."""
     revision: Annotated[Count, Field(le=REVISION)] = REVISION
     """What presets stand for: 1 is what they were up to version 0.1 (docs/sharing.md)."""
@@ -411,9 +411,9 @@ class SharedConfig(Table):
     device: Literal["auto", "cpu", "cuda"] = no_effect("auto")
     """Device; `auto` uses a GPU if there is one. Not part of a run's identity, although rounding differs."""
     precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
-    """Precision of the forward pass; weights and optimizer stay in float32. `auto` is bfloat16 if the device supports it
-    and the model trains faster with it, else float32; the choice is stored with the run or study. `float8` applies to
-    linear layers of blocks, and needs torchao and a GPU that supports it."""
+    """Precision of the forward pass; weights and optimizer stay in float32. `auto` is bfloat16 if the device supports
+    it and the model trains faster with it, else float32; the choice is stored with the run or study. `float8` applies
+    to linear layers of blocks, and needs torchao and a GPU that supports it."""
     data: DataConfig = DataConfig()
     """The images."""
     objective: ObjectiveConfig = SupervisedConfig()
