@@ -29,6 +29,7 @@ from isoflop.models import create_model
 from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
 from isoflop.models.presets import PRESETS
 from isoflop.objectives import Masked, Supervised, Uniforms
+from isoflop.train.device import Precision
 from isoflop.train.step import sample_uniforms
 
 CONTENDERS = ("masked", "mask tokens inside", "supervised", "Hugging Face ViTMAE")
@@ -59,8 +60,8 @@ class MaskTokensInside(nn.Module):
 def candidate(
     name: str, model: str, images: Tensor, noise: Uniforms, share: int
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The module, of one block in `share`, and the loss of one step."""
-    labels = torch.zeros(len(images), dtype=torch.int64)
+    """The module on the device of the images, of one block in `share`, and the loss of one step."""
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     config = PRESETS[model][1]
     assert isinstance(config, MetaFormerConfig)
     depth = config.depths[0] // share
@@ -77,35 +78,57 @@ def candidate(
                 decoder_num_hidden_layers=DECODER_DEPTH // share,
                 norm_pix_loss=True,
             )
-        ).train()
+        )
+        peer.to(images.device).train()
         return peer, lambda: peer(images).loss
     if name == "supervised":
-        supervised = Supervised(create_model(model, seed=0, depths=(depth,))).train()
+        supervised = Supervised(create_model(model, seed=0, depths=(depth,))).to(images.device).train()
         return supervised, lambda: supervised(images, labels, noise)
-    masked = Masked(create_model(model, seed=0, depths=(depth,)), decoder_depth=DECODER_DEPTH // share).train()
+    masked = Masked(create_model(model, seed=0, depths=(depth,)), decoder_depth=DECODER_DEPTH // share)
+    masked.to(images.device).train()
     if name == "masked":
         return masked, lambda: masked(images, labels, noise)
-    inside = MaskTokensInside(masked).train()
+    inside = MaskTokensInside(masked).to(images.device).train()
     return inside, lambda: (inside(images, masked.order(noise)) - 1).square().mean()
+
+
+class Contender:
+    """One of `CONTENDERS` on a fixed batch, and its training step with a fused AdamW."""
+
+    def __init__(
+        self, name: str, model: str, batch: int, share: int, device: str = "cpu", precision: str = "float32"
+    ) -> None:
+        torch.manual_seed(0)
+        self.device, self.precision, self.batch = torch.device(device), Precision(precision), batch
+        images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+        noise = sample_uniforms(0, 0, np.arange(batch), self.device)
+        self.module, self.loss = candidate(name, model, images, noise, share)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def step(self) -> float:
+        """Seconds of the wall."""
+        began = time.perf_counter()
+        with self.precision.autocast(self.device):
+            loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
 
 
 def serve(name: str, model: str, batch: int, share: int) -> None:
     """A step of `name` for every line on the standard input; what it took, as JSON, on the standard output."""
-    torch.manual_seed(0)
-    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    noise = sample_uniforms(0, 0, np.arange(batch), images.device)
-    module, loss = candidate(name, model, images, noise, share)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    contender = Contender(name, model, batch, share)
     for step, _ in enumerate(sys.stdin):
-        wall, cpu = time.perf_counter(), time.process_time()
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        told = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        cpu = time.process_time()
+        told = {"wall": contender.step(), "cpu": time.process_time() - cpu}
         told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if isinstance(module, Masked):
+        if isinstance(contender.module, Masked):
             cpu = time.process_time()
-            module.order(sample_uniforms(0, step, np.arange(batch), images.device))
+            contender.module.order(sample_uniforms(0, step, np.arange(batch), contender.device))
             told["choosing"] = time.process_time() - cpu
         print(json.dumps(told), flush=True)
 
@@ -134,12 +157,12 @@ def measure(names: tuple[str, ...], args: argparse.Namespace) -> dict[str, dict[
     }
 
 
-def multiply_adds(name: str, args: argparse.Namespace) -> int:
+def multiply_adds(name: str, model: str, share: int) -> int:
     """Of a forward pass of one image in training."""
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad():
         images = torch.empty(1, 3, 224, 224)
-        _, loss = candidate(name, args.model, images, lambda stream, count: torch.empty(1, count), args.share)
+        _, loss = candidate(name, model, images, lambda stream, count: torch.empty(1, count), share)
         with counter:
             loss()
     return counter.get_total_flops() // 2
@@ -159,7 +182,7 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for group in [CONTENDERS] if args.share > 1 else [(name,) for name in CONTENDERS]:
         found |= measure(group, args)
-    masked, counted = found["masked"], multiply_adds("masked", args)
+    masked, counted = found["masked"], multiply_adds("masked", args.model, args.share)
     print(f"{args.model}, one block in {args.share}, batch {args.batch_size}, {torch.get_num_threads()} threads\n")
     print("| step | seconds | of the processor | peak, GiB | masked is faster by | the processor says | FLOPs permit |")
     print("|---|---|---|---|---|---|---|")
@@ -167,7 +190,7 @@ def main() -> None:
         print(
             f"| {name} | {told['wall']:.2f} | {told['cpu']:.2f} | {told['peak'] / 2**30:.2f} | "
             f"{told['wall'] / masked['wall']:.2f} x | {told['cpu'] / masked['cpu']:.2f} x | "
-            f"{multiply_adds(name, args) / counted:.2f} x |"
+            f"{multiply_adds(name, args.model, args.share) / counted:.2f} x |"
         )
     print(f"\nmemory / Hugging Face's: {masked['peak'] / found['Hugging Face ViTMAE']['peak']:.3f}")
     print(f"choosing visible patches: {masked['choosing'] / masked['cpu']:.3%} of a step")
