@@ -59,7 +59,7 @@ def test_the_cost_of_resnets_is_that_of_their_papers() -> None:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_ladder_begins_where_a_core_is_used_and_rises_in_small_steps(family: str, side: int) -> None:
-    """A quarter of the rate of `F.linear` was measured for each ladder's first model (`docs/training.md`)."""
+    """A quarter of the rate of `F.linear` was measured for each ladder's first model (`docs/models.md`)."""
     flops = [cost(name, image_size=side, num_classes=10).flops for name in family_ladder(family, side)]
     assert flops == sorted(flops)
     assert 1.5e6 <= flops[0] <= {32: 5e6, 64: 1e7, 128: 1.1e8}[side]
