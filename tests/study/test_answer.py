@@ -1,5 +1,6 @@
 """What an answer is made of: copies of a run are one run, and steps from a trunk are not paid twice."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from isoflop.models import family_ladder, ladder_of
+from isoflop.models import family_ladder
 from isoflop.report.interim import best_rates, interim_answer
 from isoflop.report.law import answer_sentence
 from isoflop.report.savings import limit_sentence, savings, total_cost
 from isoflop.report.tables import summary
-from isoflop.study.answer import spending
-from isoflop.study.planned import Catalogue
+from isoflop.study.answer import answer_document, answer_from, spending
+from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.store import Store
 from tests.study.test_rungs import study_config
+from tests.study.test_study import toy_study
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes()
     sizes = ["poolformer_w4d1p8", "poolformer_w6d1p8"]
     families = {"no_mixer": {"sizes": sizes, "model": {"pool_size": 1}}, "bit": {"sizes": ["bit_r50x1"]}}
     catalogue = Catalogue(study_config(families=families))
-    assert set(catalogue.presets("no_mixer")) == {*family_ladder("poolformer"), *ladder_of(sizes[0])}
+    assert set(catalogue.presets("no_mixer")) == set(family_ladder("poolformer"))
     assert catalogue.presets("bit") == ("bit_r50x1",)
 
 
@@ -121,3 +124,41 @@ def test_how_far_a_study_is_is_told_without_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert "toy: 0 runs" in done.stdout
+
+
+def test_a_planted_law_comes_back_in_the_answer_document(tmp_path: Path) -> None:
+    """Without noise the answer is known in closed form: n* = (aA/bB)^(1/(a+b)) · C^(b/(a+b))."""
+    floor, big_a, a, big_b, b, target = 1.0, 3e3, 0.6, 5e2, 0.5, 4e11
+    sizes = ["vit_w8d2p8", "vit_w12d2p8", "vit_w16d2p8", "vit_w24d2p8"]
+    config = toy_study(
+        tmp_path / "planted",
+        study={"budgets": [2e9, 8e9, 3.2e10, 1.28e11], "target_budget": target},
+        families={"vit": {"sizes": sizes, "learning_rates": [0.01, 0.02, 0.04]}},
+    )
+    catalogue, store = Catalogue(config), Store(tmp_path / "planted")
+
+    def planted(run: PlannedRun) -> float:
+        return floor + big_a * run.flops_per_image**-a + big_b * run.images**-b
+
+    rows = []
+    for budget in config.study.budgets or ():
+        for size in sizes:
+            for rate in (0.01, 0.02, 0.04):
+                run = catalogue.run("vit", size, budget, rate)
+                bowl = 0.05 * math.log(rate / 0.02) ** 2
+                loss = planted(run) + bowl
+                rows.append({**store.row(run, None), "status": "done", "heldout_loss": loss, "target": loss})
+    document = answer_document(answer_from(config, catalogue, rows))
+    answer = document["families"]["vit"]
+    best = (a * big_a / (b * big_b)) ** (1 / (a + b)) * target ** (b / (a + b))
+    presets = catalogue.presets("vit")
+    nearest = min(presets, key=lambda name: abs(math.log(catalogue.flops_per_image("vit", name) / best)))
+    assert answer["model"] == nearest
+    run = catalogue.run("vit", nearest, target, 0.02)
+    assert answer["images"] == run.images
+    assert answer["learning_rate"] == pytest.approx(0.02, rel=1e-2)
+    assert answer["predicted_loss"] == pytest.approx(planted(run), rel=5e-3)
+    assert answer["interval"][0] <= planted(run) <= answer["interval"][1]
+    for name, exponent in (("alpha", a), ("beta", b), ("size", b / (a + b))):
+        assert answer["exponents"][name] == pytest.approx(exponent, rel=1e-6)
+    assert answer["law"]["irreducible"] == pytest.approx(floor, rel=1e-6)
