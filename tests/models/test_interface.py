@@ -236,7 +236,7 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("vit_b16", {"norm_eps": -1.0}, "`norm_eps` must be at least 0"),
     ("vit_b16", {"layer_scale": float("nan")}, "`layer_scale` must be finite"),
     ("nfnet_f0", {"widths": (1, 1, 1, 1)}, "too narrow"),
-    ("timm:resnet18", {"in_chans": 1}, "`in_chans` is what `in_channels` says"),
+    ("timm:resnet18", {"in_chans": 1}, "`in_chans` is set by `in_channels`"),
     ("timm:resnet18", {"patch_size": 3}, "timm cannot build"),
     ("timm:vit_tiny_patch16_224", {"image_size": (80, 8)}, "images of 80x8 pixels are too small"),
     ("timm:resnet18", {"drop_rate": "high"}, "`drop_rate` is numbers, not 'high'"),

@@ -143,7 +143,7 @@ def test_mae_checkpoints_give_timms_features_and_their_decoder_is_told_of(
     out, err = capsys.readouterr()
     assert (caught.value.code, err) == (0, "")
     assert "from MAE" in out
-    assert "left out: 3 tensors (mask_token, decoder_embed.weight, decoder_pred.weight" in out
+    assert "skipped, not part of a backbone: 3 tensors (mask_token, decoder_embed.weight, decoder_pred.weight" in out
     found = open_backbone(tmp_path / "out")
     x = images(32)
     with torch.inference_mode():
