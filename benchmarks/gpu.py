@@ -67,7 +67,7 @@ def machine(args: argparse.Namespace) -> Iterator[Row]:
     yield {"what": "system", "value": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"}
     yield {"what": "torch, timm", "value": f"{torch.__version__}, {timm.__version__}"}
     yield {"what": "CUDA, cuDNN", "value": f"{torch.version.cuda}, {torch.backends.cudnn.version()}"}
-    from isoflop.train.device import describe_machine, identify, measured_matrix_rate
+    from isoflop.train.device import describe_machine, identify, matrix_rate_of
 
     told = describe_machine(args.out)
     for device in told["devices"]:
@@ -76,8 +76,9 @@ def machine(args: argparse.Namespace) -> Iterator[Row]:
     yield {"what": "missing for extras", "value": {name: gone for name, gone in told["extras"].items() if gone}}
     known = identify(torch.cuda.get_device_name()) if args.device == "cuda" else None
     yield {"what": "published peak, bfloat16, TFLOP/s", "value": known.matrix_flops / 1e12 if known else None}
-    measured = max(measured_matrix_rate(args.device, torch.get_num_threads(), rounds=rounds) for rounds in (2, 5))
-    yield {"what": "measured matrix products, TFLOP/s", "value": measured / 1e12}
+    for precision in ("float32", "bfloat16"):
+        rate = matrix_rate_of(torch.device(args.device), precision, rounds=10)
+        yield {"what": f"measured matrix products, {precision}, TFLOP/s", "value": rate / 1e12}
 
 
 def tests(args: argparse.Namespace) -> Iterator[Row]:
