@@ -17,7 +17,8 @@ Each part is a process of its own, which is killed at its limit. A part that fai
 as such, with the rows that it had; the others go on. What a part printed is in `NAME.log`.
 
 IMAGES is a folder of real images: Parquet, tar shards or classes, or a folder of several of these. The study takes
-the first by name. CIFAR-10's Parquet is 19 MB; photographs of 64 px, `isoflop data convert` re-encodes.
+the first by name. CIFAR-10's Parquet (19 MB) will do, or tar shards of small photographs
+(`isoflop data convert`, which keeps their bytes). More than 40 MB gains nothing.
 
 Nothing is fetched. A bare machine with PyTorch, torchvision, NumPy and timm gets the rest from a folder of wheels.
 It is filled where there is a network, for the Python of that machine (here 3.11 on Linux):
