@@ -11,8 +11,10 @@ import pytest
 from isoflop.models import family_ladder
 from isoflop.report.interim import best_rates, interim_answer
 from isoflop.report.law import answer_sentence
-from isoflop.report.savings import limit_sentence, savings, total_cost
+from isoflop.report.page import facts
+from isoflop.report.savings import limit_sentence, savings, total_cost, utilisation
 from isoflop.report.tables import summary
+from isoflop.report.watch.state import Live
 from isoflop.study.answer import answer_document, answer_from, spending
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Store
@@ -105,6 +107,27 @@ def test_page_and_command_count_each_step_once() -> None:
     rows = [row(seconds=100.0), row(train_flops=4e9, steps=400, trunk_steps=80, seconds=400.0)]
     assert total_cost(rows) == (pytest.approx(1e9 + 3.2e9), pytest.approx(100 + 320))
     assert spending(rows)["trained_flops"] == pytest.approx(total_cost(rows)[0])
+
+
+def test_page_command_and_live_view_agree_on_runs_that_did_not_end_well(tmp_path: Path) -> None:
+    rows = [
+        row(seconds=100.0, utilisation=0.5, run_id="a"),
+        row(train_flops=4e9, steps=400, trunk_steps=80, seconds=400.0, utilisation=0.25, run_id="b"),
+        row(status="failed", seconds=50.0, utilisation=0.1, run_id="c"),
+        row(status="planned", trunk_steps=None, seconds=None, utilisation=None, run_id="d"),
+    ]
+    flops, seconds = total_cost(rows)
+    assert (flops, seconds) == (pytest.approx(1e9 + 3.2e9 + 1e9), pytest.approx(470))
+    spent = spending(rows)
+    assert (spent["trained_flops"], spent["seconds"]) == (pytest.approx(flops), pytest.approx(seconds))
+    (tmp_path / "study.json").write_text('{"study": "0", "name": "toy", "config": {}}')
+    watched = Live(tmp_path)
+    watched.rows = [{**run, "role": "ladder", "budget": 1e9} for run in rows]
+    assert watched.progress()["flops"] == pytest.approx(flops)
+    assert watched.progress()["seconds"] == pytest.approx(seconds)
+    assert spent["utilisation"] == pytest.approx((100 * 0.5 + 320 * 0.25 + 50 * 0.1) / 470)
+    assert "utilisation 29\u00a0%" in facts([{**run, "images": 100} for run in rows], {})
+    assert utilisation([row(seconds=1.0)]) is None
 
 
 def test_a_limit_that_was_exceeded_is_said() -> None:

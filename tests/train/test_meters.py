@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 from isoflop.config import RunConfig, parse
 from isoflop.models import cost
 from isoflop.train import read_journal, train
-from isoflop.train.device import ACCELERATORS, CPU_WATTS, identify, matrix_rate
+from isoflop.train.device import ACCELERATORS, CPU_WATTS, _kept_peak, identify, matrix_rate, peak_of
 from isoflop.train.forecast import train_flops_per_image
 from isoflop.train.record import MEASURED, Meters, wall_of_attempts
 from tests.promises.chaos import run_config
@@ -90,3 +91,53 @@ def test_two_passes_of_sharpness_aware_minimisation_are_counted() -> None:
     counted = cost("vit_w16d2p8", num_classes=10, image_size=32, in_channels=1).train_flops_per_image
     assert train_flops_per_image(plain, 10, 1) == counted
     assert train_flops_per_image(sam, 10, 1) == 2 * counted
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a process that has measured nothing."""
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
+    _kept_peak.cache_clear()
+    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (5e9, 1.0))
+    yield tmp_path
+    _kept_peak.cache_clear()
+
+
+def test_the_peak_is_measured_once_for_a_machine_and_a_number_of_threads(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, first = torch.device("cpu"), peak_of(torch.device("cpu"), 1)
+    assert first.rates == {"float32": 5e9, "bfloat16": 5e9}
+    (file,) = (cache / "machine").iterdir()
+    assert json.loads(file.read_text())["machine"]["threads"] == 1
+    _kept_peak.cache_clear()  # another process
+    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (9e9, 1.0))
+    assert peak_of(cpu, 1, again=True) == first
+    assert peak_of(cpu, 2).fastest == 9e9
+    file.write_text("{")  # damaged: measured again
+    _kept_peak.cache_clear()
+    assert peak_of(cpu, 1).fastest == 9e9
+
+
+def test_a_peak_measured_beside_other_work_says_so_and_is_measured_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (2e9, 0.5))
+    busy = peak_of(cpu, 1)
+    assert not busy.quiet
+    assert "measured beside other work" in str(busy)
+    _kept_peak.cache_clear()
+    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (5e9, 1.0))
+    assert peak_of(cpu, 1) == busy  # good enough for a run's meters
+    assert peak_of(cpu, 1, again=True).fastest == 5e9  # and not for a plan
+    _kept_peak.cache_clear()
+    assert peak_of(cpu, 1).quiet
+
+
+def test_the_rate_of_a_product_is_its_flops_over_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isoflop.train.device import _product_rate
+
+    rate, share = _product_rate(torch.device("cpu"), torch.float32, 64)
+    assert 1e7 < rate < 1e13
+    assert 0 < share < 1.5

@@ -16,7 +16,7 @@ from isoflop.study.plan import plan_study
 from isoflop.study.planned import Catalogue
 from isoflop.study.store import Store
 from isoflop.train import device, loop, train
-from isoflop.train.device import Precision, choose_precision, has_bfloat16, warn_of_slow_precision
+from isoflop.train.device import Peak, Precision, choose_precision, has_bfloat16, warn_of_slow_precision
 from isoflop.train.identity import run_directory
 from tests.promises.chaos import run_config
 from tests.study.test_rungs import study_config
@@ -116,7 +116,7 @@ def test_the_runs_of_a_study_have_one_precision_which_it_keeps(tmp_path: Path, m
 def test_bfloat16_where_it_is_slow_is_one_warning_with_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"float32": 6e10, "bfloat16": 2e9}
     monkeypatch.setattr(device, "has_bfloat16", lambda where: False)
-    monkeypatch.setattr(device, "matrix_rate_of", lambda where, precision, rounds: rates[precision])
+    monkeypatch.setattr(device, "peak_of", lambda where: Peak(rates, 1))
     with pytest.warns(MachineNotice, match="matrix products take 30 times as long as in float32") as told:
         warn_of_slow_precision("bfloat16", CPU)
     assert len(told) == 1

@@ -48,6 +48,9 @@ def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((device["name"], f"{told}; {_bfloat16(device['bfloat16'])}"))
     if len(found["devices"]) == 1:
         rows.append(("cuda", "none"))
+    for peak in found["peaks"]:
+        threads = f", {peak['threads']} thread{'s' if peak['threads'] > 1 else ''}" if peak["device"] == "cpu" else ""
+        rows.append((f"peak of {peak['device']}{threads}", peak["told"]))
     rows.append(("torch.compile", _compiles(found["compile"])))
     missing = [name for name, works in found["decoders"].items() if not works]
     read = ", ".join(name for name, works in found["decoders"].items() if works)

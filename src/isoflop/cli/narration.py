@@ -11,7 +11,7 @@ from isoflop.cli.output import duration, over_the_line, power, print_table
 from isoflop.config import TransferConfig
 from isoflop.report.rows import metric_of
 from isoflop.report.savings import limit_sentence
-from isoflop.report.text import between
+from isoflop.report.text import between, percent
 from isoflop.study import Narrator
 from isoflop.study.adaptive import Funds, Stage
 from isoflop.study.plan import Plan
@@ -42,15 +42,20 @@ class TerminalNarrator(Narrator):
                 f"{run.config.steps:,}",
                 f"{run.images:,}",
                 power(run.config.optim.learning_rate),
+                "–" if (share := plan.utilisation_of(run)) is None else percent(share),
             )
             for run in plan.first
         ]
-        print_table(("family", "model", "training FLOPs/image", "steps", "images", "learning rate"), rows)
+        print_table(
+            ("family", "model", "training FLOPs/image", "steps", "images", "learning rate", "utilisation"), rows
+        )
         if plan.funds:
             self._tell_funds(plan, plan.funds)
         else:
             self._tell_rungs(plan)
         self.say(f"\nPrecision: {plan.precision}.")
+        if plan.peak and plan.utilisation is not None:
+            self.say(f"Utilisation: {percent(plan.utilisation)} of a worker's peak; {plan.peak}.")
         total, finals = plan.ladder_seconds + plan.final_seconds, plan.final_seconds
         most = "At most about" if plan.funds else "About"
         self.say(
@@ -126,7 +131,9 @@ class TerminalNarrator(Narrator):
             f"rung {number} of {count}, {span} FLOPs: {what}" if count else f"stage {number}, {span} FLOPs: {what}"
         )
 
-    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
+    def progress(
+        self, done_seconds: float, total_seconds: float, finished: int, total: int, utilisation: float | None = None
+    ) -> None:
         now = time.monotonic()
         if self.start is None:
             self.start = (now, done_seconds)
@@ -139,6 +146,7 @@ class TerminalNarrator(Narrator):
         pace = (now - began + TRUST) / ((done_seconds - done_before) / self.workers + TRUST)
         left = duration((total_seconds - done_seconds) / self.workers * pace)
         text = f"{share:4.0%}  {finished} of {total} runs, {left} left"
+        text += f", utilisation {percent(utilisation)}" if utilisation else ""
         if self.in_place:
             over_the_line(text)
         else:
@@ -237,6 +245,11 @@ def tell_grades(document: Mapping[str, Any]) -> None:
     if told := limit_sentence(document):
         print(f"{told}.")
     spent = document.get("spent")
+    if spent and spent.get("utilisation"):
+        print(
+            f"{power(spent['trained_flops'])} FLOPs in {duration(spent['seconds'])} of run time: "
+            f"utilisation {percent(spent['utilisation'])} of the device's peak."
+        )
     if spent and spent["saved"] > 0:
         separate = spent["separate_flops"]
         trunks = spent.get("trunk_flops", spent["saved"] * separate)

@@ -21,8 +21,8 @@ from isoflop.report.clean import clean_answer, clean_curves, clean_rows
 from isoflop.report.figure import Figure, document, figure_slot
 from isoflop.report.law import answer_sentence, answer_warnings, study_name
 from isoflop.report.rows import Answer, Row, metric_of
-from isoflop.report.savings import limit_sentence, savings, total_cost
-from isoflop.report.text import duration, escape, quantity
+from isoflop.report.savings import limit_sentence, savings, total_cost, utilisation
+from isoflop.report.text import duration, escape, percent, quantity
 from isoflop.runs.files import write_atomically
 
 # Pictures in a page: PNG files inside of the HTML, each with a title and what it shows.
@@ -164,6 +164,8 @@ def facts(rows: Sequence[Row], answer: Answer) -> str:
     parts = [f"{len(done)} finished runs", f"{quantity(flops)} training FLOPs"]
     if seconds:
         parts.append(f"{duration(seconds)} of run time")
+    if (share := utilisation(rows)) is not None:
+        parts.append(f"utilisation {percent(share)} of the device's peak")
     if failed:
         parts.append(f"{failed} failed or diverged and left out of the fits")
     parts += savings(rows).sentences()

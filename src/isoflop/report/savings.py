@@ -31,27 +31,39 @@ class Savings:
 
 def savings(rows: Sequence[Row]) -> Savings:
     """What the runs of a table saved. Cells that are missing count as nothing saved."""
-    separate = trunks = 0.0
-    for row in rows:
-        if row.get("status") not in ("done", "diverged") or not positive(row, "train_flops", "steps"):
-            continue
-        separate += row["train_flops"]
-        trunks += row["train_flops"] / row["steps"] * _steps(row, "trunk_steps")
-    return Savings(separate, trunks)
+    trained, _ = total_cost(rows)
+    trunks = sum(
+        row["train_flops"] / row["steps"] * _steps(row, "trunk_steps")
+        for row in _begun(rows)
+        if positive(row, "train_flops", "steps")
+    )
+    return Savings(trained + trunks, trunks)
 
 
-def own_cost(row: Row) -> tuple[float, float]:
+def utilisation(rows: Sequence[Row]) -> float | None:
+    """Training FLOPs of `rows` as a share of what the device's peak would have given in their seconds, each step
+    counted once; None where no run tells."""
+    told = [(own_cost(row)[1], row["utilisation"]) for row in rows if finite(row.get("utilisation"))]
+    seconds = sum(own for own, _ in told)
+    return sum(own * share for own, share in told) / seconds if seconds > 0 else None
+
+
+def _begun(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.get("status") not in ("planned", "")]
+
+
+def own_cost(row: Row, step: float | None = None) -> tuple[float, float]:
     """Training FLOPs and seconds that a run took itself: without the steps of its trunk, which another run has taken,
-    and without those after `stopped_at`, where an earlier version has stopped it. A row that does not tell steps counts
-    whole."""
+    and without those after `step`, where it has come no further (or `stopped_at`, where an earlier version has stopped
+    it). A row that does not tell steps counts whole."""
     flops = row["train_flops"] if finite(row.get("train_flops")) else 0.0
     seconds = row["seconds"] if finite(row.get("seconds")) else 0.0
     if not positive(row, "steps"):
         return flops, seconds
     steps, trunk = row["steps"], _steps(row, "trunk_steps")
     ended = _steps(row, "stopped_at") if positive(row, "stopped_at") and row.get("status") == "stopped" else steps
-    ended = max(ended, trunk, 1.0)
-    return flops * (ended - trunk) / steps, seconds * (ended - trunk) / ended
+    ended = max(ended if step is None else step, trunk)
+    return flops * (ended - trunk) / steps, seconds * (ended - trunk) / max(ended, 1.0)
 
 
 def limit_sentence(answer: Mapping[str, Any]) -> str:
@@ -67,7 +79,7 @@ def limit_sentence(answer: Mapping[str, Any]) -> str:
 def total_cost(rows: Sequence[Row]) -> tuple[float, float]:
     """Training FLOPs and seconds of all runs that have begun, each step counted once. What the page and the command
     print of a study's cost is this."""
-    costs = [own_cost(row) for row in rows if row.get("status") not in ("planned", "")]
+    costs = [own_cost(row) for row in _begun(rows)]
     return sum(flops for flops, _ in costs), sum(seconds for _, seconds in costs)
 
 

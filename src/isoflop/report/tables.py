@@ -10,7 +10,8 @@ from isoflop.report import rows as table
 from isoflop.report.figure import family_color
 from isoflop.report.law import family_laws
 from isoflop.report.rows import Answer, Row, metric_of
-from isoflop.report.text import between, duration, escape, number, quantity
+from isoflop.report.savings import utilisation
+from isoflop.report.text import between, duration, escape, number, percent, quantity
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def _quantity(value: Any) -> Cell:
     return Cell(quantity(value, 3), float(value)) if table.finite(value) else Cell("–", style="number")
 
 
+def _share(value: Any) -> Cell:
+    return Cell(percent(value), float(value)) if table.finite(value) else Cell("–", style="number")
+
+
 def summary(rows: Sequence[Row], answer: Answer) -> str:
     """One line a family: what it would train at the target and what that should give; then what was measured."""
     entries: dict[str, Any] = answer.get("families") or {}
@@ -82,6 +87,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 _number(trained.get(family, {}).get("heldout_loss")),
                 _number(entry.get("p_best"), 2),
                 _number(irreducible),
+                _share(utilisation(table.of_family(rows, family))),
             ]
         )
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
@@ -98,6 +104,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         "measured",
         f"P(best){' of those that trained' if answer.get('left_out') else ''}",
         f"irreducible {metric_of(answer).short}",
+        "utilisation",
     ]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, and what that should give."
@@ -147,13 +154,14 @@ def runs(rows: Sequence[Row], answer: Answer) -> str:
             Cell(duration(row["seconds"]), row["seconds"])
             if table.finite(row.get("seconds"))
             else Cell("–", style="number"),
+            _share(row.get("utilisation")),
         ]
         for row in rows
     ]
     metric = metric_of(answer)
     heads = (
         "run", "family", "model", "role", "outcome", "FLOPs per image", "images", "training FLOPs", "learning rate",
-        metric.name, "held-out accuracy", "time",
+        metric.name, "held-out accuracy", "time", "utilisation",
     )  # fmt: skip
     caption = f"All {len(rows)} runs; {len(table.measured(rows))} finished with a {metric.short}."
     return html_table("runs-table", f"{caption} A column's head sorts by it.", heads, body, sortable=True)

@@ -54,6 +54,11 @@ def between(interval: Sequence[float] | None, digits: int = 3) -> str:
     return UNTOLD if tells_nothing(low, high) else f"{number(low, digits)}–{number(high, digits)}"
 
 
+def percent(share: float) -> str:
+    """A share with two digits, in per cent."""
+    return f"{100 * share:.2g}\u00a0%"
+
+
 def duration(seconds: float | None) -> str:
     """`seconds` as people say it: `0.8 s`, `45 s`, `3 min 20 s`, `2 h 05 min`, `3.1 days`."""
     if seconds is None or not math.isfinite(seconds):
@@ -77,7 +82,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 def escape(value: object) -> str:
     """`value` as text of an HTML element or of a quoted attribute."""
-    return html.escape(printable(str(value), kept="\n\t"), quote=True)
+    return html.escape(printable(str(value), kept="\n\t\u00a0"), quote=True)
 
 
 def script_json(value: Any) -> str:

@@ -36,11 +36,12 @@ COLUMNS = (
     "heldout_accuracy",
     "target",
     "seconds",
+    "utilisation",
     "parameters",
     "error",
 )
 PUBLISHED = "published.json"
-LATER = {"trunk_steps", "target"}  # columns that old tables lack
+LATER = {"trunk_steps", "target", "utilisation"}  # columns that old tables lack
 Row = dict[str, Any]
 
 

@@ -12,7 +12,7 @@ from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import Table
 from isoflop.report.interim import fit_families, p_best, without_law
-from isoflop.report.savings import savings
+from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
 from isoflop.study.adaptive import NEGLIGIBLE, Outlook, Stage
 from isoflop.study.belief import Trial
@@ -223,6 +223,8 @@ def spending(rows: list[Row]) -> dict[str, Any]:
         "trained_flops": found.trained,
         "saved": 1 - found.trained / found.separate if found.separate else 0.0,
         "trunk_flops": found.trunks,
+        "seconds": total_cost(rows)[1],
+        "utilisation": utilisation(rows),
     }
 
 

@@ -27,7 +27,7 @@ from isoflop.study.rungs import (
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace
 from isoflop.study.store import Store
 from isoflop.train import build_model
-from isoflop.train.device import choose_device, choose_precision, warn_of_slow_precision
+from isoflop.train.device import Peak, choose_device, choose_precision, peak_of, warn_of_slow_precision
 from isoflop.train.loop import seconds_per_image
 from isoflop.train.optim.build import TRUNK_SCHEDULES, trunk_steps
 from isoflop.transfer import Pretrained, check_transfer
@@ -90,11 +90,11 @@ def resolve_study_precision(catalogue: Catalogue) -> tuple[StudyConfig, str]:
 
 def _likely_answer(catalogue: Catalogue, family: str) -> str:
     """The preset nearest to the usual optimum at the target; of sizes that are named, the largest."""
-    config, names = catalogue.config, catalogue.presets(family)
+    config = catalogue.config
     sizes = config.families[family].sizes
     if isinstance(sizes, tuple):
-        return next(name for name in reversed(names) if name in sizes)
-    usual = usual_size(config.study.target_budget)
+        return max(sizes, key=lambda name: catalogue.flops_per_image(family, name))
+    usual, names = usual_size(config.study.target_budget), catalogue.presets(family)
     return min(names, key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / usual)))
 
 
@@ -170,7 +170,7 @@ class Plan:
         catalogue: the models, on the rungs that were named or chosen. sizes: the presets of each family that start.
         first: the runs of the first rung. rungs: a forecast of every rung as far as it can be known.
         seconds_per_image: measured here. precision: of all runs, and why it is that.
-        funds: what a study with a limit may cost; None without one.
+        peak: of a worker. funds: what a study with a limit may cost; None without one.
         space: the question as the adaptive planner sees it; None without a limit.
     """
 
@@ -180,6 +180,7 @@ class Plan:
     rungs: list[RungForecast]
     seconds_per_image: Seconds
     precision: str = ""
+    peak: Peak | None = None
     funds: Funds | None = None
     space: SearchSpace | None = None
 
@@ -211,6 +212,17 @@ class Plan:
         ]
         return sum(each) / len(each) * min(config.study.finals, len(each))
 
+    @property
+    def utilisation(self) -> float | None:
+        """Training FLOPs of the rungs as a share of what the peak would give in their core-seconds."""
+        flops, seconds = sum(rung.flops for rung in self.rungs), sum(rung.core_seconds for rung in self.rungs)
+        return flops / (seconds * self.peak.fastest) if self.peak and seconds > 0 else None
+
+    def utilisation_of(self, run: PlannedRun) -> float | None:
+        """The same of the steps of `run`, as they were timed."""
+        seconds = self.seconds_per_image.get((run.family, run.model))
+        return run.flops_per_image / (seconds * self.peak.fastest) if self.peak and seconds else None
+
     def priced(self, measured: Mapping[tuple[str, str], tuple[float, float]]) -> Plan:
         """The plan with prices that finished runs have corrected: `measured` is (images, seconds) by family, model."""
         if self.funds is None or self.funds.unit == "FLOPs" or not measured:
@@ -240,6 +252,8 @@ class Plan:
                 for run in self.first
             ],
             "precision": self.catalogue.config.precision,
+            "peak": self.peak and {"rates": self.peak.rates, "quiet": self.peak.quiet},
+            "utilisation": self.utilisation,
             "rungs": [asdict(rung) for rung in self.rungs],
             "ladder_core_seconds": self.ladder_seconds,
             "final_core_seconds": self.final_seconds,
@@ -273,15 +287,16 @@ def plan_study(
         catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds))
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
+    peak = peak_of(choose_device(config.device), threads=1, again=True)
     rungs = forecast(config, catalogue, sizes, seconds)
     first = first_rung(config, catalogue, sizes)
     _check_transfer(first[0], catalogue)
     if not config.study.limited:
-        return Plan(catalogue, sizes, first, rungs, seconds, why)
+        return Plan(catalogue, sizes, first, rungs, seconds, why, peak)
     funds = funds_of(config, catalogue, seconds)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
-    return Plan(catalogue, sizes, first, rungs, seconds, why, funds, space)
+    return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space)
 
 
 def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:

@@ -43,8 +43,11 @@ class Narrator:
         Nobody knows the count of an adaptive study before its end.
         """
 
-    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
-        """Core-seconds of work done of all that is foreseen, and runs finished of all runs known by now."""
+    def progress(
+        self, done_seconds: float, total_seconds: float, finished: int, total: int, utilisation: float | None = None
+    ) -> None:
+        """Core-seconds of work done of all that is foreseen, runs finished of all runs known by now, and the training
+        FLOPs so far as a share of what the workers' peak gives in the time since they started."""
 
     def line(self, text: str) -> None:
         """Something worth knowing: a run that failed, a worker that died, a damaged checkpoint."""
@@ -170,6 +173,7 @@ class Clock:
         self.weights: dict[str, float] = {}
         self.parts: dict[str, float] = {}
         self.over: set[str] = set()
+        self._run_flops: dict[str, float] = {}
         self._trunks: dict[str, int] = {}
 
     def begin(self, runs: Sequence[PlannedRun], later: float) -> None:
@@ -177,7 +181,9 @@ class Clock:
         self.later = later
         for run in runs:
             shared = self._trunks.get(run.trunk_id or "", 0)
-            self.weights[run.run_id] = self.seconds(run) * (1 - min(shared / run.config.steps, 1))
+            own = 1 - min(shared / run.config.steps, 1)
+            self.weights[run.run_id] = self.seconds(run) * own
+            self._run_flops[run.run_id] = run.train_flops * own
         for run in runs:
             if run.trunk_id:
                 reached = trunk_steps(run.config.schedule, run.config.steps)
@@ -195,6 +201,11 @@ class Clock:
     def finished(self, run: PlannedRun) -> None:
         self.parts[run.run_id] = self.weights[run.run_id]
         self.over.add(run.run_id)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the work done."""
+        return sum(part / self.weights[run] * self._run_flops[run] for run, part in self.parts.items() if part)
 
     @property
     def done(self) -> float:
@@ -231,7 +242,7 @@ def run_study(
         plan = plan_study(config, catalogue, store.prices())
         with sole_writer(config.directory, StudyError):
             store.claim(plan.catalogue.config, catalogue.source.fingerprint)
-            store.write_prices(plan.seconds_per_image)
+            store.write_prices(plan.seconds_per_image, plan.peak.fastest if plan.peak else None)
             return _Study(plan, store, narrator or Narrator(), team, command, stop).run()
 
 
@@ -331,6 +342,7 @@ class _Study:
             for run in todo
         ]
         self._check_stop()
+        began = time.monotonic(), self.clock.flops
         for event in self.executor.run(tasks):
             if event.kind in ("died", "warning"):
                 self.narrator.line(f"{self._label(event.run_id)}: {event.error}")
@@ -338,7 +350,8 @@ class _Study:
                 self.clock.at(self.runs[event.run_id], event.step)
             elif event.kind == "ended":
                 self._ended(event.run_id, event.state, event.error)
-            self.narrator.progress(self.clock.done, self.clock.total, len(self.clock.over), len(self.runs))
+            done, total = self.clock.done, self.clock.total
+            self.narrator.progress(done, total, len(self.clock.over), len(self.runs), self._utilisation(began))
         self.store.write_rows(self._rows())
         self._check_stop()
         # Later batches of an adaptive study may be a few daring learning rates, and nothing is lost if all diverge.
@@ -348,6 +361,11 @@ class _Study:
             raise StudyError(
                 f"every run at {runs[0].budget:g} FLOPs failed; the first, {first['model']}: {first['error']}"
             )
+
+    def _utilisation(self, began: tuple[float, float]) -> float | None:
+        seconds = (time.monotonic() - began[0]) * self.executor.workers
+        trained = self.clock.flops - began[1]
+        return trained / (seconds * self.store.peak) if self.store.peak and seconds > 0 else None
 
     def _check_stop(self) -> None:
         if self.stop():

@@ -27,6 +27,7 @@ class Store:
     def __init__(self, directory: Path, target: TransferConfig | None = None) -> None:
         self.directory = directory
         self.target = target  # what runs are judged by, if not by their held-out loss
+        self.peak: float | None = None  # FLOPs a second of a worker, which utilisation is a share of
 
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r}, {len(self.rows())} runs)"
@@ -128,10 +129,14 @@ class Store:
             warnings.warn(f"{path}: damaged; prices are measured again", stacklevel=2)
             return {}
 
-    def write_prices(self, seconds: Mapping[tuple[str, str], float]) -> None:
-        """Keeps what the plan was made with: with other prices a study that was stopped might go another way."""
+    def write_prices(self, seconds: Mapping[tuple[str, str], float], peak: float | None = None) -> None:
+        """Keeps what the plan was made with: with other prices a study that was stopped might go another way. The peak
+        of a worker stays that of the machine on which the study began."""
+        with suppress(StudyError, KeyError, TypeError, ValueError):
+            peak = float(read_whole(self.directory, "prices.json")["peak"])
+        self.peak = peak
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
-        self.write("prices.json", {"prices": rows})
+        self.write("prices.json", {"prices": rows, "peak": peak})
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
@@ -166,9 +171,16 @@ class Store:
             "heldout_accuracy": status.heldout_accuracy,
             "target": target,
             "seconds": status.seconds if status.state else None,
+            "utilisation": self._utilisation(run, status),
             "parameters": run.parameters,
             "error": failure or status.error,
         }
+
+    def _utilisation(self, run: PlannedRun, status: Status) -> float | None:
+        if not self.peak or not status.step or not status.seconds > 0:
+            return None
+        trained = status.step * run.config.batch_size * run.flops_per_image
+        return float(f"{trained / (status.seconds * self.peak):.4g}")
 
     def write_rows(self, rows: Iterable[Row]) -> None:
         """Replaces `results.csv`, one row a run."""

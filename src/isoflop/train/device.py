@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import io
+import json
 import os
 import platform
 import re
@@ -13,8 +15,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isoflop.data import Source
+from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
-from isoflop.errors import ConfigError, MachineNotice, did_you_mean
+from isoflop.errors import CheckpointError, ConfigError, MachineNotice, did_you_mean
 from isoflop.models.operators import cpu_has_bfloat16
+from isoflop.runs.files import read_json, write_json
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -66,7 +70,8 @@ def warn_of_slow_precision(name: str, device: torch.device) -> None:
     """Warns where `name` is bfloat16 and `device` does not compute in it: what that costs."""
     if name != "bfloat16" or has_bfloat16(device):
         return
-    cost = matrix_rate_of(device, "float32", rounds=1) / matrix_rate_of(device, "bfloat16", rounds=1)
+    rates = peak_of(device).rates
+    cost = rates["float32"] / rates["bfloat16"]
     told = f"matrix products take {cost:.2g} times as long as in float32" if cost > 1 else "nothing is gained by it"
     warnings.warn(
         f"precision = bfloat16, but this {_kind(device)} does not compute in it: {told}; precision=auto takes the "
@@ -180,32 +185,101 @@ def identify(driver_name: str) -> Accelerator | None:
 
 
 def matrix_rate(device: torch.device) -> tuple[float, float]:
-    """The peak of `device` in FLOPs a second, and its watts: from the table, or measured with float32 on a CPU.
+    """The peak of `device` in FLOPs a second, in its fastest precision, and its watts: from the table, or measured,
+    with the watts assumed of a CPU."""
+    known = identify(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return peak_of(device).fastest, known.watts if known else CPU_WATTS
 
-    A GPU that is not in the table is measured too, in bfloat16, with the watts assumed of a CPU.
+
+@dataclass(frozen=True)
+class Peak:
+    """What matrix products reach on one device: FLOPs a second by precision."""
+
+    rates: dict[str, float]
+    threads: int
+    quiet: bool = True
+    """False where other work took the processor meanwhile: the rates are then of processor time, and may be too low"""
+
+    @property
+    def fastest(self) -> float:
+        """The rate of the fastest precision, which utilisation is a share of."""
+        return max(self.rates.values())
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in self.rates.items())
+        return told if self.quiet else f"{told} (measured beside other work on this machine: may be too low)"
+
+
+def peak_of(device: torch.device, threads: int | None = None, *, again: bool = False) -> Peak:
+    """The peak of `device`: from the table of accelerators, or as measured once for this processor and PyTorch with
+    `threads` (those of this process when left out), and kept in the cache.
+
+    What was measured beside other work is measured `again` if that is asked for.
     """
     known = identify(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if known:
-        return known.matrix_flops, known.watts
-    return matrix_rate_of(device, "bfloat16" if device.type == "cuda" else "float32"), CPU_WATTS
-
-
-def matrix_rate_of(device: torch.device, precision: str, rounds: int = 3) -> float:
-    """FLOPs a second of products of two square matrices in `precision`, measured once in a process: the best of
-    `rounds`, some 20 ms on a CPU core."""
-    return _matrix_rate(device.type, precision, torch.get_num_threads(), rounds)
+        return Peak({"bfloat16": known.matrix_flops}, 1)
+    return _kept_peak(device.type, threads or torch.get_num_threads(), again)
 
 
 @functools.lru_cache(maxsize=32)
-def _matrix_rate(device_type: str, precision: str, threads: int, rounds: int) -> float:
-    side = 8192 if device_type == "cuda" else 512
-    a = torch.ones(side, side, dtype=getattr(torch, precision), device=device_type)
-    seconds = []
+def _kept_peak(device_type: str, threads: int, again: bool) -> Peak:
+    machine = {
+        "device": torch.cuda.get_device_name() if device_type == "cuda" else processor_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__),
+        "threads": threads,
+    }
+    key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
+    path = cache_directory() / "machine" / f"{key}.json"
+    before: dict[str, float] = {}
+    with suppress(CheckpointError, TypeError, ValueError):
+        found = read_json(path, {"rates": dict, "quiet": bool})
+        before = {str(name): float(rate) for name, rate in found["rates"].items()}
+        if before and (found["quiet"] or not again):
+            return Peak(before, threads, found["quiet"])
+    peak = _measured_peak(torch.device(device_type), threads)
+    if not peak.quiet:
+        best = {name: max(rate, before.get(name, 0.0)) for name, rate in peak.rates.items()}
+        peak = Peak(best, threads, quiet=False)
+    with suppress(OSError):  # it is measured again then
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"machine": machine, "rates": peak.rates, "quiet": peak.quiet})
+    return peak
+
+
+OWN_SHARE = 0.9  # of the time, at least, that the processor must be this process's while a peak is measured
+
+
+def _measured_peak(device: torch.device, threads: int) -> Peak:
+    """The best of some products of square matrices; a few tenths of a second on a CPU core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        has = has_bfloat16(device)
+        timed = {"float32": _product_rate(device, torch.float32, 768)}
+        timed["bfloat16"] = _product_rate(device, torch.bfloat16, 768 if has else 128)
+    finally:
+        torch.set_num_threads(before)
+    quiet = all(share >= OWN_SHARE for _, share in timed.values())
+    return Peak({name: rate for name, (rate, _) in timed.items()}, threads, quiet)
+
+
+def _product_rate(device: torch.device, kind: torch.dtype, side: int, rounds: int = 10) -> tuple[float, float]:
+    """FLOPs a second of processor time (a GPU: of time), and the share of the time that the processor was ours."""
+    side = 8192 if device.type == "cuda" else side
+    a = torch.ones(side, side, dtype=kind, device=device)
+    (a @ a).sum().item()  # pays for buffers and kernels
+    seconds, began = [], time.perf_counter()
+    used = time.process_time()
     for _ in range(rounds):
-        began = time.perf_counter()
-        (a @ a).sum().item()
-        seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / min(seconds)
+        start, own = time.perf_counter(), time.process_time()
+        (a @ a)[0, 0].item()
+        wall, own = time.perf_counter() - start, time.process_time() - own
+        seconds.append(wall if device.type == "cuda" else own / torch.get_num_threads())
+    used, wall = time.process_time() - used, time.perf_counter() - began
+    share = 1.0 if device.type == "cuda" else used / torch.get_num_threads() / wall
+    return 2 * side**3 / max(min(seconds), 1e-9), share
 
 
 # What this machine can do: devices, precision, compilation, decoders, room, and which extras are installed.
@@ -231,6 +305,7 @@ def describe_machine(folder: Path, *, compile: bool = False) -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(folder).free,
         "devices": [_cpu(), *map(_gpu, range(torch.cuda.device_count()))],
+        "peaks": _peaks(),
         "compile": _compile(compile),
         "decoders": {name: _decodes(name) for name in FORMATS},
         "extras": {name: missing_packages(name) for name in extras()},
@@ -286,6 +361,14 @@ def processor_name() -> str:
         told = ""
     name = re.search(r"^model name\s*:(.*)", told, re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def _peaks() -> list[dict[str, Any]]:
+    """Of the CPU with one thread and with all cores, and of each GPU."""
+    cpu, cuda = torch.device("cpu"), [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    peaks = [("cpu", peak_of(cpu, threads, again=True)) for threads in sorted({1, usable_cores()})]
+    peaks += [(str(device), peak_of(device, again=True)) for device in cuda]
+    return [{"device": name, **asdict(peak), "told": str(peak)} for name, peak in peaks]
 
 
 def _gpu(index: int) -> dict[str, Any]:

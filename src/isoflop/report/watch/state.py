@@ -18,6 +18,7 @@ from isoflop.report import rows as table
 from isoflop.report.figures.curves import worth_drawing
 from isoflop.report.interim import interim_answer
 from isoflop.report.rows import HELDOUT, Answer, Row, metric_key
+from isoflop.report.savings import own_cost
 from isoflop.runs.journal import decode_row, read_journal
 
 # The journal of a run, read as it grows: each byte once, in memory that does not grow with it.
@@ -235,15 +236,16 @@ class Live:
         study with a limit may end before it, so that both are what is done and left at most (`at_most`)."""
         counts = Counter(str(row["status"]) for row in self.rows)
         done = sum(_flops(row) * _share(row) for row in self.rows)
-        seconds = sum(row["seconds"] for row in self.rows if table.finite(row.get("seconds")))
+        own = [own_cost(row, _share(row) * row["steps"] if table.positive(row, "steps") else None) for row in self.rows]
+        flops, seconds = (sum(parts) for parts in zip(*own, strict=True)) if own else (0.0, 0.0)
         left = sum(_flops(row) * (1 - _share(row)) for row in self.rows if row["status"] not in OVER)
         workers = max(counts["running"], 1)
-        pace = done / seconds if seconds else 0.0
+        pace = flops / seconds if seconds else 0.0
         limit = self._limit(pace)
         left += self._still_to_plan(limit)
         return {
             "counts": dict(counts),
-            "flops": done,
+            "flops": flops,
             "seconds": seconds,
             "share": done / (done + left) if done + left else 0.0,
             "seconds_left": left / pace / workers if pace and left else None,
