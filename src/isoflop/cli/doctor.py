@@ -50,7 +50,7 @@ def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("cuda", "none"))
     for peak in found["peaks"]:
         threads = f", {peak['threads']} thread{'s' if peak['threads'] > 1 else ''}" if peak["device"] == "cpu" else ""
-        rows.append((f"peak of {peak['device']}{threads}", peak["told"]))
+        rows.append(("peak", f"{peak['device']}{threads}: {peak['told']}"))
     rows.append(("torch.compile", _compiles(found["compile"])))
     missing = [name for name, works in found["decoders"].items() if not works]
     read = ", ".join(name for name, works in found["decoders"].items() if works)
