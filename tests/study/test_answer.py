@@ -126,7 +126,7 @@ def test_page_command_and_live_view_agree_on_runs_that_did_not_end_well(tmp_path
     assert watched.progress()["flops"] == pytest.approx(flops)
     assert watched.progress()["seconds"] == pytest.approx(seconds)
     assert spent["utilisation"] == pytest.approx((100 * 0.5 + 320 * 0.25 + 50 * 0.1) / 470)
-    assert "utilisation 29\u00a0%" in facts([{**run, "images": 100} for run in rows], {})
+    assert "utilisation 29 %" in facts([{**run, "images": 100} for run in rows], {})
     assert utilisation([row(seconds=1.0)]) is None
 
 

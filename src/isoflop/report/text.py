@@ -56,7 +56,7 @@ def between(interval: Sequence[float] | None, digits: int = 3) -> str:
 
 def percent(share: float) -> str:
     """A share with two digits, in per cent."""
-    return f"{100 * share:.2g}\u00a0%"
+    return f"{100 * share:.2g} %"
 
 
 def duration(seconds: float | None) -> str:
