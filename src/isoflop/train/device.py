@@ -26,11 +26,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isoflop.data import Source
-from isoflop.data.cache import cache_directory
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
 from isoflop.errors import CheckpointError, ConfigError, MachineNotice, did_you_mean
 from isoflop.models.operators import cpu_has_bfloat16
-from isoflop.runs.files import read_json, write_json
+from isoflop.runs.files import cache_directory, read_json, write_json
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
