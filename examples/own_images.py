@@ -54,9 +54,7 @@ def study(source: str, hours: float, target: float, folder: Path, changes: dict[
 class Talk(Narrator):
     """Tells the little that one wants to know meanwhile."""
 
-    def progress(
-        self, done_seconds: float, total_seconds: float, finished: int, total: int, utilisation: float | None = None
-    ) -> None:
+    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
         share = done_seconds / total_seconds if total_seconds else 0
         print(f"\r{share:4.0%}, {finished} of {total} runs", end="", flush=True)
 

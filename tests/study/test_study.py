@@ -232,9 +232,7 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
     class Stop(Exception): ...
 
     class Impatient(Listener):
-        def progress(
-            self, done_seconds: float, total_seconds: float, finished: int, total: int, utilisation: float | None = None
-        ) -> None:
+        def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
             if finished == 6:  # two runs into the second stage
                 raise Stop
 

@@ -131,9 +131,7 @@ class TerminalNarrator(Narrator):
             f"rung {number} of {count}, {span} FLOPs: {what}" if count else f"stage {number}, {span} FLOPs: {what}"
         )
 
-    def progress(
-        self, done_seconds: float, total_seconds: float, finished: int, total: int, utilisation: float | None = None
-    ) -> None:
+    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
         now = time.monotonic()
         if self.start is None:
             self.start = (now, done_seconds)
@@ -146,7 +144,7 @@ class TerminalNarrator(Narrator):
         pace = (now - began + TRUST) / ((done_seconds - done_before) / self.workers + TRUST)
         left = duration((total_seconds - done_seconds) / self.workers * pace)
         text = f"{share:4.0%}  {finished} of {total} runs, {left} left"
-        text += f", utilisation {percent(utilisation)}" if utilisation else ""
+        text += f", utilisation {percent(self.utilisation)}" if self.utilisation else ""
         if self.in_place:
             over_the_line(text)
         else:

@@ -43,11 +43,12 @@ class Narrator:
         Nobody knows the count of an adaptive study before its end.
         """
 
-    def progress(
-        self, done_seconds: float, total_seconds: float, finished: int, total: int, utilisation: float | None = None
-    ) -> None:
-        """Core-seconds of work done of all that is foreseen, runs finished of all runs known by now, and the training
-        FLOPs so far as a share of what the workers' peak gives in the time since they started."""
+    utilisation: float | None = None
+    """Training FLOPs of the stage so far as a share of what its workers' peak gives in the time since; set before
+    `progress` is called."""
+
+    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
+        """Core-seconds of work done of all that is foreseen, and runs finished of all runs known by now."""
 
     def line(self, text: str) -> None:
         """Something worth knowing: a run that failed, a worker that died, a damaged checkpoint."""
@@ -350,8 +351,8 @@ class _Study:
                 self.clock.at(self.runs[event.run_id], event.step)
             elif event.kind == "ended":
                 self._ended(event.run_id, event.state, event.error)
-            done, total = self.clock.done, self.clock.total
-            self.narrator.progress(done, total, len(self.clock.over), len(self.runs), self._utilisation(began))
+            self.narrator.utilisation = self._utilisation(began)
+            self.narrator.progress(self.clock.done, self.clock.total, len(self.clock.over), len(self.runs))
         self.store.write_rows(self._rows())
         self._check_stop()
         # Later batches of an adaptive study may be a few daring learning rates, and nothing is lost if all diverge.
