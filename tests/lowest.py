@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".venv" / "lowest"
 AS_THEY_ARE = {"torch", "torchvision", "timm", "tensorboard"}
 TESTS = (
-    *("tests/config", "tests/laws/test_fit_table.py", "tests/cli/test_manners.py", "tests/cli/test_command_line.py"),
+    *("tests/config", "tests/laws/test_fit_table.py", "tests/cli/test_command_line.py"),
     *("tests/data/test_sources.py", "tests/data/test_decode.py", "tests/transfer/test_few_shot.py"),
 )
 

@@ -70,6 +70,7 @@ def test_a_crossover_that_need_not_come_has_an_open_interval():
     assert crossing.interval[0] <= crossing.compute <= crossing.interval[1] == crossing.searched[1]
 
 
+@pytest.mark.long
 def test_families_share_an_irreducible_loss_only_where_the_tables_allow_it():
     alike = {"a": table(0.4, 40, 120, 0.4, 0.4, 1), "b": table(0.4, 22, 80, 0.35, 0.38, 2)}
     shared = compare(alike, 1e13, share_irreducible=True).shared_irreducible
@@ -79,6 +80,7 @@ def test_families_share_an_irreducible_loss_only_where_the_tables_allow_it():
     assert compare(unlike, 1e13, share_irreducible=True).shared_irreducible is None
 
 
+@pytest.mark.long
 def test_intervals_of_crossovers_hold_the_planted_ones():
     """Twelve pairs of which the later one passes the earlier one near the top of the ladder; stated: 90 %."""
     n = np.geomspace(1e4, 1e9, 2000)

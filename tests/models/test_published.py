@@ -18,7 +18,13 @@ def row_id(row: Published) -> str:
     return f"{row.preset}-{row.image_size}"
 
 
-@pytest.mark.parametrize("row", PUBLISHED, ids=row_id)
+GIANTS = ("nfnet_f4", "nfnet_f4+", "nfnet_f5", "nfnet_f5+", "nfnet_f6", "nfnet_f6+", "nfnet_f7+")  # slow to build
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row_id(row), marks=[pytest.mark.long] * (row.preset in GIANTS)) for row in PUBLISHED],
+)
 def test_a_preset_has_the_size_and_the_cost_that_its_paper_prints(row: Published) -> None:
     ours = cost(row.preset, image_size=row.image_size, **row.options)
     parameters = ours.parameters

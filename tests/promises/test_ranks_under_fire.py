@@ -48,6 +48,7 @@ def preempt(config: RunConfig, directory: Path, world: int, steps: int, number: 
     assert saved_steps(directory / "checkpoints")[0] == status.step  # to the step, not to the last regular save
 
 
+@pytest.mark.long
 def test_a_preempted_run_goes_on_with_any_number_of_ranks(tmp_path: Path) -> None:
     config = config_of(60)
     train_whole(config, tmp_path / "calm")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from isoflop.train import read_journal
 from tests.promises.chaos import run_config, train_whole
 
@@ -22,6 +24,7 @@ def test_a_branch_equals_a_separate_run_bit_for_bit(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_damaged_trunk_costs_time_and_nothing_else(tmp_path: Path) -> None:
     short, long = run_config(steps=60), run_config(steps=150)
     trunk = tmp_path / "trunk"

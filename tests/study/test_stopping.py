@@ -46,6 +46,7 @@ finetune_steps = 10
 """
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_is_named_then_killed_and_its_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_worker_that_is_stopped_is_named_then_killed_and_its_run_goes_on(
     assert len(list(attempts(directory))) == 2
 
 
+@pytest.mark.long
 def test_a_worker_that_alone_is_asked_to_stop_saves_its_run_which_goes_on_in_another(tmp_path: Path) -> None:
     run = Catalogue(toy_study(tmp_path / "toy")).run("vit", "vit_w8d2p8", 6e9, 0.01)
     directory, kinds = Store(tmp_path).run_directory(run.run_id), []

@@ -48,7 +48,7 @@ def damage(path: Path, how: str) -> None:
         (path / "tensors.safetensors").write_bytes(b"")
 
 
-@pytest.mark.parametrize("how", ["empty", "format", "state"])
+@pytest.mark.parametrize("how", [pytest.param("empty", marks=pytest.mark.long), "format", "state"])
 def test_checkpoints_of_no_use_never_crowd_out_whole_ones(tmp_path: Path, how: str) -> None:
     """All that were kept are of no use, and the run is preempted again and again: it gets on all the same."""
     config, run = run_config(steps=60, checkpoint={**EVERY_STEP, "keep": 2}), tmp_path / "run"

@@ -123,6 +123,7 @@ def test_too_many_spikes_end_the_run_as_diverged(tmp_path: Path, poison: Any) ->
     assert len(json.loads((tmp_path / "run/diverged.json").read_text())["skipped"]) == 1
 
 
+@pytest.mark.long
 def test_ranks_that_are_killed_go_around_the_same_spikes(tmp_path: Path) -> None:
     config = guarded(spike=20.0, rollbacks=20)
     calm, fire = tmp_path / "calm", tmp_path / "fire"

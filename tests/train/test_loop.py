@@ -248,7 +248,7 @@ def test_an_absent_device_is_refused_before_anything_is_written(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"randaugment": "foo"}, "randaugment `foo` begins neither"),
+        ({"randaugment": "foo"}, "randaugment `foo` must start with"),
         ({"augment": "flip"}, "unknown augmentation `flip`"),
     ],
 )

@@ -132,7 +132,7 @@ class LocalPool:
     def _start(self) -> _Worker:
         alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
         environment = {**alone, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "isoflop.study.executors.worker"]
+        command = [sys.executable, "-c", "from isoflop.study.executors.worker import main; main()"]
         pipe = subprocess.PIPE
         return _Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment), self._clock())
 

@@ -1,6 +1,6 @@
 """A worker process of this machine: reads tasks as JSON lines and answers in JSON lines.
 
-It is started as `python -m isoflop.study.executors.worker`. Every run is idempotent and resumable, so a worker can be
+It is started by the executor of one machine. Every run is idempotent and resumable, so a worker can be
 killed at any moment and another one continues its run. A worker whose parent is dead exits at its next message.
 
 It sends a heartbeat every few seconds. A run that makes no step for `guards.stuck_seconds` ends the worker. On SIGTERM
