@@ -1,9 +1,13 @@
 """What all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Runs of tests are of the same precision on every machine: `auto` is float32 where bfloat16 may not be used.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
 # No test judges a clock, and a busy machine must not make one fail.
 settings.register_profile("isoflop", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -153,3 +153,13 @@ def test_the_chosen_precision_is_measured_on_real_steps() -> None:
     for precision in ("float32", "bfloat16"):
         source = Catalogue(config).source
         assert loop.seconds_per_image(run.model_copy(update={"precision": precision}), source) > 0
+
+
+def test_bfloat16_that_onednn_may_not_use_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isoflop.models.operators import cpu_has_bfloat16
+
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    assert cpu_has_bfloat16.__wrapped__() is False
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
+    assert cpu_has_bfloat16.__wrapped__() is True

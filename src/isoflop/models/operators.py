@@ -8,6 +8,7 @@ products. For tall, narrow ones (a map of many cells and few channels) it reache
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,8 +105,10 @@ def writes_attention_out(q: Tensor) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def cpu_has_bfloat16() -> bool | None:
-    """Whether this processor has instructions for bfloat16 products, without which they work, and slowly; None where
-    the system does not tell."""
+    """Whether this processor has instructions for bfloat16 products, and oneDNN may use them (`ONEDNN_MAX_CPU_ISA`);
+    without them the products work, but slowly. None where the system does not tell."""
+    if re.fullmatch(r"SSE41|AVX|AVX2|AVX2_VNNI|AVX512_CORE|AVX512_CORE_VNNI", os.environ.get("ONEDNN_MAX_CPU_ISA", "")):
+        return False
     if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         return True
     try:
