@@ -213,7 +213,7 @@ def test_the_doctor_names_the_line_that_installs_what_is_missing(
         ("model.drop_path=1.0", "command line: vit_w4d1p8: `drop_path` is a rate"),
         ("model.depths=[0]", "command line: vit_w4d1p8: `depths` must be at least 1"),
         ("data.image_size=33", "{file}:4: images of 33x33 pixels"),
-        ("model.name=resnet18", "command line: there is no model 'resnet18'; `isoflop models` lists ours"),
+        ("model.name=squeezenet", "command line: there is no model 'squeezenet'; `isoflop models` lists ours"),
         ("model.name=timm:resnt18", "command line: timm has no model 'resnt18' - did you mean `timm:resnet18`?"),
     ],
 )

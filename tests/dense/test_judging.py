@@ -239,7 +239,7 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-p", "detect", "-p", "ridge", "-d", "scenes"], "--protocol detect goes alone"),
+        (["-p", "detect", "-p", "ridge", "-d", "scenes"], "--protocol detect cannot be combined"),
         (["-p", "detect", "-d", "digits"], "objective `detect` needs objects"),
         (["-p", "segment", "-d", "scenes"], "objective `segment` needs maps of classes"),
         (["-p", "detect"], "`dataset`"),

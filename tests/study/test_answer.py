@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from isoflop.models import family_ladder
+from isoflop.models.presets import ladder_of
 from isoflop.report.interim import best_rates, interim_answer
 from isoflop.report.law import answer_sentence
 from isoflop.report.page import facts
@@ -71,7 +72,8 @@ def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes()
     sizes = ["poolformer_w4d1p8", "poolformer_w6d1p8"]
     families = {"no_mixer": {"sizes": sizes, "model": {"pool_size": 1}}, "bit": {"sizes": ["bit_r50x1"]}}
     catalogue = Catalogue(study_config(families=families))
-    assert set(catalogue.presets("no_mixer")) == set(family_ladder("poolformer"))
+    assert set(catalogue.presets("no_mixer")) == set(ladder_of(sizes[0]))
+    assert set(ladder_of(sizes[0])) >= {*sizes, *family_ladder("poolformer")}
     assert catalogue.presets("bit") == ("bit_r50x1",)
 
 

@@ -118,7 +118,7 @@ def test_too_many_spikes_end_the_run_as_diverged(tmp_path: Path, poison: Any) ->
     poison(30.0)
     result = train(guarded(spike=20.0, rollbacks=1), tmp_path / "run")
     assert result.state == "diverged"
-    assert "leapt" in result.error
+    assert "has a spike" in result.error
     assert "after 1 rollbacks" in result.error
     assert len(json.loads((tmp_path / "run/diverged.json").read_text())["skipped"]) == 1
 

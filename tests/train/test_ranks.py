@@ -147,7 +147,9 @@ def test_every_family_has_blocks() -> None:
 @pytest.mark.parametrize("option", ["recompute", "compile"])
 def test_what_works_block_by_block_is_refused_where_there_are_none(tmp_path: Path, option: str) -> None:
     config = run_config(model={"name": "timm:vgg11"}, parallel={option: True if option == "compile" else 1})
-    with pytest.raises(ConfigError, match=rf"`parallel.{option}` works block by block, and timm:vgg11 has none"):
+    with pytest.raises(
+        ConfigError, match=rf"`parallel.{option}` works block by block, and the blocks of timm:vgg11 are not known"
+    ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -87,7 +87,6 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 _number(trained.get(family, {}).get("heldout_loss")),
                 _number(entry.get("p_best"), 2),
                 _number(irreducible),
-                _share(utilisation(table.of_family(rows, family))),
             ]
         )
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
@@ -104,11 +103,13 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         "measured",
         f"P(best){' of those that trained' if answer.get('left_out') else ''}",
         f"irreducible {metric_of(answer).short}",
-        "utilisation",
     ]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, and what that should give."
     )
+    shares = {family: utilisation(table.of_family(rows, family)) for family in table.families(rows, answer)}
+    if known := [f"{family} {percent(share)}" for family, share in shares.items() if share is not None]:
+        caption += f" Training used of the peak of the device: {', '.join(known)}."
     caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
     return html_table("summary", caption, heads, body)
 

@@ -26,7 +26,7 @@ from isoflop.models.interop.names import (
 from isoflop.models.interop.transfer import misfits
 from isoflop.models.metaformer import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
-from isoflop.models.presets import FAMILIES, PRESETS, Config
+from isoflop.models.presets import FAMILIES, PRESETS, Config, ladder_of
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Moments = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,6 +82,9 @@ class Recognised:
         best = list(dict.fromkeys(name for name, count in said if count == most))
         if len({_function(resolve(name, **self.fitting[name])[1]) for name in best}) == 1:
             return best[0], True
+        published = [name for name in self.fitting if not ladder_of(name)]
+        if len(published) == 1 and self.proven:
+            return published[0], False
         few = "; ".join(sorted(self.fitting))
         raise ModelError(
             f"{self.release}: names and shapes do not determine the model, and neither does the file name. "
