@@ -109,7 +109,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     )
     shares = {family: utilisation(table.of_family(rows, family)) for family in table.families(rows, answer)}
     if known := [f"{family} {percent(share)}" for family, share in shares.items() if share is not None]:
-        caption += f" Training used of the peak of the device: {', '.join(known)}."
+        caption += f" Utilisation of the device's peak: {', '.join(known)}."
     caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
     return html_table("summary", caption, heads, body)
 
