@@ -68,7 +68,7 @@ def machine(args: argparse.Namespace) -> Iterator[Row]:
     yield {"what": "system", "value": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"}
     yield {"what": "torch, timm", "value": f"{torch.__version__}, {timm.__version__}"}
     yield {"what": "CUDA, cuDNN", "value": f"{torch.version.cuda}, {torch.backends.cudnn.version()}"}
-    from isoflop.train.device import describe_machine, identify, matrix_rate_of
+    from isoflop.train.device import describe_machine, has_bfloat16, identify, product_rate
 
     told = describe_machine(args.out)
     for device in told["devices"]:
@@ -78,7 +78,8 @@ def machine(args: argparse.Namespace) -> Iterator[Row]:
     known = identify(torch.cuda.get_device_name()) if args.device == "cuda" else None
     yield {"what": "published peak, bfloat16, TFLOP/s", "value": known.matrix_flops / 1e12 if known else None}
     for precision in ("float32", "bfloat16"):
-        rate = matrix_rate_of(torch.device(args.device), precision, rounds=10)
+        kind, device = getattr(torch, precision), torch.device(args.device)
+        rate, _ = product_rate(device, kind, 768 if kind == torch.float32 or has_bfloat16(device) else 128)
         yield {"what": f"measured matrix products, {precision}, TFLOP/s", "value": rate / 1e12}
 
 

@@ -98,7 +98,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and a process that has measured nothing."""
     monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
     _kept_peak.cache_clear()
-    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (5e9, 1.0))
+    monkeypatch.setattr("isoflop.train.device.product_rate", lambda device, kind, side: (5e9, 1.0))
     yield tmp_path
     _kept_peak.cache_clear()
 
@@ -111,7 +111,7 @@ def test_the_peak_is_measured_once_for_a_machine_and_a_number_of_threads(
     (file,) = (cache / "machine").iterdir()
     assert json.loads(file.read_text())["machine"]["threads"] == 1
     _kept_peak.cache_clear()  # another process
-    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (9e9, 1.0))
+    monkeypatch.setattr("isoflop.train.device.product_rate", lambda device, kind, side: (9e9, 1.0))
     assert peak_of(cpu, 1, again=True) == first
     assert peak_of(cpu, 2).fastest == 9e9
     file.write_text("{")  # damaged: measured again
@@ -123,12 +123,12 @@ def test_a_peak_measured_beside_other_work_says_so_and_is_measured_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (2e9, 0.5))
+    monkeypatch.setattr("isoflop.train.device.product_rate", lambda device, kind, side: (2e9, 0.5))
     busy = peak_of(cpu, 1)
     assert not busy.quiet
     assert "measured beside other work" in str(busy)
     _kept_peak.cache_clear()
-    monkeypatch.setattr("isoflop.train.device._product_rate", lambda device, kind, side: (5e9, 1.0))
+    monkeypatch.setattr("isoflop.train.device.product_rate", lambda device, kind, side: (5e9, 1.0))
     assert peak_of(cpu, 1) == busy  # good enough for a run's meters
     assert peak_of(cpu, 1, again=True).fastest == 5e9  # and not for a plan
     _kept_peak.cache_clear()
@@ -136,8 +136,8 @@ def test_a_peak_measured_beside_other_work_says_so_and_is_measured_again(
 
 
 def test_the_rate_of_a_product_is_its_flops_over_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isoflop.train.device import _product_rate
+    from isoflop.train.device import product_rate
 
-    rate, share = _product_rate(torch.device("cpu"), torch.float32, 64)
+    rate, share = product_rate(torch.device("cpu"), torch.float32, 64)
     assert 1e7 < rate < 1e13
     assert 0 < share < 1.5

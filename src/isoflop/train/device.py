@@ -256,15 +256,15 @@ def _measured_peak(device: torch.device, threads: int) -> Peak:
     torch.set_num_threads(threads)
     try:
         has = has_bfloat16(device)
-        timed = {"float32": _product_rate(device, torch.float32, 768)}
-        timed["bfloat16"] = _product_rate(device, torch.bfloat16, 768 if has else 128)
+        timed = {"float32": product_rate(device, torch.float32, 768)}
+        timed["bfloat16"] = product_rate(device, torch.bfloat16, 768 if has else 128)
     finally:
         torch.set_num_threads(before)
     quiet = all(share >= OWN_SHARE for _, share in timed.values())
     return Peak({name: rate for name, (rate, _) in timed.items()}, threads, quiet)
 
 
-def _product_rate(device: torch.device, kind: torch.dtype, side: int, rounds: int = 10) -> tuple[float, float]:
+def product_rate(device: torch.device, kind: torch.dtype, side: int, rounds: int = 10) -> tuple[float, float]:
     """FLOPs a second of processor time (a GPU: of time), and the share of the time that the processor was ours."""
     side = 8192 if device.type == "cuda" else side
     a = torch.ones(side, side, dtype=kind, device=device)
