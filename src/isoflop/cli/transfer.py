@@ -14,7 +14,7 @@ import typer
 
 from isoflop.cli.config import Overrides
 from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from isoflop.transfer.predict import Guess
@@ -99,8 +99,6 @@ def transfer(
 
 def tell_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print accuracies with their intervals."""
-    from isoflop.cli.output import print_table
-
     table = [
         (
             row["name"],
@@ -147,7 +145,6 @@ def transfer_dense(
     config = load(None, given, DenseTransferConfig).config
     tell_once = cache(_report_progress)  # data are opened for training and for judging
     warnings.showwarning = lambda message, *_rest, **_more: tell_once(f"warning: {message}")
-    from isoflop.cli.output import print_table
     from isoflop.runs.files import write_json
     from isoflop.transfer import open_backbone
     from isoflop.transfer.dense import judge_dense
@@ -210,7 +207,6 @@ def predict(
     for image in images:
         existing(image)
     from isoflop.data.records import Damage
-    from isoflop.errors import DataError
     from isoflop.transfer.predict import predict as guesses
 
     damaged: list[Damage] = []

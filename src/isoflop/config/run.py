@@ -31,7 +31,7 @@ from isoflop.config.objective import DistilledConfig, ObjectiveConfig, Supervise
 
 
 class StartConfig(Table):
-    """Fine-tuning: where the weights come from, and what becomes of the classifier."""
+    """Fine-tuning: the source of the weights, and how the classifier starts."""
 
     weights: Text = names_weights()
     """A `.safetensors` file with the backbone's own names, or the folder of a finished run."""

@@ -66,7 +66,7 @@ class Note(NamedTuple):
 
 
 def why(error: Exception) -> str:
-    """The reason that an error gives, without the name of the file, which is told already."""
+    """The reason that an error gives, without the name of the file, which the caller prints."""
     return str(getattr(error, "strerror", None) or error)
 
 

@@ -339,7 +339,7 @@ class ShardCache:
 
 
 def remote_sign(url: str) -> tuple[int, str | None]:
-    """The size of a remote file, and what its storage says that changes with its content; None if it says nothing."""
+    """The size of a remote file, and its ETag, version or time of change; None if the storage has none of them."""
     with reaching(url):
         system, path = fsspec.core.url_to_fs(url)
         info = system.info(path)

@@ -185,7 +185,7 @@ def fit_thetas(points: Points, starts: int = 16, irreducible: float | None = Non
     if irreducible is not None:
         lower[2] = upper[2] = irreducible
     theta = _grid_starts(x, y, z, weight, 0.03, starts)
-    # Opinions that matter only where the table is silent: exponents are within a factor of a few of 0.4.
+    # Weak priors on parameters that the data do not constrain: exponents are within a factor of a few of 0.4.
     prior = Prior(np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.zeros(5))
     delta, noise = 0.03, 0.0
     for _ in range(10):

@@ -162,7 +162,7 @@ def project(
         right = np.einsum("gmi,gm->gi", relative, weight)
         best = np.full(guesses, np.inf)
         for s in subsets:
-            # Columns differ by orders of magnitude: solve in units of their norms, with a whisper of a ridge.
+            # Columns differ by orders of magnitude: solve in units of their norms, with a tiny ridge.
             norm = np.sqrt(np.maximum(gram[:, s, s], 1e-300))
             scaled = gram[:, s[:, None], s] / (norm[:, :, None] * norm[:, None, :]) + 1e-12 * np.eye(s.size)
             part = np.linalg.solve(scaled, (right[:, s] / norm)[:, :, None])[:, :, 0] / norm

@@ -56,7 +56,7 @@ def metric_key(config: Any) -> str:
 
 
 def metric_of(answer: Mapping[str, Any]) -> Metric:
-    """The metric of the study whose answer this is, from the configuration in it; whatever is damaged says nothing."""
+    """The metric of the study of this answer, from the configuration in it; damaged parts are ignored."""
     config = _table(_table(answer.get("study")).get("config"))
     if judged_by := _table(answer.get("study")).get("judged_by"):
         return Metric(str(judged_by), str(judged_by))

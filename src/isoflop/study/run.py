@@ -25,7 +25,7 @@ from isoflop.train.identity import environment
 from isoflop.train.optim.build import trunk_steps
 from isoflop.transfer import open_backbone, transfer
 
-# What a study says while it works. The base class says nothing; the command line gives it a voice.
+# What a study reports while it works. The base class prints nothing; the command line overrides it.
 
 
 class Narrator:

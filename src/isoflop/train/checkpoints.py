@@ -236,8 +236,8 @@ class Progress:
     seconds: float = 0.0  # spent in training over all attempts; the only field that two equal runs may differ in
     missed: int = 0  # steps since the last journal row whose loss was not finite
     nonfinite: int = 0  # steps without an update, since loss or gradient were not finite
-    skipped: list[list[int]] = field(default_factory=list)  # [step, steps of samples passed over before it], in order
-    recent: list[float] = field(default_factory=list)  # losses that a spike is told by
+    skipped: list[list[int]] = field(default_factory=list)  # [step, steps of samples skipped before it], in order
+    recent: list[float] = field(default_factory=list)  # losses that a spike is compared with
     best: list[float] = field(default_factory=list)  # the lowest held-out loss and its step
 
     @property

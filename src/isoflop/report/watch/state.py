@@ -123,7 +123,7 @@ class Tail:
                     end = chunk.rfind(b"\n") + 1
                     if not end and len(chunk) < CHUNK:
                         return
-                    # A line longer than a chunk is no row of ours: it is passed over.
+                    # A line longer than a chunk is not a row: it is skipped.
                     end = end or len(chunk)
                     self._read[file] = stream.tell() - len(chunk) + end
                     stream.seek(self._read[file])

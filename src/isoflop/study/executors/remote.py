@@ -47,7 +47,7 @@ class Mailbox:
         self._read = 0
 
     def events(self) -> Iterator[Message]:
-        """The messages since the last call; what is not a whole line of JSON is passed over or comes later."""
+        """The messages since the last call. Damaged lines are skipped; an incomplete one waits for the next call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._read)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from isoflop.config import TransferConfig
+from isoflop.config import RunConfig, TransferConfig, parse
 from isoflop.errors import CheckpointError, DataNotice, MachineNotice
 from isoflop.runs.files import read_json, write_json
 from isoflop.train.guards import asked_to_stop
@@ -45,7 +45,6 @@ def train_task(task: Message, send: Send, *, patience: float = 0.0, stop: Callab
 
 
 def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool]) -> dict[str, str]:
-    from isoflop.config import RunConfig, parse
     from isoflop.train import train
 
     def on_row(row: dict[str, Any]) -> None:
