@@ -61,3 +61,10 @@ def test_an_interval_contains_its_estimate() -> None:
     assert law is not None
     for name in ("alpha", "beta"):
         assert law.exponent_intervals[name][0] <= law.exponents()[name] <= law.exponent_intervals[name][1]
+
+
+def test_as_many_rows_as_parameters_determine_no_exponent() -> None:
+    """An interval of width zero once stood beside an exact fit of five rows."""
+    n, d, loss = [1e6, 2e6, 1e6, 2e6, 4e6], [1e8, 1e8, 4e8, 4e8, 4e8], [3.1, 2.9, 2.7, 2.5, 2.4]
+    for lo, hi in fit_size_data(n, d, loss).exponent_intervals.values():
+        assert (lo, hi) == (0.01, 3.0)

@@ -338,7 +338,7 @@ def fit_form(form: str, x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> F
     best = int(np.argmin(solution.objective))
     point = solution.theta[best]
     b = law.parameters.index("b")
-    interval = profile_interval(law.model(t), point, z, b, noise=noise, lower=lower, upper=upper, level=level)
+    interval = profile_interval(law.model(t), point, z, b, delta=delta, lower=lower, upper=upper, level=level)
     close = solution.objective - solution.objective[best] <= 1e-3 * noise**2
     offset = float(point[law.parameters.index("c")]) if "c" in law.parameters else 0.0
     return FormLaw(

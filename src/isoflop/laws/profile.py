@@ -5,11 +5,7 @@ significantly worse. Unlike bootstrap percentiles they are valid for small table
 import numpy as np
 
 from isoflop.laws.backtest import student
-from isoflop.laws.solve import Array, Model, minimise
-
-BEND = 3.0
-"""Huber's loss bends at this many standard deviations here: outliers are held off, normal noise is left quadratic, so
-that the F test holds."""
+from isoflop.laws.solve import Array, Model, Prior, minimise
 
 
 def profile_interval(
@@ -18,7 +14,7 @@ def profile_interval(
     target: Array,
     parameter: int,
     *,
-    noise: float,
+    delta: float,
     lower: Array,
     upper: Array,
     fixed: tuple[int, ...] = (),
@@ -26,26 +22,30 @@ def profile_interval(
     points: int = 25,
     weights: Array | None = None,
     spread: float = 0.0,
+    prior: Prior | None = None,
 ) -> tuple[float, float]:
     """(lo, hi) of `theta[parameter]`; a bound of the box where the data set none.
 
-    The objective's rise is compared with Student's quantile squared (an F test), the variance estimated from the
-    residuals at the best fit with m - p degrees of freedom; `noise` (standard deviation of log y) only sets where
-    Huber's loss bends. Each end is refined three times. Where a target stands for several rows, `weights` counts them
-    and `spread` is the sum of their squares about the targets.
+    `theta` is the minimum of the objective that is profiled: `delta` (Huber's bend), `weights` and `prior` are those of
+    the fit, so the interval is that of the estimate and contains it. The objective's rise is compared with Student's
+    quantile squared (an F test) with m - p degrees of freedom, times E ψ² / E ψ', by which Huber's loss rises less than
+    a square (Schrader and Hettmansperger 1980). Without a degree of freedom nothing is known: the whole box. Each end
+    is refined three times. Where a target stands for several rows, `weights` counts them and `spread` is the sum of
+    their squares about the targets.
     """
-    first = model(theta[None])[0][0] - target
-    # Without an outlier nothing is bent: in a small table the noise is often underestimated.
-    delta = max(BEND * noise, float(np.abs(first).max()) * 1.5 if np.abs(first).max() < 2 * BEND * noise else 0.0)
     weights = np.ones_like(target) if weights is None else weights
+    freedom = int(weights.sum()) - (theta.size - len(fixed))
+    if freedom < 1:
+        return float(lower[parameter]), float(upper[parameter])
     best = minimise(
-        model, theta[None], target, delta=delta, lower=lower, upper=upper, weights=weights, fixed=fixed, iterations=1000
-    )
-    centre, floor = float(best.theta[0, parameter]), float(best.objective[0])
-    residual = model(best.theta)[0][0] - target
-    freedom = max(int(weights.sum()) - (theta.size - len(fixed)), 1)
-    variance = (float(weights @ np.clip(residual, -delta, delta) ** 2) + spread) / freedom
-    threshold = 0.5 * variance * float(student(freedom, 0.5 + level / 2)) ** 2
+        model, theta[None], target, delta=delta, lower=lower, upper=upper, weights=weights, prior=prior, fixed=fixed,
+        iterations=1000,
+    )  # fmt: skip
+    centre, floor = float(theta[parameter]), float(best.objective[0])
+    residual = np.abs(model(best.theta)[0][0] - target)
+    bent = float(weights @ np.minimum(residual, delta) ** 2) + spread
+    straight = float(weights @ (residual <= delta)) / float(weights.sum())
+    threshold = 0.5 * bent / freedom / max(straight, 0.5) * float(student(freedom, 0.5 + level / 2)) ** 2
     scale = np.maximum(np.abs(centre), 0.02) * np.concatenate([[0.0], np.geomspace(1e-3, 1e2, points)])
     ends = []
     for sign, bound in ((-1.0, float(lower[parameter])), (1.0, float(upper[parameter]))):
@@ -56,7 +56,7 @@ def profile_interval(
             starts[:, parameter] = grid
             value = minimise(
                 model, starts, target, delta=delta, lower=lower, upper=upper, weights=weights,
-                fixed=(*fixed, parameter), iterations=100,
+                prior=prior, fixed=(*fixed, parameter), iterations=100,
             ).objective  # fmt: skip
             worse = np.flatnonzero(value - floor > threshold)
             if worse.size == 0:
@@ -66,5 +66,4 @@ def profile_interval(
             inside, outside = float(grid[first - 1]), float(grid[first])
             grid = np.linspace(inside, outside, 9)
         ends.append(0.5 * (inside + outside))
-    given = float(theta[parameter])  # which a sharper bend may have led elsewhere: an interval contains its estimate
-    return min(float(ends[0]), given), max(float(ends[1]), given)
+    return ends[0], ends[1]

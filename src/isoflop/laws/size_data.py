@@ -255,8 +255,8 @@ def exponent_profiles(fit: Fit, level: float) -> dict[str, tuple[float, float]]:
     intervals = {}
     for name, k in (("alpha", 3), ("beta", 4)):
         intervals[name] = profile_interval(
-            fit.model, fit.theta, fit.points.z, k, noise=fit.noise, lower=fit.lower, upper=fit.upper, fixed=held,
-            level=level, weights=fit.points.weight, spread=float(fit.points.spread.sum()),
+            fit.model, fit.theta, fit.points.z, k, delta=fit.delta, lower=fit.lower, upper=fit.upper, fixed=held,
+            level=level, weights=fit.points.weight, spread=float(fit.points.spread.sum()), prior=fit.prior,
         )  # fmt: skip
     return intervals
 
