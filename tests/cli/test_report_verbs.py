@@ -37,8 +37,7 @@ def test_a_table_of_anybody_becomes_a_page_and_figures(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("report", "points.csv"), "points.csv: not a table of isoflop (no column `family`): name its columns"),
-        (("report", "points.csv", "--x", "hours"), "points.csv: give both --x and --y"),
+        (("report", "points.csv", "--x", "hours", "--y", "los"), "no column `los` - did you mean `loss`?"),
         (("report", "points.csv", "--x", "hour", "--y", "loss"), "no column `hour` - did you mean `hours`?"),
         (("report", "point.csv"), "point.csv: no such file"),
         (("report", "points.csv", "points.csv"), "one table, or folders"),

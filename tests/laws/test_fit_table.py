@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from isoflop.errors import LawError
 from isoflop.laws import TableFit, fit_table, markdown, picture, svg
+from isoflop.report import tabled_report
 
 
 def ladder(noise=0.01):
@@ -90,7 +92,7 @@ def test_the_picture_is_one_well_formed_document_that_escapes_its_text():
         (curve_csv(GOOD + "1e12,inf\n"), {}, "must be positive and finite, not inf"),
         (curve_csv(GOOD + "1e12,0\n"), {}, "must be positive and finite, not 0"),
         (curve_csv(GOOD + "-5,0.1\n"), {}, "`images` must be positive"),
-        (curve_csv(GOOD + "1e12,\n"), {}, "results.csv:8: `error` is empty"),
+        ("images,error\n1e6,\n1e7,\n", {}, "`error` is empty in every row"),
         (curve_csv(GOOD + "1e12,low\n"), {}, "is not a number: 'low'"),
         (curve_csv(GOOD + "1e12\n"), {}, "results.csv:8: 1 cells where the first line names 2"),
         (curve_csv(GOOD + "1000000,0.90000\n"), {}, "results.csv:8 is the same run as line 2, listed twice"),
@@ -106,12 +108,18 @@ def test_the_picture_is_one_well_formed_document_that_escapes_its_text():
         (curve_csv(GOOD), {"x": ["images", "images"]}, "a column is given twice"),
         (curve_csv(GOOD), {"y": "images"}, "a column is given twice"),
         (curve_csv(GOOD), {"seed": -1}, "seed must be 0 or more"),
+        (curve_csv(GOOD), {"at": (1e9, 1e9)}, "asks about a size and data: give two columns as x, or a budget"),
+        (curve_csv(GOOD), {"at": (1e9, 1e9), "budget": 1e9}, "a budget or a size and data .--at., not both"),
+        (curve_csv(GOOD), {"at": (1e9, -1.0)}, "size and data must be positive"),
+        (curve_csv(GOOD), {"x": ["6*image"]}, "no column `image` - did you mean `images`"),
+        (curve_csv(GOOD), {"x": ["x*images"]}, "`x[*]images` is no column"),
         (curve_csv(GOOD), {"level": float("nan")}, "level must be between 0 and 1"),
         (curve_csv(GOOD), {"budget": 1e300}, "budget must be between 1e-100 and 1e[+]100"),
         (curve_csv(GOOD + "1e300,0.1\n"), {}, "`images` must be between 1e-100 and 1e[+]100"),
         (curve_csv("\n\n" + GOOD + "\n1e12,nan\n"), {}, "results.csv:11: `error` must be positive"),
         (curve_csv(GOOD.replace(",0.", ",0,").replace("0,", "0;", 1)), {}, "3 cells where the first line names 2"),
-        ("images;error\n10;0,9\n", {}, "not a number: '0,9' .write decimals with a point"),
+        ("images;error\n10;3,141\n", {}, "`error` is 3,141, with a decimal comma or thousands separators: write"),
+        ("images;error\n10;0,9,1\n", {}, "not a number: '0,9,1'"),
         (curve_csv("9" * 200_000 + ",0.5\n"), {}, "results.csv:2 is not CSV: field larger"),
         (curve_csv("word " * 20 + ",0.5\n"), {}, "not a number: 'word word [word ]*…'"),
         ("model,images,error\n,1,2\n", {"by": "model"}, "results.csv:2: `model` is empty"),
@@ -184,6 +192,47 @@ def test_where_a_curve_says_nothing_there_is_no_answer_but_the_reason(tmp_path):
     group = fit_table(write(tmp_path, curve_csv(valley)), x=["images"], y="error", budget=1e9).groups[0]
     assert group.prediction is None
     assert "turns upwards" in group.refusal
+
+
+def test_a_curve_that_turns_upwards_still_answers_inside_its_points(tmp_path):
+    """The last point is above the lowest one: beyond it there is no answer, between the points there is."""
+    x = np.geomspace(1e5, 1e8, 40)
+    valley = "".join(f"{v:.0f},{0.2 + np.log10(v / 5e6) ** 2:.5f}\n" for v in x)
+    path = write(tmp_path, curve_csv(valley))
+    for budget in (2e5, 6e7):
+        prediction = fit_table(path, x=["images"], y="error", budget=budget).groups[0].prediction
+        assert prediction is not None, budget
+    rising = "".join(f"{10**k},{0.1 * k}\n" for k in range(1, 8))
+    group = fit_table(write(tmp_path, "images,score\n" + rising), x=["images"], y="score", budget=1e8).groups[0]
+    assert "if `score` is an accuracy or a score of at most 1 or 100, add --accuracy" in group.refusal
+
+
+def test_a_given_size_and_data_is_predicted_and_the_bias_correction_is_said():
+    columns = ladder()
+    table = {name: cells[:25] for name, cells in columns.items()}
+    n, d = 8e6, 2e7 / 3
+    fit = fit_table(table, x=["flops_per_image", "images"], y="loss", at=(n, d))
+    p = fit.groups[0].prediction
+    assert p is not None
+    assert (p.n, p.d, p.budget) == (n, d, n * d)
+    assert p.interval[0] < 0.3 + 25 * n**-0.35 + 80 * d**-0.35 < p.interval[1]
+    law = fit.groups[0].size_data
+    assert law is not None
+    assert p.formula == pytest.approx(law.irreducible + law.a * n**-law.alpha + law.b * d**-law.beta)
+    assert p.value == pytest.approx(float(law.predict(n, d)))
+    biased = replace(fit, groups=(replace(fit.groups[0], prediction=replace(p, value=p.formula * 0.97)),))
+    assert f"The formula alone gives {p.formula:.4g}; the prediction is -3.00% of it" in markdown(biased)
+
+
+def test_a_small_group_is_named_and_the_others_answer(tmp_path):
+    """LAION's open CLIP models (github.com/LAION-AI/scaling-laws-openclip), four data sets, one with three models."""
+    path = Path(__file__).parent / "foreign" / "openclip_four_groups.csv"
+    fit = fit_table(path, x=["gmacs_total"], y="acc1", by="upstream_dataset", budget=1e13)
+    assert [g.name for g in fit.groups if g.prediction] == ["LAION-2B", "LAION-400M", "LAION-80M"]
+    assert any("CLIP-WIT is left out, no law: a curve needs at least 4 different x, not 3" in n for n in fit.notes)
+    assert svg(picture(fit)).count("<polygon") == 3
+    page = tabled_report(path, x=["gmacs_total"], y="acc1", by="upstream_dataset").page
+    assert "CLIP-WIT" in page
 
 
 def test_all_runs_at_one_budget_are_refused():

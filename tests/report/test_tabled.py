@@ -71,9 +71,8 @@ def test_sizes_and_images_under_other_names_are_a_table_of_runs(planted: Any, tm
         (
             "a,b\n1,2\n",
             {},
-            r"not a table of isoflop \(no column `family`\): name its columns with --x and --y; it has a, b",
+            "no column looks like a loss, an error or an accuracy: name it with --y. It has: a, b",
         ),
-        ("a,b\n1,2\n", {"x": ("a",)}, "give both --x and --y"),
         ("a,b\n1,2\n", {"x": ("a",), "y": "c"}, "no column `c`"),
         ("a,b\n1,2\n2,x\n", {"x": ("a",), "y": "b"}, "t.csv:3: `b` is not a number"),
         ("a,b\n1,2\n2,3\n", {"x": ("a",), "y": "b"}, "at least 4 different x"),
@@ -126,6 +125,13 @@ def test_the_page_of_runs_says_what_the_command_says(tmp_path: Path) -> None:
     assert f"expected loss {group.prediction.value:.3f} (90 % interval {low:.3f}–{high:.3f})" in made.page
     assert quantity(group.prediction.n, 3) in made.page
     assert "isoflop report chinchilla_234.csv --x N --x D --y loss --budget 1e+22" in made.page
+
+
+def test_columns_that_are_not_named_are_guessed_as_the_command_does(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "chinchilla_234.csv"
+    (group,) = fit_table(path, budget=1e22).groups
+    assert group.prediction is not None
+    assert f"expected loss {group.prediction.value:.3f}" in tabled_report(path, budget=1e22).page
 
 
 def test_a_column_called_model_hides_no_runs(planted: Any, tmp_path: Path) -> None:

@@ -137,21 +137,40 @@ def watch(
 
 
 FIT_EXAMPLES = examples(
+    "isoflop fit results.csv",
     "isoflop fit results.csv --x compute --y loss --budget 1e20",
     "isoflop fit results.csv --x flops_per_image --x images --y loss --by family --budget 1e20 --picture laws.svg",
+    "isoflop fit results.csv --x '6*params' --x tokens --y val_loss --at 7e9 2e12",
 )
 
 
 def fit(
     table: Annotated[Path, argument("Table with a header.", "TABLE.csv")],
     x: Annotated[
-        list[str], typer.Option("--x", metavar="COLUMN", help="Compute or images; twice: FLOPs per image, then images.")
-    ],
-    y: Annotated[str, typer.Option("--y", metavar="COLUMN", help="Loss, error or accuracy.")],
+        list[str] | None,
+        typer.Option(
+            "--x",
+            metavar="COLUMN",
+            help="Compute or images; twice: FLOPs per image, then images. Also 6*COLUMN or COLUMN/COLUMN. "
+            "Guessed by name when left out.",
+        ),
+    ] = None,
+    y: Annotated[
+        str | None, typer.Option("--y", metavar="COLUMN", help="Loss, error or accuracy; guessed when left out.")
+    ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="One law for each value of this column.")
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="COLUMN",
+            help="One law for each value of this column; guessed without --x and --y, none for none.",
+        ),
     ] = None,
     budget: Annotated[float | None, typer.Option("--budget", metavar="X", help="The value to predict at.")] = None,
+    at: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--at", metavar="SIZE DATA", help="Predict this size and data, in the units of their columns."),
+    ] = None,
     accuracy: Annotated[
         bool | None, typer.Option("--accuracy/--no-accuracy", help="Whether y is an accuracy; default by its name.")
     ] = None,
@@ -168,7 +187,9 @@ def fit(
         raise LawError(f"--level must be between 0 and 1, not {level:g}")
     if picture and picture.suffix.lower() != ".svg":
         raise LawError(f"{picture}: the name of the picture must end in .svg")
-    fitted = laws.fit_table(existing(table), x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level, seed=seed)
+    fitted = laws.fit_table(
+        existing(table), x=x or (), y=y, by=by, budget=budget, at=at, accuracy=accuracy, level=level, seed=seed
+    )
     if picture:
         try:
             picture.write_text(laws.svg(laws.picture(fitted)), encoding="utf-8")

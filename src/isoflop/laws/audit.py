@@ -65,7 +65,7 @@ def audit_curve(law: CurveLaw, x: ArrayLike, y: ArrayLike) -> tuple[Finding, ...
     form, share = max(votes.items(), key=lambda vote: vote[1])
     fitted = t >= max(min(m.since for m in law.members if m.weight >= 0.1 * law.members[0].weight), law.x_range[1] / 4)
     residual = z[fitted] - np.log(law.predict(t[fitted]))
-    repeats = np.unique(t).size < t.size
+    repeats = np.unique(t).size < np.unique(t + 1j * z).size
     return (
         _verdict("agreement of forms", share >= 0.5, f"{share:.0%} of the vote for one form ({form})",
                  f"no form has half of the vote ({form} {share:.0%}): forms disagree about what follows"),
@@ -114,9 +114,12 @@ def _residuals(residual: Array, name: str, column: Array) -> Finding:
 
 
 def _edges(x: Array, y: Array, z: Array) -> Finding:
+    check = "best size inside the grid"
     share = edge_share(x, y, z)
+    if share is None:
+        return Finding(check, "warning", "no budget has three sizes: nothing shows that the best size was tried")
     return _verdict(
-        "best size inside the grid",
+        check,
         share <= 0.34,
         f"at {1 - share:.0%} of the budgets",
         f"at {share:.0%} of the budgets the best size is the smallest or largest tried: widen the sizes",
@@ -183,17 +186,31 @@ def _schedules(y: Array, schedule: Sequence[object] | None, horizon: Array | str
     return Finding(check, "warning" if problems else "ok", "; ".join(problems) or "all alike")
 
 
+REPEATS = 3
+"""With fewer repeated runs, the noise between seeds says nothing of the form."""
+
+
 def _seeds(x: Array, y: Array, z: Array, noise: float) -> Finding:
-    """Repeats (same size and images) show the noise between seeds; without any, the residual must serve."""
+    """Repeats (same size and images) show the noise between seeds; without any, the residual must serve.
+
+    Rows with the same loss as well are one run that is listed twice, or a rounded figure: no repeats.
+    """
+    check = "noise between seeds"
     key = np.round(x, 4) + 1j * np.round(y, 3)
-    _, index, count = np.unique(key, return_inverse=True, return_counts=True)
-    if (count < 2).all():
-        return Finding("noise between seeds", "warning", f"one seed a run: noise is that of the residuals, {noise:.1%}")
-    centred = z - (np.bincount(index, z) / count)[index]
-    between = float(np.sqrt((centred**2).sum() / max(z.size - count.size, 1)))
-    sizes = f"{between:.1%} between repeats, {noise:.1%} about the law"
+    _, index = np.unique(key, return_inverse=True)
+    _, first = np.unique(index + 1j * z, return_index=True)
+    index, z = index[first], z[first]
+    count = np.bincount(index)
+    freedom = int(z.size - (count > 0).sum())
+    if freedom < 1:
+        return Finding(check, "warning", f"one seed a run: noise is that of the residuals, {noise:.1%}")
+    centred = z - (np.bincount(index, z) / np.maximum(count, 1))[index]
+    between = float(np.sqrt((centred**2).sum() / freedom))
+    sizes = f"{between:.1%} between {freedom} repeat{'s' if freedom > 1 else ''}, {noise:.1%} about the law"
+    if freedom < REPEATS:
+        return Finding(check, "unknown", f"{sizes}: too few repeats to judge the form")
     good = noise <= 2.0 * between + 1e-3
-    return _verdict("noise between seeds", good, sizes, f"{sizes}: the form does not fit")
+    return _verdict(check, good, sizes, f"{sizes}: the form does not fit")
 
 
 def _backtests(coverage: float | None, what: str, level: float) -> Finding:

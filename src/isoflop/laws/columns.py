@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,31 +147,101 @@ def name_column(columns: Columns, name: str, source: TableSource) -> list[str]:
     return names
 
 
-def positive_column(columns: Columns, name: str, source: TableSource) -> Array:
-    """A column of positive, finite numbers, or LawError with the line of the first one that is not."""
+def positive_column(columns: Columns, name: str, source: TableSource, *, suffixes: bool = False) -> Array:
+    """A column of positive, finite numbers, or LawError with the line of the first one that is not.
+
+    Numbers may be written with thousands separators, decimal commas, a % sign, in LaTeX, as mean ± deviation (the mean
+    is read), and with K, M, B and T where `suffixes` are counts.
+    """
     text = text_column(columns, name, source)
     try:
         values = np.fromiter(map(float, text), np.float64, len(text))
-        if ((values > 1 / LARGEST) & (values < LARGEST)).all():
+        if ((values > 1 / LARGEST) & (values < LARGEST)).all() and not _dots_between_thousands(columns, text):
             return values
     except ValueError:
         pass
+    decimal_comma = _dots_between_thousands(columns, text) or _decimal_comma(text, name, source)
     values = np.empty(len(text))  # cell by cell, to say which one is wrong
     for k, cell in enumerate(text):
         try:
-            values[k] = float(cell)
+            values[k] = _number(cell, decimal_comma, suffixes)
         except ValueError:
             short = cell if len(cell) <= 40 else f"{cell[:40]}…"
-            what = f"is not a number: {short!r}" if cell else "is empty"
-            hint = " (write decimals with a point)" if _with_decimal_comma(cell) else ""
-            raise LawError(f"{source.at(k)}: `{name}` {what}{hint}") from None
+            what = "is empty" if is_missing(cell) else f"is not a number: {short!r}"
+            raise LawError(f"{source.at(k)}: `{name}` {what}") from None
         if wrong := fault(float(values[k])):
             raise LawError(f"{source.at(k)}: `{name}` must be {wrong}, not {cell[:40]}")
     return values
 
 
-def _with_decimal_comma(cell: str) -> bool:
-    return cell.count(",") == 1 and cell.replace(",", "").isdigit()
+COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+"""A number with thousands separators: also 3,141, which a decimal comma writes alike."""
+DOTTED = re.compile(r"[1-9]\d{0,2}(\.\d{3})+(,\d+)?")
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell has no value. NaN is a value: of a run that diverged."""
+    return cell.lower() in ("", "-", "–", "—", "na", "n/a", "none", "null")
+
+
+def _plain_cell(cell: str) -> str:
+    """A cell without what only sets it: math mode, bold, %, deviation, spaces between thousands."""
+    bare = re.sub(r"\\(?:textbf|mathbf|underline|num|mathrm|emph|,|!)|[${}*%~\u2248]", "", re.split(r"±|\\pm", cell)[0])
+    return re.sub(r"(?<=\d)[ '_\u00a0\u2009\u202f](?=\d{3}(\D|$))", "", bare).strip()
+
+
+def _dots_between_thousands(columns: Columns, cells: list[str]) -> bool:
+    """Whether all cells of a column are such as 10.000 or 10.000.000, and dots cannot be decimal: some have two, or
+    another column has decimal commas."""
+    if not cells or not DOTTED.fullmatch(cells[0]) or not all(map(DOTTED.fullmatch, cells)):
+        return False
+    return any(c.count(".") > 1 for c in cells) or any(
+        "," in c and re.fullmatch(r"\d+,\d+", c) and not GROUPED.fullmatch(c)
+        for other in columns.values()
+        for c in other
+    )
+
+
+def _decimal_comma(cells: list[str], name: str, source: TableSource) -> bool:
+    """Whether the commas of a column are decimal, or LawError if the column does not tell."""
+    commas = [(k, plain) for k, cell in enumerate(cells) if "," in (plain := _plain_cell(cell))]
+    if not commas:
+        return False
+    thousands = [GROUPED.fullmatch(plain) for _, plain in commas]
+    if not all(thousands):
+        return True
+    if any(plain.count(",") > 1 or "." in plain for _, plain in commas) or any("." in cell for cell in cells):
+        return False
+    k, plain = commas[0]
+    raise LawError(
+        f"{source.at(k)}: `{name}` is {plain}, with a decimal comma or thousands separators: write it with a point, or "
+        "without separators"
+    )
+
+
+def _number(cell: str, decimal_comma: bool, suffixes: bool) -> float:
+    """The number that a cell writes, or ValueError."""
+    bare = _plain_cell(cell)
+    if decimal_comma:
+        if not re.fullmatch(r"\d+(,\d+)?", bare) and not DOTTED.fullmatch(bare):
+            raise ValueError(cell)
+        bare = bare.replace(".", "").replace(",", ".")
+    elif "," in bare:
+        if not GROUPED.fullmatch(bare):
+            raise ValueError(cell)
+        bare = bare.replace(",", "")
+    if power := re.fullmatch(r"(?:([\d.]+)\s*(?:\\times|\\cdot|×|x|·)\s*)?10\s*(?:\^|\*\*)\s*([+-]?\d+)", bare):
+        return float(power[1] or 1) * 10.0 ** int(power[2])
+    if suffixes and (counted := re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)\s*([kmbgtKMBGT])", bare)):
+        return float(counted[1]) * COUNTS[counted[2].lower()]
+    return float(bare)
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a column's name in lower case, without LaTeX: `valLoss`, `val/loss`, `Val. loss` are val, loss."""
+    bare = re.sub(r"\\(?:mathcal|mathrm|text|mathit|mathbf)\b|[${}\\]", "", name)
+    return re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower())
 
 
 def refuse_duplicates(columns: Columns, source: TableSource) -> None:
@@ -192,7 +264,7 @@ def as_error(values: Array, name: str, source: TableSource, accuracy: bool | Non
         LawError: an accuracy above 100 (or a perfect one, whose error has no logarithm), or fractions among percents.
     """
     if accuracy is None:
-        accuracy = _sounds_like_accuracy(name)
+        accuracy = is_accuracy(name)
     if not accuracy:
         return values, name
     largest = int(np.argmax(values))
@@ -214,11 +286,24 @@ def as_error(values: Array, name: str, source: TableSource, accuracy: bool | Non
     return whole - values, f"error in % ({whole:g} - {name})" if percents.size else f"error (1 - {name})"
 
 
-def _sounds_like_accuracy(name: str) -> bool:
-    lower = name.lower()
-    if any(word in lower for word in ("err", "loss")):  # such as top1_error
+ACCURACIES = {"precision", "map", "ap", "miou", "iou", "auc", "auroc", "auprc", "dice", "mcc", "ndcg", "mrr", "f1"}
+NUMBERED = re.compile(
+    r"(top|f|r|ap|map|hit|hits|pass|precision|recall)\d+|topk|hitrate|exactmatch|(pass|success|win)rate"
+)
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a column's name is that of an accuracy or a score of at most 1 (or 100 %): top1, mIoU, mAP, F1, AUC …"""
+    words = words_of(name)
+    joined = "".join(words)
+    if any(word in joined for word in ("err", "loss")):  # such as top1_error
         return False
-    return any(word in lower for word in ("acc", "top1", "top-1", "top_1", "precision"))
+    pairs = [f"{first}{second}" for first, second in pairwise(words)]
+    known = {*words, *pairs, joined}
+    return bool(ACCURACIES & known) or any(
+        NUMBERED.fullmatch(text) or re.fullmatch(r"\w*acc|accuracy\w*|\w*accuracy|\w*recall|acc[1-9k]\d*", text)
+        for text in known
+    )
 
 
 # Results that survive a round trip through JSON, so that a report can be drawn without fitting again.

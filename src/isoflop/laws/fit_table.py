@@ -11,21 +11,11 @@ from numpy.typing import NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
-from isoflop.laws.columns import (
-    Columns,
-    JsonRecord,
-    TableSource,
-    as_error,
-    fault,
-    name_column,
-    positive_column,
-    read_columns,
-    refuse_duplicates,
-    tells_nothing,
-)
+from isoflop.laws.columns import Columns, JsonRecord, TableSource, fault, read_columns, tells_nothing
 from isoflop.laws.compare import Comparison, Crossover, compare
 from isoflop.laws.curve import CurveLaw, fit_curve
 from isoflop.laws.forms import FORMS
+from isoflop.laws.roles import Runs, read_runs
 from isoflop.laws.size_data import SizeDataLaw, check_table, fit_size_data
 from isoflop.laws.solve import Array
 
@@ -36,7 +26,11 @@ DRAWN = 2000
 
 @dataclass(frozen=True)
 class Prediction(JsonRecord):
-    """What a law says at `budget`: the value, its interval, and for two axes the best size `n` and images `d`."""
+    """What a law says at `budget`: the value, its interval, and for two axes the size `n` and images `d`.
+
+    n and d are the best ones, or those that were asked about. `formula` is what the printed formula alone gives there,
+    without the bias that backtests showed; None where no formula is printed.
+    """
 
     budget: float
     value: float
@@ -45,6 +39,7 @@ class Prediction(JsonRecord):
     n: float | None = None
     d: float | None = None
     n_interval: tuple[float, float] | None = None
+    formula: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,10 @@ class GroupFit(JsonRecord):
     refusal: str
 
     @property
+    def has_law(self) -> bool:
+        return self.curve is not None or self.size_data is not None
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Of the law and of its audit, each once."""
         law = self.curve or self.size_data
@@ -77,8 +76,8 @@ class GroupFit(JsonRecord):
 class TableFit(JsonRecord):
     """Every group's law, and the comparison of groups where size, images and a budget were given.
 
-    `x` names one column (a curve) or two (training FLOPs an image and images); `unit` is that of y after accuracies
-    were turned into errors.
+    `x` names one axis (a curve) or two (training FLOPs an image and images), as in `fit_table`; `unit` is that of y
+    after accuracies were turned into errors. `notes` says what was guessed, counted and left out.
     """
 
     source: str
@@ -87,6 +86,7 @@ class TableFit(JsonRecord):
     unit: str
     groups: tuple[GroupFit, ...]
     comparison: Comparison | None
+    notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """The picture and the words, for a notebook."""
@@ -95,12 +95,13 @@ class TableFit(JsonRecord):
 
 
 def fit_table(
-    table: Path | Columns,
+    table: Path | Columns | Runs,
     *,
-    x: Sequence[str],
-    y: str,
+    x: Sequence[str] = (),
+    y: str | None = None,
     by: str | None = None,
     budget: float | None = None,
+    at: tuple[float, float] | None = None,
     accuracy: bool | None = None,
     level: float = 0.9,
     seed: int = 0,
@@ -108,9 +109,12 @@ def fit_table(
     """Laws of a table, by group.
 
     Args:
-        table: a CSV file or its columns. x: one column (a curve in compute, images …) or two (n = training FLOPs per
-            image, d = images; compute is their product). y: loss, error, or accuracy (0..1 or %).
-        by: a column that separates families. budget: where to predict, in the unit of x (or of n·d).
+        table: a CSV file or its columns, or its runs as `read_runs` gives them. x: one axis (a curve in compute, images
+            …) or two (n = training FLOPs per image, d = images; compute is their product); an axis is a column,
+            "6*column" or "column/column". Guessed from the columns' names when left out. y: loss, error, or accuracy
+            (0..1 or %), guessed alike.
+        by: a column that separates families; guessed if neither x nor y is given, "none" for none. budget: where to
+            predict, in the unit of x (or of n·d). at: or the size and data to predict, in the units of their columns.
         accuracy: whether y is an accuracy; guessed from its name if None. level: of the intervals. seed: of bootstraps.
 
     Raises:
@@ -118,33 +122,32 @@ def fit_table(
             not positive finite numbers, accuracies above 100, rows listed twice, too few points, one budget only, a
             constant loss.
     """
-    if isinstance(table, Path):
-        columns, source = read_columns(table)
-    else:
-        columns, source = table, TableSource("table")
-    if len(x) not in (1, 2):
-        raise LawError(f"give one column as x (a curve) or two (size and images), not {len(x)}")
-    if len({*x, y}) < len(x) + 1:
-        raise LawError(f"a column is given twice: x {' and '.join(x)}, y {y}")
-    if budget is not None and (wrong := fault(budget)):
-        raise LawError(f"the budget must be {wrong}, not {budget:g}")
+    for name, value in (("budget", budget), *(("size and data", v) for v in at or ())):
+        if value is not None and (wrong := fault(value)):
+            raise LawError(f"the {name} must be {wrong}, not {value:g}")
+    if budget is not None and at is not None:
+        raise LawError("give a budget or a size and data (--at), not both")
     if not 0 < level < 1:
         raise LawError(f"the level must be between 0 and 1, not {level:g}")
     if seed < 0:
         raise LawError(f"the seed must be 0 or more, not {seed}")
-    axes = [positive_column(columns, name, source) for name in x]
-    loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)
-    family = name_column(columns, by, source) if by else ["all"] * loss.size
-    refuse_duplicates(columns, source)
+    if not isinstance(table, Runs):
+        columns, source = read_columns(table) if isinstance(table, Path) else (table, TableSource("table"))
+        table = read_runs(columns, source, x, y, by, accuracy)
+    runs, axes, loss = table, table.axes, table.loss
+    if at is not None:
+        if len(axes) == 1:
+            raise LawError("--at asks about a size and data: give two columns as x, or a budget instead")
+        at = (at[0] * runs.x[0].factor if runs.x[0].over is None else at[0], at[1] * runs.x[1].factor)
     groups, tables = [], {}
-    for name, here in _groups(family).items():
+    for name, here in _groups(runs.family).items():
         part = [axis[here] for axis in axes]
         try:
-            if len(x) == 1:
-                groups.append(_curve(name, part[0], loss[here], budget, level))
+            if len(axes) == 1:
+                groups.append(_curve(name, part[0], loss[here], runs, budget, level))
             else:
-                extra = {c: [columns[c][k] for k in here] for c in AUDIT_COLUMNS if c in columns}
-                groups.append(_size_data(name, part[0], part[1], loss[here], budget, level, seed, extra))
+                extra = {c: [runs.columns[c][k] for k in here] for c in AUDIT_COLUMNS if c in runs.columns}
+                groups.append(_size_data(name, (part[0], part[1], loss[here]), runs, budget, at, level, seed, extra))
                 tables[name] = (part[0], part[1], loss[here])
         except LawError as problem:
             groups.append(
@@ -159,16 +162,20 @@ def fit_table(
                     f"no law: {problem}",
                 )
             )
-    if all(group.curve is None and group.size_data is None for group in groups):
+    if not any(group.has_law for group in groups):
         first = groups[0]
-        raise LawError(f"{source.name}{f', {by} {first.name}' if by else ''}: {first.refusal.removeprefix('no law: ')}")
+        where = f"{runs.source.name}{f', {runs.by} {first.name}' if runs.by else ''}"
+        raise LawError(f"{where}: {first.refusal.removeprefix('no law: ')}")
     comparison = None
     sound = {g.name: g.size_data for g in groups if g.size_data is not None and g.prediction is not None}
     if budget is not None and len(sound) > 1:
         comparison = compare({f: tables[f] for f in sound}, budget, laws=sound, level=level, seed=seed)
         left_out = tuple(f"{g.name} is left out: {g.refusal}" for g in groups if g.refusal)
         comparison = replace(comparison, warnings=comparison.warnings + left_out)
-    return TableFit(source.name, tuple(x), y, unit, tuple(groups), comparison)
+    notes = runs.notes + tuple(f"{runs.by} {g.name} is left out, {g.refusal}" for g in groups if not g.has_law)
+    return TableFit(
+        runs.source.name, tuple(a.text for a in runs.x), runs.y, runs.unit, tuple(groups), comparison, notes
+    )
 
 
 def _groups(names: Sequence[str]) -> dict[str, NDArray[np.intp]]:
@@ -187,29 +194,47 @@ def _points(x: Array, y: Array) -> tuple[tuple[float, float], ...]:
     return tuple(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def _curve(name: str, x: Array, y: Array, budget: float | None, level: float) -> GroupFit:
+def _curve(name: str, x: Array, y: Array, runs: Runs, budget: float | None, level: float) -> GroupFit:
     law = fit_curve(x, y)
     prediction, refusal = None, ""
     if budget is not None:
-        if budget < law.x_range[0]:
-            refusal = (
-                f"no answer at {budget:g}: the points begin at {law.x_range[0]:g}, smaller values are not predicted"
-            )
-        elif y[np.argmax(x)] > y[np.argmin(x)] and np.corrcoef(np.log(x), np.log(y))[0, 1] > 0.5:
-            refusal = f"no answer at {budget:g}: y rises with x, and laws are of losses and errors, which fall"
+        value, (lo, hi) = float(law.predict(budget)), (float(v) for v in law.interval(budget, level))
+        first, last = law.x_range
+        if budget < first:
+            refusal = f"no answer at {budget:g}: the points begin at {first:g}, smaller values are not predicted"
+        elif y[np.argmax(x)] > y[np.argmin(x)] and (_correlation(x, y)) > 0.5:
+            refusal = f"no answer at {budget:g}: {_rising(runs, 'x')}"
+        elif budget > last and value > 1.05 * float(law.predict(last)):
+            refusal = f"no answer at {budget:g}: the curve turns upwards, and laws are of what falls"
         else:
-            lo, hi = (float(v) for v in law.interval(budget, level))
             refusal = _cannot_tell(lo, hi, budget, level)
-            if float(law.predict(budget)) > 1.05 * float(law.predict(law.x_range[1])):
-                refusal = f"no answer at {budget:g}: the curve turns upwards, and laws are of what falls"
         if not refusal:
-            prediction = Prediction(budget, float(law.predict(budget)), (lo, hi), level)
+            prediction = Prediction(budget, value, (lo, hi), level)
     return GroupFit(name, y.size, _points(x, y), law, None, audit_curve(law, x, y), prediction, refusal)
 
 
+def _correlation(x: Array, y: Array) -> float:
+    return float(np.corrcoef(np.log(x), np.log(y))[0, 1])
+
+
+def _rising(runs: Runs, x: str) -> str:
+    """What to do about a loss that rises with `x`."""
+    said = f"y rises with {x}, and laws are of losses and errors, which fall"
+    bounded = runs.unit == runs.y and runs.loss.max() < 100
+    return f"{said}; if `{runs.y}` is an accuracy or a score of at most 1 or 100, add --accuracy" if bounded else said
+
+
 def _size_data(
-    name: str, n: Array, d: Array, y: Array, budget: float | None, level: float, seed: int, extra: dict[str, list[str]]
+    name: str,
+    table: tuple[Array, Array, Array],
+    runs: Runs,
+    budget: float | None,
+    at: tuple[float, float] | None,
+    level: float,
+    seed: int,
+    extra: dict[str, list[str]],
 ) -> GroupFit:
+    n, d, y = table
     check_table(n, d, y)
     compute = n * d
     if np.ptp(np.log(compute)) < np.log(1.15):
@@ -218,15 +243,29 @@ def _size_data(
     findings = audit_size_data(law, n, d, y, extra)
     unsound = [f.detail for f in findings if f.check in ("convergence", "identifiability") and f.verdict == "warning"]
     prediction, refusal = None, ""
-    if budget is not None and unsound:
-        refusal = f"no answer at {budget:g}: {unsound[0]}"
-    elif budget is not None:
-        best_n, best_d, value = law.optimal(budget)
-        interval = law.optimal_interval(budget, level)
-        refusal = _cannot_tell(*interval["loss"], budget, level)
+    asked = budget if budget is not None else at[0] * at[1] if at else None
+    if asked is not None:
+        best_n, best_d = at or law.optimal(asked)[:2]
+        interval = law.optimal_interval(asked, level) if at is None else None
+        lo, hi = interval["loss"] if interval else (float(v) for v in law.interval(best_n, best_d, level))
+        if _correlation(compute, y) > 0.5:
+            refusal = f"no answer at {asked:g}: {_rising(runs, 'compute')}"
+        elif unsound and (at is None or not _inside(law, *at)):
+            refusal = f"no answer at {asked:g}: {unsound[0]}"
+        else:
+            refusal = _cannot_tell(lo, hi, asked, level)
         if not refusal:
-            prediction = Prediction(budget, value, interval["loss"], level, best_n, best_d, interval["n"])
+            value = float(law.predict(best_n, best_d))
+            formula = law.irreducible + law.a * best_n**-law.alpha + law.b * best_d**-law.beta
+            sizes = interval["n"] if interval else None
+            prediction = Prediction(asked, value, (lo, hi), level, best_n, best_d, sizes, formula)
     return GroupFit(name, y.size, _points(compute, y), None, law, findings, prediction, refusal)
+
+
+def _inside(law: SizeDataLaw, n: float, d: float) -> bool:
+    """Whether (n, d) lies among the runs, where a law needs no exponents to predict."""
+    lows, highs = zip(law.n_range, law.d_range, law.compute_range, strict=True)
+    return all(lo <= v <= hi for lo, v, hi in zip(lows, (n, d, n * d), highs, strict=True))
 
 
 def _cannot_tell(lo: float, hi: float, budget: float, level: float) -> str:
@@ -246,24 +285,15 @@ COLOURS = ("#3366cc", "#dc6b19", "#2a9d5c", "#a23bb4", "#c22f3d", "#7a6a2f", "#2
 def markdown(fit: TableFit) -> str:
     """The laws, predictions, backtests and warnings of a table, for a terminal or a page."""
     lines = [f"# Laws of {fit.source}", ""]
-    lines += [f"x: {' × '.join(fit.x)} (as given) · y: {fit.unit} · interval: one more run should fall inside", ""]
-    for group in fit.groups:
+    lines += [f"x: {' × '.join(fit.x)} · y: {fit.unit} · interval: one more run should fall inside", ""]
+    lines += [f"- {note}" for note in fit.notes] + ([""] if fit.notes else [])
+    for group in (group for group in fit.groups if group.has_law):
         lines += [f"## {group.name}: {group.rows} rows", "", _law(group), ""]
         if group.prediction:
-            p = group.prediction
-            where = f" with n = {p.n:.3g}, d = {p.d:.3g}" if p.n is not None and p.d is not None else ""
-            if p.n_interval:
-                lo, hi = p.n_interval
-                where += f" (n {lo:.3g} to {hi:.3g})" if hi > lo else " (n held near the sizes that were tried)"
-            lines += [
-                f"At {p.budget:.3g}: **{p.value:.4g}** ({p.level:.0%} interval {p.interval[0]:.4g} to "
-                f"{p.interval[1]:.4g}){where}",
-                "",
-            ]
+            lines += [_predicted(fit, group.prediction), ""]
         if group.refusal:
             lines += [f"**{group.refusal}**", ""]
-        if group.curve or group.size_data:
-            lines += [_coverage(group), ""]
+        lines += [_coverage(group), ""]
         lines += [f"- warning: {warning}" for warning in group.warnings] + ([""] if group.warnings else [])
     if fit.comparison:
         c = fit.comparison
@@ -288,6 +318,31 @@ def markdown(fit: TableFit) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _predicted(fit: TableFit, p: Prediction) -> str:
+    lo, hi = p.interval
+    said = f"At {p.budget:.3g}: **{p.value:.4g}** ({p.level:.0%} interval {lo:.4g} to {hi:.4g})"
+    if p.n is not None and p.d is not None:
+        said += f" with {_size(fit.x[0], p.n)}, d = {p.d:.3g}"
+        if p.n_interval:
+            lo, hi = p.n_interval
+            said += f" (n {lo:.3g} to {hi:.3g})" if hi > lo else " (n held near the sizes that were tried)"
+    if p.formula is not None and abs(p.value / p.formula - 1) > 5e-5:
+        said += (
+            f". The formula alone gives {p.formula:.4g}; the prediction is {p.value / p.formula - 1:+.2%} of it, the "
+            "mean error of its backtests at this distance"
+        )
+    return said
+
+
+def _size(x: str, n: float) -> str:
+    """A size n, also in the unit of its column where n is a multiple of it."""
+    factor, star, column = x.partition("*")
+    try:
+        return f"n = {n:.3g} ({column} {n / float(factor):.3g})" if star and "/" not in x else f"n = {n:.3g}"
+    except ValueError:  # a column whose name has a star
+        return f"n = {n:.3g}"
+
+
 def _law(group: GroupFit) -> str:
     if group.size_data:
         law = group.size_data
@@ -300,9 +355,16 @@ def _law(group: GroupFit) -> str:
     if group.curve is None:
         return "No law."
     votes: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for member in group.curve.members:
         votes[member.form] = votes.get(member.form, 0.0) + member.weight
-    said = ", ".join(f"{FORMS[f].formula} {w:.0%}" for f, w in sorted(votes.items(), key=lambda v: -v[1]) if w >= 0.01)
+        if member.backtest is not None:
+            errors[member.form] = min(errors.get(member.form, np.inf), member.backtest)
+    said = ", ".join(
+        f"{FORMS[f].formula} {w:.0%}" + (f" (backtest RMSE {errors[f]:.2%})" if f in errors else "")
+        for f, w in sorted(votes.items(), key=lambda v: -v[1])
+        if w >= 0.01
+    )
     return f"A mixture, by backtest: {said}; noise {group.curve.noise:.1%}"
 
 
@@ -314,7 +376,11 @@ def _crossing(x: Crossover) -> str:
 def _coverage(group: GroupFit) -> str:
     if group.size_data:
         tests = group.size_data.backtests
-        share, count, level = tests.coverage, f"{len(tests.errors)} predictions", tests.level
+        share, level = tests.coverage, tests.level
+        count = f"{len(tests.errors)} predictions"
+        if tests.errors:
+            rms = float(np.sqrt(np.mean(np.square(tests.errors))))
+            count += f" (RMSE {rms:.2%}, up to {np.exp(max(tests.distances)):.3g} times the compute fitted)"
     else:
         assert group.curve is not None
         share, count, level = group.curve.backtest_coverage, "the points held back", 0.9
@@ -330,7 +396,7 @@ def picture(fit: TableFit, points: int = 80) -> dict[str, Any]:
     "band" (y to `y2`).
     """
     series: list[dict[str, Any]] = []
-    for k, group in enumerate(fit.groups):
+    for k, group in enumerate(group for group in fit.groups if group.has_law):
         colour = COLOURS[k % len(COLOURS)]
         x = np.array([p[0] for p in group.points])
         end = max(x.max() * 2, group.prediction.budget if group.prediction else 0.0)

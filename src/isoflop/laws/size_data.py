@@ -319,8 +319,9 @@ def _backtest(points: Points, kept: NDArray[np.bool_], irreducible: float | None
     return errors
 
 
-def edge_share(x: Array, y: Array, z: Array) -> float:
-    """The share of budgets (with three sizes or more) whose best run is at the edge of the sizes tried there."""
+def edge_share(x: Array, y: Array, z: Array) -> float | None:
+    """The share of budgets with three sizes or more whose best run is at the edge of the sizes tried there; None
+    without such a budget."""
     rung = rungs(np.exp(x + y))
     edges: list[bool] = []
     for level in np.unique(rung):
@@ -328,7 +329,7 @@ def edge_share(x: Array, y: Array, z: Array) -> float:
         if np.unique(np.round(x[here], 6)).size >= 3:
             best = x[here][np.argmin(z[here])]
             edges.append(bool(best in (x[here].min(), x[here].max())))
-    return float(np.mean(edges)) if edges else 0.0
+    return float(np.mean(edges)) if edges else None
 
 
 LEVEL = 0.9
@@ -517,7 +518,9 @@ def _warnings(law: SizeDataLaw, fit: Fit, x: Array, y: Array, z: Array) -> tuple
     if law.irreducible <= 0:
         found.append("no irreducible loss is visible yet: the law may fall too far beyond the ladder")
     edge = edge_share(x, y, z)
-    if edge > 0.5:
+    if edge is None:
+        found.append("no budget has three sizes: nothing shows that the best size was tried")
+    elif edge > 0.5:
         found.append(f"at {edge:.0%} of the budgets the best size is the smallest or largest tried: widen the sizes")
     if doubtful := doubt(law.backtests.coverage, law.backtests.level):
         found.append(doubtful)

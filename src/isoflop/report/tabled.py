@@ -14,15 +14,8 @@ from typing import Any
 
 from isoflop import laws
 from isoflop.errors import LawError
-from isoflop.laws.columns import (
-    Columns,
-    TableSource,
-    as_error,
-    name_column,
-    positive_column,
-    read_columns,
-    text_column,
-)
+from isoflop.laws.columns import Columns, read_columns
+from isoflop.laws.roles import Runs, read_runs
 from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
 from isoflop.report.figure import Figure, document, figure_slot
 from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
@@ -63,8 +56,8 @@ def tabled_report(
     """The report of the CSV file `table`.
 
     Args:
-        x: the column of compute or images; or two, training FLOPs an image and images. Without x and y, the file must
-            be a table of ours (`results.csv`).
+        x: the column of compute or images; or two, training FLOPs an image and images. Guessed when left out, as in
+            `fit_table`, unless the file is a table of ours (`results.csv`).
         y: loss, error or accuracy. by: what separates families. budget: where to predict, in the unit of x (of two: in
             FLOPs); the largest of the table when left out.
         accuracy: whether y is one; guessed from its name if None. level: of the intervals.
@@ -72,28 +65,21 @@ def tabled_report(
     Raises LawError for a file or columns that cannot be used, and for too few points.
     """
     columns, source = read_columns(table)
-    if bool(x) != bool(y):
-        raise LawError(f"{table}: give both --x and --y")
     command = _command(table, x, y, by, budget)
-    if y is None:
-        missing = [name for name in OWN if name not in columns]
-        if missing:
-            raise LawError(
-                f"{table}: not a table of isoflop (no column `{missing[0]}`): name its columns with --x and --y; it "
-                f"has {', '.join(list(columns)[:20])}"
-            )
+    if y is None and not x and all(name in columns for name in OWN):
         rows = clean_rows(_own_rows(columns))
         known = [row["train_flops"] for row in rows if row["train_flops"]]
         if not known:
             raise LawError(f"{table}: no row has both a size and a number of images")
         return _page(table, rows, interim_answer(rows, budget or max(known), level), {"command": command})
-    if len(x) == 2:
-        rows, unit = _given_rows(columns, source, (x[0], x[1]), y, by, accuracy)
+    runs = read_runs(columns, source, x, y, by, accuracy)
+    if len(runs.x) == 2:
+        rows = _given_rows(runs)
         target = budget if budget is not None else max(row["train_flops"] for row in rows)
-        fit = laws.fit_table(table, x=x, y=y, by=by, budget=target, accuracy=accuracy, level=level)
-        study = {"judged_by": column_title(unit), "command": command}
+        fit = laws.fit_table(runs, budget=target, level=level)
+        study = {"judged_by": column_title(runs.unit), "command": command}
         return _page(table, _drawn(rows), _fitted_answer(rows, fit, target, level), study)
-    fit = laws.fit_table(table, x=x, y=y, by=by, budget=budget, accuracy=accuracy, level=level)
+    fit = laws.fit_table(runs, budget=budget, level=level)
     figures = [fitted_curves(fit, level), fitted_residuals(fit)]
     return Tabled(document(f"{table.name} · isoflop report", _law_body(fit, figures, command), figures), figures)
 
@@ -119,21 +105,16 @@ def _own_rows(columns: Columns) -> list[Row]:
     return rows
 
 
-def _given_rows(
-    columns: Columns, source: TableSource, x: tuple[str, str], y: str, by: str | None, accuracy: bool | None
-) -> tuple[list[Row], str]:
-    size, images = (positive_column(columns, name, source) for name in x)
-    loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)
-    families = name_column(columns, by, source) if by else ["all"] * loss.size
-    models = text_column(columns, "model", source) if "model" in columns else [quantity(float(n), 3) for n in size]
-    rows = [
+def _given_rows(runs: Runs) -> list[Row]:
+    size, images = runs.axes
+    models = runs.columns.get("model") or [quantity(float(n), 3) for n in size]
+    return [
         {
             "family": family, "model": model, "status": "done", "flops_per_image": float(n), "images": float(d),
             "train_flops": float(n * d), "heldout_loss": float(v),
         }
-        for family, model, n, d, v in zip(families, models, size, images, loss, strict=True)
+        for family, model, n, d, v in zip(runs.family, models, size, images, runs.loss, strict=True)
     ]  # fmt: skip
-    return rows, unit
 
 
 def _number(text: Any) -> float | None:
