@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoflop.config import RunConfig
+from isoflop.data import batches, open_split
 from isoflop.runs.directory import read_status
 from isoflop.runs.journal import attempts, data_steps
-from isoflop.train import loop, read_journal, train
+from isoflop.train import attempt, loop, read_journal, train
+from isoflop.train.checkpoints import pack
 from isoflop.train.guards import robust_z
+from isoflop.train.ranks import Ranks
+from isoflop.train.record import MEASURED
+from isoflop.train.step import Outcome, Step, read_outcomes
 from tests.promises.chaos import EVERY_STEP, Blow, kill_after, poisoned, run_config, train_whole
 from tests.promises.same import check_samples
 
@@ -141,3 +147,83 @@ def test_ranks_that_are_killed_go_around_the_same_spikes(tmp_path: Path) -> None
 
 def rollbacks_of(directory: Path) -> list[dict[str, Any]]:
     return [row for rows in attempts(directory) for row in rows if row["kind"] == "rollback"]
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for the device: numbers that are read from it, and copies from it that are not asynchronous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        self.count += name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("more", [{}, {"agc": 0.01, "average": 0.99}, {"name": "sgd", "momentum": 0.9, "clip": 1.0}])
+def test_a_step_does_not_wait_for_the_device_between_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """The first update may, since it makes the optimizer's state; then whoever reads the outcomes."""
+    reads: list[int] = []
+    whole = Step.__call__
+
+    def counted(*a: Any, **b: Any) -> Outcome:
+        with Reads() as mode:
+            outcome = whole(*a, **b)
+        reads.append(mode.count)
+        return outcome
+
+    monkeypatch.setattr(Step, "__call__", counted)
+    monkeypatch.setattr(attempt, "read_outcomes", lambda made: reads.append(-len(made)) or read_outcomes(made))
+    optim = {"learning_rate": 1e-3, **more}
+    data = {"source": "fractals?classes=10", "heldout": 16, "mixup": 0.2, "cutmix": 1.0}
+    train(run_config(steps=8, batch_size=9, log_every=4, schedule={}, checkpoint={}, optim=optim, data=data), tmp_path / "run")
+    assert reads == [1, 0, 0, 0, -4, 0, 0, 0, 0, -4]
+
+
+@pytest.mark.parametrize("optim", [{}, {"name": "sgd", "momentum": 0.9}, {"average": 0.9, "clip": 0.5}, {"name": "lamb"}])
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_skipped_step_leaves_everything_as_if_it_had_not_been(
+    monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any], at: int
+) -> None:
+    """Weights, statistics of BatchNorm, the optimizer's state and the average: bit for bit."""
+    model = "timm:resnet10t" if optim.get("name") == "sgd" else "resnet_w8d8p2"  # which have statistics of batches
+    changes = {"model": {"name": model}, "schedule": {}, "optim": {"learning_rate": 1e-2, **optim}}
+    config = run_config(steps=6, batch_size=4, **changes)
+    source = open_split(config.data, "train")
+
+    def trained(skipped: int | None) -> dict[str, torch.Tensor]:
+        step = Step(loop.build_objective(config, source), source, config, Ranks(torch.device("cpu")))
+        fed = list(batches(source, seed=0, batch_size=4, start_step=0, stop_step=6))
+        for number, batch in enumerate(fed):
+            if number + 1 == at:
+                if skipped is None:
+                    continue
+                hook = step.parameters[0].register_hook(lambda gradient: gradient * math.nan)
+            outcome = step(batch, 1e-2)
+            assert outcome.updated == (number + 1 != at)
+            if number + 1 == at:
+                hook.remove()
+        return pack(step.objective, step.optimizer)
+
+    plain, skipping = trained(None), trained(at)
+    assert plain.keys() == skipping.keys()
+    assert all(torch.equal(plain[name], skipping[name]) for name in plain)
+
+
+def test_a_run_diverges_at_the_same_step_however_late_its_outcomes_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: Any
+) -> None:
+    poison(math.nan)
+    found = []
+    for most in (1, 64):
+        monkeypatch.setattr(attempt, "MOST_UNREAD", most)
+        config = run_config(steps=80, log_every=70, optim={"learning_rate": 0.002}, guards={"skip_nonfinite": 1})
+        result = train(config, tmp_path / f"{most}")
+        rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in read_journal(tmp_path / f"{most}")]
+        found.append((result.state, result.step, rows, (tmp_path / f"{most}/diverged.json").read_text()))
+    assert found[0] == found[1]
+    assert found[0][0] == "diverged"

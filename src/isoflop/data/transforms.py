@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
-from torch.nn import functional as F
 
 from isoflop.config.run import EARLIER, RANDAUGMENT
 from isoflop.data.decode import Box, decode_crop, read_header, resize
@@ -267,7 +266,9 @@ def _erase(image: Tensor, u: Uniforms) -> Tensor:
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
     """Labels as float32 (n, num_classes): of int64 (n,) a one at the class; what has that shape already stays so."""
-    return labels if labels.ndim == 2 else F.one_hot(labels, num_classes).to(torch.float32)
+    if labels.ndim == 2:
+        return labels
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
 
 
 def mix(
@@ -311,10 +312,11 @@ def mix(
     share = np.where(is_cut, 1 - (bottom - top) * (right - left) / (height * width), share)
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(images.device).view(n, 1, 1, 1)
+        sent = torch.from_numpy(np.asarray(values, dtype=np.float32)).to(images.device, non_blocking=True)
+        return sent.view(n, 1, 1, 1)
 
     partner = torch.arange(n, device=images.device) ^ 1
-    partner[partner >= n] = n - 1
+    partner.clamp_(max=n - 1)
     rows = torch.arange(height, device=images.device).view(1, 1, height, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, 1, width)
     inside = (rows >= column(top)) & (rows < column(bottom)) & (columns >= column(left)) & (columns < column(right))

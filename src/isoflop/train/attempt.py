@@ -42,7 +42,7 @@ from isoflop.train.ranks import Ranks
 from isoflop.train.record import AttemptLog, Meters, OnRow, train_row
 from isoflop.train.saver import Saver
 from isoflop.train.start import publish_weights
-from isoflop.train.step import Outcome, Step
+from isoflop.train.step import Outcome, Step, read_outcomes
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,21 @@ class RunResult:
         """What a status says of the end of its run, at first sight and at every later one."""
         loss = math.nan if status.heldout_loss is None else status.heldout_loss
         return cls(status.state, status.step, loss, status.heldout_accuracy, status.seconds, status.error)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step that was made, whose numbers are still on the device: progress after it, and its samples."""
+
+    step: int
+    chain: str
+    seconds: float
+    samples: tuple[NDArray[np.int64], NDArray[np.int64]]
+    outcome: Outcome
+
+
+MOST_UNREAD = 64
+"""Steps whose numbers may be on the device; a run that diverges makes at most so many in vain."""
 
 
 class Attempt:
@@ -103,6 +118,9 @@ class Attempt:
         self.fork = trunk_steps(config.schedule, config.steps)
         self.row: Row = {}
         self.stopping, self.waited = False, 0.0
+        self.unread: list[_Made] = []
+        # Ranks agree in every step, and a rollback needs the loss of each.
+        self.most_unread = MOST_UNREAD if ranks.is_alone and not config.guards.spike else 1
         ends = ends_when_stuck or not ranks.is_alone
         self.watchdog = Watchdog(directory, ranks.rank, config.guards.stuck_seconds, ends=ends)
         self.rewind = Rollback(config.guards, objective, self.step.optimizer)
@@ -124,17 +142,21 @@ class Attempt:
                 outcome = self.step(batch, rate, votes=self._votes(batch))
                 self.stopping, save_now, is_damaged = outcome.votes
                 self._count(batch, outcome, is_damaged)
-                if progress.nonfinite > config.guards.skip_nonfinite:
-                    return self._diverged(batch, f"loss or gradient were not finite at step {progress.step}")
-                if outcome.updated and (z := self.rewind.leap(outcome.loss, progress)) is not None:
-                    if len(progress.skipped) == config.guards.rollbacks:
-                        return self._diverged(
-                            batch, f"the loss has a spike of {outcome.loss:.4g} at step {progress.step}"
-                        )
-                    self.record.write({**self.rewind.go_back(progress), "loss": outcome.loss, "z": z})
-                    break  # the samples that come next are others now
-                if self._evaluates() or progress.step % config.log_every == 0:
-                    save_now |= self._log(rate, outcome.gradient_norm, feed)
+                logs = self._evaluates() or progress.step % config.log_every == 0
+                ends = save_now or self.stopping or (self.trunk is not None and progress.step == self.fork)
+                if logs or ends or len(self.unread) >= self.most_unread:
+                    loss, norm, samples = self._read()
+                    if progress.nonfinite > config.guards.skip_nonfinite:
+                        return self._diverged(samples, f"loss or gradient were not finite at step {progress.step}")
+                    updated = math.isfinite(loss) and math.isfinite(norm)
+                    if updated and (z := self.rewind.leap(loss, progress)) is not None:
+                        if len(progress.skipped) == config.guards.rollbacks:
+                            what = f"the loss has a spike of {loss:.4g} at step {progress.step}"
+                            return self._diverged(samples, what)
+                        self.record.write({**self.rewind.go_back(progress), "loss": loss, "z": z})
+                        break  # the samples that come next are others now
+                if logs:
+                    save_now |= self._log(rate, norm, feed)
                 if progress.step % config.guards.window == 0:
                     self.rewind.take(progress)
                 if progress.step == self.fork:
@@ -174,20 +196,40 @@ class Attempt:
         return self.stop(), save_due and self.ranks.is_first, bool(batch.damages)
 
     def _count(self, batch: Batch, outcome: Outcome, is_damaged: bool) -> None:
-        """Counts a step that was made: its samples, its time, its loss."""
+        """Counts a step that was made: its samples, its time. What came of it, `_read` counts."""
         if is_damaged and not self.ranks.is_alone:
             for damages in self.ranks.gather(batch.damages):
                 self.quarantine.add(damages)
         progress = self.progress
-        progress.samples = chain_samples(progress.samples, *self._consumed(batch))
+        consumed = self._consumed(batch)
+        progress.samples = chain_samples(progress.samples, *consumed)
         progress.step += 1
-        progress.seconds = self.seconds_before + time.perf_counter() - self.began
+        progress.seconds = self._seconds()
         self.watchdog.beat()
         self.saver.check()
-        if outcome.updated:
-            progress.loss_sum += outcome.loss
-        else:
+        self.unread.append(_Made(progress.step, progress.samples, progress.seconds, consumed, outcome))
+
+    def _read(self) -> tuple[float, float, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Counts the losses of the steps that are unread; loss, gradient norm and samples of the last one.
+
+        That is the one at which too many were not finite, if there is one: `progress` is then as it was after it.
+        """
+        progress = self.progress
+        unread, self.unread = self.unread, []
+        for made, (loss, norm) in zip(unread, read_outcomes([made.outcome for made in unread]), strict=True):
+            if math.isfinite(loss) and math.isfinite(norm):
+                progress.loss_sum += loss
+                continue
             progress.missed, progress.nonfinite = progress.missed + 1, progress.nonfinite + 1
+            if progress.nonfinite > self.config.guards.skip_nonfinite:
+                progress.step, progress.samples, progress.seconds = made.step, made.chain, made.seconds
+                break
+        else:
+            progress.seconds = self._seconds()  # the device has made these steps only now
+        return loss, norm, made.samples
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
 
     def _evaluates(self) -> bool:
         """Whether the held-out loss is measured after this step."""
@@ -311,9 +353,9 @@ class Attempt:
         self.record.close()
         return RunResult.of(self.record.status(state, self.progress, **more))
 
-    def _diverged(self, batch: Batch, what: str) -> RunResult:
+    def _diverged(self, samples: tuple[NDArray[np.int64], NDArray[np.int64]], what: str) -> RunResult:
         self.saver.wait()
-        self.record.divergence(what, self.progress, *self._consumed(batch))
+        self.record.divergence(what, self.progress, *samples)
         times = len(self.progress.skipped)
         after = f", after {times} rollbacks" if times else ""
         return self._end("diverged", error=f"{what}{after} (learning rate {self.config.optim.learning_rate:g})")

@@ -114,9 +114,16 @@ def give_back_memory() -> None:
 
 def normalize(images: Tensor, source: Source, device: torch.device) -> Tensor:
     """uint8 `images` (B, C, H, W) on `device`, normalised by the source's per-channel mean and standard deviation."""
-    mean = torch.tensor(source.mean, device=device).view(1, -1, 1, 1)
-    scale = 1.0 / torch.tensor(source.std, device=device).view(1, -1, 1, 1)
-    return images.to(device, non_blocking=True).to(torch.float32).mul_(scale / 255.0).sub_(mean * scale)
+    scale, shift = _scale_and_shift(tuple(source.mean), tuple(source.std), device)
+    return images.to(device, non_blocking=True).to(torch.float32).mul_(scale).sub_(shift)
+
+
+@functools.lru_cache(maxsize=32)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a pixel is multiplied by, and what is then subtracted; sent to the device once, since that waits for it."""
+    with torch.inference_mode(False):
+        scale = 1.0 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+        return scale / 255.0, torch.tensor(mean, device=device).view(1, -1, 1, 1) * scale
 
 
 # What accelerators can do at most, as their makers publish it; and what this machine's CPU does, measured.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,16 +26,31 @@ from isoflop.train.sharded import gradient_norm, scale_gradients, sum_whole_grad
 
 
 class Outcome(NamedTuple):
-    """The result of a step, the same on every rank."""
+    """The result of a step, the same on every rank. Its numbers are on the device: reading one waits for the step."""
 
-    loss: float
-    """the mean over the global batch"""
-    gradient_norm: float
-    """of the whole gradient, before clipping"""
-    updated: bool
-    """False if loss or gradient were not finite: weights and BatchNorm statistics are then unchanged"""
+    numbers: Tensor
+    """float32 (2,): the mean loss over the global batch; the norm of the whole gradient, before clipping"""
     votes: tuple[bool, ...] = ()
     """for each vote, whether any rank voted yes"""
+
+    @property
+    def loss(self) -> float:
+        return read_outcomes([self])[0][0]
+
+    @property
+    def gradient_norm(self) -> float:
+        return read_outcomes([self])[0][1]
+
+    @property
+    def updated(self) -> bool:
+        """False if loss or gradient were not finite: weights and BatchNorm statistics are then unchanged."""
+        return all(map(math.isfinite, read_outcomes([self])[0]))
+
+
+def read_outcomes(outcomes: Sequence[Outcome]) -> list[list[float]]:
+    """[loss, gradient norm] of each, in one transfer from the device."""
+    read: list[list[float]] = torch.stack([outcome.numbers for outcome in outcomes]).tolist()
+    return read
 
 
 class Step:
@@ -55,6 +70,9 @@ class Step:
         norms = (module for module in objective.modules() if isinstance(module, _BatchNorm))
         self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.microbatches = accumulation_steps(config.batch_size, config.parallel.device_batch_size, ranks.world)
+        # Fused updates of PyTorch can be told on the device to change nothing, as by GradScaler.
+        self.skips_on_device = ranks.is_alone and isinstance(self.optimizer, torch.optim.AdamW | torch.optim.SGD)
+        self.is_first = True
 
     def __call__(self, batch: Batch, rate: float, votes: Sequence[bool] = ()) -> Outcome:
         """Takes one step at learning rate `rate`. Random numbers depend only on the seed, step and samples.
@@ -68,35 +86,54 @@ class Step:
             after = self._copied_statistics()
             with uphill(self.parameters, self.config.optim.sam):
                 self._gradients(batch)
-            self._put_back(after)  # the statistics uphill belong to perturbed weights
-        if self.ranks.is_alone:
-            reduced = [loss.item(), *map(float, votes)]
-        else:
+            for buffer, value in zip(self.statistics, after, strict=True):  # uphill they belong to perturbed weights
+                buffer.copy_(value)
+        if not self.ranks.is_alone:
             mine = torch.tensor([0.0, *map(float, votes)], device=self.device)
             mine[0] = loss
-            reduced = self.ranks.sum(mine).tolist()
+            reduced = self.ranks.sum(mine)
+            loss, votes = reduced[0], [vote > 0 for vote in reduced[1:].tolist()]
         if self.clip_units:
             self.clip_units()
         norm = gradient_norm(self.parameters)
-        gradient = norm.item()
-        updated = math.isfinite(reduced[0]) and math.isfinite(gradient)
-        if updated:
-            if self.config.optim.clip:
-                scale_gradients(self.parameters, norm, self.config.optim.clip)
+        numbers = torch.stack([loss.float(), norm.float()])
+        is_finite = numbers.isfinite().all()
+        if self.config.optim.clip:
+            scale_gradients(self.parameters, norm, self.config.optim.clip)
+        self._update(batch.step, is_finite)
+        for buffer, value in zip(self.statistics, before, strict=True):  # which contain values that are not finite
+            torch.where(is_finite, buffer, value, out=buffer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return Outcome(numbers, tuple(votes))
+
+    def _update(self, step: int, is_finite: Tensor) -> None:
+        """Changes the weights and their average, if loss and gradient are finite.
+
+        The device decides, and this process does not wait for it. It does at the first update, which makes the state of
+        the optimizer, and where the optimizer is not one of PyTorch's fused ones.
+        """
+        if self.is_first or not self.skips_on_device:
+            if not is_finite.item():
+                return
+            self.is_first = False
             self.optimizer.step()
             if self.average:
-                self.average.update(batch.step)
-        else:  # the statistics contain values that are not finite
-            self._put_back(before)
-        self.optimizer.zero_grad(set_to_none=True)
-        return Outcome(reduced[0], gradient, updated, tuple(vote > 0 for vote in reduced[1:]))
+                self.average.update(step)
+            return
+        cast(Any, self.optimizer).found_inf = (~is_finite).float()
+        self.optimizer.step()
+        if self.average:
+            self.average.update(step, is_finite)
 
     def _copied_statistics(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self.statistics]
 
-    def _put_back(self, statistics: list[Tensor]) -> None:
-        for buffer, value in zip(self.statistics, statistics, strict=True):
-            buffer.copy_(value)
+    def _seed(self, step: int) -> None:
+        """Seeds stochastic depth and dropout. `torch.manual_seed` takes a millisecond, to ask for every kind of
+        accelerator."""
+        torch.default_generator.manual_seed(step_seed(self.config.seed, step))
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(step_seed(self.config.seed, step))
 
     def shown_weights(self) -> AbstractContextManager[None]:
         """A context in which the model has the weights to evaluate and export: the EMA, if there is one."""
@@ -127,7 +164,7 @@ class Step:
         losses = []
         for number in range(self.microbatches):
             start, stop = rank_part(count, number, self.microbatches)
-            torch.manual_seed(step_seed(self.config.seed, batch.step))  # of stochastic depth and dropout
+            self._seed(batch.step)
             noise = sample_uniforms(self.config.seed, batch.epochs[start:stop], batch.indices[start:stop], self.device)
             is_whole = stop - start == total
             # Until the backward pass is done: recomputed activations draw again.
@@ -165,6 +202,6 @@ def sample_uniforms(
 
     def draw(stream: str, count: int) -> Tensor:
         drawn = uniforms(derive_key("objective", seed, stream), epochs, indices, count)
-        return torch.from_numpy(drawn.astype(np.float32)).to(device)
+        return torch.from_numpy(drawn.astype(np.float32)).to(device, non_blocking=True)
 
     return draw

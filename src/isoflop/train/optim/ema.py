@@ -23,14 +23,16 @@ class WeightAverage:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes in the weights after step `step` (from 0)."""
+    def update(self, step: int, is_valid: torch.Tensor | None = None) -> None:
+        """Takes in the weights after step `step` (from 0); no average changes where the scalar `is_valid` is false."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 slots = self.optimizer.state[parameter]
                 if SLOT in slots:
-                    slots[SLOT].lerp_(parameter, 1 - decay)
+                    average = slots[SLOT]
+                    taken = parameter if is_valid is None else torch.where(is_valid, parameter, average)
+                    average.lerp_(taken, 1 - decay)
                 else:
                     slots[SLOT] = parameter.detach().clone()
 
