@@ -1,6 +1,6 @@
 """How fast and how well the data is ordered, generated, decoded and read, each claim beside its peers, in one run.
 
-    python benchmarks/data.py [order | start | fractals | decode | shards | loader]... [--photos DIR]
+    python benchmarks/data.py [order | start | fractals | small | decode | shards | loader]... [--photos DIR]
 
 Without names everything runs: about five minutes on one core. Times are of the processor, the best of several
 rounds. The peers are the extra `bench`; one that is not installed is left out. `--photos` names a
@@ -28,8 +28,11 @@ from PIL import Image
 from isoflop.data import batches, locate, open_source
 from isoflop.data.decode import Box, decode_crop, read_header, snap
 from isoflop.data.order import uniforms
+from isoflop.data.source import IMAGENET
+from isoflop.data.sources.arrays import ArraySource
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.data.transforms import inception_box
+from isoflop.train.device import normalize
 
 SIZE = 224
 Pipeline = Callable[[bytes, Box, bool], NDArray[np.uint8]]
@@ -93,6 +96,38 @@ def fractals() -> None:
         indices = np.arange(4096).reshape(-1, batch_size)
         seconds = best_seconds(lambda s=source, i=indices: [s.read(row) for row in i], rounds=5)
         print(f"| {size}×{size}×{channels} | {batch_size} | {4096 / seconds:,.0f} |")
+
+
+def small() -> None:
+    """Images of 32 px a second: read, augmented and normalised as a batch, beside torchvision's transforms of each."""
+    from torchvision.transforms import v2
+
+    print("\n## Images of 32 px, batches of 128: read, augmented, normalised to float32; one core\n")
+    print("| augmentation | images/s | torchvision v2 of each image, images/s |")
+    print("|---|---|---|")
+    torch.set_num_threads(1)
+    images = np.random.default_rng(0).integers(0, 256, (10_000, 3, 32, 32), dtype=np.uint8)
+    source = ArraySource(
+        images,
+        np.zeros(len(images), dtype=np.int64),
+        uri="random",
+        class_names=("one",),
+        fingerprint="",
+        rows=np.arange(len(images)),
+        statistics=IMAGENET,
+    )
+    steps, cpu = 20, torch.device("cpu")
+    for name in ("none", "crop_flip", "crop_flip_erase"):
+        plan = {"seed": 0, "batch_size": 128, "start_step": 0, "stop_step": steps, "augment": name}
+        ours = best_seconds(lambda p=plan: [normalize(b.images, source, cpu) for b in batches(source, **p)], rounds=5)
+        parts: list[Any] = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET)]
+        if name != "none":
+            parts = [v2.RandomCrop(32, 4, padding_mode="reflect"), v2.RandomHorizontalFlip(), *parts]
+        if name == "crop_flip_erase":
+            parts.append(v2.RandomErasing(0.5, value="random"))
+        each = v2.Compose(parts)
+        theirs = best_seconds(lambda e=each: torch.stack([e(torch.from_numpy(i)) for i in images[:512]]))
+        print(f"| {name} | {128 * steps / ours:,.0f} | {512 / theirs:,.0f} |")
 
 
 def has(module: str) -> bool:
@@ -287,6 +322,7 @@ def main() -> None:
         "order": order,
         "start": start,
         "fractals": fractals,
+        "small": small,
         "decode": decode,
         "shards": shards,
         "loader": loader,

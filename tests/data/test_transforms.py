@@ -1,5 +1,6 @@
 """Augmentations: the distributions and operations of their papers, each a pure function of its random numbers."""
 
+import zlib
 from typing import get_args
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from isoflop.config import DataConfig
 from isoflop.data.decode import resize
@@ -20,10 +22,12 @@ from isoflop.data.transforms import (
     augment_batch,
     centre_box,
     draw_uniforms,
+    erase,
     find_augmentation,
     inception_box,
     interpolation_of,
     mix,
+    shift_flip,
     soft_targets,
     stretched_box,
     tensorflow_box,
@@ -154,13 +158,56 @@ def test_flips_happen_half_of_the_time() -> None:
     assert 900 < flipped < 1100
 
 
-def test_erasing_replaces_a_rectangle_of_the_promised_size() -> None:
-    erase = Augmentation(erasing=0.25)
-    shares = [float((after_crop(erase, IMAGE, u) != IMAGE).any(dim=0).float().mean()) for u in U]
-    erased = [share for share in shares if share > 0]
-    assert 400 < len(erased) < 600
-    assert min(erased) > 0.01
-    assert max(erased) < 0.4
+def test_shifts_and_flips_are_torchvisions() -> None:
+    images = torch.randint(0, 256, (500, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for image, shown, (y, x, flip) in zip(images, shift_flip(images, U[:500]), U[:500, :3], strict=True):
+        crop = TF.crop(TF.pad(image, [4, 4], padding_mode="reflect"), int(9 * y), int(9 * x), 32, 32)
+        assert torch.equal(shown, TF.horizontal_flip(crop) if flip < 0.5 else crop)
+
+
+def test_erasing_is_torchvisions_of_rectangles_as_in_the_paper() -> None:
+    """Zhong et al., arXiv 1708.04896: probability, 2–33 % of the area, sides 0.3 to 3.3, random pixels."""
+    images = IMAGE.expand(len(U), -1, -1, -1)
+    shown = erase(images, U[:, 44:52], 0.25)
+    changed = (shown != images).any(dim=1)
+    shares, ratios, noise = [], [], []
+    for image, after, mask in zip(images, shown, changed, strict=True):
+        if not mask.any():
+            assert torch.equal(image, after)
+            continue
+        rows, columns = (mask.any(dim=d).nonzero() for d in (1, 0))
+        y, x = int(rows[0]), int(columns[0])
+        h, w = int(rows[-1]) + 1 - y, int(columns[-1]) + 1 - x
+        pixels = after[:, y : y + h, x : x + w]
+        assert torch.equal(after, TF.erase(image, y, x, h, w, pixels))
+        shares.append(h * w / 32**2)
+        ratios.append(h / w)
+        noise.append(pixels.flatten())
+    assert 400 < len(shares) < 600
+    assert 0.015 < min(shares) < 0.03
+    assert 0.3 < max(shares) < 0.36  # sides are whole pixels, and no longer than the image
+    assert 0.2 < min(ratios) < 0.4
+    assert 2.8 < max(ratios) < 4.5
+    assert stats.chisquare(np.bincount(torch.cat(noise).numpy(), minlength=256)).pvalue > 1e-3
+    assert abs(np.corrcoef(torch.cat(noise)[:-1], torch.cat(noise)[1:])[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["crop_flip", "crop_flip_erase", "deit"])
+def test_neither_order_nor_size_of_a_batch_matters_to_an_image(name: str) -> None:
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    kept, u = images.clone(), U[:60]
+    whole = augment_batch(AUGMENTATIONS[name], images, u)
+    order = np.random.default_rng(0).permutation(60)
+    assert torch.equal(augment_batch(AUGMENTATIONS[name], images[order], u[order]), whole[order])
+    parts = [augment_batch(AUGMENTATIONS[name], images[k : k + 7], u[k : k + 7]) for k in range(0, 60, 7)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(images, kept)
+
+
+def test_random_pixels_are_the_same_on_any_machine() -> None:
+    """A change of them is another run: the change log says so."""
+    shown = augment_batch(Augmentation(erasing=1.0), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), U[:2])
+    assert zlib.crc32(shown.numpy().tobytes()) == 2751771514
 
 
 def test_an_unknown_augmentation_is_refused() -> None:

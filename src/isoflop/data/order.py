@@ -163,6 +163,12 @@ def words(key: int, epochs: NDArray[np.int64] | int, indices: NDArray[np.int64],
         return mix(sample_part[:, None] + np.arange(1, streams + 1, dtype=np.uint64) * _GOLDEN)
 
 
+def hashed(seeds: U64, counters: NDArray[np.int64]) -> U64:
+    """A 64-bit word for each of the pairs of a seed and a counter, both (n,): noise that is made anywhere alike."""
+    with np.errstate(over="ignore"):
+        return mix(mix(seeds + _GOLDEN) + counters.astype(np.uint64) * _GOLDEN)
+
+
 def uniforms(
     key: int, epochs: NDArray[np.int64] | int, indices: NDArray[np.int64], streams: int
 ) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isoflop.config.run import EARLIER, RANDAUGMENT
 from isoflop.data.decode import Box, decode_crop, read_header, resize
-from isoflop.data.order import derive_key, uniforms
+from isoflop.data.order import derive_key, hashed, uniforms
 from isoflop.data.randaugment import Policy, parse_policy, rand_augment
 from isoflop.errors import DataError
 
@@ -180,35 +180,38 @@ def crop_box(augmentation: Augmentation, height: int, width: int, size: int, u: 
 
 
 def after_crop(augmentation: Augmentation, image: Tensor, u: Uniforms) -> Tensor:
-    """Flip, jitter, RandAugment and erasing of one image, uint8 (c, s, s), cropped already."""
+    """Flip, jitter and RandAugment of one image, uint8 (c, s, s), cropped already."""
     if augmentation.flip and augmentation.crop != "shift" and u[_FLIP] < 0.5:
         image = image.flip(2)
     if augmentation.jitter:
         image = _jitter(image, augmentation.jitter, u[_JITTER])
     if augmentation.policy:
         image = rand_augment(image, augmentation.policy, u[_OPERATIONS], augmentation.interpolation)
-    if augmentation.erasing and u[_ERASE][0] < augmentation.erasing:
-        image = _erase(image, u[_ERASE])
     return image
+
+
+def finish_batch(augmentation: Augmentation, images: Tensor, u: Uniforms) -> Tensor:
+    """What is done to all images of a batch at once, uint8 (n, c, s, s): shifts, with flips, and erasing."""
+    if augmentation.crop == "shift":
+        images = shift_flip(images, u[:, 0:3])
+    return erase(images, u[:, _ERASE], augmentation.erasing) if augmentation.erasing else images
 
 
 def augment_batch(augmentation: Augmentation, images: Tensor, u: Uniforms) -> Tensor:
     """Images uint8 (n, c, s, s) that are decoded already, augmented by their numbers `u` (n, 64)."""
-    if augmentation.crop == "shift":
-        images = shift_flip(images, u[:, 0:3])
-    per_image = augmentation.jitter or augmentation.policy or augmentation.erasing
-    if augmentation.crop in ("centre", "shift") and not per_image:
-        return images
+    is_cropped = augmentation.crop not in ("centre", "shift")
     size = images.shape[2]
-    augmented = torch.empty_like(images)
-    for k, image in enumerate(images):
-        if augmentation.crop not in ("centre", "shift"):
-            top, left, height, width = crop_box(augmentation, size, size, size, u[k])
-            image = resize(
-                image[:, top : top + height, left : left + width], size, interpolation_of(augmentation, u[k])
-            )
-        augmented[k] = after_crop(augmentation, image, u[k])
-    return augmented
+    if is_cropped or augmentation.jitter or augmentation.policy:
+        augmented = torch.empty_like(images)
+        for k, image in enumerate(images):
+            if is_cropped:
+                top, left, height, width = crop_box(augmentation, size, size, size, u[k])
+                image = resize(
+                    image[:, top : top + height, left : left + width], size, interpolation_of(augmentation, u[k])
+                )
+            augmented[k] = after_crop(augmentation, image, u[k])
+        images = augmented
+    return finish_batch(augmentation, images, u)
 
 
 def shift_flip(images: Tensor, u: Uniforms) -> Tensor:
@@ -243,19 +246,29 @@ def _jitter(image: Tensor, strength: float, u: Uniforms) -> Tensor:
     return image
 
 
-def _erase(image: Tensor, u: Uniforms) -> Tensor:
-    """A rectangle of 2–33 % of the area, sides 0.3 to 3.3, filled with random pixels."""
-    channels, size, _ = image.shape
-    area = size * size * (0.02 + 0.31 * float(u[1]))
-    root = math.sqrt(math.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * float(u[2])))
-    height, width = min(size, max(1, round(math.sqrt(area) / root))), min(size, max(1, round(math.sqrt(area) * root)))
-    top, left = int(float(u[3]) * (size - height + 1)), int(float(u[4]) * (size - width + 1))
-    noise = np.random.Generator(np.random.Philox(int(float(u[5]) * 2**53)))
-    erased = image.clone()
-    erased[:, top : top + height, left : left + width] = torch.from_numpy(
-        noise.integers(0, 256, (channels, height, width), dtype=np.uint8)
+def erase(images: Tensor, u: Uniforms, probability: float) -> Tensor:
+    """Images uint8 (n, c, s, s), each with this probability without a rectangle of 2–33 % of the area, sides 0.3 to
+    3.3, in the place of which are random pixels; `u` is (n, 6)."""
+    chosen = np.flatnonzero(u[:, 0] < probability)
+    if not len(chosen):
+        return images
+    u = u[chosen]
+    channels, size = images.shape[1:3]
+    area = size * size * (0.02 + 0.31 * u[:, 1])
+    root = np.sqrt(np.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * u[:, 2]))
+    height, width = (
+        np.clip(np.rint(side), 1, size).astype(np.int64) for side in (np.sqrt(area) / root, np.sqrt(area) * root)
     )
-    return erased
+    top, left = ((u[:, k] * (size - side + 1)).astype(np.int64) for k, side in ((3, height), (4, width)))
+    counts = channels * height * width
+    ends = np.cumsum(-(-counts // 8))  # of what each rectangle takes of the noise, in words of eight pixels
+    starts = np.concatenate([[0], ends[:-1]])
+    seeds, words_of = u[:, 5] * 2.0**53, ends - starts
+    noise = hashed(np.repeat(seeds.astype(np.uint64), words_of), np.arange(ends[-1]) - np.repeat(starts, words_of))
+    pixels, erased = noise.astype("<u8", copy=False).view(np.uint8), images.numpy().copy()
+    for row, first, count, y, x, h, w in np.stack([chosen, 8 * starts, counts, top, left, height, width], 1).tolist():
+        erased[row, :, y : y + h, x : x + w] = pixels[first : first + count].reshape(channels, h, w)
+    return torch.from_numpy(erased)
 
 
 # Mixup and CutMix, on the device, the same for any number of ranks.

@@ -25,8 +25,8 @@ from isoflop.data.transforms import (
     after_crop,
     crop_box,
     evaluation_view,
+    finish_batch,
     interpolation_of,
-    shift_flip,
 )
 from isoflop.errors import DataError
 from isoflop.runs.files import cache_directory
@@ -208,8 +208,7 @@ class ImageSource(Source):
                 break
             else:
                 raise DataError(f"{damages[-1].line}; its {REPLACEMENTS} replacements are damaged too")
-        if augmentation.crop == "shift":
-            images = shift_flip(images, u[:, 0:3])
+        images = finish_batch(augmentation, images, u)
         return images, label_tensor(self._records.labels, used), tuple(damages)
 
     def labels(self, indices: NDArray[np.int64] | None = None) -> Tensor:
