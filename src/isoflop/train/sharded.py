@@ -143,10 +143,12 @@ def unit_norms(tensors: Sequence[Tensor], are_vectors: Sequence[bool]) -> list[T
     A unit is an entry of the first axis, along which FSDP2 shards: it is never divided. What is said to be a vector is
     one unit as a whole, whatever its shape; the squares of those that are sharded are summed over the ranks in one go.
     """
-    norms = []
-    for tensor, is_vector in zip(tensors, are_vectors, strict=True):
-        axes = None if is_vector or tensor.ndim < 2 else tuple(range(1, tensor.ndim))
-        norms.append(torch.linalg.vector_norm(local(tensor), dim=axes, keepdim=axes is not None))
+    every = [(local(t), is_vector or t.ndim < 2) for t, is_vector in zip(tensors, are_vectors, strict=True)]
+    of_vectors = iter(torch._foreach_norm([part for part, is_vector in every if is_vector]) if any(v for _, v in every) else ())
+    norms = [
+        next(of_vectors) if is_vector else torch.linalg.vector_norm(part, dim=tuple(range(1, part.ndim)), keepdim=True)
+        for part, is_vector in every
+    ]
     parts = [index for index, tensor in enumerate(tensors) if norms[index].ndim == 0 and is_sharded(tensor)]
     if parts:
         squares = torch.stack([norms[index].square() for index in parts])

@@ -40,9 +40,12 @@ class AdaptiveGradientClipping:
         vectors = [is_vector for _, _, is_vector in found]
         weights = unit_norms([parameter for parameter, _, _ in found], vectors)
         gradients = unit_norms([gradient for _, gradient, _ in found], vectors)
-        for (_, gradient, _), weight, length in zip(found, weights, gradients, strict=True):
-            limit = weight.clamp_(min=self.eps).mul_(self.clipping)
-            local(gradient).mul_((limit / length.clamp_(min=1e-6)).clamp_(max=1.0))
+        torch._foreach_clamp_min_(weights, self.eps)
+        torch._foreach_mul_(weights, self.clipping)
+        torch._foreach_clamp_min_(gradients, 1e-6)
+        torch._foreach_div_(weights, gradients)
+        torch._foreach_clamp_max_(weights, 1.0)
+        torch._foreach_mul_([local(gradient) for _, gradient, _ in found], weights)
 
 
 # Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst.
