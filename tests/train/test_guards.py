@@ -180,11 +180,14 @@ def test_a_step_does_not_wait_for_the_device_between_rows(
     monkeypatch.setattr(attempt, "read_outcomes", lambda made: reads.append(-len(made)) or read_outcomes(made))
     optim = {"learning_rate": 1e-3, **more}
     data = {"source": "fractals?classes=10", "heldout": 16, "mixup": 0.2, "cutmix": 1.0}
-    train(run_config(steps=8, batch_size=9, log_every=4, schedule={}, checkpoint={}, optim=optim, data=data), tmp_path / "run")
+    plain: dict[str, Any] = {"schedule": {}, "checkpoint": {}}
+    train(run_config(steps=8, batch_size=9, log_every=4, optim=optim, data=data, **plain), tmp_path / "run")
     assert reads == [1, 0, 0, 0, -4, 0, 0, 0, 0, -4]
 
 
-@pytest.mark.parametrize("optim", [{}, {"name": "sgd", "momentum": 0.9}, {"average": 0.9, "clip": 0.5}, {"name": "lamb"}])
+@pytest.mark.parametrize(
+    "optim", [{}, {"name": "sgd", "momentum": 0.9}, {"average": 0.9, "clip": 0.5}, {"name": "lamb"}]
+)
 @pytest.mark.parametrize("at", [1, 5])
 def test_a_skipped_step_leaves_everything_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any], at: int

@@ -144,7 +144,9 @@ def unit_norms(tensors: Sequence[Tensor], are_vectors: Sequence[bool]) -> list[T
     one unit as a whole, whatever its shape; the squares of those that are sharded are summed over the ranks in one go.
     """
     every = [(local(t), is_vector or t.ndim < 2) for t, is_vector in zip(tensors, are_vectors, strict=True)]
-    of_vectors = iter(torch._foreach_norm([part for part, is_vector in every if is_vector]) if any(v for _, v in every) else ())
+    of_vectors = iter(
+        torch._foreach_norm([part for part, is_vector in every if is_vector]) if any(v for _, v in every) else ()
+    )
     norms = [
         next(of_vectors) if is_vector else torch.linalg.vector_norm(part, dim=tuple(range(1, part.ndim)), keepdim=True)
         for part, is_vector in every
