@@ -71,16 +71,6 @@ def test_a_crossover_that_need_not_come_has_an_open_interval():
 
 
 @pytest.mark.long
-def test_families_share_an_irreducible_loss_only_where_the_tables_allow_it():
-    alike = {"a": table(0.4, 40, 120, 0.4, 0.4, 1), "b": table(0.4, 22, 80, 0.35, 0.38, 2)}
-    shared = compare(alike, 1e13, share_irreducible=True).shared_irreducible
-    assert shared is not None
-    assert shared == pytest.approx(0.4, abs=0.12)
-    unlike = {"a": table(0.1, 40, 120, 0.4, 0.4, 1, 0.003), "b": table(1.5, 22, 80, 0.35, 0.38, 2, 0.003)}
-    assert compare(unlike, 1e13, share_irreducible=True).shared_irreducible is None
-
-
-@pytest.mark.long
 def test_intervals_of_crossovers_hold_the_planted_ones():
     """Twelve pairs of which the later one passes the earlier one near the top of the ladder; stated: 90 %."""
     n = np.geomspace(1e4, 1e9, 2000)

@@ -1,7 +1,7 @@
 """The best family at a budget beyond the data: probabilities, regret, and the ranking at the largest budget."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -9,11 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
 from isoflop.laws.columns import JsonRecord, positive_columns
+from isoflop.laws.curve import FLOOR, POWERS, SHRUNK, differences
 from isoflop.laws.frontier import FrontierLaw, frontier_points
-from isoflop.laws.size_data import SizeDataLaw, fit_size_data, irreducible_profile
+from isoflop.laws.size_data import SizeDataLaw, fit_size_data
 from isoflop.laws.solve import Array
 
 Table = tuple[ArrayLike, ArrayLike, ArrayLike]
+DRAWS = 4000
 REACH = 1e3
 """Crossovers are looked for up to this factor beyond the largest measured budget."""
 
@@ -56,7 +58,6 @@ class Comparison(JsonRecord):
         naive_best: the family with the lowest loss at the largest budget that all families were measured at.
         naive: family → its lowest loss there. naive_compute: that budget.
         crossovers: of every pair whose laws cross.
-        shared_irreducible: E common to all families, None where the tables speak against it or it was not asked.
         level: of the intervals.
     """
 
@@ -69,7 +70,6 @@ class Comparison(JsonRecord):
     level: float
     warnings: tuple[str, ...] = ()
     crossovers: tuple[Crossover, ...] = ()
-    shared_irreducible: float | None = None
 
 
 def compare(
@@ -77,7 +77,6 @@ def compare(
     compute: float,
     *,
     laws: Mapping[str, SizeDataLaw] | None = None,
-    share_irreducible: bool = False,
     level: float = 0.9,
     seed: int = 0,
     bootstrap: int = 200,
@@ -87,8 +86,6 @@ def compare(
     Args:
         tables: family → (training FLOPs per image, images, loss). compute: the budget asked about.
         laws: family → its law if fitted already. level: of the intervals. seed, bootstrap: as in `fit_size_data`.
-        share_irreducible: give all families one E if a likelihood-ratio test allows it (same data, same loss); it is
-            then uncertain as a whole, and `laws` is not used.
 
     Raises:
         LawError: no table, a budget that is not positive, or a table from which no law can be fitted.
@@ -97,31 +94,41 @@ def compare(
         raise LawError("there is no family to compare")
     if not (np.isfinite(compute) and compute > 0):
         raise LawError(f"the budget must be positive FLOPs, not {compute}")
-    shared = _shared_irreducible(tables) if share_irreducible and len(tables) > 1 else None
-    fitted: dict[str, SizeDataLaw] = {}
-    for family, table in tables.items():
-        if shared is not None:
-            fitted[family] = _fit_shared(table, shared, seed, bootstrap)
-        else:
-            fitted[family] = (laws or {}).get(family) or fit_size_data(*table, seed=seed, bootstrap=bootstrap)
-    rng = np.random.default_rng(seed)
-    predicted, draws = {}, {}
+    fitted = {
+        family: (laws or {}).get(family) or fit_size_data(*table, seed=seed, bootstrap=bootstrap)
+        for family, table in tables.items()
+    }
+    naive, budget = _naive(tables)
+    rng = np.random.default_rng(0)
+    predicted = {family: np.log(law.optimal(compute)[2]) for family, law in fitted.items()}
+    kept = _ranking_kept(tuple(fitted.values()))
+    moved, middle = {}, np.mean([predicted[f] - np.log(naive[f]) for f in tables])
+    draws = {}
     for family, law in fitted.items():
-        n, d, predicted[family] = law.optimal(compute)
+        n, d, _ = law.optimal(compute)
+        apart = np.log(naive[family]) + middle - predicted[family]  # from what the last rung's ranking would say
+        moved[family] = float(np.exp(predicted[family] + kept * apart))
+        spread = np.sqrt(kept * (1.0 - kept)) * abs(apart) * rng.permutation(_normal(DRAWS))
         # Families are measured apart, so their errors are independent: shuffle the stratified draws.
-        draws[family] = rng.permutation(rng.choice(law.sample(n, d), 4000))
+        own = np.log(rng.permutation(_evenly(law.sample(n, d), DRAWS)))
+        draws[family] = np.exp(own + kept * apart + spread)
     losses = np.stack([draws[family] for family in tables])
     best = losses.min(axis=0)
     share = np.bincount(losses.argmin(axis=0), minlength=len(draws)) / losses.shape[1]
     lo, hi = np.quantile(losses, [0.5 - level / 2, 0.5 + level / 2], axis=1)
     standings = sorted(
         (
-            Standing(f, predicted[f], (float(lo[k]), float(hi[k])), float(share[k]), float((losses[k] - best).mean()))
+            Standing(
+                f,
+                moved[f],
+                (min(float(lo[k]), moved[f]), max(float(hi[k]), moved[f])),
+                float(share[k]),
+                float((losses[k] - best).mean()),
+            )
             for k, f in enumerate(tables)
         ),
         key=lambda s: s.regret,
     )
-    naive, budget = _naive(tables)
     naive_best = min(naive, key=lambda family: naive[family])
     crossings = [_crossover(a, b, fitted[a], fitted[b], level) for a, b in combinations(tables, 2)]
     warnings = []
@@ -135,44 +142,57 @@ def compare(
     return Comparison(
         float(compute), tuple(standings), standings[0].family, naive_best, naive, budget,
         level, tuple(warnings), tuple(c for c in crossings if c is not None),
-        None if shared is None else shared[len(shared) // 2],
     )  # fmt: skip
 
 
-def _shared_irreducible(tables: Mapping[str, Table]) -> tuple[float, ...] | None:
-    """Five quantiles of a common E by its profile likelihood; None if the families' own E differ significantly."""
-    from scipy.special import chdtri
+def _ranking_kept(laws: Sequence[SizeDataLaw]) -> float:
+    """The weight of the last rung's ranking beside the forecasts: by which of them predicted the differences between
+    families better at the rolling origins; a half where there is no such backtest."""
+    found = [
+        row
+        for a, b in combinations([law.forecast for law in laws], 2)
+        if a is not None and b is not None
+        for row in differences(a, b)
+    ]
+    if not found:
+        return 0.5
+    origin, ours, last = np.array(found).T
+    count = int(np.unique(origin).size)
+    own, naive = (sum(np.mean(e[origin == o] ** 2) for o in np.unique(origin)) / count for e in (ours, last))
+    usual = 0.5 * (own + naive)
+    if usual <= 0:
+        return 0.5
+    own, naive = ((count * e / usual + SHRUNK) / (count + SHRUNK) + FLOOR for e in (own, naive))
+    power = min(POWERS[0] + POWERS[1] * count, POWERS[2])
+    return float(naive**-power / (naive**-power + own**-power))
 
-    ceiling = min(float(np.min(np.asarray(table[2], dtype=np.float64))) for table in tables.values())
-    grid = np.concatenate([[0.0], ceiling * np.linspace(0.02, 0.995, 60)])
-    worse = np.sum([irreducible_profile(*table, grid) for table in tables.values()], axis=0)
-    if worse.min() > float(chdtri(len(tables) - 1, 0.05)):
-        return None
-    weight = np.cumsum(np.exp(-0.5 * (worse - worse.min())))
-    return tuple(float(v) for v in np.interp([0.1, 0.3, 0.5, 0.7, 0.9], weight / weight[-1], grid))
+
+def _normal(count: int) -> Array:
+    """Stratified quantiles of the normal distribution, as many as asked for."""
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri((np.arange(count) + 0.5) / count))
 
 
-def _fit_shared(table: Table, shared: tuple[float, ...], seed: int, bootstrap: int) -> SizeDataLaw:
-    """The law with E at the middle quantile, and replicates from all of them: E is shared, not known."""
-    each = max(bootstrap // len(shared), 1)
-    laws = [fit_size_data(*table, seed=seed + k, bootstrap=each, irreducible=e) for k, e in enumerate(shared)]
-    return replace(laws[len(laws) // 2], replicates=tuple(row for law in laws for row in law.replicates))
+def _evenly(draws: Array, count: int) -> Array:
+    """`count` of the sorted draws, evenly spaced: the same whatever their order."""
+    at = (np.arange(count) + 0.5) / count * draws.size - 0.5
+    return np.interp(at, np.arange(draws.size), np.sort(draws))
 
 
 def _crossover(first: str, second: str, a: SizeDataLaw, b: SizeDataLaw, level: float) -> Crossover | None:
     """Where the frontiers of two families cross for the last time within reach, if they do."""
     start = max(a.compute_range[0], b.compute_range[0])
     grid = np.geomspace(start, REACH * max(a.compute_range[1], b.compute_range[1]), 120)
-    point = np.array([np.log(a.optimal(float(c))[2] / b.optimal(float(c))[2]) for c in grid])
+    point = np.log(a.frontier(grid) / b.frontier(grid))
     left, right = a.frontier_replicates(grid), b.frontier_replicates(grid)
     count = min(len(left), len(right))
     # Replicates of two families come from the same random numbers: shuffled, or their errors would cancel.
     rng = np.random.default_rng(0)
     gap = np.log(left[:count] / right[rng.permutation(len(right))[:count]])
-    # Each pair also draws how far both forms may drift beyond their data, as their backtests did.
+    # Each pair also draws how far both forecasts may be off beyond their data, as their backtests were.
     for law in (a, b):
-        beyond = np.maximum(np.log(grid / law.compute_range[1]), 0.0)
-        gap = gap + law.backtests.drift * rng.standard_t(law.backtests.freedom, (count, 1)) * beyond
+        gap = gap + rng.standard_t(law.backtests.freedom, (count, 1)) * law.drift(grid)
     signs = np.sign(point)
     changes = np.flatnonzero(signs[1:] != signs[:-1])
     if not changes.size:

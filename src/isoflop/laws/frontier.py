@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
+from isoflop.laws.backtest import Backtests, doubt, predictive, rungs
 from isoflop.laws.columns import JsonRecord, positive_columns
+from isoflop.laws.curve import CurveLaw, forecast
 from isoflop.laws.solve import Array, Model, Prior, minimise, project, robust_scale
 
 LEVEL = 0.9
@@ -72,7 +73,8 @@ class FrontierLaw(JsonRecord):
         replicates: bootstrap fits, each (a, b, c, d).
         noise, freedom: standard deviation of log loss about the law, and its degrees of freedom.
         r_squared: share of the variance of log loss that the law explains.
-        backtests: rolling-origin errors. compute_range: what was fitted. residuals: log(measured / law).
+        backtests: rolling-origin errors of the forecast. forecast: beyond the data, None in old files.
+        compute_range: what was fitted. residuals: log(measured / law).
         warnings: what a reader should know before trusting it.
     """
 
@@ -90,12 +92,20 @@ class FrontierLaw(JsonRecord):
     converged: bool
     agreement: float
     warnings: tuple[str, ...] = ()
+    forecast: CurveLaw | None = None
 
     def predict(self, compute: ArrayLike) -> Array:
-        """The loss of the frontier at `compute`; beyond the data, corrected by the bias of its backtests."""
+        """The loss of the frontier at `compute`: the law; beyond the data, the forecast."""
         x = np.asarray(compute, dtype=np.float64)
-        inside = self.a * (x + self.d) ** -self.b + self.c
-        return np.asarray(inside * np.exp(self.backtests.correction(self._beyond(x))))
+        return np.asarray(self._law(x) * np.exp(self._shift(x)))
+
+    def _law(self, compute: Array) -> Array:
+        return np.asarray(self.a * (compute + self.d) ** -self.b + self.c)
+
+    def _shift(self, compute: Array) -> Array:
+        if self.forecast is not None:
+            return self.forecast.shift(compute, self._law)
+        return self.backtests.correction(self._beyond(compute))
 
     def _beyond(self, compute: Array) -> Array:
         return np.maximum(np.log(compute / self.compute_range[1]), 0.0)
@@ -104,9 +114,17 @@ class FrontierLaw(JsonRecord):
         """Plausible losses (draws, ...) of the best run at `compute`."""
         x = np.asarray(compute, dtype=np.float64)
         a, b, c, d = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
-        beyond = self._beyond(x)
-        deviation = np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2)
-        mean = np.log(a * (x + d) ** -b + c) + self.backtests.correction(beyond)
+        if self.forecast is not None:
+            # What bootstrap fits differ in at the end is kept, how they go on is the forecast's to say.
+            end = np.minimum(x, self.compute_range[1])
+            mean = np.log((a * (end + d) ** -b + c) / self._law(end)) + np.log(self.predict(x))
+            deviation = np.sqrt(
+                self.noise**2 + np.maximum(self.forecast.moments(x)[1] ** 2 - self.forecast.noise**2, 0.0)
+            )
+        else:
+            beyond = self._beyond(x)
+            deviation = np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2)
+            mean = np.log(a * (x + d) ** -b + c) + self.backtests.correction(beyond)
         return np.asarray(np.exp(predictive(mean, deviation, min(self.freedom + 1, self.backtests.freedom))))
 
     def interval(self, compute: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
@@ -139,10 +157,14 @@ def fit_frontier(compute: ArrayLike, loss: ArrayLike, *, seed: int = 0, bootstra
     replicates = _natural(_bootstrap(fit, seed, bootstrap), fit.centre)
     a, b, c, d = (float(v) for v in _natural(fit.theta[None], fit.centre)[0])
     residual = z - fit.prediction
+    budgets, index = np.unique(t, return_inverse=True)
+    ahead = forecast(np.exp(budgets), np.exp(np.bincount(index, z) / np.bincount(index)))
     law = FrontierLaw(
         a, b, c, d, tuple(tuple(float(v) for v in row) for row in replicates), fit.noise, fit.freedom,
-        float(1 - (residual**2).sum() / ((z - z.mean()) ** 2).sum()), _backtest(t, z),
+        float(1 - (residual**2).sum() / ((z - z.mean()) ** 2).sum()),
+        Backtests(ahead.distances, ahead.errors, ahead.drift, ahead.freedom, ahead.backtest_coverage, LEVEL),
         (float(x.min()), float(x.max())), tuple(residual[np.argsort(order)].tolist()), fit.converged, fit.agreement,
+        forecast=ahead,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, z))
 
@@ -238,22 +260,6 @@ def _bootstrap(fit: _Fit, seed: int, count: int) -> Array:
     return minimise(
         fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=opinion, iterations=80
     ).theta
-
-
-def _backtest(t: Array, z: Array) -> Backtests:
-    distances, errors, spreads, origins = [], [], [], []
-    for origin in range(3, t.size):
-        if np.unique(t[:origin]).size < 3:
-            continue
-        fit = _fit(t[:origin], z[:origin], starts=6)
-        replicates = _bootstrap(fit, 0, 40)
-        for later in range(origin, t.size):
-            at = _model(t[[later]], fit.centre)
-            distances.append(float(t[later] - t[origin - 1]))
-            errors.append(float(z[later] - at(fit.theta[None])[0][0, 0]))
-            spreads.append(float(np.hypot(fit.noise, np.std(at(replicates)[0][:, 0]))))
-            origins.append(origin)
-    return summarise(distances, errors, spreads, origins, LEVEL)
 
 
 def _warnings(law: FrontierLaw, z: Array) -> tuple[str, ...]:

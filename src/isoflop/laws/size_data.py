@@ -6,14 +6,16 @@ parameters because the patch size of a vision model changes its compute and not 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
+from isoflop.laws.backtest import Backtests, doubt, predictive, rungs
 from isoflop.laws.columns import JsonRecord, positive_columns
+from isoflop.laws.curve import ORIGINS, Candidate, CurveLaw, forecast
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.solve import WINSORISED, Array, Model, Prior, minimise, project, robust_scale
 
@@ -25,27 +27,6 @@ from isoflop.laws.solve import WINSORISED, Array, Model, Prior, minimise, projec
 EXPONENTS = np.geomspace(0.05, 2.0, 14)
 MOST = 240
 """Larger tables are averaged in cells of size and images: a law has five parameters, whatever the number of rows."""
-ORIGINS = 8
-"""Backtests start from so many rungs at most, evenly spaced: neighbours of a finer ladder make the same mistake."""
-
-
-def irreducible_profile(n: ArrayLike, d: ArrayLike, loss: ArrayLike, grid: ArrayLike) -> Array:
-    """How much worse the fit is with E held at each value of `grid`, in units of noise² (twice the Huber sum); inf
-    where E is not below the best loss."""
-    fit, values = fit_thetas(thinned(*check_table(n, d, loss))), np.asarray(grid, dtype=np.float64)
-    possible = values < fit.upper[2] * (1 - 1e-6)
-    starts = np.repeat(fit.theta[None], int(possible.sum()), axis=0)
-    starts[:, 2] = values[possible]
-    held, free = (
-        minimise(
-            fit.model, start, fit.points.z, delta=fit.delta, lower=fit.lower, upper=fit.upper,
-            weights=fit.points.weight, prior=fit.prior, fixed=fixed,
-        ).objective
-        for start, fixed in ((starts, (2,)), (fit.theta[None], ()))
-    )  # fmt: skip
-    worse = np.full(values.size, np.inf)
-    worse[possible] = 2.0 * np.maximum(held - free, 0.0) / fit.noise**2
-    return worse
 
 
 @dataclass(frozen=True)
@@ -173,8 +154,8 @@ def _box(z: Array) -> tuple[Array, Array]:
     return lower, upper
 
 
-def fit_thetas(points: Points, starts: int = 16, irreducible: float | None = None) -> Fit:
-    """The best fit to `points`; E is held where `irreducible` is given. The same for every seed and order.
+def fit_thetas(points: Points, starts: int = 16) -> Fit:
+    """The best fit to `points`. The same for every seed and order.
 
     Huber's bend follows the noise until it settles; the few opinions are those of the prior below.
     """
@@ -182,8 +163,6 @@ def fit_thetas(points: Points, starts: int = 16, irreducible: float | None = Non
     centre = float(points.x.mean()), float(points.y.mean())
     x, y = points.x - centre[0], points.y - centre[1]
     model, (lower, upper) = size_data_model(x, y), _box(z)
-    if irreducible is not None:
-        lower[2] = upper[2] = irreducible
     theta = _grid_starts(x, y, z, weight, 0.03, starts)
     # Weak priors on parameters that the data do not constrain: exponents are within a factor of a few of 0.4.
     prior = Prior(np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.zeros(5))
@@ -251,72 +230,118 @@ def condition_number(fit: Fit) -> float:
 
 def exponent_profiles(fit: Fit, level: float) -> dict[str, tuple[float, float]]:
     """Profile intervals of α and β."""
-    held = (2,) if fit.lower[2] == fit.upper[2] else ()
     intervals = {}
     for name, k in (("alpha", 3), ("beta", 4)):
         intervals[name] = profile_interval(
-            fit.model, fit.theta, fit.points.z, k, delta=fit.delta, lower=fit.lower, upper=fit.upper, fixed=held,
-            level=level, weights=fit.points.weight, spread=float(fit.points.spread.sum()), prior=fit.prior,
+            fit.model, fit.theta, fit.points.z, k, delta=fit.delta, lower=fit.lower, upper=fit.upper, level=level,
+            weights=fit.points.weight, spread=float(fit.points.spread.sum()), prior=fit.prior,
         )  # fmt: skip
     return intervals
 
 
-Errors = dict[tuple[int, int], tuple[float, float, float, int]]
-"""(origin, predicted rung) → distance, error, spread that noise and parameters explain, origin."""
+Errors = dict[tuple[int, int], float]
+"""(origin, predicted rung) → error of the best run there."""
 
 WINDOWS = ((np.inf, 0), (1.5, 0), (np.inf, 1), (1.5, 1))
 """Runs a law may be fitted to: at most this factor above the best loss of their budget, without the lowest rungs."""
+CLEAN = 0.15
+"""The noise about a law, as a share of what a rung gains, at which it is half trusted as a candidate: much less where
+the law does not fit, more where it does."""
+SIZE_DATA, FROM_LAST = "size and data", "size and data, from the last rung"
 
 
-def choose_window(points: Points, irreducible: float | None) -> tuple[str, NDArray[np.bool_], Errors]:
-    """The window with the smallest backtest errors: all runs, unless another one is better by a third on the same
-    predictions (three at least). Runs far above the frontier or at tiny budgets follow the law least."""
+def choose_window(points: Points, rung: NDArray[np.intp]) -> tuple[str, NDArray[np.bool_], dict[int, Fit]]:
+    """The window with the smallest backtest errors, and the fits to the runs up to each rung: all runs, unless another
+    one is better by a third on the same predictions (three at least). Runs far above the frontier or at tiny budgets
+    follow the law least."""
     x, y, z = points.x, points.y, points.z
-    rung = rungs(np.exp(x + y))
     best = np.array([z[rung == r].min() for r in range(int(rung.max()) + 1)])[rung]
     everything = np.ones(z.size, dtype=bool)
-    reference = _backtest(points, everything, irreducible)
-    choice = ("all runs", everything, reference)
+    reference, fits = _backtest(points, rung, everything)
+    choice = ("all runs", everything, fits)
     score = 0.67
     for factor, dropped in WINDOWS[1:]:
         kept = (z - best <= np.log(factor)) & (rung >= dropped)
         if kept.all() or kept.sum() < 8 or np.ptp(x[kept]) < 0.3 or np.ptp(y[kept]) < 0.3:
             continue
-        errors = _backtest(points, kept, irreducible)
+        errors, fits = _backtest(points, rung, kept)
         common = sorted(set(errors) & set(reference))
         if len(common) < 3:
             continue
-        ratio = np.sqrt(sum(errors[k][1] ** 2 for k in common) / sum(reference[k][1] ** 2 for k in common))
+        ratio = np.sqrt(sum(errors[k] ** 2 for k in common) / sum(reference[k] ** 2 for k in common))
         if ratio < score:
             parts = [f"within a factor of {factor:g} of the best of their budget"] if np.isfinite(factor) else []
             parts += ["without the lowest budget"] if dropped else []
-            choice, score = ("runs " + " and ".join(parts), kept, errors), float(ratio)
+            choice, score = ("runs " + " and ".join(parts), kept, fits), float(ratio)
     return choice
 
 
-def _backtest(points: Points, kept: NDArray[np.bool_], irreducible: float | None) -> Errors:
+def _backtest(points: Points, rung: NDArray[np.intp], kept: NDArray[np.bool_]) -> tuple[Errors, dict[int, Fit]]:
     """Rolling origins over compute: from every lower part of the ladder, predict the best run of each later rung."""
     x, y, z = points.x, points.y, points.z
-    rung = rungs(np.exp(x + y))
-    errors: Errors = {}
-    top = int(rung.max())
-    for origin in (
-        range(1, top) if top <= ORIGINS + 1 else np.linspace(1, top - 1, ORIGINS).round().astype(int).tolist()
-    ):
+    errors, fits, top = Errors(), dict[int, Fit](), int(rung.max())
+    best = np.array([np.flatnonzero(rung == r)[np.argmin(z[rung == r])] for r in range(top + 1)])
+    for origin in range(max(1, top - ORIGINS), top):
         past = (rung <= origin) & kept
         if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
             continue
-        fit = fit_thetas(points[past], 8, irreducible)
-        replicates = bootstrap_thetas(fit, 0, 40)
-        for later in range(origin + 1, top + 1):
-            here = np.flatnonzero(rung == later)
-            at = here[[int(np.argmin(z[here]))]]
-            prediction = size_data_model(x[at] - fit.centre[0], y[at] - fit.centre[1])
-            distance = float((x + y)[at][0] - (x + y)[past].max())
-            error = float(z[at][0] - prediction(fit.theta[None])[0][0, 0])
-            spread = float(np.hypot(fit.noise, np.std(prediction(replicates)[0][:, 0])))
-            errors[origin, later] = distance, error, spread, origin
-    return errors
+        fit = fits[origin] = fit_thetas(points[past], 8)
+        at = best[origin + 1 :]
+        predicted = size_data_model(x[at] - fit.centre[0], y[at] - fit.centre[1])(fit.theta[None])[0][0]
+        errors |= {(origin, int(rung[k])): float(e) for k, e in zip(at, z[at] - predicted, strict=True)}
+    return errors, fits
+
+
+def budget_of(x: Array, y: Array) -> NDArray[np.intp]:
+    """The rung of each run; where runs share no budgets, bins of compute by a factor of 2."""
+    rung = rungs(np.exp(x + y))
+    if np.median(np.bincount(rung)) >= 3 or rung.max() < 2:
+        return rung
+    return np.unique(np.floor((x + y - (x + y).max() - 1e-9) / np.log(2.0)), return_inverse=True)[1].astype(np.intp)
+
+
+def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: Mapping[int, Fit]) -> CurveLaw | None:
+    """The forecast of the best loss at a budget, with this law among the candidates; None for one budget."""
+    if rung.max() < 1:
+        return None
+    t, z = points.x + points.y, points.z
+    code = np.unique(np.round(points.x, 4) + 1j * np.round(points.y, 3), return_inverse=True)[1]
+    z = (np.bincount(code, z) / np.bincount(code))[code]  # repeats of a run are one
+    best = [int(np.flatnonzero(rung == r)[np.argmin(z[rung == r])]) for r in range(int(rung.max()) + 1)]
+    if np.ptp(z[best]) < 1e-9:
+        return None
+    # The best run of a budget is not of the best size: what that costs, by the law, is taken off.
+    t, z, log_n = t[best], z[best], points.x[best]
+    e, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
+    optimum = (np.log(max(alpha * a, 1e-300)) - np.log(max(beta * b, 1e-300)) + beta * t) / (alpha + beta)
+    optimum = np.clip(optimum, points.x.min(), points.x.max())
+    at, least = (np.log(e + a * np.exp(-alpha * v) + b * np.exp(-beta * (t - v))) for v in (log_n, optimum))
+    step = float(np.sqrt(np.mean(np.diff(z) ** 2)))
+    clean = min(CLEAN * step / fit.noise, 100.0) ** 2
+    trust = clean**2 / (1.0 + clean)
+    z = z - min(trust, 1.0) * np.maximum(at - least, 0.0)
+
+    def frontier(fit: Fit, last: int) -> tuple[Array, Array]:
+        """The law along its optimum, E + K·C^-γ, in t = log(C / the largest): as it is, and through budget `last`."""
+        e, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
+        gamma = alpha * beta / (alpha + beta)
+        log_n = (np.log(max(alpha * a, 1e-300)) - np.log(max(beta * b, 1e-300)) + beta * t[-1]) / (alpha + beta)
+        log_k = float(
+            np.logaddexp(np.log(max(a, 1e-300)) - alpha * log_n, np.log(max(b, 1e-300)) - beta * (t[-1] - log_n))
+        )
+        at_last = float(np.log(e + np.exp(log_k - gamma * (t[last] - t[-1]))))
+        moved = z[last] - at_last
+        return np.array([log_k, gamma, e]), np.array([log_k + moved, gamma, e * np.exp(moved)])
+
+    first = 1 + max(0, len(t) - 2 - ORIGINS)
+    now, past = frontier(fit, -1), {o: frontier(f, o) for o, f in fits.items()}
+    more = [
+        Candidate(
+            name, "offset", float(t[0] - t[-1]), now[k], {o - first: p[k] for o, p in past.items() if o >= first}, trust
+        )
+        for k, name in enumerate((SIZE_DATA, FROM_LAST))
+    ]
+    return forecast(np.exp(t), np.exp(z), more, noise=fit.noise)
 
 
 def edge_share(x: Array, y: Array, z: Array) -> float | None:
@@ -344,7 +369,8 @@ class SizeDataLaw(JsonRecord):
         replicates: bootstrap fits, each (E, A, B, α, β).
         noise: standard deviation of log loss about the law. `freedom` is the degrees of freedom behind it.
         exponent_intervals: name → (lo, hi) by profile of the objective, at `level`; names as in `exponents()`.
-        backtests: rolling-origin errors over compute.
+        backtests: errors of the forecast of the frontier at rolling origins over compute.
+        forecast: of the best loss at budgets beyond the data, this law among its candidates; None in old files.
         window: which runs were fitted ("all runs", or what backtests preferred); points: how many they are.
         n_range, d_range, compute_range: of the whole table.
         residuals: log(measured / law) in the order of the table.
@@ -375,15 +401,16 @@ class SizeDataLaw(JsonRecord):
     converged: bool
     warnings: tuple[str, ...] = ()
     window: str = "all runs"
+    forecast: CurveLaw | None = None
 
     def predict(self, n: ArrayLike, d: ArrayLike) -> Array:
         """Loss at n training FLOPs an image and d images (broadcast together).
 
-        Beyond the largest compute measured the law is corrected by the bias of its own backtests.
+        Beyond the largest compute measured the law is moved so that its best is the forecast.
         """
         x, y = np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64)
         inside = self.irreducible + self.a * x**-self.alpha + self.b * y**-self.beta
-        return np.asarray(inside * np.exp(self.backtests.correction(self._beyond(x * y))))
+        return np.asarray(inside * np.exp(self._shift(x * y)))
 
     def optimal(self, compute: float) -> tuple[float, float, float]:
         """(n, d, loss) of the best run with `compute` = n·d training FLOPs: training FLOPs an image, images, loss.
@@ -391,16 +418,16 @@ class SizeDataLaw(JsonRecord):
         Where the table cannot tell the optimum (one term vanished) or it lies far outside, n is held between half
         the smallest size measured and the largest times compute / (largest compute measured); see `warnings`.
         """
-        n = float(self._optimal_n(compute, np.array([self._row()]))[0])
+        n = float(self._optimal_n(compute, np.array([self._row()]))[0, 0])
         return n, compute / n, float(self.predict(n, compute / n))
 
     def frontier_replicates(self, compute: ArrayLike) -> Array:
-        """Losses (R, m) of the best run at each of m budgets, according to each bootstrap fit."""
+        """Losses (R, m) of the best run at each of m budgets, according to each bootstrap fit; beyond the data they
+        keep their distance from the forecast."""
         rows, budgets = np.array(self.replicates), np.asarray(compute, dtype=np.float64)
-        best = np.stack([self._optimal_n(float(c), rows) for c in budgets], axis=1)
-        e, a, b, alpha, beta = (column[:, None] for column in rows.T)
-        correction = np.exp(self.backtests.correction(self._beyond(budgets)))
-        return np.asarray((e + a * best**-alpha + b * (budgets / best) ** -beta) * correction)
+        measured = budgets if self.forecast is None else np.minimum(budgets, self.compute_range[1])
+        ratio = self._frontier(measured, rows) / self._frontier(measured)
+        return np.asarray(ratio * self._frontier(budgets) * np.exp(self._shift(budgets)))
 
     def exponents(self) -> dict[str, float]:
         """α, β, and the exponents of C in the optimum: size n ∝ C^size, images d ∝ C^images, loss - E ∝ C^-frontier."""
@@ -417,9 +444,15 @@ class SizeDataLaw(JsonRecord):
         """Plausible losses (draws, ...) of one run at (n, d): parameters, noise of a run, and error of the form."""
         x, y = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64))
         e, a, b, alpha, beta = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
-        mean = np.log(e + a * x**-alpha + b * y**-beta) + self.backtests.correction(self._beyond(x * y))
-        freedom = min(self.freedom, self.backtests.freedom)
-        return np.asarray(np.exp(predictive(mean, self._deviation(x * y), freedom)))
+        mean = np.log(e + a * x**-alpha + b * y**-beta) + self._shift(x * y)
+        if self.forecast is not None:
+            # What bootstrap fits differ in at the frontier's end is kept, how they go on is the forecast's to say.
+            budget, top = (x * y).reshape(-1), self.compute_range[1]
+            best, own = self._optimal_n(budget, np.array([self._row()]))[0], np.array(self.replicates)
+            ends = self._frontier(np.minimum(budget, top), own) / self._frontier(np.minimum(budget, top))
+            on = self._loss(best, budget / best, own) / self._loss(best, budget / best, np.array([self._row()]))
+            mean = mean + np.where(budget > top, np.log(ends / on), 0.0).reshape(-1, *x.shape)
+        return np.asarray(np.exp(predictive(mean, self._deviation(x * y), self._freedom())))
 
     def interval(self, n: ArrayLike, d: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
         """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`."""
@@ -428,7 +461,7 @@ class SizeDataLaw(JsonRecord):
 
     def optimal_interval(self, compute: float, level: float = LEVEL) -> dict[str, tuple[float, float]]:
         """(lo, hi) of the best size `n`, its images `d`, and the `loss` of the run that `optimal` proposes."""
-        n = self._optimal_n(compute, np.array(self.replicates))
+        n = self._optimal_n(compute, np.array(self.replicates))[:, 0]
         lo, hi = (float(v) for v in np.quantile(n, [0.5 - level / 2, 0.5 + level / 2]))
         best_n, best_d, _ = self.optimal(compute)
         loss = self.interval(best_n, best_d, level)
@@ -440,15 +473,50 @@ class SizeDataLaw(JsonRecord):
     def _beyond(self, compute: ArrayLike) -> Array:
         return np.maximum(np.log(np.asarray(compute, dtype=np.float64) / self.compute_range[1]), 0.0)
 
-    def _deviation(self, compute: Array) -> Array:
-        return np.asarray(np.sqrt(self.noise**2 + (self.backtests.drift * self._beyond(compute)) ** 2))
+    def frontier(self, compute: ArrayLike) -> Array:
+        """The loss of the best run at each of m budgets: `optimal`, without its size."""
+        budgets = np.asarray(compute, dtype=np.float64)
+        return np.asarray(self._frontier(budgets) * np.exp(self._shift(budgets)))
 
-    def _optimal_n(self, compute: float, rows: Array) -> Array:
-        _, a, b, alpha, beta = rows.T
+    def drift(self, compute: ArrayLike) -> Array:
+        """Standard deviation of the log loss at each budget beyond the data, without the noise of a run."""
+        budgets = np.asarray(compute, dtype=np.float64)
+        if self.forecast is not None:
+            return np.sqrt(np.maximum(self.forecast.moments(budgets)[1] ** 2 - self.forecast.noise**2, 0.0))
+        return np.asarray(self.backtests.drift * self._beyond(budgets))
+
+    def _freedom(self) -> float:
+        return min(self.freedom, self.backtests.freedom)
+
+    def _deviation(self, compute: Array) -> Array:
+        return np.sqrt(self.noise**2 + self.drift(compute) ** 2)
+
+    def _shift(self, compute: ArrayLike) -> Array:
+        if self.forecast is not None:
+            return self.forecast.shift(compute, self._frontier)
+        return self.backtests.correction(self._beyond(compute))
+
+    def _frontier(self, compute: Array, rows: Array | None = None) -> Array:
+        """The law's own loss at its best size: (...) of the law, (R, ...) of `rows`."""
+        own = np.array([self._row()]) if rows is None else rows
+        budget = np.asarray(compute, dtype=np.float64).reshape(-1)
+        best = self._optimal_n(budget, own)
+        loss = self._loss(best, budget / best, own)
+        return loss.reshape(np.shape(compute)) if rows is None else loss.reshape(-1, *np.shape(compute))
+
+    @staticmethod
+    def _loss(n: Array, d: Array, rows: Array) -> Array:
+        e, a, b, alpha, beta = (column[:, None] for column in rows.T)
+        return np.asarray(e + a * n**-alpha + b * d**-beta)
+
+    def _optimal_n(self, compute: ArrayLike, rows: Array) -> Array:
+        """Best sizes (R, m) of `rows` at m budgets."""
+        budget = np.asarray(compute, dtype=np.float64).reshape(-1)
+        _, a, b, alpha, beta = (column[:, None] for column in rows.T)
         with np.errstate(all="ignore"):
-            n = (alpha * a / (beta * b) * compute**beta) ** (1.0 / (alpha + beta))
-        ceiling = self.n_range[1] * max(compute / self.compute_range[1], 1.0)
-        n = np.nan_to_num(n, nan=self.n_range[0], posinf=ceiling)
+            n = (alpha * a / (beta * b) * budget**beta) ** (1.0 / (alpha + beta))
+        ceiling = self.n_range[1] * np.maximum(budget / self.compute_range[1], 1.0)
+        n = np.where(np.isnan(n), self.n_range[0], n)
         return np.asarray(np.clip(n, self.n_range[0] / 2.0, ceiling))
 
 
@@ -459,7 +527,6 @@ def fit_size_data(
     *,
     seed: int = 0,
     bootstrap: int = 200,
-    irreducible: float | None = None,
 ) -> SizeDataLaw:
     """The law E + A·n^-α + B·d^-β of a table of runs.
 
@@ -472,20 +539,20 @@ def fit_size_data(
         loss: held-out loss (or error), positive, (m,).
         seed: of the bootstrap. The fit itself does not depend on it.
         bootstrap: number of replicates.
-        irreducible: a known E (say, shared with another family); fitted if None.
 
     Raises:
         LawError: fewer than 5 points, fewer than 2 sizes or 2 durations, values not positive and finite, constant loss.
     """
     x, y, z = check_table(n, d, loss)
-    if irreducible is not None and not 0 <= irreducible < float(np.exp(z.min())):
-        raise LawError(f"an irreducible loss of {irreducible} is not between 0 and the best loss {np.exp(z.min()):.4g}")
     points = thinned(x, y, z)
-    window, kept, errors = choose_window(points, irreducible)
-    fit = fit_thetas(points[kept], irreducible=irreducible)
+    rung = budget_of(points.x, points.y)
+    window, kept, fits = choose_window(points, rung)
+    fit = fit_thetas(points[kept])
     replicates = bootstrap_thetas(fit, seed, bootstrap)
-    tests = np.array(list(errors.values())).reshape(-1, 4).T
-    backtests = summarise(tests[0], tests[1], tests[2], tests[3], LEVEL)
+    ahead = _frontier_forecast(points, rung, fit, fits)
+    backtests = Backtests((), (), 0.08, 3.0, None, LEVEL)
+    if ahead is not None:
+        backtests = Backtests(ahead.distances, ahead.errors, ahead.drift, ahead.freedom, ahead.backtest_coverage, LEVEL)
     condition = condition_number(fit)
     everywhere = size_data_model(x - fit.centre[0], y - fit.centre[1])(fit.theta[None])[0][0]
     best_e, best_a, best_b, alpha, beta = natural_units(fit.theta[None], fit)[0]
@@ -499,7 +566,7 @@ def fit_size_data(
         d_range=(float(np.exp(y.min())), float(np.exp(y.max()))),
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
         residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
-        converged=fit.converged,
+        converged=fit.converged, forecast=ahead,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
 
