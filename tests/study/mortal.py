@@ -39,7 +39,7 @@ def main(deaths: Path, *job: str) -> None:
     if job:
         remote.serve(job[0], Path(job[1]))
     else:
-        worker.main()
+        worker.serve()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -158,13 +159,19 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
 
 HASTY = """
 import json, os, sys
-for line in sys.stdin:
-    (task,) = json.loads(line)
-    step = {"event": "progress", "run": task["run"], "step": 1}
-    end = {"event": "ended", "run": task["run"], "state": "done"}
-    told = "".join(json.dumps(message) + "\\n" for message in (step, step, end, step)).encode()
-    os.write(1, told[:-9])  # the last line is cut in two
-    os.write(1, told[-9:])
+from isoflop.study.executors import worker
+
+def main():
+    for line in sys.stdin:
+        task = json.loads(line)
+        step = {"event": "progress", "run": task["run"], "step": 1}
+        end = {"event": "ended", "run": task["run"], "state": "done"}
+        told = "".join(json.dumps(message) + "\\n" for message in (step, step, end, step)).encode()
+        os.write(1, told[:-9])  # the last line is cut in two
+        os.write(1, told[-9:])
+
+worker.main, worker.PRELOADED = main, ()
+worker.serve()
 """
 
 
@@ -177,8 +184,33 @@ def test_everything_that_a_worker_says_at_once_is_heard(tmp_path: Path, monkeypa
     catalogue = Catalogue(toy_study(tmp_path / "toy"))
     tasks = [RunTask(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01 * k), tmp_path, None) for k in range(1, 9)]
     with LocalPool(2) as pool:
-        ended = [event.run_id for event in pool.run(tasks) if event.kind == "ended"]
-    assert sorted(ended) == sorted(task.run.run_id for task in tasks)
+        ended = [event for event in pool.run(tasks) if event.kind == "ended"]
+    assert sorted(event.run_id for event in ended) == sorted(task.run.run_id for task in tasks)
+    assert {event.state for event in ended} == {"done"}
+
+
+def test_a_pool_goes_on_when_worker_and_fork_server_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        "isoflop.study.executors.local.subprocess.Popen",
+        lambda command, **more: start([command[0], "-c", HASTY], **more),
+    )
+    catalogue = Catalogue(toy_study(tmp_path / "toy"))
+    task = RunTask(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01), tmp_path, None)
+    with LocalPool(1) as pool:
+        list(pool.run([task]))
+        server, worker = pool._server.process, pool._alive[0].process.pid
+        assert Path(f"/proc/{worker}/stat").read_text().split()[3] == str(server.pid)  # its parent
+        server.kill()
+        server.wait()
+        os.kill(worker, signal.SIGKILL)
+        events = list(pool.run([task]))
+        successor = pool._server.process
+    assert [event.error for event in events if event.kind == "died"] == [
+        "its worker was lost, with the process that had started it; resuming it in a new one"
+    ]
+    assert "done" in [event.state for event in events]
+    assert successor.returncode == 0  # it ends with the pool
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A worker process of this machine: reads tasks as JSON lines and answers in JSON lines.
 
-It is started by the executor of one machine. Every run is idempotent and resumable, so a worker can be
+The executor of one machine has `serve` start it. Every run is idempotent and resumable, so a worker can be
 killed at any moment and another one continues its run. A worker whose parent is dead exits at its next message.
 
 It sends a heartbeat every few seconds. A run that makes no step for `guards.stuck_seconds` ends the worker. On SIGTERM
@@ -9,22 +9,26 @@ it saves a checkpoint of its run.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from isoflop.config import RunConfig, TransferConfig, parse
 from isoflop.errors import CheckpointError, DataNotice, MachineNotice
 from isoflop.runs.files import read_json, write_json
-from isoflop.train.guards import asked_to_stop
+from isoflop.train.guards import SIGNALS, asked_to_stop
 
 # What a worker does with a task, wherever it runs: it trains, and says what happens.
 
@@ -97,6 +101,51 @@ def warnings_sent(send: Send) -> Iterator[None]:
         yield
 
 
+REQUEST = struct.Struct("q")
+"""What the executor asks `serve`: 0, with two pipes, for a new worker; the number of a worker, to wait for its end. And
+the answer: the number of the worker, or its exit code."""
+
+PRELOADED = ("isoflop.train", "torch._dynamo", "pyarrow.dataset")
+"""What a run imports: all but a few hundredths of a second"""
+
+
+def serve() -> None:
+    """Starts workers as copies of this process, as the socket that is its standard input asks, until that closes.
+
+    The import of PyTorch is then paid once. Signals are for the executor to interpret, and for the workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a worker hears of what comes before it can handle it
+    with socket.socket(fileno=os.dup(0)) as asked:
+        for name in PRELOADED:
+            import_module(name)
+        gc.freeze()  # what is here is garbage in no worker, and its memory stays shared
+        while True:
+            try:
+                request, pipes, _, _ = socket.recv_fds(asked, REQUEST.size, 2)
+            except ConnectionResetError:
+                return
+            if len(request) < REQUEST.size:
+                return
+            (pid,) = REQUEST.unpack(request)
+            if pid:
+                answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            else:
+                answer = os.fork()
+                if not answer:
+                    break
+                for pipe in pipes:
+                    os.close(pipe)
+            try:
+                asked.sendall(REQUEST.pack(answer))
+            except (BrokenPipeError, ConnectionResetError):
+                return
+    for number, pipe in enumerate(pipes):
+        os.dup2(pipe, number)
+        os.close(pipe)
+    main()
+
+
 ALIVE_SECONDS = 20.0  # between two signs of life
 
 
@@ -122,6 +171,7 @@ def main() -> None:
 
     threading.Thread(target=say_alive, name="alive", daemon=True).start()
     with warnings_sent(send), asked_to_stop() as stop:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for line in sys.stdin:
             try:
                 train_task(json.loads(line), send, stop=stop)
@@ -155,7 +205,3 @@ def read_target(directory: Path, protocol: TransferConfig) -> dict[str, Any] | N
     except CheckpointError:
         return None
     return found if found["protocol"] == protocol.model_dump(mode="json") else None
-
-
-if __name__ == "__main__":
-    main()
