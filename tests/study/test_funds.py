@@ -106,7 +106,7 @@ def test_a_family_whose_smallest_size_no_chosen_rung_can_train_is_named() -> Non
         study={"name": "toy", "budgets": [1e9, 2e9, 4e9], "target_budget": 4e10, "budget": 1e11},
         families={"vit": {"sizes": SIZES}, "nfnet": {"sizes": ["nfnet_w64d2"]}},
     )
-    with pytest.raises(StudyError, match="is too small for nfnet_w64d2, the smallest nfnet"):
+    with pytest.raises(StudyError, match="are too few for nfnet_w64d2, the smallest nfnet"):
         plan_study(config, known=SECONDS)
 
 

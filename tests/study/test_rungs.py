@@ -16,6 +16,7 @@ SIZES = ["vit_w8d2p8", "vit_w12d2p8", "vit_w16d2p8"]
 def study_config(**changes: Any) -> StudyConfig:
     values: dict[str, Any] = {
         "study": {"name": "toy", "budgets": [2e9, 4e9, 8e9], "target_budget": 4e10},
+        "batch_size": 64,
         "data": {"source": "fractals?classes=20", "heldout": 64},
         "schedule": {"warmup": 10},
         "families": {"vit": {"sizes": SIZES, "learning_rates": [0.005, 0.01, 0.02]}},
@@ -93,7 +94,7 @@ def test_sizes_are_chosen_from_the_ladder_when_only_counted() -> None:
 
 def test_a_budget_too_small_for_the_smallest_model_is_told_with_what_it_needs() -> None:
     config = study_config(study={"name": "toy", "budgets": [1e7, 3e7, 1e8], "target_budget": 1e9})
-    with pytest.raises(StudyError, match=r"too small for vit_w8d2p8.* cost .*FLOPs"):
+    with pytest.raises(StudyError, match=r"too few for vit_w8d2p8.*30 steps of batch 64 cost .*FLOPs"):
         ladder_sizes(config, Catalogue(config))
 
 
@@ -135,6 +136,34 @@ def test_evaluations_are_priced_by_the_images_that_are_held_out_and_not_by_those
 
     assert minutes(1_000_000) == pytest.approx(minutes(287))  # a fifth of the 1,438 training images
     assert minutes(287) > minutes(100)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "batch"),
+    [
+        (50 * 128 * 246_720 * 1.01, 128),  # 50 steps of the dearest family's smallest size, vit_w8d2p8
+        (50 * 128 * 246_720 * 0.99, 64),
+        (50 * 32 * 246_720 * 0.99, 16),
+        (30 * 16 * 246_720 * 1.01, 16),  # no smaller batch: fewer steps
+    ],
+)
+def test_the_batch_is_the_largest_that_leaves_the_smallest_sizes_50_steps(lowest: float, batch: int) -> None:
+    study = {"name": "toy", "budgets": [lowest, 2 * lowest, 4 * lowest], "target_budget": 8 * lowest}
+    families = {"vit": {"sizes": ["vit_w12d2p8", "vit_w8d2p8"]}, "nfnet": {"sizes": ["nfnet_w6d1"]}}
+    catalogue = Catalogue(study_config(study=study, families=families, batch_size=None))
+    assert catalogue.flops_per_image("vit", "vit_w8d2p8") == 246_720
+    assert catalogue.batch_size == batch
+    run = catalogue.run("vit", "vit_w8d2p8", lowest, 1e-3)
+    assert run.config.batch_size == batch
+    assert run.config.steps == round(lowest / 246_720 / batch)
+
+
+def test_of_large_images_64_make_a_batch_and_of_few_no_more_than_there_are() -> None:
+    study = {"name": "toy", "budgets": [1e13, 2e13, 4e13], "target_budget": 1e14}
+    large = {"source": "fractals?classes=20", "heldout": 64, "image_size": 128}
+    assert Catalogue(study_config(study=study, data=large, batch_size=None)).batch_size == 64
+    few = {"source": "fractals?classes=20&images=100", "heldout": 64}
+    assert Catalogue(study_config(study=study, data=few, batch_size=None)).batch_size == 64
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused() -> None:

@@ -406,8 +406,6 @@ class CheckpointConfig(Table):
 class SharedConfig(Table):
     """What the runs of a study have in common; a run file holds the same tables."""
 
-    batch_size: Count = 64
-    """Global batch size: images per step."""
     device: Literal["auto", "cpu", "cuda"] = no_effect("auto")
     """Device; `auto` uses a GPU if there is one. Not part of a run's identity, although rounding differs."""
     precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
@@ -443,6 +441,8 @@ class RunConfig(SharedConfig):
 
     model: ModelConfig
     """The backbone."""
+    batch_size: Count = DEFAULT_BATCH
+    """Global batch size: images per step."""
     start: Maybe[StartConfig] = None
     """Trained weights to start from; default random."""
     steps: Count

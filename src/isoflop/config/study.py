@@ -31,6 +31,7 @@ from isoflop.config.fields import (
 from isoflop.config.load import Loaded, load, parse, read_toml
 from isoflop.config.problems import sentences
 from isoflop.config.run import (
+    DEFAULT_BATCH,
     EARLIER,
     NOT_OF_THE_MODEL,
     WITH_RANDAUGMENT,
@@ -256,6 +257,9 @@ class StudyConfig(SharedConfig):
     """The ladder and the question."""
     families: Annotated[dict[str, FamilyConfig], Field(min_length=1)]
     """The families, each under the name of its ladder of presets."""
+    batch_size: Maybe[Count] = None
+    """Global batch size of all runs: images per step. Default: the largest power of two up to 128 (64 for images above
+    64 px) with which the smallest size of every family makes 50 steps on the lowest rung; at least 16."""
     optim: OptimizerConfig = OptimizerConfig()
     """The optimizer of every family that does not say otherwise."""
     laws: LawsConfig = no_effect(LawsConfig())
@@ -306,19 +310,21 @@ class StudyConfig(SharedConfig):
         *,
         model: str,
         steps: int,
+        batch_size: int | None = None,
         learning_rate: float,
         seed: int | None = None,
         warmup: int | None = None,
     ) -> RunConfig:
         """One run of the study: the shared tables, the family's, and what the planner chose.
 
-        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it. Raises ConfigError
-        where such a run cannot be.
+        `seed` and `batch_size` replace the study's; `warmup` (steps) the configured one, for runs too short for it.
+        Raises ConfigError where such a run cannot be.
         """
         own = self.families[family]
         values = {name: getattr(self, name) for name in SharedConfig.model_fields} | {
             "model": ModelConfig.model_validate({**own.model, "name": model}),
             "steps": steps,
+            "batch_size": batch_size or self.batch_size or DEFAULT_BATCH,
             "seed": self.study.seed if seed is None else seed,
             "threads": 1,
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),

@@ -22,8 +22,7 @@ from isoflop.models import family_ladder
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
-from isoflop.study.planned import Catalogue
-from isoflop.study.rungs import MIN_STEPS
+from isoflop.study.planned import ENOUGH_STEPS, RUNGS_RATIO, TARGET_DISTANCE, Catalogue
 from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
 
 # What is decided now, how sure that is, and what each further run would be worth.
@@ -344,15 +343,10 @@ def _fresh(trial: Trial, made: set[Trial]) -> Trial | None:
 # What a study may cost: FLOPs, device-hours or money; the answers' share is set aside before anything is measured.
 
 
-RUNGS_RATIO = 2.6
-"""Between the rungs that the planner chooses: about what sizes and learning rates can be carried across."""
 RUNGS_SPAN = 64.0
-"""Between the lowest and the highest of them, if the smallest presets train that briefly."""
-TARGET_DISTANCE = 3.0
-"""The highest rung stays this factor below the target: nearer, the ladder would cost more than it decides."""
+"""Between the lowest and the highest rung that the planner chooses, if the smallest presets train that briefly."""
 LADDER_RUNS = 1.6
 """How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
-SHORTEST = 3 * MIN_STEPS  # steps of the smallest preset on the lowest rung that the planner chooses
 
 
 @dataclass(frozen=True)
@@ -439,14 +433,14 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
         names = options.sizes if isinstance(options.sizes, tuple) else family_ladder(family, config.data.image_size)
         starting += len(options.sizes) if isinstance(options.sizes, tuple) else options.sizes
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
-        floors.append(SHORTEST * config.batch_size * smallest)
+        floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
     top = min(config.study.target_budget / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
     bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
     if top < 4 * bottom:
         if config.study.target_budget / TARGET_DISTANCE < 4 * bottom:
             raise StudyError(
                 f"study.target_budget = {config.study.target_budget:g} is too near to what the smallest presets need "
-                f"({bottom:.2g} FLOPs for {SHORTEST} steps): there is no room for a ladder below it; "
+                f"({bottom:.2g} FLOPs for {ENOUGH_STEPS} steps): there is no room for a ladder below it; "
                 f"take at least {4 * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
             )
         raise StudyError(

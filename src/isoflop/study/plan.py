@@ -12,17 +12,15 @@ import torch
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.errors import StudyError
-from isoflop.study.adaptive import TARGET_DISTANCE, Funds, choose_budgets, funds_of, opening
-from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.adaptive import Funds, choose_budgets, funds_of, opening
+from isoflop.study.planned import MIN_STEPS, TARGET_DISTANCE, Catalogue, PlannedRun, usual_size
 from isoflop.study.rungs import (
-    MIN_STEPS,
     first_rates,
     first_rung,
     ladder_sizes,
     rate_grid,
     transfers,
     usual_exponent,
-    usual_size,
 )
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace
 from isoflop.study.store import Store
@@ -146,7 +144,7 @@ def forecast(
                 count = len(first[model]) if below < MIN_STEPS else several if rung == 1 else 1
                 schedule = catalogue.run(family, model, budget, 1e-3).config.schedule
                 shared = trunk_steps(schedule, below) if below >= MIN_STEPS else 0
-                images = (count * steps - count * shared) * config.batch_size
+                images = (count * steps - count * shared) * catalogue.batch_size
                 runs += count
                 flops += images * catalogue.flops_per_image(family, model)
                 evaluated = count * catalogue.heldout / 3  # forward only
@@ -347,7 +345,7 @@ def search_space_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, fun
             first=first_rates(config, catalogue, family, start),
         )
     study = config.study
-    return SearchSpace(families, catalogue.budgets, study.target_budget, config.batch_size, MIN_STEPS, study.sure)
+    return SearchSpace(families, catalogue.budgets, study.target_budget, catalogue.batch_size, MIN_STEPS, study.sure)
 
 
 def _check_opening(space: SearchSpace, funds: Funds) -> None:

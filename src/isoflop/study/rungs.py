@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
-from isoflop.models import family_ladder, ladder_of
+from isoflop.models import ladder_of
 from isoflop.models.presets import LADDERS, PRESETS
-from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.planned import MIN_STEPS, Catalogue, PlannedRun
 
 # Where the search for a learning rate begins, before anything has been measured.
 
@@ -78,7 +78,6 @@ def _optimizer(config: StudyConfig, family: str) -> str:
     return own.name if "name" in own.model_fields_set else config.optim.name
 
 
-MIN_STEPS = 20  # a shorter run has hardly left its warm-up
 MAX_EXTENSIONS = 3  # of a learning-rate grid, on the first rung
 RATE_RATIO = 2.0
 
@@ -93,37 +92,11 @@ def ladder_sizes(config: StudyConfig, catalogue: Catalogue) -> dict[str, tuple[s
     """
     chosen: dict[str, tuple[str, ...]] = {}
     for family, options in config.families.items():
-        if isinstance(options.sizes, int):
-            ladder = family_ladder(family, config.data.image_size)
-            if len(ladder) < options.sizes:
-                raise StudyError(f"families.{family}.sizes = {options.sizes}, but its ladder has {len(ladder)} presets")
-            chosen[family] = _around_the_optimum(family, ladder, options.sizes, config, catalogue)
-        else:
+        if isinstance(options.sizes, tuple):
             _refuse_mixtures(family, options.sizes)
-            chosen[family] = tuple(sorted(options.sizes, key=lambda name: catalogue.flops_per_image(family, name)))
-        _refuse_too_large(family, chosen[family], config, catalogue)
+        chosen[family] = catalogue.starting_sizes(family)
+        _refuse_too_large(family, chosen[family], catalogue)
     return chosen
-
-
-def _around_the_optimum(
-    family: str, ladder: tuple[str, ...], count: int, config: StudyConfig, catalogue: Catalogue
-) -> tuple[str, ...]:
-    """`count` neighbours on the ladder whose middle is closest to the usual optimum of the middle budget.
-
-    As a start, before anything has been measured.
-    """
-    budgets = catalogue.budgets
-    usual = usual_size(math.exp(sum(map(math.log, budgets)) / len(budgets)))
-    distance = [abs(math.log(catalogue.flops_per_image(family, name) / usual)) for name in ladder]
-    middle = distance.index(min(distance))
-    first = max(0, min(middle - count // 2, len(ladder) - count))
-    return ladder[first : first + count]
-
-
-def usual_size(budget: float) -> float:
-    """FLOPs an image of the best size at `budget` training FLOPs, roughly: 8·√budget, fitted to small ViTs and
-    PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12."""
-    return 8.0 * math.sqrt(budget)
 
 
 def _refuse_mixtures(family: str, names: tuple[str, ...]) -> None:
@@ -136,20 +109,13 @@ def _refuse_mixtures(family: str, names: tuple[str, ...]) -> None:
         raise StudyError(f"families.{family}.sizes: {other} is of another family than {one}: give it its own table")
 
 
-def _refuse_too_large(family: str, sizes: tuple[str, ...], config: StudyConfig, catalogue: Catalogue) -> None:
-    low, high = catalogue.budgets[0], catalogue.budgets[-1]
-    smallest = sizes[0]
-    if catalogue.steps(family, smallest, high) < MIN_STEPS:
-        need = MIN_STEPS * config.batch_size * catalogue.flops_per_image(family, smallest)
-        raise StudyError(
-            f"study.budgets: the largest, {high:g} FLOPs, is too small for {smallest}, the smallest {family}: "
-            f"{MIN_STEPS} steps of batch {config.batch_size} cost {need:.2g} FLOPs"
-        )
+def _refuse_too_large(family: str, sizes: tuple[str, ...], catalogue: Catalogue) -> None:
+    smallest, low = sizes[0], catalogue.budgets[0]
     if catalogue.steps(family, smallest, low) < MIN_STEPS:
-        need = MIN_STEPS * config.batch_size * catalogue.flops_per_image(family, smallest)
+        need = MIN_STEPS * catalogue.batch_size * catalogue.flops_per_image(family, smallest)
         raise StudyError(
             f"study.budgets: {low:g} FLOPs are too few for {smallest}, the smallest {family}: "
-            f"{MIN_STEPS} steps of batch {config.batch_size} cost {need:.2g} FLOPs"
+            f"{MIN_STEPS} steps of batch {catalogue.batch_size} cost {need:.2g} FLOPs"
         )
 
 

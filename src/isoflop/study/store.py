@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import StudyConfig, TransferConfig, config_hash, stored_study
+from isoflop.config.run import DEFAULT_BATCH
 from isoflop.data.records import is_fingerprint_of
 from isoflop.errors import CheckpointError, IsoflopError, StudyError
 from isoflop.runs.directory import Status, read_identity, read_status
@@ -43,14 +44,19 @@ class Store:
         return str(found.get("begun_at") or found["config"]["data"]["source"])
 
     def as_begun(self, config: StudyConfig) -> StudyConfig:
-        """`config` with the precision in which the study in the directory was begun, where it leaves it open."""
-        if config.precision != "auto" or not (self.directory / "study.json").exists():
+        """`config` with what it leaves open as the study in the directory was begun: precision, batch size."""
+        if not (self.directory / "study.json").exists():
             return config
         try:
-            precision = read_whole(self.directory, "study.json")["config"].get("precision", "float32")
+            begun = read_whole(self.directory, "study.json")["config"]
+            precision, batch_size = begun.get("precision", "float32"), begun.get("batch_size", DEFAULT_BATCH)
         except (StudyError, KeyError, AttributeError):  # damaged, as `claim` will say
             return config
-        return config.model_copy(update={"precision": precision}) if precision in ("float32", "bfloat16") else config
+        if config.precision == "auto" and precision in ("float32", "bfloat16"):
+            config = config.model_copy(update={"precision": precision})
+        if config.batch_size is None and isinstance(batch_size, int) and batch_size > 0:
+            config = config.model_copy(update={"batch_size": batch_size})
+        return config
 
     def claim(self, config: StudyConfig, fingerprint: str) -> None:
         """Makes the directory that of `config` on data of that `fingerprint`, or checks that it is; StudyError when it
