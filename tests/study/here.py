@@ -10,7 +10,7 @@ from isoflop.study.executors.worker import Message, train_task
 class Here:
     """Trains one task after another, as a pool of two workers would share them out."""
 
-    workers = 2
+    workers = cores = 2
 
     def __enter__(self) -> Self:
         return self

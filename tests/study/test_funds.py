@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from isoflop.config import StudyConfig
-from isoflop.errors import DataError, StudyError
+from isoflop.errors import ConfigError, DataError, StudyError
 from isoflop.study.adaptive import TARGET_DISTANCE, choose_budgets, next_stage
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import Catalogue
 from isoflop.study.run import Ended, run_study, stages
 from isoflop.study.search_space import Ledger
+from isoflop.study.store import Store
 from tests.study.test_rungs import SIZES, study_config
 
 SECONDS = {("vit", name): 1e-4 * (k + 1) for k, name in enumerate(SIZES)}
@@ -41,11 +42,64 @@ def test_money_is_device_hours_times_their_price_at_measured_speed() -> None:
     )
     assert hours.funds is not None
     assert money.funds is not None
-    dearest = max(SECONDS[key] / hours.catalogue.flops_per_image(*key) for key in SECONDS)
-    assert hours.funds.reserved == pytest.approx(4e10 * dearest / 3600)
+    largest = "vit", SIZES[-1]  # answers are priced like it
+    assert hours.funds.reserved == pytest.approx(
+        4e10 * SECONDS[largest] / hours.catalogue.flops_per_image(*largest) / 3600
+    )
     assert money.funds.reserved == pytest.approx(3 * hours.funds.reserved)
     assert hours.funds.price("vit", 1e5) == pytest.approx(money.funds.price("vit", 1e5) / 3)
     assert hours.funds.price_of_evaluation("vit", 1e5) > 0
+
+
+def test_hours_of_the_machine_are_device_hours_over_its_workers() -> None:
+    one, two = plan(limited(hours=1.0, workers=2)), plan(limited(device_hours=2.0))
+    assert one.funds is not None
+    assert two.funds is not None
+    assert one.funds.unit == "hours"
+    assert one.funds.reserved == pytest.approx(two.funds.reserved / 2)
+    assert one.funds.allowance == pytest.approx(two.funds.allowance / 2)
+    assert one.catalogue.budgets == two.catalogue.budgets
+
+
+def test_without_a_target_the_answer_gets_half_of_the_limit() -> None:
+    def target(**study: Any) -> float:
+        config = study_config(study={"name": "toy", **study})
+        return plan(config).catalogue.config.study.target_flops
+
+    assert target(budget=3e11) == 1.5e11
+    likely = "vit", SIZES[-1]  # of named sizes the largest
+    flops = Catalogue(limited(device_hours=1.0)).flops_per_image(*likely)
+    of_an_hour = target(device_hours=1.0)
+    assert of_an_hour == pytest.approx(1800 / SECONDS[likely] * flops, rel=0.05)
+    assert target(hours=0.25, workers=4) == of_an_hour
+    assert target(device_hours=2.0) == pytest.approx(2 * of_an_hour, rel=0.05)
+    with pytest.raises(StudyError, match=r"limit, 0.001 device-hours, is too low: half of it buys an answer of "):
+        target(device_hours=0.001, budgets=[1e10, 2e10, 4e10])
+
+
+def test_a_target_that_was_chosen_stays_that_of_the_study(tmp_path: Path) -> None:
+    config = study_config(study={"name": "toy", "device_hours": 1.0, "output": str(tmp_path / "toy")})
+    store = Store(config.directory)
+    config.directory.mkdir()
+    decided = plan(config).catalogue.config
+    store.claim(decided, "fingerprint")
+    slower = {key: 1.5 * seconds for key, seconds in SECONDS.items()}
+    assert plan_study(config, known=slower).catalogue.config.study.target_flops == decided.study.target_flops
+    store.claim(plan_study(config, known=slower).catalogue.config, "fingerprint")  # the same study
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({}, "`study.budgets` is missing: give the rungs, or what the study may cost as `budget` .FLOPs., `hours`"),
+        ({"budgets": RUNGS}, "`study.target_budget` is missing: give the training FLOPs of the answer, or a limit"),
+        ({"hours": 1, "device_hours": 1}, "`study.device_hours` and `hours` both limit the study"),
+        ({"hours": 1, "executor": "ray"}, "`study.hours` are of this machine, not of ray: give `device_hours`"),
+    ],
+)
+def test_what_a_study_needs_to_know_is_asked_for(study: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study_config(study={"name": "toy", **study})
 
 
 def test_rungs_are_chosen_below_the_target_and_within_the_limit() -> None:

@@ -153,12 +153,14 @@ class StudyTable(Table):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the study and its folder: letters, digits, `.`, `_` and `-`."""
-    target_budget: Positive
-    """Training FLOPs of the answer."""
+    target_budget: Maybe[Positive] = None
+    """Training FLOPs of the answer; default what half of the study's limit buys on this machine."""
     budgets: Maybe[Budgets] = None
     """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; default by the planner."""
     budget: Maybe[Positive] = None
     """A limit: training FLOPs of the whole study, including answers. The planner then chooses the runs."""
+    hours: Maybe[Positive] = None
+    """A limit instead of `budget`: hours of this machine with all its workers, answers included."""
     device_hours: Maybe[Positive] = None
     """A limit instead of `budget`: hours of one worker (a CPU core, or an accelerator)."""
     money: Maybe[Positive] = None
@@ -186,23 +188,39 @@ class StudyTable(Table):
     @property
     def limited(self) -> bool:
         """Whether the study has a budget of its own."""
-        return any(limit is not None for limit in (self.budget, self.device_hours, self.money))
+        return bool(self._limits)
+
+    @property
+    def _limits(self) -> list[str]:
+        return [name for name in ("budget", "hours", "device_hours", "money") if getattr(self, name) is not None]
+
+    @property
+    def target_flops(self) -> float:
+        """Training FLOPs of the answer, where that is decided."""
+        assert self.target_budget is not None
+        return self.target_budget
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        given = [name for name in ("budget", "device_hours", "money") if getattr(self, name) is not None]
+        given = self._limits
         if len(given) > 1:
             raise problem(given[1], f"and `{given[0]}` both limit the study: keep one of them")
         if not given and self.budgets is None:
             raise problem("budgets", "is missing: give the rungs, or what the study may cost as `budget` (FLOPs), "
-                          "`device_hours` or `money`")  # fmt: skip
+                          "`hours`, `device_hours` or `money`")  # fmt: skip
         if self.money is not None and self.price_per_hour is None:
             raise problem("money", "has no effect without `price_per_hour`: give both")
         if self.budgets is not None:
             _check_ascending("budgets", self.budgets)
-            if self.target_budget < self.budgets[-1]:
+            if self.target_budget is None:
+                if not given:
+                    raise problem("target_budget", "is missing: give the training FLOPs of the answer, or a limit of "
+                                  "the study as `hours`")  # fmt: skip
+            elif self.target_budget < self.budgets[-1]:
                 raise problem("target_budget", f"= {self.target_budget:g} is below the last rung, {self.budgets[-1]:g}")
-        finals = self.finals * self.target_budget
+        if self.hours is not None and self.executor != "local":
+            raise problem("hours", f"are of this machine, not of {self.executor}: give `device_hours`")
+        finals = self.finals * (self.target_budget or 0.0)
         if self.budget is not None and self.budget <= finals:
             raise problem("budget", f"= {self.budget:g} FLOPs leaves nothing to measure: training the answer alone "
                           f"takes {finals:g} (finals × target_budget)")  # fmt: skip

@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from isoflop.config import StudyConfig
+from isoflop.config import StudyConfig, StudyTable
 from isoflop.errors import StudyError
 from isoflop.models import family_ladder
 from isoflop.report.rows import Row
@@ -24,6 +24,7 @@ from isoflop.report.savings import total_cost
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
 from isoflop.study.planned import ENOUGH_STEPS, RUNGS_RATIO, TARGET_DISTANCE, Catalogue
 from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
+from isoflop.train.device import usable_cores
 
 # What is decided now, how sure that is, and what each further run would be worth.
 #
@@ -340,7 +341,7 @@ def _fresh(trial: Trial, made: set[Trial]) -> Trial | None:
     return None
 
 
-# What a study may cost: FLOPs, device-hours or money; the answers' share is set aside before anything is measured.
+# What a study may cost: FLOPs, hours, device-hours, money. The answers' share is set aside before anything is measured.
 
 
 RUNGS_SPAN = 64.0
@@ -351,7 +352,7 @@ LADDER_RUNS = 1.6
 
 @dataclass(frozen=True)
 class Funds:
-    """What there is, what the answers take, and what training costs, all in `unit` (FLOPs, device-hours, money).
+    """What there is, what the answers take, and what training costs, all in `unit` (FLOPs, hours, device-hours, money).
 
     `per_flop` is the price of a training FLOP by (family, preset measured), `per_image` of evaluating an image.
     """
@@ -392,34 +393,49 @@ class Funds:
         return self.per_flop[min(near, key=lambda key: abs(math.log(self.flops[key] / flops_per_image)))]
 
 
+ANSWER_SHARE = 0.5
+"""Of the limit, for training the answers of a study that names no target."""
+
+
+def limit_of(study: StudyTable) -> tuple[str, float, float | None]:
+    """The limit of a study that has one: its unit, how much of it there is, and what a second of a worker costs in it;
+    None where FLOPs are counted."""
+    if study.budget is not None:
+        return "FLOPs", study.budget, None
+    if study.hours is not None:
+        return "hours", study.hours, 1 / 3600 / (study.workers or usable_cores())
+    if study.device_hours is not None:
+        return "device-hours", study.device_hours, 1 / 3600
+    assert study.money is not None
+    assert study.price_per_hour is not None
+    return "money", study.money, study.price_per_hour / 3600
+
+
 def funds_of(
     config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[str, str], float], *, begun: bool = False
 ) -> Funds:
     """The funds of a study with a limit, given seconds an image; StudyError if the answers exceed it, unless it has
-    `begun`: the limit then leaves nothing more to the ladder."""
+    `begun`: the limit then leaves nothing more to the ladder.
+
+    Answers are priced like the largest size measured of the family that is dearest then.
+    """
     study = config.study
     flops = {key: catalogue.flops_per_image(*key) for key in seconds}
-    if study.budget is not None:
-        unit, total, scale = "FLOPs", study.budget, None
-    elif study.device_hours is not None:
-        unit, total, scale = "device-hours", study.device_hours, 1 / 3600
-    else:
-        assert study.money is not None
-        assert study.price_per_hour is not None
-        unit, total, scale = "money", study.money, study.price_per_hour / 3600
+    unit, total, scale = limit_of(study)
     per_flop = {key: 1.0 if scale is None else seconds[key] / flops[key] * scale for key in seconds}
-    reserved = study.finals * study.target_budget * max(per_flop.values())
+    largest = {family: max((key for key in flops if key[0] == family), key=flops.__getitem__) for family, _ in flops}
+    reserved = study.finals * study.target_flops * max(per_flop[key] for key in largest.values())
     if reserved >= total and not begun:
         raise StudyError(
             f"study.{_key(unit)} = {total:g} leaves nothing to measure: training the answer alone "
-            f"({study.finals} × {study.target_budget:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
+            f"({study.finals} × {study.target_flops:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
             f"raise it or lower target_budget"
         )
     return Funds(unit, total, reserved, flops, per_flop, catalogue.heldout, scale or 0.0)
 
 
 def _key(unit: str) -> str:
-    return {"FLOPs": "budget", "device-hours": "device_hours", "money": "money"}[unit]
+    return {"FLOPs": "budget", "device-hours": "device_hours"}.get(unit, unit)
 
 
 def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> tuple[float, ...]:
@@ -434,12 +450,12 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
         starting += len(options.sizes) if isinstance(options.sizes, tuple) else options.sizes
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
         floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
-    top = min(config.study.target_budget / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
+    top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
     bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
     if top < 4 * bottom:
-        if config.study.target_budget / TARGET_DISTANCE < 4 * bottom:
+        if config.study.target_flops / TARGET_DISTANCE < 4 * bottom:
             raise StudyError(
-                f"study.target_budget = {config.study.target_budget:g} is too near to what the smallest presets need "
+                f"study.target_budget = {config.study.target_flops:g} is too near to what the smallest presets need "
                 f"({bottom:.2g} FLOPs for {ENOUGH_STEPS} steps): there is no room for a ladder below it; "
                 f"take at least {4 * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
             )

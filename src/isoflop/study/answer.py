@@ -62,7 +62,7 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     best run of each size and budget fit badly; there family, size and learning rate are those of `outlook`, the
     planner's own belief in every run, and the laws say what loss to expect, within which interval.
     """
-    target, level = config.study.target_budget, config.laws.level
+    target, level = config.study.target_flops, config.laws.level
     options = {"seed": config.study.seed, "bootstrap": config.laws.bootstrap}
     rows = [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
     fits = fit_families(rows, config.families, **options)
@@ -113,7 +113,7 @@ def _family_answer(
     chosen: Trial | None,
 ) -> FamilyAnswer:
     config, (law, frontier) = catalogue.config, fits
-    family, target, level = standing.family, config.study.target_budget, config.laws.level
+    family, target, level = standing.family, config.study.target_flops, config.laws.level
     model = chosen.model if chosen else _nearest_preset(catalogue, family, law.optimal(target)[0])
     runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
     rates = laws.fit_learning_rate(

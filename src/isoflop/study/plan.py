@@ -12,7 +12,7 @@ import torch
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.errors import StudyError
-from isoflop.study.adaptive import Funds, choose_budgets, funds_of, opening
+from isoflop.study.adaptive import ANSWER_SHARE, Funds, choose_budgets, funds_of, limit_of, opening
 from isoflop.study.planned import MIN_STEPS, TARGET_DISTANCE, Catalogue, PlannedRun, usual_size
 from isoflop.study.rungs import (
     first_rates,
@@ -33,7 +33,9 @@ from isoflop.transfer import Pretrained, check_transfer
 # What runs will cost in time: measured on this machine, not looked up.
 
 
-SecondsPerImage = Mapping[tuple[str, str], float]  # (family, model) → seconds an image
+SecondsPerImage = Mapping[tuple[str, str], float]  # (family, preset) → seconds of training on an image
+Seconds = dict[tuple[str, str], float]
+Sizes = dict[str, tuple[str, ...]]
 
 
 def measure_seconds_per_image(
@@ -50,8 +52,8 @@ def measure_seconds_per_image(
 
 def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
     if not catalogue.budgets:  # not chosen yet, and no matter for a few steps
-        catalogue = catalogue.on((catalogue.config.study.target_budget,))
-    return catalogue.run(family, model, catalogue.config.study.target_budget, 1e-3).config
+        catalogue = catalogue.on((catalogue.config.study.target_flops,))
+    return catalogue.run(family, model, catalogue.config.study.target_flops, 1e-3).config
 
 
 @contextmanager
@@ -64,15 +66,48 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def resolve_study_precision(catalogue: Catalogue) -> tuple[StudyConfig, str]:
-    """The catalogue's configuration with the one precision of all runs that "auto" stands for, and why.
+def open_catalogue(config: StudyConfig, seconds: Seconds, begun_at: str = "") -> tuple[Catalogue, str]:
+    """The models and data of `config` with all that it leaves to this machine decided: the target, the batch size and
+    the precision; and why the precision is that. `seconds` an image of models that had to be timed are added."""
+    if config.study.target_budget is not None:
+        return _in_one_precision(Catalogue(config, begun_at))
+    unit, total, per_second = limit_of(config.study)
+    share = ANSWER_SHARE * total / config.study.finals
+    if per_second is None:
+        return _in_one_precision(Catalogue(_with_target(config, share), begun_at))
+    guess = share / per_second * USUAL_UTILISATION * peak_of(choose_device(config.device), threads=1).fastest
+    catalogue, why = _in_one_precision(Catalogue(_with_target(config, guess), begun_at))
+    likely = {family: (_likely_answer(catalogue, family),) for family in config.families}
+    _measure(catalogue, likely, seconds)
+    dearest = max(seconds[f, m] / catalogue.flops_per_image(f, m) for f, (m,) in likely.items())
+    target = share / per_second / dearest
+    budgets = config.study.budgets
+    if budgets and target < budgets[-1]:
+        raise StudyError(
+            f"the study's limit, {total:g} {unit}, is too low: half of it buys an answer of {target:.2g} FLOPs, less "
+            f"than a run of the last rung ({budgets[-1]:g}); raise it, lower the rungs, or give `target_budget`"
+        )
+    resolved = catalogue.config.model_copy(update={"batch_size": config.batch_size})
+    return catalogue.asking(_with_target(resolved, target)), why
+
+
+USUAL_UTILISATION = 0.3  # of a core's peak by a model that could be the answer, before any was timed
+
+
+def _with_target(config: StudyConfig, target: float) -> StudyConfig:
+    study = config.study.model_copy(update={"target_budget": float(f"{target:.2g}")})
+    return config.model_copy(update={"study": study})
+
+
+def _in_one_precision(catalogue: Catalogue) -> tuple[Catalogue, str]:
+    """`catalogue` with the one precision of all runs that "auto" stands for, and why it does.
 
     Of each family the size that the answer may be is timed, in either precision.
     """
     config, device = catalogue.config, choose_device(catalogue.config.device)
     if config.precision != "auto":
         warn_of_slow_precision(config.precision, device)
-        return config, "as configured"
+        return catalogue, "as configured"
 
     def seconds(precision: str) -> float:
         found = 0.0
@@ -83,7 +118,7 @@ def resolve_study_precision(catalogue: Catalogue) -> tuple[StudyConfig, str]:
 
     with _one_thread():
         name, why = choose_precision(device, seconds)
-    return config.model_copy(update={"precision": name}), why
+    return catalogue.of(config.model_copy(update={"precision": name})), why
 
 
 def _likely_answer(catalogue: Catalogue, family: str) -> str:
@@ -92,7 +127,7 @@ def _likely_answer(catalogue: Catalogue, family: str) -> str:
     sizes = config.families[family].sizes
     if isinstance(sizes, tuple):
         return max(sizes, key=lambda name: catalogue.flops_per_image(family, name))
-    usual, names = usual_size(config.study.target_budget), catalogue.presets(family)
+    usual, names = usual_size(config.study.target_flops), catalogue.presets(family)
     return min(names, key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / usual)))
 
 
@@ -156,9 +191,6 @@ def forecast(
 CARRIED_DOUBT = 0.03
 """How far the size's exponent in the best rate may be from 0 where rates carry over widths: depth and patches count."""
 
-Sizes = dict[str, tuple[str, ...]]
-Seconds = dict[tuple[str, str], float]  # (family, preset) → seconds of training on an image
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -202,7 +234,7 @@ class Plan:
         """Core-seconds of training the answers, guessed from the largest starting size of each family."""
         config = self.catalogue.config
         largest = [(family, names[-1]) for family, names in self.sizes.items()]
-        target = config.study.target_budget
+        target = config.study.target_flops
         each = [
             target / self.catalogue.flops_per_image(*key) * self.seconds_per_image[key]
             for key in largest
@@ -264,23 +296,22 @@ class Plan:
 
 
 def plan_study(
-    config: StudyConfig | Loaded[StudyConfig],
-    catalogue: Catalogue | None = None,
-    known: Mapping[tuple[str, str], float] | None = None,
+    config: StudyConfig | Loaded[StudyConfig], known: Mapping[tuple[str, str], float] | None = None, begun_at: str = ""
 ) -> Plan:
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
-    `known` seconds an image, measured before, are not measured again: the same prices give the same plan.
+    `known` seconds an image, measured before, are not measured again: the same prices give the same plan. `begun_at` is
+    where the data lay when the study began.
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
     config = plain(config)
-    catalogue = catalogue or Catalogue(Store(config.directory).as_begun(config))
-    is_begun = config.precision == "auto" != catalogue.config.precision
-    config, why = resolve_study_precision(catalogue)
-    why = f"{config.precision}, {'as the study was begun' if is_begun else why}"
-    catalogue = catalogue.of(config)
+    begun = Store(config.directory).as_begun(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
+    catalogue, why = open_catalogue(begun, seconds, begun_at)
+    was_decided = config.precision == "auto" != begun.precision
+    config = catalogue.config
+    why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
     if config.study.budgets is None:
         catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds))
     sizes = ladder_sizes(config, catalogue)
@@ -315,8 +346,8 @@ def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds)
     """The rungs that what is left after the answers can pay for."""
     study = config.study
     if study.budget is not None:
-        return choose_budgets(config, catalogue, study.budget - study.finals * study.target_budget)
-    near = study.target_budget / TARGET_DISTANCE
+        return choose_budgets(config, catalogue, study.budget - study.finals * study.target_flops)
+    near = study.target_flops / TARGET_DISTANCE
     provisional = catalogue.on((near / 20, near))
     _measure(provisional, ladder_sizes(config, provisional), seconds)
     funds = funds_of(config, provisional, seconds)
@@ -345,7 +376,7 @@ def search_space_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, fun
             first=first_rates(config, catalogue, family, start),
         )
     study = config.study
-    return SearchSpace(families, catalogue.budgets, study.target_budget, catalogue.batch_size, MIN_STEPS, study.sure)
+    return SearchSpace(families, catalogue.budgets, study.target_flops, catalogue.batch_size, MIN_STEPS, study.sure)
 
 
 def _check_opening(space: SearchSpace, funds: Funds) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
@@ -26,6 +26,7 @@ RUNGS_RATIO = 2.6
 """Between the rungs that the planner chooses: about what sizes and learning rates can be carried across."""
 TARGET_DISTANCE = 3.0
 """The highest of them stays this factor below the target: nearer, the ladder would cost more than it decides."""
+IMAGES_OF_A_THREAD = 16  # of a batch: fewer leave a thread waiting more than working
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
 
 
@@ -46,6 +47,11 @@ class PlannedRun:
     @property
     def run_id(self) -> str:
         return config_hash(self._named(self.config))
+
+    def on_threads(self, threads: int) -> PlannedRun:
+        """The same run on so many threads of a CPU, as far as each has enough of a batch to do, and on one at least."""
+        enough = max(1, min(threads, self.config.batch_size // IMAGES_OF_A_THREAD))
+        return replace(self, config=self.config.model_copy(update={"threads": enough}))
 
     def _named(self, config: RunConfig) -> RunConfig:
         source = self.begun_at or config.data.source
@@ -85,17 +91,20 @@ class Catalogue:
         self.source: Source = open_split(config.data, "train")
         self.heldout = len(open_split(config.data, "heldout"))  # of few stored images a fifth at most
         self._costs: dict[tuple[str, str], Cost] = {}
-        self.batch_size = config.batch_size or self._chosen_batch()
+        self._choose_batch()
+
+    def _choose_batch(self) -> None:
+        self.batch_size = self.config.batch_size or self._largest_batch()
         """Images of a step, in all runs."""
         if len(self.source) < self.batch_size:
             raise StudyError(
-                f"{config.data.source}: {len(self.source)} training images are fewer than one batch of "
+                f"{self.config.data.source}: {len(self.source)} training images are fewer than one batch of "
                 f"{self.batch_size}; "
                 "lower batch_size or give it more images"
             )
-        self.config = config.model_copy(update={"batch_size": self.batch_size})
+        self.config = self.config.model_copy(update={"batch_size": self.batch_size})
 
-    def _chosen_batch(self) -> int:
+    def _largest_batch(self) -> int:
         """The largest power of two up to `LARGEST_BATCH`, half of it for large images, that gives the smallest size of
         every family `ENOUGH_STEPS` on the lowest rung, and is not more than there are images; `SMALLEST_BATCH` or more.
         """
@@ -108,7 +117,7 @@ class Catalogue:
 
     def _expected_budgets(self) -> tuple[float, ...]:
         """The rungs; where they are not chosen yet, about where they will be."""
-        near = self.config.study.target_budget / TARGET_DISTANCE
+        near = self.config.study.target_flops / TARGET_DISTANCE
         return self.budgets or (near / RUNGS_RATIO**2, near / RUNGS_RATIO, near)
 
     def starting_sizes(self, family: str) -> tuple[str, ...]:
@@ -136,6 +145,12 @@ class Catalogue:
         """The same models for a configuration that differs in nothing that they cost."""
         other = copy.copy(self)
         other.config = config
+        return other
+
+    def asking(self, config: StudyConfig) -> Catalogue:
+        """The same models on the same data for another target or batch size."""
+        other = self.of(config)
+        other._choose_batch()
         return other
 
     def presets(self, family: str) -> tuple[str, ...]:
@@ -182,7 +197,6 @@ class Catalogue:
         learning_rate: float,
         *,
         role: str = "ladder",
-        threads: int = 1,
         number: int = 0,
     ) -> PlannedRun:
         """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared.
@@ -199,7 +213,7 @@ class Catalogue:
             learning_rate=learning_rate,
             warmup=warmup,
             seed=self.config.study.seed + number,
-        ).model_copy(update={"threads": threads})
+        )
         counted = self.cost(family, model)
         return PlannedRun(
             family=family,

@@ -17,7 +17,7 @@ from isoflop.study.adaptive import Stage, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.executors import Executor, RunTask, make_executor
 from isoflop.study.plan import Plan, plan_study
-from isoflop.study.planned import Catalogue, PlannedRun
+from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
 from isoflop.study.search_space import TrialResult
 from isoflop.study.store import Store, finite_loss
@@ -236,13 +236,11 @@ def run_study(
     """
     config = plain(config)
     store = Store(config.directory, config.target.protocol(config.transfer))
-    begun = store.as_begun(config)
     with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
-        catalogue = Catalogue(begun, store.begun_at(begun))
         # What cannot be planned is refused before anything is written.
-        plan = plan_study(config, catalogue, store.prices())
+        plan = plan_study(config, store.prices(), store.begun_at(config))
         with sole_writer(config.directory, StudyError):
-            store.claim(plan.catalogue.config, catalogue.source.fingerprint)
+            store.claim(plan.catalogue.config, plan.catalogue.source.fingerprint)
             store.write_prices(plan.seconds_per_image, plan.peak.fastest if plan.peak else None)
             return _Study(plan, store, narrator or Narrator(), team, command, stop).run()
 
@@ -285,6 +283,7 @@ class _Study:
         self._write_answer(document)
         self.narrator.answered(document)
         finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
+        finals = [run.on_threads(self.executor.cores // len(finals)) for run in finals]
         self._train(StageRuns(finals, last.number + 1, last.number + 1, 0.0))
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}

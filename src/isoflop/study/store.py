@@ -38,24 +38,27 @@ class Store:
         data; "" otherwise."""
         if not (self.directory / "study.json").exists():
             return ""
-        found = read_whole(self.directory, "study.json")
+        found, config = read_whole(self.directory, "study.json"), self.as_begun(config)
         if found["study"] == config_hash(config) or not _is_same(found, config):
             return ""
         return str(found.get("begun_at") or found["config"]["data"]["source"])
 
     def as_begun(self, config: StudyConfig) -> StudyConfig:
-        """`config` with what it leaves open as the study in the directory was begun: precision, batch size."""
+        """`config` with what it leaves open as the study in the directory was begun: precision, batch size, target."""
         if not (self.directory / "study.json").exists():
             return config
         try:
             begun = read_whole(self.directory, "study.json")["config"]
             precision, batch_size = begun.get("precision", "float32"), begun.get("batch_size", DEFAULT_BATCH)
-        except (StudyError, KeyError, AttributeError):  # damaged, as `claim` will say
+            target = begun["study"]["target_budget"]
+        except (StudyError, KeyError, TypeError, AttributeError):  # damaged, as `claim` will say
             return config
         if config.precision == "auto" and precision in ("float32", "bfloat16"):
             config = config.model_copy(update={"precision": precision})
         if config.batch_size is None and isinstance(batch_size, int) and batch_size > 0:
             config = config.model_copy(update={"batch_size": batch_size})
+        if config.study.target_budget is None and isinstance(target, int | float) and target > 0:
+            config = config.model_copy(update={"study": config.study.model_copy(update={"target_budget": target})})
         return config
 
     def claim(self, config: StudyConfig, fingerprint: str) -> None:
@@ -176,7 +179,7 @@ class Store:
             "heldout_loss": status.heldout_loss,
             "heldout_accuracy": status.heldout_accuracy,
             "target": target,
-            "seconds": status.seconds if status.state else None,
+            "seconds": _core_seconds(run, status) if status.state else None,
             "utilisation": self._utilisation(run, status),
             "parameters": run.parameters,
             "error": failure or status.error,
@@ -186,7 +189,7 @@ class Store:
         if not self.peak or not status.step or not status.seconds > 0:
             return None
         trained = status.step * run.config.batch_size * run.flops_per_image
-        return float(f"{trained / (status.seconds * self.peak):.4g}")
+        return float(f"{trained / (_core_seconds(run, status) * self.peak):.4g}")
 
     def write_rows(self, rows: Iterable[Row]) -> None:
         """Replaces `results.csv`, one row a run."""
@@ -195,6 +198,11 @@ class Store:
     def rows(self) -> list[Row]:
         """The results table as written last, as `read_results`."""
         return read_results(self.directory)
+
+
+def _core_seconds(run: PlannedRun, status: Status) -> float:
+    """Seconds of one worker: a run on several threads takes so many times what the clock says."""
+    return status.seconds * (run.config.threads or 1)
 
 
 def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:

@@ -139,7 +139,7 @@ class LocalPool:
         stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.workers = workers or usable_cores()
+        self.workers = self.cores = workers or usable_cores()
         self._stop = stop
         self._clock = clock
         self._stopped_at: float | None = None

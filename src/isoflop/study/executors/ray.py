@@ -27,6 +27,8 @@ class RayExecutor:
     process has already is used and kept. Raises StudyError when Ray is not installed or no cluster answers.
     """
 
+    cores = 1
+
     def __init__(self, config: StudyConfig, stop: Callable[[], bool] = lambda: False) -> None:
         self.stop = stop
         self.ray = ray = optional("ray")

@@ -24,6 +24,8 @@ class SlurmExecutor:
     Raises StudyError when submitit is not installed, there is no SLURM, or `[slurm]` asks for what it has not.
     """
 
+    cores = 1
+
     def __init__(
         self,
         config: StudyConfig,

@@ -66,6 +66,8 @@ class Executor(Protocol):
     """Trains runs, `workers` at a time; a context that stops what is still being trained when it is left."""
 
     workers: int
+    cores: int
+    """CPU cores that fewer runs than workers share out; 1 on a cluster, whose jobs have their own."""
 
     def __enter__(self) -> Self: ...
 
