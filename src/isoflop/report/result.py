@@ -11,7 +11,7 @@ from isoflop.report import report_figures
 from isoflop.report.figure import Figure, inline_page
 from isoflop.report.law import answer_sentence, study_name
 from isoflop.report.watch.state import read_curves
-from isoflop.runs.results import Row, judged, read_document, read_results
+from isoflop.runs.results import Row, answer_directory, judged, read_document, read_results
 
 
 class StudyResult:
@@ -43,11 +43,7 @@ class StudyResult:
 
         Raises StudyError where no answer of that family was trained.
         """
-        family = family or self.answer.get("best")
-        finals = [row for row in self.rows if row["role"] == "final" and row["family"] == family]
-        if not finals:
-            raise StudyError(f"{self.directory}: no answer of {family or 'any family'} was trained; see study.finals")
-        return self.directory / "runs" / str(finals[0]["run_id"])
+        return answer_directory(self.directory, family)
 
     def __repr__(self) -> str:
         return f"{study_name(self.answer)} ({self.directory}): {answer_sentence(self.rows, self.answer)}"

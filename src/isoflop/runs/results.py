@@ -47,11 +47,28 @@ Row = dict[str, Any]
 
 def read_document(directory: Path, name: str) -> dict[str, Any]:
     """A JSON file of the study in `directory`; StudyError says what to run when it is not there."""
-    if not (directory / "study.json").exists():
+    if not is_study(directory):
         raise StudyError(f"{directory}: not a study (no study.json); run `isoflop study run` first")
     if not (directory / name).exists():
         raise StudyError(f"{directory}: no {name} yet; let `isoflop study run` finish")
     return read_whole(directory, name)
+
+
+def is_study(directory: Path) -> bool:
+    """Whether `directory` is the folder of a study."""
+    return (directory / "study.json").is_file()
+
+
+def answer_directory(study: Path, family: str | None = None) -> Path:
+    """The folder of the run that is the answer of a family, by default the best, in the folder of a study.
+
+    Raises StudyError where no answer of that family was trained.
+    """
+    family = family or read_document(study, "answer.json").get("best")
+    finals = [row for row in read_results(study) if row["role"] == "final" and row["family"] == family]
+    if not finals:
+        raise StudyError(f"{study}: no answer of {family or 'any family'} was trained; see study.finals")
+    return study / "runs" / str(finals[0]["run_id"])
 
 
 def publish(directory: Path, name: str, text: str) -> None:

@@ -19,6 +19,7 @@ from isoflop.models import Backbone
 from isoflop.models.saved import Description, describe_model
 from isoflop.runs.directory import read_status
 from isoflop.runs.files import private_path
+from isoflop.runs.results import answer_directory, is_study
 from isoflop.train.identity import DataFacts, facts_of, read_facts
 from isoflop.transfer import load_backbone, open_backbone
 
@@ -64,6 +65,8 @@ def open_subject(checkpoint: str) -> Subject:
     Raises CheckpointError for a run that is not finished, and for what is no checkpoint.
     """
     folder = Path(checkpoint).expanduser()
+    if is_study(folder):
+        folder = answer_directory(folder)
     if (folder / "identity.json").is_file() or (folder / "status.json").is_file():
         return _of_run(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():

@@ -1,6 +1,7 @@
 """Opening of a checkpoint of any origin as a backbone.
 
 runs/vit-1a2b3c            the folder of a finished run
+studies/mine               the folder of a finished study: the trained answer
 weights.safetensors        a run's weights; with `model`, any weights of that model under isoflop's or timm's names
 timm:vit_small_patch16_224 timm's weights, from its cache or the hub
 some/folder                Hugging Face or timm: config.json with a `model_type` or an `architecture`, and
@@ -32,6 +33,7 @@ from isoflop.models.saved import KEY, Moments, checked_description, preset_in, r
 from isoflop.models.user_code import check_stored
 from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
+from isoflop.runs.results import answer_directory, is_study
 from isoflop.train import build_model
 from isoflop.train.identity import Shape, read_facts
 from isoflop.train.start import load_trunk
@@ -187,6 +189,8 @@ def open_backbone(
         raise CheckpointError(f"{text} contains the name of its model: --model {model} is only for a file of weights")
     if text.startswith("timm:"):
         return _from_timm(text, image_size, random_weights)
+    if is_study(path):
+        path = answer_directory(path)
     if path.is_dir():
         config_file = _config_of(path)
         if isinstance(config_file.get(KEY), dict):
