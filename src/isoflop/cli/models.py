@@ -241,9 +241,7 @@ IMPORT_EXAMPLES = examples(
 def export(
     checkpoint: Annotated[
         str,
-        argument(
-            "Folder of a finished run or study, or another checkpoint that `isoflop transfer` accepts.", "CHECKPOINT"
-        ),
+        argument("Folder of a finished run or study, or what else `isoflop transfer` takes.", "CHECKPOINT"),
     ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="timm, huggingface, onnx or safetensors.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],

@@ -193,9 +193,7 @@ PREDICT_EXAMPLES = examples(
 def predict(
     checkpoint: Annotated[
         str,
-        argument(
-            "Folder of a finished run or study, or another checkpoint that `isoflop transfer` accepts.", "CHECKPOINT"
-        ),
+        argument("Folder of a finished run or study, or what else `isoflop transfer` takes.", "CHECKPOINT"),
     ],
     images: Annotated[list[Path], argument("Image files, or folders of them.", "IMAGE...")],
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of classes to print.")] = 5,
