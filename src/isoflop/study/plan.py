@@ -77,7 +77,7 @@ def open_catalogue(config: StudyConfig, seconds: Seconds, begun_at: str = "") ->
         return _in_one_precision(Catalogue(_with_target(config, share), begun_at))
     guess = share / per_second * USUAL_UTILISATION * peak_of(choose_device(config.device), threads=1).fastest
     catalogue, why = _in_one_precision(Catalogue(_with_target(config, guess), begun_at))
-    likely = {family: (_likely_answer(catalogue, family),) for family in config.families}
+    likely: Sizes = {family: (_likely_answer(catalogue, family),) for family in config.families}
     _measure(catalogue, likely, seconds)
     dearest = max(seconds[f, m] / catalogue.flops_per_image(f, m) for f, (m,) in likely.items())
     target = share / per_second / dearest
