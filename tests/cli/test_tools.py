@@ -121,7 +121,7 @@ def test_fit_predicts_and_draws(capsys: pytest.CaptureFixture[str], table: Path)
         (["--x", "n", "--y", "los"], "runs.csv has no column `los` - did you mean `loss`?"),
         (["--x", "n", "--x", "d", "--y", "loss", "--level", "1.5"], "--level must be between 0 and 1, not 1.5"),
         (["--x", "n", "--x", "d", "--y", "loss", "--picture", "/no/x.svg"], "/no/x.svg: cannot be written: no such"),
-        (["--y", "loss"], "Missing option '--x'."),
+        (["--speedup", "a", "b"], "a speedup is of two groups: add --by"),
     ],
 )
 def test_fit_tells_what_is_wrong_in_one_line(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from isoflop.errors import LawError
-from isoflop.laws import Comparison, compare
+from isoflop.laws import Comparison, TableFit, compare, fit_table, markdown, speedup
+from isoflop.laws.speedup import frontier_of_curve
 
 
 def table(e, a, b, alpha, beta, seed, noise=0.01):
@@ -87,3 +88,56 @@ def test_intervals_of_crossovers_hold_the_planted_ones():
         inside += [c.interval[0] <= truth <= c.interval[1] for c in crossings.crossovers]
     assert len(inside) >= 9
     assert np.mean(inside) >= 0.8
+
+
+def curves_of(factor: float, seed: int, points: int = 10) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two curves of one law, the first at `factor` times the compute, with noise of 0.5 %."""
+    rng = np.random.default_rng(seed)
+    b, c, x = rng.uniform(0.1, 0.3), rng.uniform(0.0, 0.5), np.geomspace(1e10, 1e12, points)
+    return [(x, ((x * s / 1e10) ** -b + c) * np.exp(0.005 * rng.standard_normal(points))) for s in (factor, 1.0)]
+
+
+@pytest.mark.parametrize("tables", [2, pytest.param(40, marks=pytest.mark.long)])
+def test_the_interval_of_a_speedup_holds_a_planted_factor(tables):
+    inside = []
+    for seed in range(tables):
+        first, second = (frontier_of_curve(*curve) for curve in curves_of(2.5, seed))
+        found = speedup(("a", first), ("b", second))
+        inside.append(found.interval[0] <= 2.5 <= found.interval[1])
+        assert found.interval[0] <= found.factor <= found.interval[1]
+    assert np.mean(inside) >= (0.85 if tables == 40 else 0.5)
+
+
+def test_a_speedup_of_sizes_is_in_the_answer_and_turns_around():
+    rng = np.random.default_rng(0)
+    columns: dict[str, list[str]] = {"optimizer": [], "n": [], "d": [], "loss": []}
+    for name, s in (("muon", 2.5**0.5), ("adamw", 1.0)):
+        for compute in np.geomspace(1e10, 1e12, 5):
+            for n in np.geomspace(0.25, 4, 5) * 1e6 * (compute / 1e11) ** 0.5:
+                d = compute / n
+                loss = (0.6 + (n * s / 1e6) ** -0.35 + (d * s / 1e5) ** -0.3) * np.exp(0.01 * rng.standard_normal())
+                for column, cell in zip(columns.values(), (name, n, d, loss), strict=True):
+                    column.append(str(cell))
+    fit = fit_table(columns, x=["n", "d"], y="loss", by="optimizer", faster=("muon", "adamw"))
+    found = fit.speedup
+    assert found is not None
+    assert found.factor == pytest.approx(2.5, rel=0.15)
+    assert found.interval[1] / found.interval[0] < 1.5
+    assert "muon needs" in markdown(fit)
+    assert TableFit.from_dict(json.loads(json.dumps(fit.to_dict()))) == fit
+    muon, adamw = (g.size_data for g in fit.groups)
+    assert muon is not None
+    assert adamw is not None
+    back = speedup(("adamw", adamw), ("muon", muon))
+    assert back.factor == pytest.approx(1 / found.factor, rel=1e-6)
+    assert "times more compute" in back.statement
+
+
+def test_a_speedup_needs_losses_in_common_or_a_budget():
+    x = np.geomspace(1e10, 1e12, 8)
+    good, bad = frontier_of_curve(x, x**-0.1), frontier_of_curve(x, 5 * x**-0.1)
+    with pytest.raises(LawError, match="reached no loss in common: give a --budget"):
+        speedup(("good", good), ("bad", bad))
+    assert speedup(("good", good), ("bad", bad), 1e12).factor > 100
+    with pytest.raises(LawError, match="there is no group `c`"):
+        fit_table({"x": ["1"] * 2, "y": ["1"] * 2, "g": ["a", "b"]}, x=["x"], y="y", by="g", faster=("a", "c"))

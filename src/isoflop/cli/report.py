@@ -141,6 +141,7 @@ FIT_EXAMPLES = examples(
     "isoflop fit results.csv --x compute --y loss --budget 1e20",
     "isoflop fit results.csv --x flops_per_image --x images --y loss --by family --budget 1e20 --picture laws.svg",
     "isoflop fit results.csv --x '6*params' --x tokens --y val_loss --at 7e9 2e12",
+    "isoflop fit results.csv --by optimizer --speedup muon adamw",
 )
 
 
@@ -171,6 +172,10 @@ def fit(
         tuple[float, float] | None,
         typer.Option("--at", metavar="SIZE DATA", help="Predict this size and data, in the units of their columns."),
     ] = None,
+    speedup: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--speedup", metavar="A B", help="How many times less compute A needs than B for equal loss."),
+    ] = None,
     accuracy: Annotated[
         bool | None, typer.Option("--accuracy/--no-accuracy", help="Whether y is an accuracy; default by its name.")
     ] = None,
@@ -188,7 +193,16 @@ def fit(
     if picture and picture.suffix.lower() != ".svg":
         raise LawError(f"{picture}: the name of the picture must end in .svg")
     fitted = laws.fit_table(
-        existing(table), x=x or (), y=y, by=by, budget=budget, at=at, accuracy=accuracy, level=level, seed=seed
+        existing(table),
+        x=x or (),
+        y=y,
+        by=by,
+        budget=budget,
+        at=at,
+        faster=speedup,
+        accuracy=accuracy,
+        level=level,
+        seed=seed,
     )
     if picture:
         try:

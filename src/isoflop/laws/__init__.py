@@ -10,6 +10,7 @@ from isoflop.laws.forms import FORMS, SOURCES, Form, FormLaw, fit_form, load_tab
 from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points, lower_envelope
 from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_rate
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
+from isoflop.laws.speedup import Speedup, speedup
 
 __all__ = [
     "FORMS",
@@ -31,6 +32,7 @@ __all__ = [
     "Optimum",
     "Prediction",
     "SizeDataLaw",
+    "Speedup",
     "Standing",
     "TableFit",
     "audit_curve",
@@ -49,5 +51,6 @@ __all__ = [
     "markdown",
     "match_at_equal_compute",
     "picture",
+    "speedup",
     "svg",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.errors import LawError
+from isoflop.errors import LawError, did_you_mean
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
 from isoflop.laws.columns import Columns, JsonRecord, TableSource, fault, read_columns, tells_nothing
 from isoflop.laws.compare import Comparison, Crossover, compare
@@ -18,6 +18,7 @@ from isoflop.laws.forms import FORMS
 from isoflop.laws.roles import Runs, read_runs
 from isoflop.laws.size_data import SizeDataLaw, check_table, fit_size_data
 from isoflop.laws.solve import Array
+from isoflop.laws.speedup import Speedup, frontier_of_curve, speedup
 
 AUDIT_COLUMNS = ("learning_rate", "warmup", "schedule", "horizon")
 DRAWN = 2000
@@ -87,6 +88,7 @@ class TableFit(JsonRecord):
     groups: tuple[GroupFit, ...]
     comparison: Comparison | None
     notes: tuple[str, ...] = ()
+    speedup: Speedup | None = None
 
     def _repr_html_(self) -> str:
         """The picture and the words, for a notebook."""
@@ -102,6 +104,7 @@ def fit_table(
     by: str | None = None,
     budget: float | None = None,
     at: tuple[float, float] | None = None,
+    faster: tuple[str, str] | None = None,
     accuracy: bool | None = None,
     level: float = 0.9,
     seed: int = 0,
@@ -115,6 +118,8 @@ def fit_table(
             (0..1 or %), guessed alike.
         by: a column that separates families; guessed if neither x nor y is given, "none" for none. budget: where to
             predict, in the unit of x (or of n·d). at: or the size and data to predict, in the units of their columns.
+        faster: two groups (A, B): how many times less compute A needs than B for equal loss, at the budget of B or over
+            the losses that both reached.
         accuracy: whether y is an accuracy; guessed from its name if None. level: of the intervals. seed: of bootstraps.
 
     Raises:
@@ -139,6 +144,13 @@ def fit_table(
         if len(axes) == 1:
             raise LawError("--at asks about a size and data: give two columns as x, or a budget instead")
         at = (at[0] * runs.x[0].factor if runs.x[0].over is None else at[0], at[1] * runs.x[1].factor)
+    if faster:
+        if runs.by is None or faster[0] == faster[1]:
+            raise LawError("a speedup is of two groups" + ("" if runs.by else ": add --by"))
+        known = dict.fromkeys(runs.family)
+        for name in (name for name in faster if name not in known):
+            hint = did_you_mean(name, known) or f". There are {', '.join(list(known)[:20])}"
+            raise LawError(f"there is no group `{name}`{hint}")
     groups, tables = [], {}
     for name, here in _groups(runs.family).items():
         part = [axis[here] for axis in axes]
@@ -173,9 +185,21 @@ def fit_table(
         left_out = tuple(f"{g.name} is left out: {g.refusal}" for g in groups if g.refusal)
         comparison = replace(comparison, warnings=comparison.warnings + left_out)
     notes = runs.notes + tuple(f"{runs.by} {g.name} is left out, {g.refusal}" for g in groups if not g.has_law)
+    compared = None if faster is None else _speedup(runs, groups, faster, budget, level)
     return TableFit(
-        runs.source.name, tuple(a.text for a in runs.x), runs.y, runs.unit, tuple(groups), comparison, notes
+        runs.source.name, tuple(a.text for a in runs.x), runs.y, runs.unit, tuple(groups), comparison, notes, compared
     )
+
+
+def _speedup(runs: Runs, groups: list[GroupFit], names: tuple[str, str], budget: float | None, level: float) -> Speedup:
+    known = {group.name: group for group in groups}
+    laws = []
+    for name in names:
+        group, here = known[name], np.flatnonzero(np.array(runs.family) == name)
+        if not group.has_law:
+            raise LawError(f"no speedup: {name} has {group.refusal}")
+        laws.append((name, group.size_data or frontier_of_curve(runs.axes[0][here], runs.loss[here])))
+    return speedup(laws[0], laws[1], budget, level=level)
 
 
 def _groups(names: Sequence[str]) -> dict[str, NDArray[np.intp]]:
@@ -315,6 +339,8 @@ def markdown(fit: TableFit) -> str:
                 "",
             ]
         lines += [f"- warning: {warning}" for warning in c.warnings]
+    if fit.speedup:
+        lines += ["", f"## Speedup of {fit.speedup.faster} over {fit.speedup.slower}", "", fit.speedup.statement]
     return "\n".join(lines).rstrip() + "\n"
 
 
