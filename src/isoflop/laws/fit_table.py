@@ -30,7 +30,7 @@ class Prediction(JsonRecord):
     """What a law says at `budget`: the value, its interval, and for two axes the size `n` and images `d`.
 
     n and d are the best ones, or those that were asked about. `formula` is what the printed formula alone gives there,
-    without the bias that backtests showed; None where no formula is printed.
+    without the candidates beside it; None where no formula is printed.
     """
 
     budget: float
@@ -354,8 +354,8 @@ def _predicted(fit: TableFit, p: Prediction) -> str:
             said += f" (n {lo:.3g} to {hi:.3g})" if hi > lo else " (n held near the sizes that were tried)"
     if p.formula is not None and abs(p.value / p.formula - 1) > 5e-5:
         said += (
-            f". The formula alone gives {p.formula:.4g}; the prediction is {p.value / p.formula - 1:+.2%} of it, the "
-            "mean error of its backtests at this distance"
+            f". The formula alone gives {p.formula:.4g}; beyond the data the prediction is that of the mixture "
+            f"({p.value / p.formula - 1:+.2%})"
         )
     return said
 
@@ -377,21 +377,26 @@ def _law(group: GroupFit) -> str:
             f"L = {law.irreducible:.4g} + {law.a:.4g}·n^-{law.alpha:.3f} + {law.b:.4g}·d^-{law.beta:.3f} "
             f"(α {a_lo:.2f} to {a_hi:.2f}, β {b_lo:.2f} to {b_hi:.2f} at {law.level:.0%}); best size ∝ C^"
             f"{law.exponents()['size']:.2f}; fitted to {law.window}, noise {law.noise:.1%}"
+            + (f"\n\nBeyond the data, by backtest: {_votes(law.forecast)}" if law.forecast else "")
         )
     if group.curve is None:
         return "No law."
+    return f"A mixture, by backtest: {_votes(group.curve)}; noise {group.curve.noise:.1%}"
+
+
+def _votes(curve: CurveLaw) -> str:
+    """The candidates of a mixture with their weights and backtest errors, heaviest first."""
     votes: dict[str, float] = {}
     errors: dict[str, float] = {}
-    for member in group.curve.members:
+    for member in curve.members:
         votes[member.form] = votes.get(member.form, 0.0) + member.weight
         if member.backtest is not None:
             errors[member.form] = min(errors.get(member.form, np.inf), member.backtest)
-    said = ", ".join(
-        f"{FORMS[f].formula} {w:.0%}" + (f" (backtest RMSE {errors[f]:.2%})" if f in errors else "")
+    return ", ".join(
+        (FORMS[f].formula if f in FORMS else f) + f" {w:.0%}" + (f" (RMSE {errors[f]:.2%})" if f in errors else "")
         for f, w in sorted(votes.items(), key=lambda v: -v[1])
         if w >= 0.01
     )
-    return f"A mixture, by backtest: {said}; noise {group.curve.noise:.1%}"
 
 
 def _crossing(x: Crossover) -> str:

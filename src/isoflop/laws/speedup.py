@@ -126,7 +126,9 @@ def _draws(law: SizeDataLaw | FrontierLaw, grid: Array, rng: np.random.Generator
     beyond = np.maximum(np.log(grid / law.compute_range[1]), 0.0)
     if isinstance(law, FrontierLaw):
         a, b, c, d = (column[:, None] for column in np.array(law.replicates).T)
-        z = np.log(a * (grid + d) ** -b + c) + law.backtests.correction(beyond)
+        measured = np.minimum(grid, law.compute_range[1])  # beyond the data a replicate keeps its distance
+        ratio = (a * (measured + d) ** -b + c) / (law.a * (measured + law.d) ** -law.b + law.c)
+        z = np.log(ratio * law.predict(grid))
     else:
         z = np.log(law.frontier_replicates(grid))
     z = z[rng.permutation(len(z))]
