@@ -1,20 +1,24 @@
 """What the laws predict, and how often their intervals hold: every claim of docs/laws.md, measured.
 
-    python benchmarks/laws.py [curves | damping | others | vit | figure2 | nfnet | planted | start]...
+    python benchmarks/laws.py [curves | damping | others | vit | figure2 | nfnet | planted | replay | start]...
 
 Without arguments everything runs (about ten minutes on one core). The tables are those bundled with the package.
 """
 
+import csv
 import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import curve_fit
 
 from isoflop import laws
 from isoflop.laws import curve as curve_module
@@ -262,6 +266,102 @@ def planted(tables: int = 50) -> float:
     return float(np.mean(everything))
 
 
+def replay() -> None:
+    """The 720 runs of `study_grid.csv`: each family at each rate is an arm with four sizes.
+
+    From its first three or four rungs: the best loss one and two rungs on, and the size for it; from the first three:
+    which of two arms is better two rungs on.
+    """
+    from study_grid import STUDY
+
+    from isoflop.config import StudyConfig, parse
+    from isoflop.study.planned import Catalogue
+
+    catalogue = Catalogue(parse(STUDY, StudyConfig))
+    with (Path(__file__).parent / "study_grid.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    budgets = np.array(sorted({float(row["budget"]) for row in rows}))
+    losses: dict[tuple[str, str], dict[str, Array]] = {}  # arm → model → log loss (seeds, budgets)
+    for row in rows:
+        arm = losses.setdefault((row["family"], row["learning_rate"]), {})
+        seeds = arm.setdefault(row["model"], np.full((3, budgets.size), np.nan))
+        seeds[int(row["seed"]), np.searchsorted(budgets, float(row["budget"]))] = np.log(float(row["heldout_loss"]))
+    print(
+        "\n| losses | arms | forecast | ratio | line | a·x^-b + c | covers | width | score | right | by the last rung"
+        " | Brier | size regret | of the last size |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+    bins: list[tuple[float, bool]] = []
+    for name, pick in (("mean of seeds", lambda v: v.mean(0)), *((f"seed {k}", lambda v, k=k: v[k]) for k in range(3))):
+        arms = []
+        for (family, _), models in losses.items():
+            n = np.array([catalogue.flops_per_image(family, model) for model in models])
+            arms.append((n, np.stack([pick(v) for v in models.values()])))
+        scores = [_arm(n, z, budgets, k) for n, z in arms for k in (3, 4)]
+        errors = np.concatenate([v[0] for v in scores])
+        inside, width, points = (np.concatenate([v[1] for v in scores]).mean(0)).tolist()
+        three = [v[3] for v in scores[::2]]
+        right, last, brier = [], [], []
+        for a, b in combinations(range(len(arms)), 2):
+            tables = {str(k): _table(arms[k][0], arms[k][1], budgets, 3) for k in (a, b)}
+            said = laws.compare(tables, budgets[4], laws={str(k): three[k] for k in (a, b)})
+            p = next(s.p_best for s in said.standings if s.family == str(a))
+            better = bool(arms[a][1][:, 4].min() < arms[b][1][:, 4].min())
+            right.append((p > 0.5) == better)
+            last.append(bool(arms[a][1][:, 2].min() < arms[b][1][:, 2].min()) == better)
+            brier.append((p - better) ** 2)
+            bins.append((max(p, 1 - p), right[-1]))
+        regrets = np.concatenate([v[2] for v in scores])
+        cells = [f"{v:.4f}" for v in np.sqrt((errors**2).mean(0))]
+        print(
+            f"| {name} | {len(arms)} | {' | '.join(cells)} | {inside:.0%} | {width:.3f} | {points:.3f} | "
+            f"{np.mean(right):.1%} | {np.mean(last):.1%} | {np.mean(brier):.3f} | {regrets[:, 0].mean():.2%} (worst "
+            f"{regrets[:, 0].max():.0%}) | {regrets[:, 1].mean():.2%} ({regrets[:, 1].max():.0%}) |",
+            flush=True,
+        )
+    p, hit = np.array([b[0] for b in bins]), np.array([b[1] for b in bins])
+    for lo, hi in pairwise((0.5, 0.6, 0.75, 0.9, 1.001)):
+        here = (p >= lo) & (p < hi)
+        print(
+            f"P {lo:.0%} to {min(hi, 1):.0%}: {here.sum()}, {p[here].mean():.0%} stated, {hit[here].mean():.0%} right"
+        )
+
+
+def _table(n: Array, z: Array, budgets: Array, rungs: int) -> tuple[Array, Array, Array]:
+    size, compute = np.repeat(n, rungs), np.tile(budgets[:rungs], n.size)
+    return size, compute / size, np.exp(z[:, :rungs]).ravel()
+
+
+def _arm(n: Array, z: Array, budgets: Array, rungs: int) -> tuple[Array, Array, Array, laws.SizeDataLaw]:
+    """Errors (forecast, ratio, line, offset) of later rungs, (inside, width, score) of intervals, regrets of sizes."""
+    law = laws.fit_size_data(*_table(n, z, budgets, rungs), bootstrap=40)
+    t, best = np.log(budgets), z.min(0)
+    seen = slice(0, rungs)
+    slope = (best[rungs - 1] - best[rungs - 2]) / (t[rungs - 1] - t[rungs - 2])
+    line = np.polyfit(t[seen], best[seen], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            start = (-line[0], np.exp(best[0]), 0.1)
+            law3 = lambda x, b, a, c: a * np.exp(-b * (x - t[0])) + c  # noqa: E731
+            box = ([0, 0, 0], [5, 100, np.exp(best[rungs - 1])])
+            (b, a, c), _ = curve_fit(law3, t[seen], np.exp(best[seen]), start, bounds=box)
+        except RuntimeError:
+            b, a, c = -line[0], np.exp(best[0]), 0.0
+    errors, marks, regrets = [], [], []
+    for later in range(rungs, budgets.size):
+        size, loss = law.size(budgets[later]), law.optimal(budgets[later])[2]
+        lo, hi = np.log(law.optimal_interval(budgets[later])["loss"])
+        truth = best[later]
+        said = (np.log(loss), best[rungs - 1] + slope * (t[later] - t[rungs - 1]), np.polyval(line, t[later]),
+                np.log(a * np.exp(-b * (t[later] - t[0])) + c))  # fmt: skip
+        errors.append([v - truth for v in said])
+        outside = max(lo - truth, truth - hi, 0.0)
+        marks.append([outside == 0, hi - lo, hi - lo + 20 * outside])
+        chosen = (int(np.argmin(np.abs(np.log(n / size)))), int(np.argmin(z[:, rungs - 1])))
+        regrets.append([np.expm1(z[k, later] - truth) for k in chosen])
+    return np.array(errors), np.array(marks), np.array(regrets), law
+
+
 def start() -> None:
     """Seconds from nothing to the answer of `isoflop fit`, in a new process: the median of five."""
     tables = Path(laws.__file__).parent / "tables"
@@ -295,6 +395,7 @@ SECTIONS: dict[str, Callable[[], object]] = {
     "figure2": figure2,
     "nfnet": nfnet,
     "planted": planted,
+    "replay": replay,
     "start": start,
 }
 

@@ -27,6 +27,28 @@ def test_a_crossover_beyond_the_ladder_is_foreseen():
     assert any("cross" in w for w in result.warnings)
 
 
+def test_a_comparison_does_not_depend_on_seed_order_or_units():
+    tables = {"a": table(0.4, 30, 100, 0.3, 0.3, 1), "b": table(0.3, 33, 90, 0.3, 0.28, 2)}
+    base = compare(tables, 1e13, bootstrap=40)
+    order = np.random.default_rng(0).permutation(25)
+    other = compare(
+        {f: (n[order], 10 * d[order], 100 * z[order]) for f, (n, d, z) in tables.items()}, 1e14, bootstrap=40
+    )
+    for one, two in zip(base.standings, other.standings, strict=True):
+        assert one.family == two.family
+        assert two.p_best == pytest.approx(one.p_best, abs=0.02)
+        assert two.loss == pytest.approx(100 * one.loss, rel=1e-3)
+
+
+def test_the_last_ranking_counts_where_slopes_are_noise():
+    """Families that differ by a constant factor, measured with noise: the naive ranking predicts their difference."""
+    tables = {f: table(0.0, 30, 100, 0.3, 0.3, k, noise=0.05) for k, f in enumerate("ab")}
+    n, d, z = tables["b"]
+    result = compare({"a": tables["a"], "b": (n, d, 1.2 * z)}, 1e13, bootstrap=40)
+    assert result.best == result.naive_best == "a"
+    assert result.standings[0].p_best > 0.7
+
+
 def test_equal_families_get_equal_chances():
     law = (0.4, 30, 100, 0.3, 0.3)
     result = compare({"a": table(*law, 1), "b": table(*law, 2)}, 5e12)

@@ -11,6 +11,7 @@ import pytest
 
 from isoflop.errors import LawError
 from isoflop.laws import CurveLaw, fit_curve, load_table
+from isoflop.laws.curve import forecast
 
 
 def curves():
@@ -164,3 +165,34 @@ def test_points_that_no_form_can_follow_are_told_so() -> None:
     x = np.repeat([3e7, 3e8, 1e9, 3e9], 12)
     with pytest.raises(LawError, match="no law fits these 48 points at 4 different x"):
         fit_curve(x, rng.uniform(0.1, 0.6, x.size))
+
+
+def test_a_frontier_is_continued_by_what_its_backtests_prefer():
+    """A constant ratio that changes on the way is the rule's; a floor that all runs show is the law's."""
+    compute = np.geomspace(1e10, 1e14, 5)
+    bent = np.exp(-0.1 * np.array([0.0, 1.0, 3.0, 6.0, 9.0]))
+    law = forecast(compute, bent)
+    assert law.members[0].name == "constant ratio of the last two"
+    assert law.predict(1e15) == pytest.approx(np.exp(-1.2), rel=0.1)
+    floor = 0.5 + np.exp(-0.35 * np.log(compute / 1e10))
+    assert forecast(compute, floor).predict(1e15) == pytest.approx(0.5 + 1e5**-0.35, rel=0.01)
+
+
+@pytest.mark.parametrize("budgets", [2, 3, 5])
+def test_a_forecast_does_not_depend_on_units_and_is_wide_where_rungs_are_few(budgets):
+    compute, loss = (
+        np.geomspace(1e10, 1e12, budgets),
+        np.geomspace(3, 2, budgets) * np.array([1, 0.99, 1.01, 1, 1])[:budgets],
+    )
+    base, other = forecast(compute, loss), forecast(compute * 1e6, loss * 1e-4)
+    assert other.predict(1e19) == pytest.approx(1e-4 * base.predict(1e13), rel=1e-3)
+    assert np.divide(*other.interval(1e19)) == pytest.approx(np.divide(*base.interval(1e13)), rel=1e-3)
+    lo, hi = base.interval(1e13)
+    assert lo < base.predict(1e13) < hi
+    assert np.log(hi / lo) > 0.2 * np.log(loss[0] / loss[-1])
+
+
+def test_a_curve_does_not_jump_where_members_begin():
+    for _, seen, _ in list(curves())[:2]:
+        x = np.geomspace(seen[0].min(), 2 * seen[0].max(), 2000)
+        assert np.abs(np.diff(np.log(fit_curve(*seen).predict(x)))).max() < 0.02

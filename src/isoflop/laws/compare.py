@@ -101,7 +101,14 @@ def compare(
     naive, budget = _naive(tables)
     rng = np.random.default_rng(0)
     predicted = {family: np.log(law.optimal(compute)[2]) for family, law in fitted.items()}
-    kept = _ranking_kept(tuple(fitted.values()))
+    kept = _ranking_kept(tuple(fitted.values())) * min(
+        [
+            float(law.forecast.lasting(np.log(compute / law.forecast.scale))) ** 4
+            for law in fitted.values()
+            if law.forecast
+        ],
+        default=1.0,
+    )
     moved, middle = {}, np.mean([predicted[f] - np.log(naive[f]) for f in tables])
     draws = {}
     for family, law in fitted.items():

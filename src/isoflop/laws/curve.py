@@ -212,12 +212,24 @@ class CurveLaw(JsonRecord):
         for k, member in enumerate(self.members):
             with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
                 values[k] = FORMS[member.form].evaluate(np.array([member.theta]), flat)[0][0]
-        mean, spread = _mixed(values, np.array([m.weight for m in self.members]), since, flat)
+        names = [m.name for m in self.members]
+        fading = {RATIO: 4.0, HALF: 4.0, RECENT: 4.0}
+        if any(name.startswith("size and data") for name in names):  # which is fitted to many more runs
+            fading |= dict.fromkeys(LADDER, 2.0)
+        power = np.array([fading.get(name, 0.0) for name in names])
+        weights = np.array([m.weight for m in self.members])[:, None] * self.lasting(flat) ** power[:, None]
+        mean, spread = _mixed(values, weights, since, flat)
         beyond = np.maximum(flat, 0.0)
         deviation = np.sqrt(
             self.noise**2 + (self.drift * beyond) ** 2 + SCALE["spread"] * np.where(beyond > 0, spread, 0.0)
         )
         return mean.reshape(t.shape), deviation.reshape(t.shape)
+
+    def lasting(self, beyond: ArrayLike) -> Array:
+        """1 as far beyond the data as they reach, then falling with log distance `beyond`. A power of it weighs what
+        knows no floor, such as a constant ratio."""
+        span = np.log(self.scale / self.x_range[0])
+        return np.asarray(np.minimum(1.0, span / np.maximum(beyond, 1e-9)))
 
     def shift(self, compute: ArrayLike, own: Callable[[Array], Array]) -> Array:
         """What to add to the log loss of another law of the same runs, whose best at a budget is `own(budget)`, so
@@ -229,10 +241,10 @@ class CurveLaw(JsonRecord):
 
 
 def _mixed(values: Array, weights: Array, since: Array, t: Array) -> tuple[Array, Array]:
-    """Mean and variance over members (c,) of their `values` (c, m) at t (m,); a member's vote fades out over the e-fold
-    before the first point that it saw."""
+    """Mean and variance over members of their `values` (c, m) at t (m,), by `weights` (c, m); a member's vote fades out
+    over the e-fold before the first point that it saw."""
     reach = np.clip(1.0 - (since[:, None] - np.maximum(t, since.min())) / FADING, 0.0, 1.0)
-    votes = weights[:, None] * reach
+    votes = weights * reach
     votes = votes / votes.sum(axis=0)
     values = np.where(votes > 0, values, 0.0)
     mean = (votes * values).sum(axis=0)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, doubt, predictive, rungs
 from isoflop.laws.columns import JsonRecord, positive_columns
-from isoflop.laws.curve import ORIGINS, Candidate, CurveLaw, forecast
+from isoflop.laws.curve import ORIGINS, POWERS, Candidate, CurveLaw, forecast
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.solve import WINSORISED, Array, Model, Prior, minimise, project, robust_scale
 
@@ -285,7 +285,7 @@ def _backtest(points: Points, rung: NDArray[np.intp], kept: NDArray[np.bool_]) -
         past = (rung <= origin) & kept
         if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
             continue
-        fit = fits[origin] = fit_thetas(points[past], 8)
+        fit = fits[origin] = fit_thetas(points[past], 5)
         at = best[origin + 1 :]
         predicted = size_data_model(x[at] - fit.centre[0], y[at] - fit.centre[1])(fit.theta[None])[0][0]
         errors |= {(origin, int(rung[k])): float(e) for k, e in zip(at, z[at] - predicted, strict=True)}
@@ -344,6 +344,31 @@ def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: M
     return forecast(np.exp(t), np.exp(z), more, noise=fit.noise)
 
 
+def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) -> tuple[float, float]:
+    """The size that was best at the last rung, and how much it counts beside the law's optimum for the next rungs: by
+    the regret of both at the rolling origins, twice as likely where there is none."""
+
+    def at_best(r: int) -> float:
+        here: NDArray[np.intp] = np.flatnonzero(rung == r)
+        return float(points.x[here][np.argmin(points.z[here])])
+
+    regrets = []
+    for origin, fit in fits.items():
+        _, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
+        for later in range(origin + 1, int(rung.max()) + 1):
+            here = np.flatnonzero(rung == later)
+            x, z = points.x[here], points.z[here]
+            log_a, log_b = np.log(max(alpha * a, 1e-300)), np.log(max(beta * b, 1e-300))
+            best = (log_a - log_b + beta * float(np.mean((points.x + points.y)[here]))) / (alpha + beta)
+            picks = [float(z[np.argmin(np.abs(x - size))] - z.min()) for size in (at_best(origin), best)]
+            regrets.append(picks)
+    last, law = np.mean(np.square(regrets), axis=0) if regrets else (1.0, 1.0)
+    usual = max(0.5 * (last + law), 1e-12)
+    power = min(POWERS[0] + POWERS[1] * len(fits), POWERS[2])
+    odds = 2.0 * ((law / usual + 0.05) / (last / usual + 0.05)) ** power
+    return float(np.exp(at_best(int(rung.max())))), float(odds / (1.0 + odds))
+
+
 def edge_share(x: Array, y: Array, z: Array) -> float | None:
     """The share of budgets with three sizes or more whose best run is at the edge of the sizes tried there; None
     without such a budget."""
@@ -370,6 +395,7 @@ class SizeDataLaw(JsonRecord):
         noise: standard deviation of log loss about the law. `freedom` is the degrees of freedom behind it.
         exponent_intervals: name → (lo, hi) by profile of the objective, at `level`; names as in `exponents()`.
         backtests: errors of the forecast of the frontier at rolling origins over compute.
+        last_size: the best size of the largest budget, and its weight beside the optimum in `size`.
         forecast: of the best loss at budgets beyond the data, this law among its candidates; None in old files.
         window: which runs were fitted ("all runs", or what backtests preferred); points: how many they are.
         n_range, d_range, compute_range: of the whole table.
@@ -402,6 +428,7 @@ class SizeDataLaw(JsonRecord):
     warnings: tuple[str, ...] = ()
     window: str = "all runs"
     forecast: CurveLaw | None = None
+    last_size: tuple[float, float] = (1.0, 0.0)
 
     def predict(self, n: ArrayLike, d: ArrayLike) -> Array:
         """Loss at n training FLOPs an image and d images (broadcast together).
@@ -420,6 +447,14 @@ class SizeDataLaw(JsonRecord):
         """
         n = float(self._optimal_n(compute, np.array([self._row()]))[0, 0])
         return n, compute / n, float(self.predict(n, compute / n))
+
+    def size(self, compute: float) -> float:
+        """The size to train with `compute`: between the optimum of the law and the best size of the largest budget, as
+        the regrets of both were in backtests; far beyond the data the optimum."""
+        optimum, (last, weight) = self.optimal(compute)[0], self.last_size
+        if self.forecast is not None:
+            weight *= float(self.forecast.lasting(np.log(compute / self.forecast.scale))) ** 4
+        return float(optimum ** (1.0 - weight) * last**weight)
 
     def frontier_replicates(self, compute: ArrayLike) -> Array:
         """Losses (R, m) of the best run at each of m budgets, according to each bootstrap fit; beyond the data they
@@ -567,6 +602,7 @@ def fit_size_data(
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
         residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
         converged=fit.converged, forecast=ahead,
+        last_size=_last_size(points, rung, fits),
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
 

@@ -114,7 +114,7 @@ def _family_answer(
 ) -> FamilyAnswer:
     config, (law, frontier) = catalogue.config, fits
     family, target, level = standing.family, config.study.target_flops, config.laws.level
-    model = chosen.model if chosen else _nearest_preset(catalogue, family, law.optimal(target)[0])
+    model = chosen.model if chosen else _nearest_preset(catalogue, family, law.size(target))
     runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
     rates = laws.fit_learning_rate(
         [row["flops_per_image"] for row in runs],
