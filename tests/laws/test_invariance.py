@@ -35,6 +35,7 @@ def test_of_the_finite_data_form():
     base = float(fit(n, seen, y).predict(1e12, 1e10))
     assert float(fit(n[order], seen[order], y[order], seed=9).predict(1e12, 1e10)) == pytest.approx(base, rel=1e-3)
     assert float(fit(n / 1e9, seen / 1e3, y).predict(1e3, 1e7)) == pytest.approx(base, rel=1e-3)
+    assert float(fit(n, seen, y * 1e-4).predict(1e12, 1e10)) == pytest.approx(1e-4 * base, rel=1e-3)
 
 
 def test_of_the_learning_rate_law():

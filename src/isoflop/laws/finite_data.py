@@ -160,7 +160,7 @@ class FiniteDataLaw(JsonRecord):
 
     Attributes:
         variant: which of `VARIANTS` was chosen; `choice`: variant → RMSE of log error at the rolling origins.
-        theta: parameters in the order of `NAMES`, for n and d in units of `centre`. top: T, or None.
+        theta: parameters in the order of `NAMES`, for n and d in units of `centre` and y in `unit`. top: T, or None.
         repeats: whether repeats of images are modelled.
         replicates: bootstrap thetas. noise, freedom: standard deviation of log y, degrees of freedom.
         agreement: share of starts that ended at the best fit. backtests: errors of the chosen variant.
@@ -182,6 +182,7 @@ class FiniteDataLaw(JsonRecord):
     compute_range: tuple[float, float]
     residuals: tuple[float, ...]
     warnings: tuple[str, ...] = ()
+    unit: float = 1.0
 
     def predict(self, n: ArrayLike, seen: ArrayLike, unique: ArrayLike | None = None) -> Array:
         """Error at n training FLOPs an image after `seen` images of which `unique` are different (None: all)."""
@@ -215,7 +216,7 @@ class FiniteDataLaw(JsonRecord):
         flat = [np.log(v.reshape(-1)) for v in (x, y, u)]
         columns = flat[0] - self.centre[0], flat[1] - self.centre[1], flat[2] - self.centre[1]
         value = finite_data_model(*columns, self.top, self.repeats)(theta)[0]
-        return np.asarray(value.reshape(len(theta), *x.shape))
+        return np.asarray(np.log(self.unit) + value.reshape(len(theta), *x.shape))
 
 
 def fit_finite_data(
@@ -241,6 +242,8 @@ def fit_finite_data(
         LawError: values not positive and finite, errors at or above `top`, or fewer rows than parameters and 3.
     """
     x, y, u, z, centre = _check(n, seen, error, unique, top)
+    unit = 1.0 if top is not None else float(np.exp(z.max()))  # the box of the parameters is of errors below 1
+    z = z - np.log(unit)
     repeats = bool((y - u > 0.01).any())
     names = list(variants or [v for v in VARIANTS if top is not None or not v.startswith("capped")])
     wrong = [v for v in names if v not in VARIANTS or (top is None and v.startswith("capped"))]
@@ -273,7 +276,7 @@ def fit_finite_data(
         name, choice, tuple(theta.tolist()), top, repeats, centre, tuple(tuple(r) for r in replicates.tolist()),
         noise, freedom, agreement, converged, backtests,
         (float(compute.min()), float(compute.max())), tuple(residual.tolist()),
-        _warnings(converged, agreement, backtests, repeats, float(np.exp((y - u).max()))),
+        _warnings(converged, agreement, backtests, repeats, float(np.exp((y - u).max()))), unit,
     )  # fmt: skip
 
 
