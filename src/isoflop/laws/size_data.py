@@ -346,7 +346,7 @@ def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: M
 
 def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) -> tuple[float, float]:
     """The size that was best at the last rung, and how much it counts beside the law's optimum for the next rungs: by
-    the regret of both at the rolling origins, twice as likely where there is none."""
+    the regret of both at the rolling origins, four times as likely where there is none."""
 
     def at_best(r: int) -> float:
         here: NDArray[np.intp] = np.flatnonzero(rung == r)
@@ -365,7 +365,7 @@ def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) 
     last, law = np.mean(np.square(regrets), axis=0) if regrets else (1.0, 1.0)
     usual = max(0.5 * (last + law), 1e-12)
     power = min(POWERS[0] + POWERS[1] * len(fits), POWERS[2])
-    odds = 2.0 * ((law / usual + 0.05) / (last / usual + 0.05)) ** power
+    odds = 4.0 * ((law / usual + 0.05) / (last / usual + 0.05)) ** power
     return float(np.exp(at_best(int(rung.max())))), float(odds / (1.0 + odds))
 
 
