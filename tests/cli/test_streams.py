@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.cli import main
 from isoflop.cli.output import guard_streams
 from isoflop.errors import ConfigError
 from isoflop.train.ranks import launched_world
@@ -33,18 +34,30 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=folder, env=variables)
 
 
-def test_a_full_disk_behind_stdout_is_one_line_and_ends_no_run(tmp_path: Path) -> None:
+def here(*arguments: str) -> int:
+    """The exit status of a command in this process."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
+
+
+def test_a_full_disk_behind_stdout_is_one_line_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     told = shell("$I config keys run > /dev/full", tmp_path)
     assert (told.returncode, told.stderr) == (2, "error: stdout cannot be written: No space left on device\n")
     (tmp_path / "run.toml").write_text(RUN)
-    trained = shell("$I train run.toml --output run > /dev/full", tmp_path)
-    assert (trained.returncode, trained.stderr) == (0, "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    assert here("train", "run.toml", "--output", "run") == 0
+    assert capsys.readouterr().err == ""
     assert (tmp_path / "run/model.safetensors").is_file()
     # With --json the object is the result, and losing it is an error; the run stays done.
-    told = shell("$I train run.toml --output run --json > /dev/full", tmp_path)
-    assert (told.returncode, told.stderr) == (2, "error: stdout cannot be written: No space left on device\n")
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    assert here("train", "run.toml", "--output", "run", "--json") == 2
+    assert capsys.readouterr().err == "error: stdout cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
@@ -84,11 +97,12 @@ def test_a_terminal_without_unicode_shows_what_a_study_shows(tmp_path: Path) -> 
     assert plain.stdout.isascii()
 
 
-def test_a_tilde_is_the_home_wherever_it_stands(tmp_path: Path) -> None:
+def test_a_tilde_is_the_home_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "run.toml").write_text(RUN)
-    trained = shell("$I train run.toml --output=~/run", tmp_path, HOME=str(tmp_path / "home"))
-    assert trained.returncode == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert here("train", "run.toml", "--output=~/run") == 0
     assert (tmp_path / "home/run/status.json").is_file()
     assert not (tmp_path / "~").exists()
 

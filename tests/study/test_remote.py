@@ -1,10 +1,9 @@
 """Training on other machines: bundles, mail on shared storage, and what becomes of jobs that are lost."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from isoflop.study import Store
 from isoflop.study.executors import RunTask
 from isoflop.study.executors.remote import Mailbox, Sender, bundles, optional, train_remotely
 from isoflop.study.planned import Catalogue
+from tests.promises.chaos import SERVER
 from tests.study import mortal
 from tests.study.test_study import toy_study
 
@@ -23,15 +23,15 @@ from tests.study.test_study import toy_study
 class Process:
     """A job that is a process of this machine."""
 
-    process: subprocess.Popen[bytes]
+    process: Any
 
     def ended_as(self) -> str | None:
-        code = self.process.poll()
+        code = self.process.exitcode
         return None if code is None else "" if code == 0 else f"lost (exit code {code})"
 
     def cancel(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
 
 @dataclass
@@ -42,14 +42,15 @@ class Machines:
     jobs: list[Process] = field(default_factory=list)
 
     def submit(self, tasks: str, mail: Path) -> Process:
-        command = [sys.executable, mortal.__file__, str(self.deaths), tasks, str(mail)]
-        self.jobs.append(Process(subprocess.Popen(command)))
+        process = SERVER.Process(target=mortal.main, args=(self.deaths, tasks, str(mail)))
+        process.start()
+        self.jobs.append(Process(process))
         return self.jobs[-1]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> StudyConfig:
-    return toy_study(tmp_path)
+    return toy_study(tmp_path, batch_size=16)
 
 
 def tasks_of(config: StudyConfig, budgets: list[float]) -> list[RunTask]:

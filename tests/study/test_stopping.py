@@ -30,7 +30,7 @@ name = "toy"
 budgets = [2e9, 4e9, 8e9]
 target_budget = 1e10
 output = "{output}"
-workers = 2
+workers = 1
 [data]
 source = "fractals?classes=20"
 heldout = 64
@@ -134,7 +134,9 @@ def images(tmp_path: Path) -> Path:
 
 def test_a_study_whose_data_have_moved_is_the_same_and_one_on_other_data_is_not(tmp_path: Path, images: Path) -> None:
     def study(folder: Path) -> Any:
-        return toy_study(tmp_path / "toy", data={"source": f"folder:{folder}", "heldout": 8, "image_size": 8})
+        return toy_study(
+            tmp_path / "toy", data={"source": f"folder:{folder}", "heldout": 8, "image_size": 8}, batch_size=16
+        )
 
     def claimed(config: Any) -> Catalogue:
         store = Store(tmp_path / "toy")

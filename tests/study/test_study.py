@@ -55,7 +55,7 @@ def toy_study(folder: Path, **changes: Any) -> StudyConfig:
     }
     families = {"vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.01, 0.02]}}
     transfer = {"shots": 5, "seeds": [0], "finetune_steps": 10}
-    return study_config(**{"study": study, "families": families, "transfer": transfer, "batch_size": 16, **changes})
+    return study_config(**{"study": study, "families": families, "transfer": transfer, "batch_size": 64, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +175,25 @@ worker.serve()
 """
 
 
-def test_everything_that_a_worker_says_at_once_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Workers = Callable[[str], None]
+
+
+@pytest.fixture
+def workers_are(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Has the local pool start this program in the place of workers."""
     start = subprocess.Popen
-    monkeypatch.setattr(
-        "isoflop.study.executors.local.subprocess.Popen",
-        lambda command, **more: start([command[0], "-c", HASTY], **more),
-    )
+
+    def use(program: str) -> None:
+        monkeypatch.setattr(
+            "isoflop.study.executors.local.subprocess.Popen",
+            lambda command, **more: start([command[0], "-c", program], **more),
+        )
+
+    return use
+
+
+def test_everything_that_a_worker_says_at_once_is_heard(tmp_path: Path, workers_are: Workers) -> None:
+    workers_are(HASTY)
     catalogue = Catalogue(toy_study(tmp_path / "toy"))
     tasks = [RunTask(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01 * k), tmp_path, None) for k in range(1, 9)]
     with LocalPool(2) as pool:
@@ -189,12 +202,8 @@ def test_everything_that_a_worker_says_at_once_is_heard(tmp_path: Path, monkeypa
     assert {event.state for event in ended} == {"done"}
 
 
-def test_a_pool_goes_on_when_worker_and_fork_server_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        "isoflop.study.executors.local.subprocess.Popen",
-        lambda command, **more: start([command[0], "-c", HASTY], **more),
-    )
+def test_a_pool_goes_on_when_worker_and_fork_server_are_killed(tmp_path: Path, workers_are: Workers) -> None:
+    workers_are(HASTY)
     catalogue = Catalogue(toy_study(tmp_path / "toy"))
     task = RunTask(catalogue.run("vit", "vit_w8d2p8", 6e8, 0.01), tmp_path, None)
     with LocalPool(1) as pool:
@@ -240,24 +249,47 @@ def test_a_full_disk_stops_the_study_with_one_line(mounted: Path) -> None:
         json.loads(status.read_text())  # what is there is whole
 
 
-@pytest.mark.parametrize("deaths", [pytest.param(1, marks=pytest.mark.long), 3])
-def test_a_killed_worker_costs_time_or_at_most_its_run(
-    tmp_path: Path, deaths: int, mortal_workers: Callable[..., None]
-) -> None:
-    mortal_workers(*[""] * deaths)
+@pytest.mark.long  # test_remote.py has the same of a job
+def test_a_killed_worker_costs_time(tmp_path: Path, mortal_workers: Callable[..., None]) -> None:
+    mortal_workers("")
     config = toy_study(tmp_path / "toy")
     run = Catalogue(config).run("vit", "vit_w8d2p8", 6e8, 0.01)
     store = Store(tmp_path)
     with LocalPool(1) as pool:
         events = list(pool.run([RunTask(run, store.run_directory(run.run_id), None)]))
-    kinds, last = [event.kind for event in events], events[-1]
-    assert kinds.count("died") == min(deaths, 2)
-    if deaths == 1:
-        assert (last.kind, last.state) == ("ended", "done")
-        assert read_status(store.run_directory(run.run_id)).state == "done"
-    else:
-        assert (last.kind, last.state) == ("ended", "failed")
-        assert "killed by SIGKILL, for the 3rd time" in last.error
+    assert [event.kind for event in events].count("died") == 1
+    assert (events[-1].kind, events[-1].state) == ("ended", "done")
+    assert read_status(store.run_directory(run.run_id)).state == "done"
+
+
+DOOMED = """
+import json, os, signal, sys
+from isoflop.study.executors import worker
+
+def main():
+    for line in sys.stdin:
+        task = json.loads(line)
+        print(json.dumps({"event": "progress", "run": task["run"], "step": 1}), flush=True)
+        if task["run"] == RUN:
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(json.dumps({"event": "ended", "run": task["run"], "state": "done"}), flush=True)
+
+worker.main, worker.PRELOADED = main, ()
+worker.serve()
+"""
+
+
+def test_a_run_that_kills_three_workers_fails_and_the_others_go_on(tmp_path: Path, workers_are: Workers) -> None:
+    catalogue = Catalogue(toy_study(tmp_path / "toy"))
+    bad, good = (catalogue.run("vit", "vit_w8d2p8", 6e8, rate) for rate in (0.01, 0.02))
+    workers_are(DOOMED.replace("RUN", repr(bad.run_id)))
+    with LocalPool(1) as pool:
+        events = list(pool.run([RunTask(bad, tmp_path, None), RunTask(good, tmp_path, None)]))
+    assert [event.kind for event in events].count("died") == 2
+    ended = {event.run_id: event for event in events if event.kind == "ended"}
+    assert ended[bad.run_id].state == "failed"
+    assert "killed by SIGKILL, for the 3rd time" in ended[bad.run_id].error
+    assert ended[good.run_id].state == "done"
 
 
 def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

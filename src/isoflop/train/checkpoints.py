@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from isoflop.errors import CheckpointError
 from isoflop.runs.files import make_folder, read_json, sha256_of, sync, to_json
 from isoflop.runs.lock import remove_unfinished, unfinished_path
+from isoflop.train.sharded import read_whole
 
 FORMAT = 2
 WHOLE = "tensors.safetensors"  # what one process wrote; several write `shard-*.safetensors` (train/sharded.py)
@@ -150,8 +151,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         if (path / WHOLE).is_file():
             return Checkpoint(path, load_file(path / WHOLE), state)
-        from isoflop.train.sharded import read_whole  # takes torch.distributed.checkpoint with it
-
         return Checkpoint(path, read_whole(path), state)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not readable: {error}") from error

@@ -41,6 +41,7 @@ from isoflop.train.checkpoints import (
 )
 from isoflop.train.ranks import Ranks
 from isoflop.train.remote import Remote
+from isoflop.train.sharded import begin_write, read_into, shard_files
 
 
 class Saver:
@@ -112,8 +113,6 @@ class Saver:
                 save_checkpoint(self.folder, copies, state, before_commit=self._before_commit)
                 self._written(checkpoint_path(self.folder, int(state["step"])), best)
         else:
-            from isoflop.train.sharded import begin_write
-
             final = checkpoint_path(self.folder, int(state["step"]))
             partial = self._ranks.from_first(unfinished_path(final))
             started = begin_write(partial, tensors, self._group)
@@ -159,8 +158,6 @@ class Saver:
             if checkpoint:
                 unpack(checkpoint.tensors, model, optimizer)
             return checkpoint.state if checkpoint else None
-        from isoflop.train.sharded import read_into
-
         for step in self._ranks.from_first(saved_steps(self.folder)):
             path = checkpoint_path(self.folder, step)
             told = self._ranks.gather(self._damage(path))
@@ -198,8 +195,6 @@ class Saver:
     def _finish_together(self, started: Future[Any], partial: Path, final: Path, state: dict[str, Any]) -> None:
         import torch.distributed as dist
         from torch.distributed.checkpoint.api import CheckpointException
-
-        from isoflop.train.sharded import shard_files
 
         hashes, error = {}, ""
         try:

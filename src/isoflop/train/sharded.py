@@ -2,6 +2,7 @@
 
 Every rank writes its shards into its own file, with their position in the header. Any number of ranks can read them,
 each the part that it needs. No pickle is used. A sharded checkpoint is committed like any other one.
+`torch.distributed.checkpoint` takes a second to import, which only sharded runs need.
 """
 
 from __future__ import annotations
@@ -10,22 +11,24 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from isoflop.errors import CheckpointError
 from isoflop.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 def begin_write(folder: Path, tensors: dict[str, Tensor], group: Any) -> Future[Any]:
     """Copies the shards of this rank to host memory and starts to write them into `folder`; the writing is done when
     the future is."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import async_save
+
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     started = async_save(dict(tensors), storage_writer=writer, process_group=group)
     assert isinstance(started, Future)
@@ -68,11 +71,17 @@ def read_whole(path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path) -> dict[str, TensorStorageMetadata]:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     return {name: stored for name, stored in found.items() if isinstance(stored, TensorStorageMetadata)}
 
 
 def _load(path: Path, targets: dict[str, Tensor], group: Any = None) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = HuggingFaceStorageReader(str(path))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
