@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from sklearn.datasets import load_digits
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
@@ -54,6 +55,16 @@ def test_the_cost_of_resnets_is_that_of_their_papers() -> None:
     cifar = cost("resnet_w16d20", image_size=32, num_classes=10)
     assert cifar.parameters == pytest.approx(0.27e6, rel=0.02)
     assert cifar.macs == pytest.approx(4.1e7, rel=0.02)
+
+
+@pytest.mark.parametrize("preset", [*(family_ladder(family)[-1] for family in FAMILIES), "poolformer_s12_nomlp"])
+def test_blocks_that_repeat_are_counted_as_if_each_were_run(preset: str) -> None:
+    with torch.device("meta"):
+        model = create_model(preset, num_classes=10, image_size=32).eval()
+        images = torch.empty(1, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    assert counter.get_total_flops() == cost(preset, image_size=32, num_classes=10).flops
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.errors import ModelError, did_you_mean
+from isoflop.models.bit import BiT
 from isoflop.models.create import OTHERS, create_model
+from isoflop.models.metaformer import MetaFormer
+from isoflop.models.nfnet import NFNet
 from isoflop.models.presets import FAMILIES, PRESETS
 
 
@@ -67,10 +70,36 @@ def _counted(
             name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **dict(overrides)
         ).eval()
         images = torch.empty(1, in_channels, *model.image_size)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    omitted = _omit_repeated_blocks(model)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(images)
-    return Cost(sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops() // 2)
+    flops = counter.get_total_flops()
+    for block, count in omitted.items():
+        flops += count * sum(counter.get_flop_counts().get(block, {}).values())  # none in a pooling without an MLP
+    return Cost(parameters, flops // 2)
+
+
+def _omit_repeated_blocks(model: nn.Module) -> dict[str, int]:
+    """Removes the blocks that repeat the one before them from a model of ours, which is then counted several times as
+    fast; how many were removed, by the name of the block that is left."""
+    omitted: dict[str, int] = {}
+    if not isinstance(model, MetaFormer | NFNet | BiT):
+        return omitted
+    for index, stage in enumerate(model.stages):
+        left: list[nn.Module] = []
+        last = None
+        for block in stage:
+            kind = (repr(block), [p.shape for p in block.parameters()])
+            if kind == last:
+                name = f"{type(model).__name__}.stages.{index}.{len(left) - 1}"
+                omitted[name] = omitted.get(name, 0) + 1
+            else:
+                left.append(block)
+            last = kind
+        model.stages[index] = nn.Sequential(*left)
+    return omitted
 
 
 # What can be trained, and what it takes: the rows that `isoflop models` prints.
