@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from sklearn.datasets import load_digits
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.errors import ModelError
 from isoflop.models import cost, create_model, family_ladder, ladder_of
@@ -57,14 +57,16 @@ def test_the_cost_of_resnets_is_that_of_their_papers() -> None:
     assert cifar.macs == pytest.approx(4.1e7, rel=0.02)
 
 
-@pytest.mark.parametrize("preset", [*(family_ladder(family)[-1] for family in FAMILIES), "poolformer_s12_nomlp"])
+@pytest.mark.parametrize(
+    "preset", [*(family_ladder(family)[-1] for family in FAMILIES), "poolformer_s12_nomlp", "swin_mixer_b_d24"]
+)
 def test_blocks_that_repeat_are_counted_as_if_each_were_run(preset: str) -> None:
     with torch.device("meta"):
-        model = create_model(preset, num_classes=10, image_size=32).eval()
-        images = torch.empty(1, 3, 32, 32)
+        model = create_model(preset, num_classes=10, image_size=256).eval()
+        images = torch.empty(1, 3, 256, 256)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    assert counter.get_total_flops() == cost(preset, image_size=32, num_classes=10).flops
+    assert counter.get_total_flops() == cost(preset, image_size=256, num_classes=10).flops
 
 
 @pytest.mark.parametrize("side", SIDES)

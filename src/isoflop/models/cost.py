@@ -91,8 +91,14 @@ def _omit_repeated_blocks(model: nn.Module) -> dict[str, int]:
         left: list[nn.Module] = []
         last = None
         for block in stage:
-            kind = (repr(block), [p.shape for p in block.parameters()])
-            if kind == last:
+            # Windows, strides and the like; what is no whole number (rates of drop path, gains) costs nothing.
+            settings = [
+                (type(module), {k: v for k, v in vars(module).items() if isinstance(v, int | str | tuple)})
+                for module in block.modules()
+            ]
+            kind = ([p.shape for p in block.parameters()], settings)
+            ours = all(cls.__module__.startswith(("isoflop.", "torch.")) for cls, _ in settings)  # no mixer from a file
+            if ours and kind == last:
                 name = f"{type(model).__name__}.stages.{index}.{len(left) - 1}"
                 omitted[name] = omitted.get(name, 0) + 1
             else:
