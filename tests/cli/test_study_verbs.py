@@ -18,7 +18,7 @@ from isoflop.study.adaptive import FamilyStanding, Outlook, Stage
 from isoflop.study.belief import Trial
 
 STUDY = """\
-batch_size = 56
+batch_size = 36
 tensorboard = false
 [study]
 name = "tiny"

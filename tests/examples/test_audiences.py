@@ -29,7 +29,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_own_images_are_studied_and_judged(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = {
-        "batch_size": 32,
+        "batch_size": 20,
         "study": {"name": "mine", "output": str(tmp_path / "mine"), **BUDGETS},
         "data": {"source": f"folder:{pictures}", "image_size": 32, "heldout": 16},
         "families": {"vit": TINY},

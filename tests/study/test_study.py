@@ -55,7 +55,7 @@ def toy_study(folder: Path, **changes: Any) -> StudyConfig:
     }
     families = {"vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.01, 0.02]}}
     transfer = {"shots": 5, "seeds": [0], "finetune_steps": 10}
-    return study_config(**{"study": study, "families": families, "transfer": transfer, "batch_size": 64, **changes})
+    return study_config(**{"study": study, "families": families, "transfer": transfer, "batch_size": 40, **changes})
 
 
 @pytest.fixture(scope="module")
