@@ -90,7 +90,7 @@ def _omit_repeated_blocks(model: nn.Module) -> dict[str, int]:
     for index, stage in enumerate(model.stages):
         left: list[nn.Module] = []
         last = None
-        for block in stage:
+        for block in stage.children():
             # Windows, strides and the like; what is no whole number (rates of drop path, gains) costs nothing.
             settings = [
                 (type(module), {k: v for k, v in vars(module).items() if isinstance(v, int | str | tuple)})
