@@ -141,13 +141,13 @@ def test_evaluations_are_priced_by_the_images_that_are_held_out_and_not_by_those
 @pytest.mark.parametrize(
     ("lowest", "batch"),
     [
-        (50 * 128 * 246_720 * 1.01, 128),  # 50 steps of the dearest family's smallest size, vit_w8d2p8
-        (50 * 128 * 246_720 * 0.99, 64),
-        (50 * 32 * 246_720 * 0.99, 16),
+        (200 * 128 * 246_720 * 1.01, 128),  # 200 steps of the dearest family's smallest size, vit_w8d2p8
+        (200 * 128 * 246_720 * 0.99, 64),
+        (200 * 32 * 246_720 * 0.99, 16),
         (30 * 16 * 246_720 * 1.01, 16),  # no smaller batch: fewer steps
     ],
 )
-def test_the_batch_is_the_largest_that_leaves_the_smallest_sizes_50_steps(lowest: float, batch: int) -> None:
+def test_the_batch_is_the_largest_that_leaves_the_smallest_sizes_200_steps(lowest: float, batch: int) -> None:
     study = {"name": "toy", "budgets": [lowest, 2 * lowest, 4 * lowest], "target_budget": 8 * lowest}
     families = {"vit": {"sizes": ["vit_w12d2p8", "vit_w8d2p8"]}, "nfnet": {"sizes": ["nfnet_w6d1"]}}
     catalogue = Catalogue(study_config(study=study, families=families, batch_size=None))

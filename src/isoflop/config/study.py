@@ -277,7 +277,7 @@ class StudyConfig(SharedConfig):
     """The families, each under the name of its ladder of presets."""
     batch_size: Maybe[Count] = None
     """Global batch size of all runs: images per step. Default: the largest power of two up to 128 (64 for images above
-    64 px) with which the smallest size of every family makes 50 steps on the lowest rung; at least 16."""
+    64 px) with which the smallest size of every family makes 200 steps on the lowest rung; at least 16."""
     optim: OptimizerConfig = OptimizerConfig()
     """The optimizer of every family that does not say otherwise."""
     laws: LawsConfig = no_effect(LawsConfig())
