@@ -119,8 +119,8 @@ def test_rungs_are_chosen_below_the_target_and_within_the_limit() -> None:
 
 
 def test_more_to_spend_brings_the_rungs_nearer_to_the_target() -> None:
-    catalogue = Catalogue(limited(budget=3e11))
-    small, large = (choose_budgets(catalogue.config, catalogue, flops) for flops in (8e10, 6e11))
+    catalogue = Catalogue(limited(budget=3e13, target_budget=4e12))
+    small, large = (choose_budgets(catalogue.config, catalogue, flops) for flops in (2e11, 2e13))
     assert small[-1] < large[-1]
 
 

@@ -18,9 +18,9 @@ from isoflop.train.optim.gradients import PASSES
 
 MIN_STEPS = 30  # a shorter run has hardly left its warm-up
 ENOUGH_STEPS = 200
-"""Of the smallest size of each family on the lowest rung, where the batch size or the rungs are chosen. In about 50 to 80
-steps of batch 128, PoolFormers and ViTs of the demo's lowest rung learn little more than the commonest class; in 205 to 320
-of batch 32, at the same compute, they reach 73 and 53 % accuracy (NFNet: 85 in place of 79 %)."""
+"""Of the smallest size of each family on the lowest rung, where the batch size or the rungs are chosen. In about 50 to
+80 steps of batch 128, PoolFormers and ViTs of the demo's lowest rung learn little more than the commonest class; in 205
+to 320 of batch 32, at the same compute, they reach 73 and 53 % accuracy (NFNet: 85 in place of 79 %)."""
 LARGEST_BATCH, SMALLEST_BATCH = 128, 16  # that are chosen
 SMALL_SIDE = 64  # px; larger images fill a machine with half the batch
 RUNGS_RATIO = 2.6
