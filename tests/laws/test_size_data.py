@@ -1,6 +1,7 @@
 """L = E + A·n^-α + B·d^-β finds planted laws, agrees with a general optimiser, and predicts measured runs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def test_noisy_tables_extrapolate_inside_their_interval_mostly(seed):
 def test_the_optimum_is_the_minimum_on_the_line_of_equal_compute():
     law = fit_size_data(*ladder(noise=0.01), bootstrap=20)
     n, d, loss = law.optimal(5e12)
-    best = minimize_scalar(lambda t: float(law.predict(np.exp(t), 5e12 / np.exp(t))), bounds=(8, 25), method="bounded")
+    best = minimize_scalar(
+        lambda t: float(law.predict(np.exp(t), 5e12 / np.exp(t), best=True)), bounds=(8, 25), method="bounded"
+    )
     assert n * d == pytest.approx(5e12)
     assert np.log(n) == pytest.approx(best.x, abs=1e-3)
     assert loss == pytest.approx(best.fun)
@@ -142,3 +145,33 @@ def test_an_optimum_at_the_edge_and_a_vanished_term_are_said():
 def test_tables_without_a_law_are_refused(change, message):
     with pytest.raises(LawError, match=message):
         fit_size_data(*change(*ladder()))
+
+
+def test_given_runs_of_larger_budgets_are_predicted_within_the_planted_error():
+    """At their own size and data, which need not be the best: what a frontier does next says little about them."""
+    errors, inside = [], []
+    for seed in range(30):
+        n, d, loss = ladder(noise=0.01, seed=seed, budgets=5)
+        past = n * d < 2e11
+        law = fit_size_data(n[past], d[past], loss[past], bootstrap=10)
+        e, a, b, alpha, beta = PLANTED
+        later = n[~past], d[~past]
+        truth = e + a * later[0] ** -alpha + b * later[1] ** -beta
+        errors.append(np.log(law.predict(*later) / truth))
+        lo, hi = law.interval(*later)
+        inside.append((lo <= loss[~past]) & (loss[~past] <= hi))
+    assert np.sqrt(np.mean(np.square(errors))) < 0.025  # from three budgets, under 1 % of noise, at up to ten times the compute
+    assert np.mean(inside) > 0.8
+
+
+def test_given_runs_of_published_language_models_are_predicted():
+    """The runs of arXiv 2203.15556 with more than a fifth and a tenth of the largest compute, from the others."""
+    n, d, loss = np.loadtxt(Path(__file__).parent / "chinchilla_6n_d.csv", delimiter=",", skiprows=1).T
+    inside = []
+    for factor in (5, 10):
+        past = n * d <= (n * d).max() / factor
+        law = fit_size_data(n[past], d[past], loss[past], bootstrap=20)
+        lo, hi = law.interval(n[~past], d[~past])
+        inside += ((lo <= loss[~past]) & (loss[~past] <= hi)).tolist()
+        assert np.sqrt(np.mean(np.log(law.predict(n[~past], d[~past]) / loss[~past]) ** 2)) < 0.013
+    assert np.mean(inside) > 0.75

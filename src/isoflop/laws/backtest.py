@@ -110,11 +110,11 @@ def doubt(coverage: float | None, level: float) -> str:
     return ""
 
 
-def student(freedom: float, probability: ArrayLike) -> Array:
+def student(freedom: ArrayLike, probability: ArrayLike) -> Array:
     """Quantiles of Student's distribution."""
     from scipy.special import stdtrit  # 0.2 s to import: not before it is needed
 
-    return np.asarray(stdtrit(freedom, np.asarray(probability)), dtype=np.float64)
+    return np.asarray(stdtrit(np.asarray(freedom), np.asarray(probability)), dtype=np.float64)
 
 
 @cache
@@ -122,13 +122,19 @@ def _stratified(freedom: float, points: int) -> Array:
     return student(freedom, (np.arange(points) + 0.5) / points)
 
 
-def predictive(log_mean: Array, deviation: ArrayLike, freedom: float, points: int = 21) -> Array:
-    """Draws (points·R, ...) of log loss: each replicate's log prediction (R, ...) plus Student errors of `deviation`.
+def predictive(log_mean: Array, deviation: ArrayLike, freedom: ArrayLike, points: int = 21) -> Array:
+    """Draws (points·R, ...) of log loss: each replicate's log prediction (R, ...) plus Student errors of `deviation`
+    with `freedom`, both of the shape of a prediction or one for all.
 
     The errors are stratified quantiles, not random numbers: the same law always gives the same interval.
     """
-    q = _stratified(freedom, points)
-    spread = np.multiply.outer(q, np.broadcast_to(deviation, log_mean.shape[1:]))
+    shape = log_mean.shape[1:]
+    if isinstance(freedom, float | int):
+        q = _stratified(freedom, points).reshape(-1, *[1] * len(shape))
+    else:
+        levels = ((np.arange(points) + 0.5) / points).reshape(-1, *[1] * len(shape))
+        q = student(np.broadcast_to(np.asarray(freedom, dtype=np.float64), shape), levels)
+    spread = q * np.broadcast_to(deviation, shape)
     return np.concatenate([log_mean + s for s in spread])
 
 

@@ -117,7 +117,7 @@ def compare(
         moved[family] = float(np.exp(predicted[family] + kept * apart))
         spread = np.sqrt(kept * (1.0 - kept)) * abs(apart) * rng.permutation(_normal(DRAWS))
         # Families are measured apart, so their errors are independent: shuffle the stratified draws.
-        own = np.log(rng.permutation(_evenly(law.sample(n, d), DRAWS)))
+        own = np.log(rng.permutation(_evenly(law.sample(n, d, best=True), DRAWS)))
         draws[family] = np.exp(own + kept * apart + spread)
     losses = np.stack([draws[family] for family in tables])
     best = losses.min(axis=0)

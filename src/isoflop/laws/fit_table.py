@@ -279,7 +279,7 @@ def _size_data(
         else:
             refusal = _cannot_tell(lo, hi, asked, level)
         if not refusal:
-            value = float(law.predict(best_n, best_d))
+            value = float(law.predict(best_n, best_d, best=at is None))
             formula = law.irreducible + law.a * best_n**-law.alpha + law.b * best_d**-law.beta
             sizes = interval["n"] if interval else None
             prediction = Prediction(asked, value, (lo, hi), level, best_n, best_d, sizes, formula)
@@ -406,7 +406,8 @@ def _crossing(x: Crossover) -> str:
 
 def _coverage(group: GroupFit) -> str:
     if group.size_data:
-        tests = group.size_data.backtests
+        given = group.prediction is not None and group.prediction.n_interval is None  # a run, not the best of a budget
+        tests = (group.size_data.runs if given else None) or group.size_data.backtests
         share, level = tests.coverage, tests.level
         count = f"{len(tests.errors)} predictions"
         if tests.errors:
@@ -438,7 +439,7 @@ def picture(fit: TableFit, points: int = 80) -> dict[str, Any]:
             assert group.size_data is not None
             best = [group.size_data.optimal(float(c)) for c in grid]
             middle = np.array([b[2] for b in best])
-            lo, hi = group.size_data.interval([b[0] for b in best], [b[1] for b in best])
+            lo, hi = group.size_data.interval([b[0] for b in best], [b[1] for b in best], best=True)
         base = {"name": group.name, "colour": colour}
         series.append({**base, "kind": "band", "x": grid.tolist(), "y": lo.tolist(), "y2": hi.tolist()})
         series.append({**base, "kind": "line", "x": grid.tolist(), "y": middle.tolist()})

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.errors import LawError
-from isoflop.laws.backtest import Backtests, doubt, predictive, rungs
+from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
 from isoflop.laws.columns import JsonRecord, positive_columns
 from isoflop.laws.curve import ORIGINS, POWERS, Candidate, CurveLaw, forecast
 from isoflop.laws.profile import profile_interval
@@ -250,15 +250,15 @@ the law does not fit, more where it does."""
 SIZE_DATA, FROM_LAST = "size and data", "size and data, from the last rung"
 
 
-def choose_window(points: Points, rung: NDArray[np.intp]) -> tuple[str, NDArray[np.bool_], dict[int, Fit]]:
-    """The window with the smallest backtest errors, and the fits to the runs up to each rung: all runs, unless another
-    one is better by a third on the same predictions (three at least). Runs far above the frontier or at tiny budgets
-    follow the law least."""
+def choose_window(points: Points, rung: NDArray[np.intp]) -> tuple[str, NDArray[np.bool_], Errors, dict[int, Fit]]:
+    """The window with the smallest backtest errors, these, and the fits to the runs up to each rung: all runs, unless
+    another one is better by a third on the same predictions (three at least). Runs far above the frontier or at tiny
+    budgets follow the law least."""
     x, y, z = points.x, points.y, points.z
     best = np.array([z[rung == r].min() for r in range(int(rung.max()) + 1)])[rung]
     everything = np.ones(z.size, dtype=bool)
     reference, fits = _backtest(points, rung, everything)
-    choice = ("all runs", everything, fits)
+    choice = ("all runs", everything, reference, fits)
     score = 0.67
     for factor, dropped in WINDOWS[1:]:
         kept = (z - best <= np.log(factor)) & (rung >= dropped)
@@ -272,7 +272,7 @@ def choose_window(points: Points, rung: NDArray[np.intp]) -> tuple[str, NDArray[
         if ratio < score:
             parts = [f"within a factor of {factor:g} of the best of their budget"] if np.isfinite(factor) else []
             parts += ["without the lowest budget"] if dropped else []
-            choice, score = ("runs " + " and ".join(parts), kept, fits), float(ratio)
+            choice, score = ("runs " + " and ".join(parts), kept, errors, fits), float(ratio)
     return choice
 
 
@@ -395,6 +395,7 @@ class SizeDataLaw(JsonRecord):
         noise: standard deviation of log loss about the law. `freedom` is the degrees of freedom behind it.
         exponent_intervals: name → (lo, hi) by profile of the objective, at `level`; names as in `exponents()`.
         backtests: errors of the forecast of the frontier at rolling origins over compute.
+        runs: errors of the law itself at the same origins; None in old files. They correct a given run's prediction.
         last_size: the best size of the largest budget, and its weight beside the optimum in `size`.
         forecast: of the best loss at budgets beyond the data, this law among its candidates; None in old files.
         window: which runs were fitted ("all runs", or what backtests preferred); points: how many they are.
@@ -429,15 +430,18 @@ class SizeDataLaw(JsonRecord):
     window: str = "all runs"
     forecast: CurveLaw | None = None
     last_size: tuple[float, float] = (1.0, 0.0)
+    runs: Backtests | None = None
 
-    def predict(self, n: ArrayLike, d: ArrayLike) -> Array:
+    def predict(self, n: ArrayLike, d: ArrayLike, best: bool = False) -> Array:
         """Loss at n training FLOPs an image and d images (broadcast together).
 
-        Beyond the largest compute measured the law is moved so that its best is the forecast.
+        Beyond the largest compute measured a given run's loss is the law's, corrected by the bias of its backtests. A
+        run that was chosen as the `best` of its budget is another question: there the law is moved so that its best
+        is the forecast of the frontier, which goes on from the best of many runs.
         """
         x, y = np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64)
         inside = self.irreducible + self.a * x**-self.alpha + self.b * y**-self.beta
-        return np.asarray(inside * np.exp(self._shift(x * y)))
+        return np.asarray(inside * np.exp(self._shift(x * y) if best else self._correction(x * y)))
 
     def optimal(self, compute: float) -> tuple[float, float, float]:
         """(n, d, loss) of the best run with `compute` = n·d training FLOPs: training FLOPs an image, images, loss.
@@ -446,7 +450,7 @@ class SizeDataLaw(JsonRecord):
         the smallest size measured and the largest times compute / (largest compute measured); see `warnings`.
         """
         n = float(self._optimal_n(compute, np.array([self._row()]))[0, 0])
-        return n, compute / n, float(self.predict(n, compute / n))
+        return n, compute / n, float(self.predict(n, compute / n, best=True))
 
     def size(self, compute: float) -> float:
         """The size to train with `compute`: between the optimum of the law and the best size of the largest budget, as
@@ -475,11 +479,19 @@ class SizeDataLaw(JsonRecord):
             "frontier": self.alpha * self.beta / total,
         }
 
-    def sample(self, n: ArrayLike, d: ArrayLike) -> Array:
-        """Plausible losses (draws, ...) of one run at (n, d): parameters, noise of a run, and error of the form."""
+    def sample(self, n: ArrayLike, d: ArrayLike, best: bool = False) -> Array:
+        """Plausible losses (draws, ...) of one run at (n, d): parameters, noise of a run, and error of the form. `best`
+        as in `predict`."""
         x, y = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64))
         e, a, b, alpha, beta = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
-        mean = np.log(e + a * x**-alpha + b * y**-beta) + self._shift(x * y)
+        mean = np.log(e + a * x**-alpha + b * y**-beta)
+        if not best:
+            tests = self.runs or self.backtests
+            off, noise = (tests.drift * self._beyond(x * y)) ** 2, self.noise**2
+            # Welch and Satterthwaite: a sum of variances is known as well as its larger part.
+            freedom = (noise + off) ** 2 / (noise**2 / self.freedom + off**2 / tests.freedom)
+            return np.asarray(np.exp(predictive(mean + self._correction(x * y), np.sqrt(noise + off), freedom)))
+        mean = mean + self._shift(x * y)
         if self.forecast is not None:
             # What bootstrap fits differ in at the frontier's end is kept, how they go on is the forecast's to say.
             budget, top = (x * y).reshape(-1), self.compute_range[1]
@@ -489,9 +501,12 @@ class SizeDataLaw(JsonRecord):
             mean = mean + np.where(budget > top, np.log(ends / on), 0.0).reshape(-1, *x.shape)
         return np.asarray(np.exp(predictive(mean, self._deviation(x * y), self._freedom())))
 
-    def interval(self, n: ArrayLike, d: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
-        """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`."""
-        lo, hi = np.quantile(self.sample(n, d), [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    def interval(
+        self, n: ArrayLike, d: ArrayLike, level: float = LEVEL, best: bool = False
+    ) -> tuple[Array, Array]:
+        """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`; `best` as in
+        `predict`."""
+        lo, hi = np.quantile(self.sample(n, d, best), [0.5 - level / 2, 0.5 + level / 2], axis=0)
         return lo, hi
 
     def optimal_interval(self, compute: float, level: float = LEVEL) -> dict[str, tuple[float, float]]:
@@ -499,7 +514,7 @@ class SizeDataLaw(JsonRecord):
         n = self._optimal_n(compute, np.array(self.replicates))[:, 0]
         lo, hi = (float(v) for v in np.quantile(n, [0.5 - level / 2, 0.5 + level / 2]))
         best_n, best_d, _ = self.optimal(compute)
-        loss = self.interval(best_n, best_d, level)
+        loss = self.interval(best_n, best_d, level, best=True)
         return {"n": (lo, hi), "d": (compute / hi, compute / lo), "loss": (float(loss[0]), float(loss[1]))}
 
     def _row(self) -> tuple[float, ...]:
@@ -525,6 +540,9 @@ class SizeDataLaw(JsonRecord):
 
     def _deviation(self, compute: Array) -> Array:
         return np.sqrt(self.noise**2 + self.drift(compute) ** 2)
+
+    def _correction(self, compute: ArrayLike) -> Array:
+        return (self.runs or self.backtests).correction(self._beyond(compute))
 
     def _shift(self, compute: ArrayLike) -> Array:
         if self.forecast is not None:
@@ -581,13 +599,17 @@ def fit_size_data(
     x, y, z = check_table(n, d, loss)
     points = thinned(x, y, z)
     rung = budget_of(points.x, points.y)
-    window, kept, fits = choose_window(points, rung)
+    window, kept, errors, fits = choose_window(points, rung)
     fit = fit_thetas(points[kept])
     replicates = bootstrap_thetas(fit, seed, bootstrap)
     ahead = _frontier_forecast(points, rung, fit, fits)
     backtests = Backtests((), (), 0.08, 3.0, None, LEVEL)
     if ahead is not None:
         backtests = Backtests(ahead.distances, ahead.errors, ahead.drift, ahead.freedom, ahead.backtest_coverage, LEVEL)
+    tests = np.array(
+        [((points.x + points.y)[rung == later].mean() - (points.x + points.y)[rung <= origin].max(), error,
+          fits[origin].noise, origin) for (origin, later), error in errors.items()]
+    ).reshape(-1, 4).T  # fmt: skip
     condition = condition_number(fit)
     everywhere = size_data_model(x - fit.centre[0], y - fit.centre[1])(fit.theta[None])[0][0]
     best_e, best_a, best_b, alpha, beta = natural_units(fit.theta[None], fit)[0]
@@ -602,7 +624,7 @@ def fit_size_data(
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
         residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
         converged=fit.converged, forecast=ahead,
-        last_size=_last_size(points, rung, fits),
+        last_size=_last_size(points, rung, fits), runs=summarise(*tests, LEVEL) if errors else None,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
 

@@ -42,7 +42,7 @@ class FamilyLaw:
         """Loss at n training FLOPs an image and d images (NaN when only the frontier is known)."""
         if self.size_data is None:
             return np.full(np.broadcast(n, d).shape, np.nan)
-        return np.asarray(self.size_data.predict(n, d), dtype=np.float64)
+        return np.asarray(self.size_data.predict(n, d, best=True), dtype=np.float64)
 
     def optimum(self, compute: Array) -> tuple[Array, Array]:
         """Best size and images at each compute (NaN when only the frontier is known)."""

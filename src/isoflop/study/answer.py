@@ -126,11 +126,11 @@ def _family_answer(
     best_rate = chosen.rate if chosen else float(rates.predict(flops, target / flops))
     rate = float(f"{best_rate:.2g}")
     run = catalogue.run(family, model, target, rate, role="final")
-    low, high = law.interval(flops, run.images, level)
+    low, high = law.interval(flops, run.images, level, best=True)
     return FamilyAnswer(
         family=family,
         run=run,
-        predicted_loss=float(law.predict(flops, run.images)),
+        predicted_loss=float(law.predict(flops, run.images, best=True)),
         interval=(float(low), float(high)),
         p_best=standing.p_best,
         regret=standing.regret,
