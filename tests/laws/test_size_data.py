@@ -160,7 +160,7 @@ def test_given_runs_of_larger_budgets_are_predicted_within_the_planted_error():
         errors.append(np.log(law.predict(*later) / truth))
         lo, hi = law.interval(*later)
         inside.append((lo <= loss[~past]) & (loss[~past] <= hi))
-    assert np.sqrt(np.mean(np.square(errors))) < 0.025  # from three budgets, under 1 % of noise, at up to ten times the compute
+    assert np.sqrt(np.mean(np.square(errors))) < 0.025  # three budgets, noise of 1 %, ×10
     assert np.mean(inside) > 0.8
 
 
