@@ -501,9 +501,7 @@ class SizeDataLaw(JsonRecord):
             mean = mean + np.where(budget > top, np.log(ends / on), 0.0).reshape(-1, *x.shape)
         return np.asarray(np.exp(predictive(mean, self._deviation(x * y), self._freedom())))
 
-    def interval(
-        self, n: ArrayLike, d: ArrayLike, level: float = LEVEL, best: bool = False
-    ) -> tuple[Array, Array]:
+    def interval(self, n: ArrayLike, d: ArrayLike, level: float = LEVEL, best: bool = False) -> tuple[Array, Array]:
         """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`; `best` as in
         `predict`."""
         lo, hi = np.quantile(self.sample(n, d, best), [0.5 - level / 2, 0.5 + level / 2], axis=0)
