@@ -495,9 +495,11 @@ class SizeDataLaw(JsonRecord):
         if self.forecast is not None:
             # What bootstrap fits differ in at the frontier's end is kept, how they go on is the forecast's to say.
             budget, top = (x * y).reshape(-1), self.compute_range[1]
-            best, own = self._optimal_n(budget, np.array([self._row()]))[0], np.array(self.replicates)
+            optimum, own = self._optimal_n(budget, np.array([self._row()]))[0], np.array(self.replicates)
             ends = self._frontier(np.minimum(budget, top), own) / self._frontier(np.minimum(budget, top))
-            on = self._loss(best, budget / best, own) / self._loss(best, budget / best, np.array([self._row()]))
+            on = self._loss(optimum, budget / optimum, own) / self._loss(
+                optimum, budget / optimum, np.array([self._row()])
+            )
             mean = mean + np.where(budget > top, np.log(ends / on), 0.0).reshape(-1, *x.shape)
         return np.asarray(np.exp(predictive(mean, self._deviation(x * y), self._freedom())))
 
@@ -622,7 +624,7 @@ def fit_size_data(
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
         residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
         converged=fit.converged, forecast=ahead,
-        last_size=_last_size(points, rung, fits), runs=summarise(*tests, LEVEL) if errors else None,
+        last_size=_last_size(points, rung, fits), runs=summarise(tests[0], tests[1], tests[2], tests[3], LEVEL) if errors else None,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
 
