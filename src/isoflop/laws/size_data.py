@@ -624,7 +624,8 @@ def fit_size_data(
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
         residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
         converged=fit.converged, forecast=ahead,
-        last_size=_last_size(points, rung, fits), runs=summarise(tests[0], tests[1], tests[2], tests[3], LEVEL) if errors else None,
+        last_size=_last_size(points, rung, fits),
+        runs=summarise(tests[0], tests[1], tests[2], tests[3], LEVEL) if errors else None,
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
 
