@@ -82,7 +82,7 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
             left_out[family] = f"given up early by the planner; {left_out[family]}"
     if not tables:
         told = "; ".join(f"{f}: {why}" for f, why in left_out.items())
-        advice = ". The limit left too few runs: raise it, or take fewer families or sizes" if config.study.limited else ""
+        advice = ". The limit left too few runs: raise it, or take fewer families" if config.study.limited else ""
         raise StudyError(f"no family can be answered: {told}{advice}")
     comparison = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed)
     standings = comparison.standings if outlook is None else _standings(comparison, outlook)
