@@ -68,7 +68,7 @@ def build_model(config: RunConfig, source: Shape) -> Backbone:
 
 def train(
     config: RunConfig | Loaded[RunConfig],
-    directory: Path,
+    directory: Path | str,
     *,
     trunk: Path | None = None,
     on_row: OnRow | None = None,
@@ -94,7 +94,7 @@ def train(
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
     """
-    config = plain(config)
+    config, directory = plain(config), Path(directory)
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
