@@ -10,7 +10,6 @@ from typing import Any
 from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
-from isoflop.laws.compare import Table
 from isoflop.report.interim import fit_families, p_best, without_law
 from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
@@ -88,9 +87,7 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     standings = comparison.standings if outlook is None else _standings(comparison, outlook)
     chosen = {} if outlook is None else {standing.answer.family: standing.answer for standing in outlook.standings}
     families = tuple(
-        _family_answer(
-            catalogue, s, (fitted[s.family], frontiers[s.family]), tables[s.family], rows, chosen.get(s.family)
-        )
+        _family_answer(catalogue, s, (fitted[s.family], frontiers[s.family]), rows, chosen.get(s.family))
         for s in standings
     )
     return Answer(target, level, families, left_out, len(rated), comparison.naive_best, comparison.naive_compute)
@@ -110,7 +107,6 @@ def _family_answer(
     catalogue: Catalogue,
     standing: laws.Standing,
     fits: tuple[laws.SizeDataLaw, laws.FrontierLaw],
-    table: Table,
     rows: list[Row],
     chosen: Trial | None,
 ) -> FamilyAnswer:
@@ -139,7 +135,7 @@ def _family_answer(
         law=law,
         frontier=frontier,
         learning_rate_law=rates,
-        warnings=(*law.warnings, *rates.warnings, *_edge_warning(laws.frontier_points(*table), family)),
+        warnings=(*law.warnings, *rates.warnings),
     )
 
 
@@ -149,13 +145,6 @@ def _nearest_preset(catalogue: Catalogue, family: str, flops_per_image: float) -
         catalogue.presets(family),
         key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / flops_per_image)),
     )
-
-
-def _edge_warning(points: laws.FrontierPoints, family: str) -> tuple[str, ...]:
-    edges = [f"{c:.2g}" for c, on_edge in zip(points.compute, points.on_edge, strict=True) if on_edge]
-    if not edges:
-        return ()
-    return (f"the best {family} at {', '.join(edges)} FLOPs was the smallest or largest size tried: widen `sizes`",)
 
 
 def answer_document(answer: Answer) -> dict[str, Any]:
