@@ -22,9 +22,9 @@ from isoflop.study import Narrator, open_study, run_study
 from isoflop.transfer import open_backbone, transfer
 
 FAMILIES = {
-    "resnet": {"sizes": 3, "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}},
-    "poolformer": {"sizes": 3},
-    "vit": {"sizes": 3},
+    "resnet": {"sizes": 2, "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}},
+    "poolformer": {"sizes": 2},
+    "vit": {"sizes": 2},
 }
 
 

@@ -22,7 +22,7 @@ from isoflop.models import family_ladder
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
-from isoflop.study.planned import ENOUGH_STEPS, RUNGS_RATIO, TARGET_DISTANCE, Catalogue
+from isoflop.study.planned import ENOUGH_STEPS, LADDER_RUNS, LADDER_SPAN, RUNGS_RATIO, TARGET_DISTANCE, Catalogue
 from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
 from isoflop.train.device import usable_cores
 
@@ -346,8 +346,6 @@ def _fresh(trial: Trial, made: set[Trial]) -> Trial | None:
 
 RUNGS_SPAN = 64.0
 """Between the lowest and the highest rung that the planner chooses, if the smallest presets train that briefly."""
-LADDER_RUNS = 1.6
-"""How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
 
 
 @dataclass(frozen=True)
@@ -444,24 +442,24 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
     The highest is what every starting size could be trained with, though no more than the target divided by
     `TARGET_DISTANCE`; the lowest a factor of `RUNGS_SPAN` below it, or what the smallest presets need.
     """
-    starting, floors = 0, []
+    starting, floors = catalogue.starting, []
     for family, options in config.families.items():
         names = options.sizes if isinstance(options.sizes, tuple) else family_ladder(family, config.data.image_size)
-        starting += len(options.sizes) if isinstance(options.sizes, tuple) else options.sizes
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
         floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
     top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
     bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
-    if top < 4 * bottom:
-        if config.study.target_flops / TARGET_DISTANCE < 4 * bottom:
+    if top < LADDER_SPAN * bottom:
+        if config.study.target_flops / TARGET_DISTANCE < LADDER_SPAN * bottom:
             raise StudyError(
                 f"study.target_budget = {config.study.target_flops:g} is too near to what the smallest presets need "
                 f"({bottom:.2g} FLOPs for {ENOUGH_STEPS} steps): there is no room for a ladder below it; "
-                f"take at least {4 * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
+                f"take at least {LADDER_SPAN * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
             )
         raise StudyError(
             f"the study's limit leaves {flops:.2g} FLOPs for the ladder, but {starting} sizes from {bottom:.2g} FLOPs "
-            f"a run need about {4 * bottom * LADDER_RUNS * starting:.2g}: raise it, or take fewer families or sizes"
+            f"a run need about {LADDER_SPAN * bottom * LADDER_RUNS * starting:.2g}: raise it, or take fewer families or "
+            "sizes"
         )
     count = max(3, 1 + math.ceil(math.log(top / bottom) / math.log(RUNGS_RATIO) - 1e-9))
     ratio = (top / bottom) ** (1 / (count - 1))

@@ -27,6 +27,10 @@ RUNGS_RATIO = 2.6
 """Between the rungs that the planner chooses: about what sizes and learning rates can be carried across."""
 TARGET_DISTANCE = 3.0
 """The highest of them stays this factor below the target: nearer, the ladder would cost more than it decides."""
+LADDER_SPAN = 4.0
+"""Between the lowest and the highest of them, at least."""
+LADDER_RUNS = 1.6
+"""How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
 IMAGES_OF_A_THREAD = 16  # of a batch: fewer leave a thread waiting more than working
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
 
@@ -117,9 +121,16 @@ class Catalogue:
         return batch
 
     def _expected_budgets(self) -> tuple[float, ...]:
-        """The rungs; where they are not chosen yet, about where they will be."""
-        near = self.config.study.target_flops / TARGET_DISTANCE
-        return self.budgets or (near / RUNGS_RATIO**2, near / RUNGS_RATIO, near)
+        """The rungs; where they are not chosen yet, the lowest that they may be if half of the limit is for answers."""
+        target = self.config.study.target_flops
+        near = min(target / TARGET_DISTANCE, self.config.study.finals * target / (LADDER_RUNS * self.starting))
+        return self.budgets or (near / LADDER_SPAN, near / LADDER_SPAN**0.5, near)
+
+    @property
+    def starting(self) -> int:
+        """The number of sizes that a study begins with, of all families."""
+        sizes = [family.sizes for family in self.config.families.values()]
+        return sum(len(each) if isinstance(each, tuple) else each for each in sizes)
 
     def starting_sizes(self, family: str) -> tuple[str, ...]:
         """The presets of a family that a study begins with, small to large: those that it names, or as many neighbours
