@@ -458,8 +458,8 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
             )
         raise StudyError(
             f"the study's limit leaves {flops:.2g} FLOPs for the ladder, but {starting} sizes from {bottom:.2g} FLOPs "
-            f"a run need about {LADDER_SPAN * bottom * LADDER_RUNS * starting:.2g}: raise it, or take fewer families or "
-            "sizes"
+            f"a run need about {LADDER_SPAN * bottom * LADDER_RUNS * starting:.2g}: raise it, or take fewer "
+            "families or sizes"
         )
     count = max(3, 1 + math.ceil(math.log(top / bottom) / math.log(RUNGS_RATIO) - 1e-9))
     ratio = (top / bottom) ** (1 / (count - 1))
