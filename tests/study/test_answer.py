@@ -16,7 +16,9 @@ from isoflop.report.page import facts
 from isoflop.report.savings import limit_sentence, savings, total_cost, utilisation
 from isoflop.report.tables import summary
 from isoflop.report.watch.state import Live
+from isoflop.study.adaptive import FamilyStanding, Outlook
 from isoflop.study.answer import answer_document, answer_from, spending
+from isoflop.study.belief import Trial
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import Store
 from tests.study.test_rungs import study_config
@@ -187,3 +189,36 @@ def test_a_planted_law_comes_back_in_the_answer_document(tmp_path: Path) -> None
     for name, exponent in (("alpha", a), ("beta", b), ("size", b / (a + b))):
         assert answer["exponents"][name] == pytest.approx(exponent, rel=1e-6)
     assert answer["law"]["irreducible"] == pytest.approx(floor, rel=1e-6)
+
+
+def test_the_planners_best_family_is_the_answer_though_its_runs_are_too_few_for_a_law() -> None:
+    """As on CIFAR-10 within 12 minutes: 97 % for a ResNet of eight runs, and a PoolFormer was answered."""
+    sizes = {"vit": ["vit_w8d2p8", "vit_w12d2p8"], "poolformer": ["poolformer_w4d2p8", "poolformer_w6d2p8"]}
+    study = {"name": "toy", "budgets": [1e9, 3e9, 1e10], "target_budget": 1e11, "device_hours": 1.0}
+    catalogue = Catalogue(study_config(study=study, families={f: {"sizes": names} for f, names in sizes.items()}))
+    rows = [
+        {**run, "status": "done", "target": run["heldout_loss"]}
+        for run in [*ladder("vit", learning_rate=1e-3), *ladder("poolformer", learning_rate=1e-3)[:4]]
+    ]
+
+    def standing(family: str, loss: float, p_best: float) -> FamilyStanding:
+        n = catalogue.flops_per_image(family, sizes[family][1])
+        answer = Trial(family, sizes[family][1], n, 1e11 / n, 1e11, 2e-3)
+        return FamilyStanding(answer, math.log(loss), 0.1, p_best, 0.01)
+
+    outlook = Outlook((standing("poolformer", 0.8, 0.97), standing("vit", 1.2, 0.03)))
+    answer = answer_from(catalogue.config, catalogue, rows, outlook)
+    assert [family.family for family in answer.families] == ["poolformer", "vit"]
+    best = answer.best
+    assert (best.run.model, best.run.config.optim.learning_rate) == ("poolformer_w6d2p8", 2e-3)
+    assert best.predicted_loss == pytest.approx(0.8)
+    assert best.interval == pytest.approx((0.8 * math.exp(-0.1645), 0.8 * math.exp(0.1645)), rel=1e-3)
+    assert "4 of its 4 runs gave a loss" in best.warnings[0]
+    document = answer_document(answer)
+    assert document["best"] == "poolformer"
+    assert document["families"]["poolformer"]["p_best"] == 0.97
+    assert document["families"]["poolformer"]["law"] is None
+    page = summary(rows, document)
+    assert "poolformer_w6d2p8" in page
+    nobody = Outlook((standing("vit", 1.2, 0.999), standing("poolformer", 2.0, 0.001)))
+    assert "given up early" in answer_from(catalogue.config, catalogue, rows, nobody).left_out["poolformer"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from isoflop import laws
@@ -13,8 +14,7 @@ from isoflop.errors import LawError, StudyError
 from isoflop.report.interim import fit_families, p_best, without_law
 from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
-from isoflop.study.adaptive import NEGLIGIBLE, Outlook, Stage
-from isoflop.study.belief import Trial
+from isoflop.study.adaptive import NEGLIGIBLE, FamilyStanding, Outlook, Stage
 from isoflop.study.plan import Plan
 from isoflop.study.planned import Catalogue, PlannedRun
 from isoflop.study.store import finite_loss
@@ -30,9 +30,9 @@ class FamilyAnswer:
     interval: tuple[float, float]
     p_best: float
     regret: float
-    law: laws.SizeDataLaw
-    frontier: laws.FrontierLaw
-    learning_rate_law: laws.LearningRateLaw
+    law: laws.SizeDataLaw | None
+    frontier: laws.FrontierLaw | None
+    learning_rate_law: laws.LearningRateLaw | None
     warnings: tuple[str, ...]
 
 
@@ -57,6 +57,8 @@ class Answer:
 def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outlook: Outlook | None = None) -> Answer:
     """The answer that the ladder's finished runs give; StudyError when no family has enough of them.
 
+    A family that has too few runs for a law is still answered if the planner believes in it.
+
     After fixed rungs everything comes from the laws. An adaptive study leaves a lopsided table, to which laws of the
     best run of each size and budget fit badly; there family, size and learning rate are those of `outlook`, the
     planner's own belief in every run, and the laws say what loss to expect, within which interval.
@@ -75,32 +77,65 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
             ladder = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
             left_out[family] = without_law(ladder, str(error))
             del tables[family], fitted[family]
-    rated = set(tables) if outlook is None else {standing.answer.family for standing in outlook.standings}
-    for family in set(left_out) & rated:
-        if outlook is not None and outlook.p_best(family) < NEGLIGIBLE:
+    beliefs = {} if outlook is None else {standing.answer.family: standing for standing in outlook.standings}
+    lawless = {}
+    for family in set(left_out) & set(beliefs):
+        if beliefs[family].p_best < NEGLIGIBLE:
             left_out[family] = f"given up early by the planner; {left_out[family]}"
-    if not tables:
+        elif any(row["family"] == family and math.isfinite(finite_loss(row)) for row in rows):
+            lawless[family] = left_out.pop(family)
+    if not tables and not lawless:
         told = "; ".join(f"{f}: {why}" for f, why in left_out.items())
         advice = ". The limit left too few runs: raise it, or take fewer families" if config.study.limited else ""
         raise StudyError(f"no family can be answered: {told}{advice}")
-    comparison = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed)
-    standings = comparison.standings if outlook is None else _standings(comparison, outlook)
-    chosen = {} if outlook is None else {standing.answer.family: standing.answer for standing in outlook.standings}
-    families = tuple(
-        _family_answer(catalogue, s, (fitted[s.family], frontiers[s.family]), rows, chosen.get(s.family))
+    standings: tuple[laws.Standing, ...] = ()
+    if tables:
+        standings = laws.compare(tables, target, laws=fitted, level=level, seed=config.study.seed).standings
+    by_law = {
+        s.family: _family_answer(catalogue, s, (fitted[s.family], frontiers[s.family]), rows, beliefs.get(s.family))
         for s in standings
+    }
+    by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
+    answers = by_law | by_belief
+    families = tuple(answers[family] for family in beliefs or by_law if family in answers)
+    naive_best, naive_budget = _naive_best(rows, answers)
+    return Answer(target, level, families, left_out, len(beliefs or tables), naive_best, naive_budget)
+
+
+def _naive_best(rows: list[Row], families: Collection[str]) -> tuple[str, float]:
+    """The family with the lowest loss at the largest budget that all have runs of, or the nearest that each has; and
+    that budget."""
+    lowest: dict[str, dict[float, float]] = {family: {} for family in families}
+    for row in rows:
+        if row["family"] in lowest and row["role"] == "ladder" and math.isfinite(finite_loss(row)):
+            best = lowest[row["family"]]
+            best[row["budget"]] = min(best.get(row["budget"], math.inf), finite_loss(row))
+    budget = min(max(best) for best in lowest.values())
+
+    def loss(family: str) -> float:
+        return lowest[family][min(lowest[family], key=lambda other: abs(math.log(other / budget)))]
+
+    return min(lowest, key=loss), budget
+
+
+def _believed_answer(catalogue: Catalogue, belief: FamilyStanding, problem: str) -> FamilyAnswer:
+    """The answer of a family that has no law: all of it is the planner's belief."""
+    chosen, level = belief.answer, catalogue.config.laws.level
+    target = catalogue.config.study.target_flops
+    run = catalogue.run(chosen.family, chosen.model, target, float(f"{chosen.rate:.2g}"), role="final")
+    half = NormalDist().inv_cdf(0.5 + level / 2) * belief.deviation
+    return FamilyAnswer(
+        family=chosen.family,
+        run=run,
+        predicted_loss=math.exp(belief.log_loss),
+        interval=(math.exp(belief.log_loss - half), math.exp(belief.log_loss + half)),
+        p_best=belief.p_best,
+        regret=belief.regret * math.exp(belief.log_loss),
+        law=None,
+        frontier=None,
+        learning_rate_law=None,
+        warnings=(f"no law was fitted, the answer is what the planner believes: {problem}",),
     )
-    return Answer(target, level, families, left_out, len(rated), comparison.naive_best, comparison.naive_compute)
-
-
-def _standings(comparison: laws.Comparison, outlook: Outlook) -> list[laws.Standing]:
-    """The families that have a law, ranked and rated by `outlook`."""
-    by_law = {standing.family: standing for standing in comparison.standings}
-    return [
-        replace(by_law[s.answer.family], p_best=s.p_best, regret=s.regret * math.exp(s.log_loss))
-        for s in outlook.standings
-        if s.answer.family in by_law
-    ]
 
 
 def _family_answer(
@@ -108,10 +143,11 @@ def _family_answer(
     standing: laws.Standing,
     fits: tuple[laws.SizeDataLaw, laws.FrontierLaw],
     rows: list[Row],
-    chosen: Trial | None,
+    belief: FamilyStanding | None,
 ) -> FamilyAnswer:
     config, (law, frontier) = catalogue.config, fits
     family, target, level = standing.family, config.study.target_flops, config.laws.level
+    chosen = belief.answer if belief else None
     model = chosen.model if chosen else _nearest_preset(catalogue, family, law.size(target))
     runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
     rates = laws.fit_learning_rate(
@@ -130,8 +166,8 @@ def _family_answer(
         run=run,
         predicted_loss=float(law.predict(flops, run.images, best=True)),
         interval=(float(low), float(high)),
-        p_best=standing.p_best,
-        regret=standing.regret,
+        p_best=belief.p_best if belief else standing.p_best,
+        regret=belief.regret * math.exp(belief.log_loss) if belief else standing.regret,
         law=law,
         frontier=frontier,
         learning_rate_law=rates,
@@ -166,7 +202,6 @@ def answer_document(answer: Answer) -> dict[str, Any]:
 
 
 def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
-    law = family.law
     return {
         "model": family.run.model,
         "run_id": family.run.run_id,
@@ -179,11 +214,11 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
         "interval": list(family.interval),
         "level": level,
         "regret": family.regret,
-        "exponents": law.exponents(),
-        "r_squared": family.frontier.r_squared,
-        "law": law.to_dict(),
-        "frontier": family.frontier.to_dict(),
-        "learning_rate_law": family.learning_rate_law.to_dict(),
+        "exponents": family.law and family.law.exponents(),
+        "r_squared": family.frontier and family.frontier.r_squared,
+        "law": family.law and family.law.to_dict(),
+        "frontier": family.frontier and family.frontier.to_dict(),
+        "learning_rate_law": family.learning_rate_law and family.learning_rate_law.to_dict(),
         "warnings": list(family.warnings),
     }
 
