@@ -446,8 +446,8 @@ class SizeDataLaw(JsonRecord):
     def optimal(self, compute: float) -> tuple[float, float, float]:
         """(n, d, loss) of the best run with `compute` = n·d training FLOPs: training FLOPs an image, images, loss.
 
-        Where the table cannot tell the optimum (one term vanished) or it lies far outside, n is held between
-        the smallest size measured, where the forecast of the frontier is anchored, and the largest times compute / (largest compute measured); see `warnings`.
+        Where the table cannot tell the optimum (one term vanished) or it lies far outside, n is held between the
+        smallest size measured and the largest times compute / (largest compute measured); see `warnings`.
         """
         n = float(self._optimal_n(compute, np.array([self._row()]))[0, 0])
         return n, compute / n, float(self.predict(n, compute / n, best=True))
