@@ -296,7 +296,7 @@ def test_a_problem_in_a_shared_table_is_told_once(run_file: Path) -> None:
         (
             "study.budgets=none",
             "`study.budgets` is missing: give the rungs, or what the study may cost as `budget` (FLOPs), "
-            "`device_hours` or `money`",
+            "`hours`, `device_hours` or `money`",
         ),
         ("study.finals=9", "`study.finals` = 9, but there are 2 families to answer: each has one answer"),
         ("study.money=50", "`study.money` has no effect without `price_per_hour`: give both"),
