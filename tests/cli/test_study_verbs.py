@@ -95,7 +95,7 @@ def test_an_address_without_ray_is_refused(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_plan_of_a_limited_study_shows_what_is_reserved(capsys: pytest.CaptureFixture[str]) -> None:
-    limited = ("study.budgets=none", "study.budget=1.2e10", "study.target_budget=2.4e9")
+    limited = ("batch_size=8", "study.budgets=none", "study.budget=1.2e10", "study.target_budget=2.4e9")
     status, out, _ = isoflop(capsys, "study", "plan", "tiny.toml", *limited)
     assert status == 0
     assert re.search(r"^training the answer \(reserved\) +2.4e9 +20%$", out, re.MULTILINE)
