@@ -322,7 +322,8 @@ class JsonRecord:
 
     def __repr__(self) -> str:
         """The fields in few digits; of long ones, how many there are."""
-        fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        shown = (f for f in dataclasses.fields(self) if f.repr)  # type: ignore[arg-type]
+        fields = ((f.name, getattr(self, f.name)) for f in shown)
         return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in fields)})"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The best loss at each compute: a·(C + d)^-b + c, saturating at both ends (arXiv 2106.04560, section 2)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,7 +92,7 @@ class FrontierLaw(JsonRecord):
     converged: bool
     agreement: float
     warnings: tuple[str, ...] = ()
-    forecast: CurveLaw | None = None
+    forecast: CurveLaw | None = field(default=None, repr=False)
 
     def predict(self, compute: ArrayLike) -> Array:
         """The loss of the frontier at `compute`: the law; beyond the data, the forecast."""

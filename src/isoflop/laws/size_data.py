@@ -7,7 +7,7 @@ parameters because the patch size of a vision model changes its compute and not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -428,9 +428,9 @@ class SizeDataLaw(JsonRecord):
     converged: bool
     warnings: tuple[str, ...] = ()
     window: str = "all runs"
-    forecast: CurveLaw | None = None
+    forecast: CurveLaw | None = field(default=None, repr=False)
     last_size: tuple[float, float] = (1.0, 0.0)
-    runs: Backtests | None = None
+    runs: Backtests | None = field(default=None, repr=False)
 
     def predict(self, n: ArrayLike, d: ArrayLike, best: bool = False) -> Array:
         """Loss at n training FLOPs an image and d images (broadcast together).
