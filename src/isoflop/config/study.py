@@ -328,21 +328,20 @@ class StudyConfig(SharedConfig):
         *,
         model: str,
         steps: int,
-        batch_size: int | None = None,
         learning_rate: float,
         seed: int | None = None,
         warmup: int | None = None,
     ) -> RunConfig:
         """One run of the study: the shared tables, the family's, and what the planner chose.
 
-        `seed` and `batch_size` replace the study's; `warmup` (steps) the configured one, for runs too short for it.
-        Raises ConfigError where such a run cannot be.
+        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it. Raises ConfigError
+        where such a run cannot be.
         """
         own = self.families[family]
         values = {name: getattr(self, name) for name in SharedConfig.model_fields} | {
             "model": ModelConfig.model_validate({**own.model, "name": model}),
             "steps": steps,
-            "batch_size": batch_size or self.batch_size or DEFAULT_BATCH,
+            "batch_size": self.batch_size or DEFAULT_BATCH,
             "seed": self.study.seed if seed is None else seed,
             "threads": 1,
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),

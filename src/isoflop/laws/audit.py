@@ -187,7 +187,7 @@ def _schedules(y: Array, schedule: Sequence[object] | None, horizon: Array | str
 
 
 REPEATS = 3
-"""With fewer repeated runs, the noise between seeds says nothing of the form."""
+"""With fewer repeated runs, the noise between seeds is too uncertain to judge the form by."""
 
 
 def _seeds(x: Array, y: Array, z: Array, noise: float) -> Finding:

@@ -98,7 +98,7 @@ def compare(
         family: (laws or {}).get(family) or fit_size_data(*table, seed=seed, bootstrap=bootstrap)
         for family, table in tables.items()
     }
-    naive, budget = _naive(tables)
+    naive, budget = naive_ranking(tables)
     rng = np.random.default_rng(0)
     predicted = {family: np.log(law.optimal(compute)[2]) for family, law in fitted.items()}
     kept = _ranking_kept(tuple(fitted.values())) * min(
@@ -231,7 +231,7 @@ def _zero(grid: Array, gap: Array, at: NDArray[np.intp]) -> Array:
     return np.asarray(np.exp(np.log(grid[at]) + share * np.log(grid[at + 1] / grid[at])))
 
 
-def _naive(tables: Mapping[str, Table]) -> tuple[dict[str, float], float]:
+def naive_ranking(tables: Mapping[str, Table]) -> tuple[dict[str, float], float]:
     """The best loss of each family at the largest budget that all reached (or the nearest to it that each has)."""
     points = {family: frontier_points(*table) for family, table in tables.items()}
     budget = min(p.compute[-1] for p in points.values())

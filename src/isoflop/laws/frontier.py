@@ -110,18 +110,28 @@ class FrontierLaw(JsonRecord):
     def _beyond(self, compute: Array) -> Array:
         return np.maximum(np.log(compute / self.compute_range[1]), 0.0)
 
+    def frontier(self, compute: ArrayLike) -> Array:
+        """`predict`, by the name that it has in a law of size and data."""
+        return self.predict(compute)
+
+    def frontier_replicates(self, compute: ArrayLike) -> Array:
+        """Losses (R, ...) of the frontier at each budget, according to each bootstrap fit; beyond the data they keep
+        their distance from `predict`."""
+        x = np.asarray(compute, dtype=np.float64)
+        a, b, c, d = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
+        end = np.minimum(x, self.compute_range[1])
+        return np.asarray((a * (end + d) ** -b + c) / self._law(end) * self.predict(x))
+
     def sample(self, compute: ArrayLike) -> Array:
         """Plausible losses (draws, ...) of the best run at `compute`."""
         x = np.asarray(compute, dtype=np.float64)
-        a, b, c, d = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
         if self.forecast is not None:
-            # What bootstrap fits differ in at the end is kept, how they go on is the forecast's to say.
-            end = np.minimum(x, self.compute_range[1])
-            mean = np.log((a * (end + d) ** -b + c) / self._law(end)) + np.log(self.predict(x))
+            mean = np.log(self.frontier_replicates(x))
             deviation = np.sqrt(
                 self.noise**2 + np.maximum(self.forecast.moments(x)[1] ** 2 - self.forecast.noise**2, 0.0)
             )
         else:
+            a, b, c, d = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
             beyond = self._beyond(x)
             deviation = np.sqrt(self.noise**2 + (self.backtests.drift * beyond) ** 2)
             mean = np.log(a * (x + d) ** -b + c) + self.backtests.correction(beyond)

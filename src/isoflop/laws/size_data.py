@@ -310,11 +310,10 @@ def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: M
     best = [int(np.flatnonzero(rung == r)[np.argmin(z[rung == r])]) for r in range(int(rung.max()) + 1)]
     if np.ptp(z[best]) < 1e-9:
         return None
-    # The best run of a budget is not of the best size: what that costs, by the law, is taken off.
+    # The best run of a budget is not of the best size: subtract the difference, as the law gives it.
     t, z, log_n = t[best], z[best], points.x[best]
     e, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
-    optimum = (np.log(max(alpha * a, 1e-300)) - np.log(max(beta * b, 1e-300)) + beta * t) / (alpha + beta)
-    optimum = np.clip(optimum, points.x.min(), points.x.max())
+    optimum = np.clip(_log_optimum(a, b, alpha, beta, t), points.x.min(), points.x.max())
     at, least = (np.log(e + a * np.exp(-alpha * v) + b * np.exp(-beta * (t - v))) for v in (log_n, optimum))
     step = float(np.sqrt(np.mean(np.diff(z) ** 2)))
     clean = min(CLEAN * step / fit.noise, 100.0) ** 2
@@ -325,7 +324,7 @@ def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: M
         """The law along its optimum, E + K·C^-γ, in t = log(C / the largest): as it is, and through budget `last`."""
         e, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
         gamma = alpha * beta / (alpha + beta)
-        log_n = (np.log(max(alpha * a, 1e-300)) - np.log(max(beta * b, 1e-300)) + beta * t[-1]) / (alpha + beta)
+        log_n = _log_optimum(a, b, alpha, beta, t[-1])
         log_k = float(
             np.logaddexp(np.log(max(a, 1e-300)) - alpha * log_n, np.log(max(b, 1e-300)) - beta * (t[-1] - log_n))
         )
@@ -344,6 +343,12 @@ def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: M
     return forecast(np.exp(t), np.exp(z), more, noise=fit.noise)
 
 
+def _log_optimum(a: float, b: float, alpha: float, beta: float, log_compute: ArrayLike) -> Array:
+    """Log of the size that makes A·n^-α + B·(C/n)^-β smallest."""
+    ratio = np.log(max(alpha * a, 1e-300)) - np.log(max(beta * b, 1e-300))
+    return np.asarray((ratio + beta * np.asarray(log_compute)) / (alpha + beta))
+
+
 def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) -> tuple[float, float]:
     """The size that was best at the last rung, and how much it counts beside the law's optimum for the next rungs: by
     the regret of both at the rolling origins, four times as likely where there is none."""
@@ -358,8 +363,7 @@ def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) 
         for later in range(origin + 1, int(rung.max()) + 1):
             here = np.flatnonzero(rung == later)
             x, z = points.x[here], points.z[here]
-            log_a, log_b = np.log(max(alpha * a, 1e-300)), np.log(max(beta * b, 1e-300))
-            best = (log_a - log_b + beta * float(np.mean((points.x + points.y)[here]))) / (alpha + beta)
+            best = _log_optimum(a, b, alpha, beta, np.mean((points.x + points.y)[here]))
             picks = [float(z[np.argmin(np.abs(x - size))] - z.min()) for size in (at_best(origin), best)]
             regrets.append(picks)
     last, law = np.mean(np.square(regrets), axis=0) if regrets else (1.0, 1.0)

@@ -78,7 +78,7 @@ def speedup(
     grid = np.geomspace(lowest / 100, highest * 1000, 240)
     t = np.log(grid)
     rng = np.random.default_rng(0)
-    point = [_falling(np.log(_frontier(law, grid))) for law in (a, b)]
+    point = [_falling(np.log(law.frontier(grid))) for law in (a, b)]
     if compute is None:
         ends = [np.interp(np.log(law.compute_range), t, z) for law, z in zip((a, b), point, strict=True)]
         high, low = min(e[0] for e in ends), max(e[1] for e in ends)
@@ -115,22 +115,10 @@ def frontier_of_curve(x: Array, y: Array) -> FrontierLaw:
     return fit_frontier(np.exp(t), np.exp(z))
 
 
-def _frontier(law: SizeDataLaw | FrontierLaw, grid: Array) -> Array:
-    if isinstance(law, FrontierLaw):
-        return law.predict(grid)
-    return np.array([law.optimal(float(c))[2] for c in grid])
-
-
 def _draws(law: SizeDataLaw | FrontierLaw, grid: Array, rng: np.random.Generator) -> Array:
     """Log losses (R, m) of the best run at each budget, in a random order."""
     beyond = np.maximum(np.log(grid / law.compute_range[1]), 0.0)
-    if isinstance(law, FrontierLaw):
-        a, b, c, d = (column[:, None] for column in np.array(law.replicates).T)
-        measured = np.minimum(grid, law.compute_range[1])  # beyond the data a replicate keeps its distance
-        ratio = (a * (measured + d) ** -b + c) / (law.a * (measured + law.d) ** -law.b + law.c)
-        z = np.log(ratio * law.predict(grid))
-    else:
-        z = np.log(law.frontier_replicates(grid))
+    z = np.log(law.frontier_replicates(grid))
     z = z[rng.permutation(len(z))]
     return np.asarray(z + law.backtests.drift * rng.standard_t(law.backtests.freedom, (len(z), 1)) * beyond)
 

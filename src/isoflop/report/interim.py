@@ -36,16 +36,27 @@ def fit_families(rows: Sequence[Row], families: Iterable[str], *, seed: int = 0,
     """The law of each family's ladder: of its best learning rates, with copies averaged."""
     fits = FamilyFits({}, {}, {})
     for family in families:
-        own = [row for row in table.of_family(rows, family) if (row.get("role") or "ladder") == "ladder"]
-        best = best_rates(own)
-        columns = tuple([row[name] for row in best] for name in ("flops_per_image", "images", "heldout_loss"))
+        own = ladder_of_family(rows, family)
+        columns = best_table(own)
         try:
             fits.laws[family] = laws.fit_size_data(*columns, seed=seed, bootstrap=bootstrap)
         except LawError as error:
             fits.left_out[family] = without_law(own, str(error))
             continue
-        fits.tables[family] = (columns[0], columns[1], columns[2])
+        fits.tables[family] = columns
     return fits
+
+
+def ladder_of_family(rows: Sequence[Row], family: str) -> list[Row]:
+    """The rows of a family's ladder."""
+    return [row for row in table.of_family(rows, family) if (row.get("role") or "ladder") == "ladder"]
+
+
+def best_table(rows: Iterable[Row]) -> Table:
+    """(n, d, loss) of the best learning rates among `rows`."""
+    best = best_rates(rows)
+    n, d, loss = ([row[name] for row in best] for name in ("flops_per_image", "images", "heldout_loss"))
+    return n, d, loss
 
 
 def without_law(rows: Sequence[Row], problem: str) -> str:

@@ -72,7 +72,7 @@ class FamilyLaw:
             return np.asarray(self.frontier_law.predict(compute), dtype=np.float64)
         if self.size_data is None:
             return np.full(compute.shape, np.nan)
-        return np.array([self.size_data.optimal(float(c))[2] for c in compute])
+        return self.size_data.frontier(compute)
 
     def band(self, compute: Array) -> tuple[Array | None, Array | None]:
         """(lo, hi) of the best run's loss at the answer's level, NaN where that is no answer; or (None, None).

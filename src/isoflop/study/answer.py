@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
-from isoflop.report.interim import fit_families, p_best, without_law
+from isoflop.laws.compare import naive_ranking
+from isoflop.report.interim import best_table, fit_families, ladder_of_family, p_best, without_law
 from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
 from isoflop.study.adaptive import NEGLIGIBLE, FamilyStanding, Outlook, Stage
@@ -74,8 +75,7 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
         try:
             frontiers[family] = laws.fit_frontier(points.compute, points.loss, **options)
         except LawError as error:
-            ladder = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
-            left_out[family] = without_law(ladder, str(error))
+            left_out[family] = without_law(ladder_of_family(rows, family), str(error))
             del tables[family], fitted[family]
     beliefs = {} if outlook is None else {standing.answer.family: standing for standing in outlook.standings}
     lawless = {}
@@ -98,24 +98,8 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
     answers = by_law | by_belief
     families = tuple(answers[family] for family in beliefs or by_law if family in answers)
-    naive_best, naive_budget = _naive_best(rows, answers)
-    return Answer(target, level, families, left_out, len(beliefs or tables), naive_best, naive_budget)
-
-
-def _naive_best(rows: list[Row], families: Collection[str]) -> tuple[str, float]:
-    """The family with the lowest loss at the largest budget that all have runs of, or the nearest that each has; and
-    that budget."""
-    lowest: dict[str, dict[float, float]] = {family: {} for family in families}
-    for row in rows:
-        if row["family"] in lowest and row["role"] == "ladder" and math.isfinite(finite_loss(row)):
-            best = lowest[row["family"]]
-            best[row["budget"]] = min(best.get(row["budget"], math.inf), finite_loss(row))
-    budget = min(max(best) for best in lowest.values())
-
-    def loss(family: str) -> float:
-        return lowest[family][min(lowest[family], key=lambda other: abs(math.log(other / budget)))]
-
-    return min(lowest, key=loss), budget
+    naive, budget = naive_ranking(tables | {name: best_table(ladder_of_family(rows, name)) for name in lawless})
+    return Answer(target, level, families, left_out, len(beliefs or tables), min(naive, key=naive.__getitem__), budget)
 
 
 def _believed_answer(catalogue: Catalogue, belief: FamilyStanding, problem: str) -> FamilyAnswer:
@@ -149,7 +133,7 @@ def _family_answer(
     family, target, level = standing.family, config.study.target_flops, config.laws.level
     chosen = belief.answer if belief else None
     model = chosen.model if chosen else _nearest_preset(catalogue, family, law.size(target))
-    runs = [row for row in rows if row["family"] == family and row["role"] == "ladder"]
+    runs = ladder_of_family(rows, family)
     rates = laws.fit_learning_rate(
         [row["flops_per_image"] for row in runs],
         [row["learning_rate"] for row in runs],

@@ -99,15 +99,19 @@ class Catalogue:
         self._choose_batch()
 
     def _choose_batch(self) -> None:
-        self.batch_size = self.config.batch_size or self._largest_batch()
-        """Images of a step, in all runs."""
+        self.config = self.config.model_copy(update={"batch_size": self.config.batch_size or self._largest_batch()})
         if len(self.source) < self.batch_size:
             raise StudyError(
                 f"{self.config.data.source}: {len(self.source)} training images are fewer than one batch of "
                 f"{self.batch_size}; "
                 "lower batch_size or give it more images"
             )
-        self.config = self.config.model_copy(update={"batch_size": self.batch_size})
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, in all runs."""
+        assert self.config.batch_size
+        return self.config.batch_size
 
     def _largest_batch(self) -> int:
         """The largest power of two up to `LARGEST_BATCH`, half of it for large images, that gives the smallest size of
@@ -221,7 +225,6 @@ class Catalogue:
             family,
             model=model,
             steps=self.steps(family, model, budget),
-            batch_size=self.batch_size,
             learning_rate=learning_rate,
             warmup=warmup,
             seed=self.config.study.seed + number,
