@@ -57,8 +57,8 @@ LADDER_ROWS: dict[str, tuple[tuple[str, str], ...]] = {  # for each of `SIDES`: 
         ("", "w16d12 w24d12 w32d12 w48d12 w64d12 w96d12 w128d12 w192d12"),
     ),
     "resnet": (
-        ("", "w8d8p2 w8d14p2 w8d8 w8d14 w16d8 w16d14 w16d20 w24d18 w32d18 w40d18 w48d18 w64d18 w80d18 w96d18"),
-        ("p2", "w8d8 w8d14 w16d8 w16d14 w16d20 w24d18 w32d18 w40d18 w48d18 w64d18 w80d18 w96d18"),
+        ("", "w8d8p2 w12d8p2 w16d8p2 w24d8p2 w32d8p2 w48d8p2 w64d8p2 w64d14p2 w96d14p2 w48d18 w64d18 w80d18 w96d18"),
+        ("", "w8d8p4 w12d8p4 w16d8p4 w24d8p4 w32d8p4 w48d8p4 w64d8p4 w64d14p4 w96d14p4 w48d18p2 w64d18p2 w96d18p2"),
         ("p4", "w8d18 w12d18 w16d18 w24d18 w32d18 w48d18 w64d18 w64d34 w80d34 w96d34"),
     ),
 }  # fmt: skip
@@ -69,6 +69,10 @@ EARLIER: dict[str, tuple[tuple[str, str], ...]] = {
         ("p4", "w8d2 w8d4 w12d3 w12d4 w16d4 w20d4"),
     ),
     "nfnet": (("", "w4d1 w6d1 w8d1 w6d2 w8d2 w12d2 w16d2 w20d2 w24d2"),),
+    "resnet": (
+        ("", "w8d14p2 w8d8 w8d14 w16d8 w16d14 w16d20 w24d18 w32d18 w40d18"),
+        ("p2", "w8d8 w8d14 w16d8 w16d14 w16d20 w24d18 w32d18 w40d18"),
+    ),
 }  # fmt: skip
 _POOLFORMER_DEPTHS = {
     1: (1,), 2: (1, 1), 3: (1, 2), 4: (2, 2), 6: (2, 4), 10: (2, 6, 2), 18: (3, 12, 3), 22: (4, 14, 4),

@@ -22,7 +22,15 @@ from isoflop.models import family_ladder
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
-from isoflop.study.planned import ENOUGH_STEPS, LADDER_RUNS, LADDER_SPAN, RUNGS_RATIO, TARGET_DISTANCE, Catalogue
+from isoflop.study.planned import (
+    ANSWER_SHARE,
+    ENOUGH_STEPS,
+    LADDER_RUNS,
+    LADDER_SPAN,
+    RUNGS_RATIO,
+    TARGET_DISTANCE,
+    Catalogue,
+)
 from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
 from isoflop.train.device import usable_cores
 
@@ -167,7 +175,9 @@ SMALL_REGRET = 0.005
 NO_GAIN = 1e-4
 """A batch that is expected to remove less regret than this is not worth training."""
 MAX_COPIES = 3  # of a run, with different seeds
-LAW_RUNGS = 3  # that a law needs, and without which no family is given up
+LAW_RUNGS = 3  # that a law needs
+HOPELESS = 0.002
+"""P(best) below which a family does not even get the rungs that its law needs."""
 
 
 @dataclass(frozen=True)
@@ -200,15 +210,16 @@ def next_stage(space: SearchSpace, results: Sequence[TrialResult], allowance: fl
         return Stage(tuple(opening(space)))
     ledger = Ledger(space)
     spent = sum(map(ledger.spent, results))
-    beliefs = believe(space, results)
-    decision = Decision(beliefs, {f: answers(space, f, belief, results) for f, belief in beliefs.items()})
-    outlook = decision.outlook()
+    decision = decide(space, results)
+    beliefs, outlook = decision.beliefs, decision.outlook()
     second = [] if rungs[1] else second_rung(space, beliefs, results)
     costs = accumulate(map(ledger.cost, second))  # prices may have risen since the plan: what cannot be paid is cut
     if second := [trial for trial, cost in zip(second, costs, strict=True) if cost <= allowance - spent]:
         return Stage(tuple(second), outlook, spent=spent)
     lacking: list[Trial] = []
     for standing in outlook.standings:
+        if standing.p_best < HOPELESS:
+            continue
         more = lacking + _for_the_law(space, standing, beliefs, results)
         if sum(map(ledger.cost, more)) <= allowance - spent:
             lacking = more
@@ -229,6 +240,12 @@ def next_stage(space: SearchSpace, results: Sequence[TrialResult], allowance: fl
     if gain < NO_GAIN:
         return Stage((), outlook, gain, dropped, "no run that is left would tell much more", spent)
     return Stage(tuple(trials), outlook, gain, dropped, spent=spent)
+
+
+def decide(space: SearchSpace, results: Sequence[TrialResult]) -> Decision:
+    """The decision as the finished runs leave it."""
+    beliefs = believe(space, results)
+    return Decision(beliefs, {family: answers(space, family, belief, results) for family, belief in beliefs.items()})
 
 
 def opening(space: SearchSpace) -> list[Trial]:
@@ -284,6 +301,7 @@ def believe(space: SearchSpace, results: Sequence[TrialResult]) -> dict[str, Bel
             [result.loss for result in own],
             (*space.budgets, space.target),
             (math.exp(usual), candidate.exponent, candidate.doubt),
+            space.unique_images,
         )
         if belief is not None:
             beliefs[family] = belief
@@ -352,7 +370,8 @@ RUNGS_SPAN = 64.0
 class Funds:
     """What there is, what the answers take, and what training costs, all in `unit` (FLOPs, hours, device-hours, money).
 
-    `per_flop` is the price of a training FLOP by (family, preset measured), `per_image` of evaluating an image.
+    `per_flop` is the price of a training FLOP by (family, preset measured), `evaluated` how many images judge a run.
+    `open_ended` answers train as long as what is left of the limit lasts, whatever FLOPs that is.
     """
 
     unit: str
@@ -363,6 +382,7 @@ class Funds:
     evaluated: int
     per_second: float = 0.0
     """of a worker; 0 where the limit is in FLOPs"""
+    open_ended: bool = False
 
     @property
     def allowance(self) -> float:
@@ -386,13 +406,18 @@ class Funds:
         """The price of a run beside its steps: its evaluation. Training FLOPs do not count it."""
         return 0.0 if self.unit == "FLOPs" else self.evaluated * self.price(family, flops_per_image) / 3
 
+    def answer_images(self, family: str, flops_per_image: float, share: float) -> float:
+        """How many images an answer trains on for `share`, its evaluation and what threads lose together included."""
+        paid = ANSWER_MARGIN * share - self.price_of_evaluation(family, flops_per_image)
+        return max(paid, 0.0) / self.price(family, flops_per_image)
+
     def _efficiency(self, family: str, flops_per_image: float) -> float:
         near = [key for key in self.per_flop if key[0] == family]
         return self.per_flop[min(near, key=lambda key: abs(math.log(self.flops[key] / flops_per_image)))]
 
 
-ANSWER_SHARE = 0.5
-"""Of the limit, for training the answers of a study that names no target."""
+ANSWER_MARGIN = 0.92
+"""The rest is for what an answer takes beside its steps on one thread: its start, checkpoints, threads that wait."""
 
 
 def limit_of(study: StudyTable) -> tuple[str, float, float | None]:
@@ -410,10 +435,15 @@ def limit_of(study: StudyTable) -> tuple[str, float, float | None]:
 
 
 def funds_of(
-    config: StudyConfig, catalogue: Catalogue, seconds: Mapping[tuple[str, str], float], *, begun: bool = False
+    config: StudyConfig,
+    catalogue: Catalogue,
+    seconds: Mapping[tuple[str, str], float],
+    *,
+    begun: bool = False,
+    open_ended: bool = False,
 ) -> Funds:
     """The funds of a study with a limit, given seconds an image; StudyError if the answers exceed it, unless it has
-    `begun`: the limit then leaves nothing more to the ladder.
+    `begun`: the limit then leaves nothing more to the ladder. `open_ended` answers get their share, whatever it buys.
 
     Answers are priced like the largest size measured of the family that is dearest then.
     """
@@ -423,6 +453,8 @@ def funds_of(
     per_flop = {key: 1.0 if scale is None else seconds[key] / flops[key] * scale for key in seconds}
     largest = {family: max((key for key in flops if key[0] == family), key=flops.__getitem__) for family, _ in flops}
     reserved = study.finals * study.target_flops * max(per_flop[key] for key in largest.values())
+    if open_ended and scale is not None:
+        return Funds(unit, total, ANSWER_SHARE * total, flops, per_flop, catalogue.heldout, scale, True)
     if reserved >= total and not begun:
         raise StudyError(
             f"study.{_key(unit)} = {total:g} leaves nothing to measure: training the answer alone "

@@ -65,6 +65,8 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     planner's own belief in every run, and the laws say what loss to expect, within which interval.
     """
     target, level = config.study.target_flops, config.laws.level
+    if outlook is not None:  # an open-ended answer takes what time is left
+        target = outlook.standings[0].answer.n * outlook.standings[0].answer.d
     options = {"seed": config.study.seed, "bootstrap": config.laws.bootstrap}
     rows = [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
     fits = fit_families(rows, config.families, **options)
@@ -105,8 +107,8 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
 def _believed_answer(catalogue: Catalogue, belief: FamilyStanding, problem: str) -> FamilyAnswer:
     """The answer of a family that has no law: all of it is the planner's belief."""
     chosen, level = belief.answer, catalogue.config.laws.level
-    target = catalogue.config.study.target_flops
-    run = catalogue.run(chosen.family, chosen.model, target, float(f"{chosen.rate:.2g}"), role="final")
+    rate = float(f"{chosen.rate:.2g}")
+    run = catalogue.run(chosen.family, chosen.model, chosen.n * chosen.d, rate, role="final")
     half = NormalDist().inv_cdf(0.5 + level / 2) * belief.deviation
     return FamilyAnswer(
         family=chosen.family,
@@ -141,6 +143,7 @@ def _family_answer(
         [row["images"] for row in runs],
     )
     flops = catalogue.flops_per_image(family, model)
+    target = chosen.n * chosen.d if chosen else target
     best_rate = chosen.rate if chosen else float(rates.predict(flops, target / flops))
     rate = float(f"{best_rate:.2g}")
     run = catalogue.run(family, model, target, rate, role="final")

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from isoflop.laws.curve import forecast
 
 Array = NDArray[np.float64]
 
@@ -26,6 +28,17 @@ NOISE, NOISE_WORTH = 0.03, 4.0
 """Noise of a run (of log loss) before it is known, and how many runs that opinion is worth."""
 SHARED = 9  # parameters before the steps of the walk: log E, log A, log B, log α, log β, k, p, q, log curvature
 ITERATIONS = 60
+EXPONENT = 0.4
+"""Of size and of data, before anything is known."""
+REPEATS = 15.4
+SIZE_DOUBT = 0.9
+"""How far the best size may be from the usual one at the mean budget: a factor of e^±0.9."""
+
+
+def usual_size(budget: float) -> float:
+    """FLOPs an image of the best size at `budget` training FLOPs, roughly: 8·√budget, fitted to small ViTs and
+    PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12."""
+    return 8.0 * math.sqrt(budget)
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Belief:
     """Mean and covariance of a family's parameters, and the noise of a run about them.
 
     `levels` are the budgets where the walk steps, the target last; `centre` the mean log n and log d that the
-    parameters refer to; `runs` how many finished runs are behind it.
+    parameters refer to; `runs` how many finished runs are behind it; `unique_images` how many images there are.
     """
 
     mean: Array
@@ -55,20 +68,23 @@ class Belief:
     levels: tuple[float, ...]
     centre: tuple[float, float]
     runs: int
+    unique_images: float = math.inf
 
     def predict(self, trials: Sequence[Trial]) -> tuple[Array, Array]:
         """Expected log loss (m,) of trials without their noise, and its gradient in the parameters (m, parameters)."""
-        value, gradient = _model(self.mean, _columns(trials, self.levels, self.centre))
+        value, gradient = _model(self.mean, _columns(trials, self.levels, self.centre, self.unique_images))
         # The bowl's mean is above its value at the mean rate: half its curvature times the variance of log lr*.
         return value + 0.5 * math.exp(self.mean[8]) * self._rate_variance(trials), gradient
 
     def best_rate(self, n: float, d: float) -> float:
         """The learning rate believed best for size n and d images."""
         k, p, q = self.mean[5:8]
-        return math.exp(k + p * (math.log(n) - self.centre[0]) + q * (math.log(d) - self.centre[1]))
+        seen = effective_images(d, self.unique_images)
+        return math.exp(k + p * (math.log(n) - self.centre[0]) + q * (math.log(seen) - self.centre[1]))
 
     def _rate_variance(self, trials: Sequence[Trial]) -> Array:
-        x = np.array([[1.0, math.log(t.n) - self.centre[0], math.log(t.d) - self.centre[1]] for t in trials])
+        n, d, _, _ = _columns(trials, self.levels, self.centre, self.unique_images)
+        x = np.stack([np.ones(n.size), n, d], axis=1)
         return np.asarray(np.einsum("mi,ij,mj->m", x, self.covariance[5:8, 5:8], x))
 
 
@@ -77,6 +93,7 @@ def fit_belief(
     losses: Sequence[float],
     levels: tuple[float, ...],
     usual_rate: tuple[float, float, float],
+    unique_images: float = math.inf,
 ) -> Belief | None:
     """The belief that finished trials of one family and their losses give; None without a finite loss.
 
@@ -85,23 +102,25 @@ def fit_belief(
         levels: every budget that a trial may have, ascending, the target last.
         usual_rate: learning rate to expect at the geometric mean size, the exponent of n to expect in it, and how far
             that may be off.
+        unique_images: how many there are; those seen again count less and less.
     """
     known = [row for row in zip(trials, losses, strict=True) if math.isfinite(row[1])]
     if not known:
         return None
     done = [trial for trial, _ in known]
     y = np.log([loss for _, loss in known])
-    centre = float(np.mean([math.log(t.n) for t in done])), float(np.mean([math.log(t.d) for t in done]))
-    columns = _columns(done, levels, centre)
-    mean, width = _opinions(float(y.min()), levels, usual_rate)
+    seen = [math.log(effective_images(t.d, unique_images)) for t in done]
+    centre = float(np.mean([math.log(t.n) for t in done])), float(np.mean(seen))
+    columns = _columns(done, levels, centre, unique_images)
+    mean, precision = _opinions(float(y.min()), levels, usual_rate, centre)
     theta, noise, weight = mean.copy(), NOISE, np.ones(y.size)
     for _ in range(6):
-        theta = _minimise(theta, columns, y, weight / noise**2, mean, width)
+        theta = _minimise(theta, columns, y, weight / noise**2, mean, precision)
         residual = y - _model(theta, columns)[0]
         weight = 1.0 / np.maximum(1.0, np.abs(residual) / (1.345 * noise))
         # Each run frees or binds parameters by less than one: the opinions hold the rest.
         information = _information(theta, columns, weight / noise**2)
-        spent = float(np.trace(np.linalg.solve(information + np.diag(width**-2), information)))
+        spent = float(np.trace(np.linalg.solve(information + precision, information)))
         before, noise = (
             noise,
             math.sqrt(
@@ -112,32 +131,69 @@ def fit_belief(
         if abs(noise - before) < 0.02 * noise:
             break
     information = _information(theta, columns, weight / noise**2)
-    covariance: Array = np.linalg.inv(information + np.diag(width**-2)).astype(np.float64)
-    return Belief(theta, covariance, noise, levels, centre, len(done))
+    covariance: Array = np.linalg.inv(information + precision).astype(np.float64)
+    belief = Belief(theta, covariance, noise, levels, centre, len(done), unique_images)
+    return _anchored(belief, done, y)
 
 
-def _opinions(lowest: float, levels: tuple[float, ...], usual_rate: tuple[float, float, float]) -> tuple[Array, Array]:
-    """Mean and standard deviation of every parameter before anything but the scale of the loss is known."""
+def _anchored(belief: Belief, done: Sequence[Trial], y: Array) -> Belief:
+    """`belief` with the last step of its walk, about which no run tells anything, such that the least loss at the
+    target is what the forecaster of `isoflop.laws` makes of the best loss of each budget."""
+    budgets = sorted({trial.budget for trial in done})
+    if len(budgets) < 2:
+        return belief
+    best = [min(v for trial, v in zip(done, y, strict=True) if trial.budget == budget) for budget in budgets]
+    target = belief.levels[-1]
+    law = forecast(budgets, np.exp(best))
+    value, deviation = law.moments(target)
+    sizes = np.geomspace(min(t.n for t in done) / 2, 4 * max(t.n for t in done) * math.sqrt(target / budgets[-1]), 40)
+    trials = [Trial("", "", n, target / n, target, belief.best_rate(n, target / n)) for n in sizes]
+    mean, covariance = belief.mean.copy(), belief.covariance.copy()
+    mean[-1] += float(value) - float(belief.predict(trials)[0].min())
+    covariance[-1, -1] = max(float(deviation) ** 2, covariance[-1, -1])
+    return replace(belief, mean=mean, covariance=covariance)
+
+
+def _opinions(
+    lowest: float, levels: tuple[float, ...], usual_rate: tuple[float, float, float], centre: tuple[float, float]
+) -> tuple[Array, Array]:
+    """Mean and precision of the parameters before anything but the scale of the loss is known."""
     steps = DRIFT * np.sqrt(np.diff(np.log(levels)))
+    # Equal exponents give the least loss where the terms of size and data are equal: at the usual size.
+    ahead = math.log(usual_size(math.exp(sum(centre)))) - centre[0]
     shared = [
         (lowest + math.log(0.6), 0.7),  # E
-        (lowest + math.log(0.25), 1.2),  # A, at the centre
-        (lowest + math.log(0.25), 1.2),  # B, at the centre
-        (math.log(0.4), 0.5),  # α
-        (math.log(0.4), 0.5),  # β
+        (lowest + math.log(0.25) + EXPONENT * ahead, 1.2),  # A, at the centre
+        (lowest + math.log(0.25) - EXPONENT * ahead, 1.2),  # B, at the centre
+        (math.log(EXPONENT), 0.5),  # α
+        (math.log(EXPONENT), 0.5),  # β
         (math.log(usual_rate[0]), 1.0),
         (usual_rate[1], usual_rate[2]),
         (-0.1, 0.1),  # longer runs want lower rates
         (math.log(0.06), 0.7),  # a factor of 2 costs about 1.5 %
     ]
     mean = np.array([m for m, _ in shared] + [0.0] * len(steps))
-    return mean, np.concatenate([[s for _, s in shared], steps])
+    precision = np.diag(np.concatenate([[s for _, s in shared], steps]) ** -2.0)
+    ratio = np.zeros(mean.size)
+    ratio[1], ratio[2] = 1.0, -1.0  # log A - log B
+    precision += np.outer(ratio, ratio) / (2 * EXPONENT * SIZE_DOUBT) ** 2
+    return mean, precision
 
 
-def _columns(trials: Sequence[Trial], levels: tuple[float, ...], centre: tuple[float, float]) -> tuple[Array, ...]:
+def effective_images(images: float, unique_images: float) -> float:
+    """How many different images teach as much as `images` of which only `unique_images` are different: repeats are
+    worth less and less (arXiv 2305.16264, equation 5, with its R* = 15.4)."""
+    if images <= unique_images:
+        return images
+    return unique_images * (1.0 - REPEATS * math.expm1(-(images / unique_images - 1.0) / REPEATS))
+
+
+def _columns(
+    trials: Sequence[Trial], levels: tuple[float, ...], centre: tuple[float, float], unique_images: float
+) -> tuple[Array, ...]:
     """Centred log n and log d, log rate, and which steps of the walk each budget has behind it (m, levels - 1)."""
     x = np.array([math.log(t.n) for t in trials]) - centre[0]
-    y = np.array([math.log(t.d) for t in trials]) - centre[1]
+    y = np.array([math.log(effective_images(t.d, unique_images)) for t in trials]) - centre[1]
     rate = np.array([math.log(t.rate) for t in trials])
     walked = np.array([[float(t.budget >= level * 0.99) for level in levels[1:]] for t in trials])
     return x, y, rate, walked
@@ -169,23 +225,25 @@ def _model(theta: Array, columns: tuple[Array, ...]) -> tuple[Array, Array]:
     return np.log(total) + bowl + walked @ theta[SHARED:], gradient
 
 
-def _information(theta: Array, columns: tuple[Array, ...], precision: Array) -> Array:
+def _information(theta: Array, columns: tuple[Array, ...], weights: Array) -> Array:
     gradient = _model(theta, columns)[1]
-    return np.asarray(gradient.T @ (precision[:, None] * gradient))
+    return np.asarray(gradient.T @ (weights[:, None] * gradient))
 
 
-def _minimise(theta: Array, columns: tuple[Array, ...], y: Array, precision: Array, mean: Array, width: Array) -> Array:
+def _minimise(
+    theta: Array, columns: tuple[Array, ...], y: Array, weights: Array, mean: Array, precision: Array
+) -> Array:
     """The parameters of least weighted squares plus opinions, by Levenberg-Marquardt from `theta`."""
 
     def objective(at: Array) -> float:
         residual = y - _model(at, columns)[0]
-        return float((precision * residual**2).sum() + (((at - mean) / width) ** 2).sum())
+        return float((weights * residual**2).sum() + (at - mean) @ precision @ (at - mean))
 
     damping, best = 1e-3, objective(theta)
     for _ in range(ITERATIONS):
         value, gradient = _model(theta, columns)
-        pull = gradient.T @ (precision * (y - value)) + (mean - theta) / width**2
-        information = gradient.T @ (precision[:, None] * gradient) + np.diag(width**-2)
+        pull = gradient.T @ (weights * (y - value)) + precision @ (mean - theta)
+        information = gradient.T @ (weights[:, None] * gradient) + precision
         step = np.linalg.solve(information + damping * np.diag(np.diag(information)), pull)
         candidate = theta + np.clip(step, -1.0, 1.0)
         reached = objective(candidate)

@@ -12,8 +12,9 @@ import torch
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.errors import StudyError
-from isoflop.study.adaptive import ANSWER_SHARE, Funds, choose_budgets, funds_of, limit_of, opening
-from isoflop.study.planned import MIN_STEPS, TARGET_DISTANCE, Catalogue, PlannedRun, usual_size
+from isoflop.study.adaptive import Funds, choose_budgets, funds_of, limit_of, opening
+from isoflop.study.belief import usual_size
+from isoflop.study.planned import ANSWER_SHARE, MIN_STEPS, TARGET_DISTANCE, Catalogue, PlannedRun
 from isoflop.study.rungs import (
     first_rates,
     first_rung,
@@ -84,8 +85,9 @@ def open_catalogue(config: StudyConfig, seconds: Seconds, begun_at: str = "") ->
     budgets = config.study.budgets
     if budgets and target < budgets[-1]:
         raise StudyError(
-            f"the study's limit, {total:g} {unit}, is too low: half of it buys an answer of {target:.2g} FLOPs, less "
-            f"than a run of the last rung ({budgets[-1]:g}); raise it, lower the rungs, or give `target_budget`"
+            f"the study's limit, {total:g} {unit}, is too low: {ANSWER_SHARE:.0%} of it buys an answer of {target:.2g} "
+            f"FLOPs, less than a run of the last rung ({budgets[-1]:g}); raise it, lower the rungs, or give "
+            "`target_budget`"
         )
     resolved = catalogue.config.model_copy(update={"batch_size": config.batch_size})
     return catalogue.asking(_with_target(resolved, target)), why
@@ -259,7 +261,7 @@ class Plan:
             return self
         config, catalogue = self.catalogue.config, self.catalogue
         seconds = corrected(self.seconds_per_image, measured)
-        funds = funds_of(config, catalogue, seconds, begun=True)
+        funds = funds_of(config, catalogue, seconds, begun=True, open_ended=self.funds.open_ended)
         return replace(
             self, seconds_per_image=seconds, funds=funds, space=search_space_of(config, catalogue, self.sizes, funds)
         )
@@ -306,6 +308,7 @@ def plan_study(
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
     config = plain(config)
+    open_ended = config.study.target_budget is None
     begun = Store(config.directory).as_begun(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
     catalogue, why = open_catalogue(begun, seconds, begun_at)
@@ -313,7 +316,7 @@ def plan_study(
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
     if config.study.budgets is None:
-        catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds))
+        catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds, open_ended))
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
     peak = peak_of(choose_device(config.device), threads=1, again=True)
@@ -322,7 +325,7 @@ def plan_study(
     _check_transfer(first[0], catalogue)
     if not config.study.limited:
         return Plan(catalogue, sizes, first, rungs, seconds, why, peak)
-    funds = funds_of(config, catalogue, seconds)
+    funds = funds_of(config, catalogue, seconds, open_ended=open_ended)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
     return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space)
@@ -342,7 +345,7 @@ def _measure(catalogue: Catalogue, sizes: Sizes, seconds: Seconds) -> None:
     seconds |= measure_seconds_per_image(catalogue, missing)
 
 
-def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds) -> tuple[float, ...]:
+def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds, open_ended: bool) -> tuple[float, ...]:
     """The rungs that what is left after the answers can pay for."""
     study = config.study
     if study.budget is not None:
@@ -350,14 +353,18 @@ def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds)
     near = study.target_flops / TARGET_DISTANCE
     provisional = catalogue.on((near / 20, near))
     _measure(provisional, ladder_sizes(config, provisional), seconds)
-    funds = funds_of(config, provisional, seconds)
+    funds = funds_of(config, provisional, seconds, open_ended=open_ended)
     return choose_budgets(config, catalogue, funds.allowance / max(funds.per_flop.values()))
 
 
-def search_space_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Funds) -> SearchSpace:
+def search_space_of(
+    config: StudyConfig, catalogue: Catalogue, sizes: Sizes, funds: Funds, left: float | None = None
+) -> SearchSpace:
     """The question of `config` as the adaptive planner sees it. Sizes that were named are all that may be trained;
-    where only their number is given, their neighbours on the family's ladder may follow."""
+    where only their number is given, their neighbours on the family's ladder may follow. Open-ended answers get what is
+    `left`, or their reserve."""
     families = {}
+    share = (funds.reserved if left is None else left) / config.study.finals
     for family, start in sizes.items():
         options = config.families[family]
         every = {name: catalogue.flops_per_image(family, name) for name in catalogue.presets(family)}
@@ -374,9 +381,20 @@ def search_space_of(config: StudyConfig, catalogue: Catalogue, sizes: Sizes, fun
             exponent=usual_exponent(config, family),
             doubt=CARRIED_DOUBT if transfers(config, family) else Candidate.doubt,
             first=first_rates(config, catalogue, family, start),
+            answer_images={name: funds.answer_images(family, n, share) for name, n in every.items()}
+            if funds.open_ended
+            else {},
         )
     study = config.study
-    return SearchSpace(families, catalogue.budgets, study.target_flops, catalogue.batch_size, MIN_STEPS, study.sure)
+    return SearchSpace(
+        families,
+        catalogue.budgets,
+        study.target_flops,
+        catalogue.batch_size,
+        MIN_STEPS,
+        study.sure,
+        catalogue.source.unique_images or math.inf,
+    )
 
 
 def _check_opening(space: SearchSpace, funds: Funds) -> None:

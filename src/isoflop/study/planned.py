@@ -13,6 +13,7 @@ from isoflop.errors import StudyError
 from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.models.presets import LADDERS
 from isoflop.objectives import objective_cost
+from isoflop.study.belief import usual_size
 from isoflop.train.optim.build import TRUNK_SCHEDULES
 from isoflop.train.optim.gradients import PASSES
 
@@ -29,7 +30,9 @@ TARGET_DISTANCE = 3.0
 """The highest of them stays this factor below the target: nearer, the ladder would cost more than it decides."""
 LADDER_SPAN = 4.0
 """Between the lowest and the highest of them, at least."""
-LADDER_RUNS = 1.6
+ANSWER_SHARE = 0.6
+"""Of the limit, for training the answers of a study that names no target."""
+LADDER_RUNS = 1.3
 """How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
 IMAGES_OF_A_THREAD = 16  # of a batch: fewer leave a thread waiting more than working
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
@@ -80,12 +83,6 @@ class PlannedRun:
         return hashlib.sha256(canonical_json(self._named(same)).encode()).hexdigest()[:12]
 
 
-def usual_size(budget: float) -> float:
-    """FLOPs an image of the best size at `budget` training FLOPs, roughly: 8·√budget, fitted to small ViTs and
-    PoolFormers on generated fractals at 32 px, budgets 1e10 to 3e12."""
-    return 8.0 * math.sqrt(budget)
-
-
 class Catalogue:
     """What the study's models cost on its data, each counted once; and how its runs are made."""
 
@@ -125,9 +122,10 @@ class Catalogue:
         return batch
 
     def _expected_budgets(self) -> tuple[float, ...]:
-        """The rungs; where they are not chosen yet, the lowest that they may be if half of the limit is for answers."""
+        """The rungs; where they are not chosen yet, the lowest that they may be if answers get their share."""
         target = self.config.study.target_flops
-        near = min(target / TARGET_DISTANCE, self.config.study.finals * target / (LADDER_RUNS * self.starting))
+        ladder = self.config.study.finals * target * (1 / ANSWER_SHARE - 1)
+        near = min(target / TARGET_DISTANCE, ladder / (LADDER_RUNS * self.starting))
         return self.budgets or (near / LADDER_SPAN, near / LADDER_SPAN**0.5, near)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isoflop.config import Loaded, StudyConfig, TransferConfig, plain
@@ -13,10 +13,10 @@ from isoflop.errors import Preempted, StudyError
 from isoflop.report.savings import own_cost
 from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row, judged
-from isoflop.study.adaptive import Stage, next_stage
+from isoflop.study.adaptive import Stage, decide, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.executors import Executor, RunTask, make_executor
-from isoflop.study.plan import Plan, plan_study
+from isoflop.study.plan import Plan, plan_study, search_space_of
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
 from isoflop.study.search_space import TrialResult
@@ -146,6 +146,10 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
         ]
         allowance = now.funds.allowance
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
+        if stage.stop and now.funds.open_ended:  # they get all that the ladder left
+            left = now.funds.total - stage.spent
+            space = search_space_of(plan.catalogue.config, plan.catalogue, plan.sizes, now.funds, left)
+            stage = replace(stage, outlook=decide(space, results).outlook())
         yield StageRuns(runs, number, None, later, stage, now)
         if stage.stop:
             return

@@ -52,13 +52,14 @@ def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str
 
 
 def first_rates(config: StudyConfig, catalogue: Catalogue, family: str, names: tuple[str, ...]) -> dict[str, Rates]:
-    """What each of the sizes `names`, small to large, tries on the first rung: its grid, or where rates carry over
-    widths (μP) and `SEARCHED` smaller sizes try it, the middle of it."""
+    """What each of the sizes `names`, small to large, tries on the first rung: its grid, or the middle of it where
+    another size's search serves: `SEARCHED` smaller sizes where rates carry over widths (μP), one in a study with a
+    limit, whose planner tries further rates where they are worth it."""
     grids = {name: rate_grid(config, catalogue, family, name) for name in names}
-    if not transfers(config, family):
-        return grids
+    named = config.families[family].learning_rates is not None
+    searched = SEARCHED if transfers(config, family) else len(names) if named or not config.study.limited else 1
     return {
-        name: grid if number < SEARCHED else (grid[len(grid) // 2],)
+        name: grid if number < searched else (grid[len(grid) // 2],)
         for number, (name, grid) in enumerate(grids.items())
     }
 

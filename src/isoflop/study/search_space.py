@@ -37,6 +37,7 @@ class Candidate:
         price: preset → cost of training on an image. each: preset → what a run costs beside that.
         shared: share of a run's steps that longer runs can start from: 1 - cooldown, 0 for a schedule without a trunk.
         first: preset → the rates it tries on the first rung, where they are not all of `rates`.
+        answer_images: preset → the images that an answer trains on, where a limit in time decides that and not FLOPs.
         exponent: of FLOPs an image in the learning rate, as far as anybody knows beforehand, give or take `doubt`.
     """
 
@@ -51,12 +52,13 @@ class Candidate:
     exponent: float = -0.2
     doubt: float = 0.2
     first: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    answer_images: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """The question: families, rungs, the target; batch size and the fewest steps that make a run; the P(best) at which
-    the study ends."""
+    the study ends; how many different images there are."""
 
     families: dict[str, Candidate]
     budgets: tuple[float, ...]
@@ -64,6 +66,7 @@ class SearchSpace:
     batch_size: int
     min_steps: int = 20
     sure: float = 0.95
+    unique_images: float = math.inf
 
     def trial(self, family: str, model: str, budget: float, rate: float, copy: int = 0) -> Trial:
         candidate = self.families[family]
@@ -109,7 +112,8 @@ def trunk(trial: Trial) -> tuple[str, str, float, int]:
 
 
 def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
-    """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that.
+    """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that; at
+    the target's FLOPs, or on the images that its share of a limit in time pays for.
 
     Presets reach from half the smallest size tried to twice the size that the largest one tried becomes when the best
     size grows as √compute: nothing is known about others.
@@ -120,6 +124,8 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
     trials = []
     for model in space.families[family].answers:
         at = space.trial(family, model, space.target, 1.0)
+        if model in (paid := space.families[family].answer_images):
+            at = replace(at, d=paid[model])
         if not low <= at.n <= high or at.d < space.min_steps * space.batch_size:
             continue
         middle = belief.best_rate(at.n, at.d)
