@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from isoflop.study.adaptive import Decision, Stage, next_stage
-from isoflop.study.belief import Trial, fit_belief
-from isoflop.study.search_space import Candidate, Ledger, SearchSpace, TrialResult
+from isoflop.study.belief import Trial, effective_images, fit_belief
+from isoflop.study.search_space import Candidate, Ledger, SearchSpace, TrialResult, answers
 
 BUDGETS = (1e9, 2.5e9, 6e9, 1.5e10, 4e10)
 TARGET = 1.6e11
@@ -173,3 +173,54 @@ def test_a_run_is_worth_more_the_more_it_tells_about_the_decision() -> None:
     assert decision.worth([near], [1.0])[0] < before
     gain = Decision(beliefs, answers).gain([near])
     assert 0 < gain < decision.outlook().regret + 1e-3
+
+
+def test_repeated_images_are_worth_less_and_less() -> None:
+    assert effective_images(5e4, 5e4) == 5e4
+    assert effective_images(1e9, math.inf) == 1e9
+    # arXiv 2305.16264, equation 5: four epochs are nearly worth four times the data, and forty worth 15.2 times.
+    assert effective_images(2e5, 5e4) / 5e4 == pytest.approx(3.73, abs=0.01)
+    assert effective_images(2e6, 5e4) / 5e4 == pytest.approx(15.2, abs=0.1)
+
+
+def test_the_belief_goes_on_as_the_forecaster_does() -> None:
+    levels = (*BUDGETS[:3], TARGET)
+    trials = [Trial("f", f"w{n:g}", n, b / n, b, 0.02) for b in BUDGETS[:3] for n in SIZES.values()]
+    best = {b: 3.0 * (b / 1e9) ** -0.3 for b in BUDGETS[:3]}  # a slope far from what the priors expect
+    losses = [best[t.budget] * math.exp(0.02 * math.log(t.n / 1.6e5) ** 2) for t in trials]
+    belief = fit_belief(trials, losses, levels, (0.02, -0.2, 0.2))
+    assert belief is not None
+    ahead = [Trial("f", "", n, TARGET / n, TARGET, belief.best_rate(n, TARGET / n)) for n in np.geomspace(4e4, 1e7, 60)]
+    assert belief.predict(ahead)[0].min() == pytest.approx(math.log(3.0 * 160**-0.3), abs=0.15)
+
+
+def test_a_small_model_on_few_images_is_not_the_answer_for_its_lead_on_a_short_ladder() -> None:
+    # Two rungs of a CIFAR-10 study: its planner answered with the smallest ResNet on 4.3 million images, 96 epochs.
+    # At 5e12 FLOPs models of 4.9e6, 1.9e7 and 4.2e7 FLOPs an image have losses of 0.753, 0.666 and 0.784.
+    runs = [
+        (4.86e6, 3.4e11, 0.15, 1.2512), (4.86e6, 3.4e11, 0.3, 1.2273), (4.86e6, 3.4e11, 0.6, 1.2652),
+        (1.0e7, 3.4e11, 0.15, 1.5099), (1.0e7, 3.4e11, 0.3, 1.4747), (1.0e7, 3.4e11, 0.6, 1.5194),
+        (4.86e6, 8.2e11, 0.3, 1.0186), (1.0e7, 8.2e11, 0.3, 1.194), (1.0e7, 8.2e11, 0.15, 1.248),
+        (1.94e7, 3.4e11, 0.3, 1.6307), (1.94e7, 3.4e11, 0.15, 1.659),
+    ]  # fmt: skip
+    trials = [Trial("resnet", f"{n:g}", n, b / n, b, rate) for n, b, rate, _ in runs]
+    levels = (3.4e11, 8.2e11, 2.1e12, 2.1e13)
+    belief = fit_belief(trials, [run[-1] for run in runs], levels, (0.34, -0.1, 0.2), 45_000)
+    assert belief is not None
+    sizes = np.geomspace(2e6, 2e8, 60)
+    ahead = [Trial("resnet", "", n, 2.1e13 / n, 2.1e13, belief.best_rate(n, 2.1e13 / n)) for n in sizes]
+    assert 8e6 < sizes[belief.predict(ahead)[0].argmin()] < 4e7
+
+
+def test_answers_are_compared_at_equal_time_where_time_is_the_limit(
+    replayed: tuple[list[TrialResult], list[Stage]],
+) -> None:
+    results, _ = replayed
+    question = space()
+    belief = fit_belief([r.trial for r in results], [r.loss for r in results], (*BUDGETS, TARGET), (0.02, -0.2, 0.2))
+    assert belief is not None
+    paid = {name: 3.2e5 if n < 2e5 else 6.4e5 for name, n in SIZES.items()}  # small sizes are slower than their FLOPs
+    timed = {name: replace(candidate, answer_images=paid) for name, candidate in question.families.items()}
+    for trial in answers(replace(question, families=timed), "late", belief, results):
+        assert trial.d == paid[trial.model]
+        assert trial.budget == TARGET

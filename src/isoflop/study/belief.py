@@ -31,8 +31,8 @@ ITERATIONS = 60
 EXPONENT = 0.4
 """Of size and of data, before anything is known."""
 REPEATS = 15.4
-SIZE_DOUBT = 0.9
-"""How far the best size may be from the usual one at the mean budget: a factor of e^±0.9."""
+SIZE_DOUBT = 1.5
+"""How far the best size may be from the usual one at the mean budget: a factor of e^±1.5."""
 
 
 def usual_size(budget: float) -> float:

@@ -129,9 +129,7 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
         if not low <= at.n <= high or at.d < space.min_steps * space.batch_size:
             continue
         middle = belief.best_rate(at.n, at.d)
-        trials += [
-            space.trial(family, model, space.target, middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)
-        ]
+        trials += [replace(at, rate=middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)]
     return trials
 
 
