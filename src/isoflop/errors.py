@@ -38,7 +38,11 @@ class ModelError(IsoflopError):
 
 
 class DataError(IsoflopError):
-    """Data that is missing, damaged, or not what was promised."""
+    """Data that is missing, damaged, or not what was promised; `missing_part` where it has no such part."""
+
+    def __init__(self, message: str, *, missing_part: bool = False) -> None:
+        super().__init__(message)
+        self.missing_part = missing_part
 
 
 class CheckpointError(IsoflopError):

@@ -133,5 +133,5 @@ def test_a_classifier_is_judged_as_it_is_where_any_of_several_classes_is_right(t
     (row,) = transfer(model, TransferConfig(dataset=f"imagenet_real:{tmp_path}", protocols=("head",)))
     assert (row["accuracy_mean"], row["test_images"], row["protocol"]) == (1.0, 2, "head")
     tiny = Pretrained(create_model("vit_w8d1p8", num_classes=3, image_size=96, seed=0), "tiny", "vit_w8d1p8")
-    with pytest.raises(DataError, match="has 1000 classes, the classifier of vit_w8d1p8 3"):
+    with pytest.raises(DataError, match="has 1000 classes, the classifier of tiny 3"):
         transfer(tiny, TransferConfig(dataset=f"imagenet_real:{tmp_path}", protocols=("head",)))

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import config, data, doctor, models, report, study, training, transfer
+from isoflop.cli import config, data, doctor, models, predict, report, study, training, transfer
 from isoflop.cli.output import group, guard_streams, help_when_alone, lost_output, print_json
 from isoflop.errors import IsoflopError
 from isoflop.escapes import printable
@@ -29,7 +29,10 @@ app.command("train", short_help="Train one run, or resume it.", epilog=training.
 app.command(
     "transfer", short_help="Evaluate a backbone by few-shot, linear probe or fine-tuning.", epilog=transfer.EXAMPLES
 )(transfer.transfer)
-app.command("predict", epilog=transfer.PREDICT_EXAMPLES)(transfer.predict)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
+app.command("evaluate", short_help="Evaluate a classifier on labelled images.", epilog=predict.EVALUATE_EXAMPLES)(
+    predict.evaluate
+)
 app.command("fit", epilog=report.FIT_EXAMPLES)(report.fit)
 app.command(
     "inspect",

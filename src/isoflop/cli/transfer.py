@@ -1,4 +1,4 @@
-"""`isoflop transfer` and `isoflop predict`."""
+"""`isoflop transfer`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from isoflop.cli.config import Overrides
 from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
-from isoflop.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from isoflop.transfer.predict import Guess
-
+from isoflop.errors import ConfigError
 
 EXAMPLES = examples(
     "isoflop transfer runs/vit-1a2b3c --data folder:my_images -p ridge shots=5",
@@ -76,7 +72,7 @@ def transfer(
         raise ConfigError(f"`{min(idle)}` is for fine-tuning: name such a protocol, too, with --protocol")
     from isoflop.transfer import open_backbone
     from isoflop.transfer import transfer as evaluate
-    from isoflop.transfer.evaluate import write_result
+    from isoflop.transfer.protocols import write_result
     from isoflop.transfer.vtab import is_vtab, vtab
 
     folder = output or Path("transfer") / Path(checkpoint.replace(":", "-")).name
@@ -180,57 +176,3 @@ def transfer_dense(
 
 def _report_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-# `isoflop predict`
-
-
-PREDICT_EXAMPLES = examples(
-    "isoflop predict runs/vit-1a2b3c cat.jpg dog.jpg", "isoflop predict vit-timm my_images --top 1 --json"
-)
-
-
-def predict(
-    checkpoint: Annotated[
-        str,
-        argument("Folder of a finished run or study, or what else `isoflop transfer` takes.", "CHECKPOINT"),
-    ],
-    images: Annotated[list[Path], argument("Image files, or folders of them.", "IMAGE...")],
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of classes to print.")] = 5,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="PRESET", help="The model of a .safetensors file.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Print the most probable classes of images. Exit 1 if some images are damaged; they are skipped."""
-    if ":" not in checkpoint:
-        existing(Path(checkpoint).expanduser())
-    for image in images:
-        existing(image)
-    from isoflop.data.records import Damage
-    from isoflop.transfer.predict import predict as guesses
-
-    damaged: list[Damage] = []
-    found = list(guesses(checkpoint, images, top=top, model=model, damaged=damaged))
-    if not found:
-        others = f" (and {len(damaged) - 1:,} others cannot be read either)" if len(damaged) > 1 else ""
-        raise DataError(f"{damaged[0].line}{others}")
-    for damage in damaged:
-        print(f"warning: {damage.line}", file=sys.stderr)
-    if as_json:
-        documents = [{"file": path, "classes": best} for path, best in found]
-        print_json({"images": documents, "damaged": [{"file": d.name, "reason": d.reason} for d in damaged]})
-    else:
-        print_table(("image", "class", "probability"), _rows(found))
-    if damaged:
-        total = len(found) + len(damaged)
-        print(f"warning: {len(damaged):,} of {total:,} images are damaged and were skipped", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-def _rows(found: list[tuple[Path, list[Guess]]]) -> list[tuple[str, str, str]]:
-    return [
-        (str(path) if place == 0 else "", guess.name, f"{guess.probability:.3f}")
-        for path, best in found
-        for place, guess in enumerate(best)
-    ]

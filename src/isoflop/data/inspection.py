@@ -18,7 +18,7 @@ from isoflop.data.dense import Objects
 from isoflop.data.dense.objects import IGNORED, DenseRecords
 from isoflop.data.dense.source import picture_with_truth
 from isoflop.data.duplicates import digests_of, pixel_digest
-from isoflop.data.opening import DENSE, open_dense_records, open_records, parse_uri
+from isoflop.data.opening import DENSE, GENERATED, open_dense_records, open_records, parse_uri
 from isoflop.data.records import ALLOWED_SHARE, Damage, Note, Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords
 from isoflop.errors import DataError
@@ -138,8 +138,8 @@ def check(uri: str, *, part: Part = "train", workers: int = 1, progress: Progres
 def guess_uri(text: str) -> str:
     """`text` if it is a URI; for a path, the URI that its content suggests: shards, parquet, table or folder."""
     path = Path(text).expanduser()
-    if not path.exists():
-        if not re.match(r"\w+[:?]", text):
+    if not text or not path.exists():
+        if not re.match(r"\w+[:?]", text) and text not in GENERATED:
             raise DataError(f"{text}: no such file or folder{nearest_path(path)}")
         return text
     if path.is_file():

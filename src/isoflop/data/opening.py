@@ -46,6 +46,7 @@ from isoflop.errors import DataError, DataNotice, did_you_mean
 from isoflop.escapes import printable
 
 _LARGEST_DECODED_ONCE = 64  # px
+_LARGEST_SHARE = 1.25  # of all images to those for training: a fifth at most is held out
 _MOST_DECODED_ONCE = 200_000  # images: more would take hours at the start, and gigabytes
 _WINDOW = 16  # remote shards at hand at a time
 
@@ -249,6 +250,55 @@ def open_records(uri: str, part: Part) -> Records:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(f"{uri}: {why(error)}{place}") from error
+
+
+GENERATED = frozenset((*_GENERATED, "scenes"))
+"""Kinds of data that are drawn, not read."""
+STORED = frozenset(_STORED)
+"""Kinds of data with encoded images and classes: those that `open_records` opens."""
+
+
+def open_to_judge(
+    uri: str, part: Part | None, trained_on: tuple[DataConfig, str, int | None] | None = None
+) -> tuple[Records, NDArray[np.int64], str]:
+    """Stored images to evaluate a classifier on: the records, the numbers of those to take, and which these are.
+
+    Args:
+        part: by default the test part; without one, what the run held out if it was trained on these images; else all.
+        trained_on: the data of the run, with the fingerprint and the number of its training images.
+
+    Raises DataError. Warns where the run was trained on the images.
+    """
+    try:
+        records = open_records(uri, part or "test")
+        what = f"the {part or 'test'} part"
+    except DataError as error:
+        if part or not error.missing_part:
+            raise
+        records, what = open_records(uri, "train"), "all images"
+    _tell(records, uri, None)
+    everything = np.arange(len(records), dtype=np.int64)
+    held = None if what == "the test part" or trained_on is None else _held_out(records, *trained_on)
+    if held is None:
+        return records, everything, what
+    if part is None and len(held):
+        return records, held, "the held-out part"
+    warnings.warn(
+        f"{printable(uri)}: the run was trained on these images, so its accuracy on others is lower",
+        DataNotice,
+        stacklevel=1,
+    )
+    return records, everything, what
+
+
+def _held_out(records: Records, data: DataConfig, fingerprint: str, images: int | None) -> NDArray[np.int64] | None:
+    """The records that a run held out, if its training images, of that `fingerprint`, are some of these."""
+    if images is None or not images <= len(records) <= images * _LARGEST_SHARE + 1:
+        return None
+    equal = equal_images(records) if data.heldout else None
+    split = SplitIndices(len(records), "heldout", data.heldout, data.seed, equal)
+    own = split.fingerprint(records.fingerprint)
+    return split.all() if fingerprint in (own, f"{own}-once", f"{own}-each") else None
 
 
 def _tell(records: Records | DenseRecords, uri: str, equal: NDArray[np.int64] | None) -> None:

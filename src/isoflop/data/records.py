@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from isoflop.data.cache import content_hash
 from isoflop.data.decode import DamagedImage
 from isoflop.data.order import derive_key, words
-from isoflop.errors import DataError
+from isoflop.errors import DataError, did_you_mean
 from isoflop.escapes import printable
 from isoflop.runs.files import write_atomically
 
@@ -254,7 +254,9 @@ def renumbered(labels: Labels, own: tuple[str, ...], names: tuple[str, ...], whe
     places = np.asarray([number.get(name, -1) for name in own], dtype=np.int64)
     found = np.unique(labels[labels >= 0]) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
     if len(unknown := found[places[found] < 0]):
-        raise DataError(f"{where}: class `{printable(own[unknown[0]])}` is not among the {len(names)} classes {known}")
+        name = own[unknown[0]]
+        meant = did_you_mean(name, names, written=printable)
+        raise DataError(f"{where}: class `{printable(name)}` is not among the {len(names)} classes {known}{meant}")
     if labels.ndim == 1:
         return labels if (places[found] == found).all() else np.where(labels < 0, -1, places[labels])
     several = np.zeros((len(labels), len(names)), dtype=np.uint8)

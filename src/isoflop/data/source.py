@@ -79,6 +79,11 @@ class Source(ABC):
         """The number of samples in this split."""
         return self._length
 
+    @property
+    def interpolation(self) -> str:
+        """How evaluation resizes the images, "bilinear" or "bicubic": what uses the weights later does it, too."""
+        return "bilinear"
+
     @abstractmethod
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images uint8 (n, channels, image_size, image_size) and labels of the samples `indices` (n,), as evaluation
@@ -141,6 +146,10 @@ class Subset(Source):
             moments=moments or (source.mean, source.std),
         )
         self.task, self.has_masks = source.task, source.has_masks
+
+    @property
+    def interpolation(self) -> str:
+        return self._source.interpolation
 
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         return self._source.read(self._indices[indices])

@@ -102,10 +102,11 @@ def centre_box(height: int, width: int, size: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
-def evaluation_view(encoded: bytes, size: int, channels: int) -> Tensor:
+def evaluation_view(encoded: bytes, size: int, channels: int, interpolation: str = "bilinear") -> Tensor:
     """The evaluation crop of an encoded picture, uint8 (channels, size, size). Raises DamagedImage."""
     header = read_header(encoded)
-    return decode_crop(encoded, header, centre_box(header.height, header.width, size), size=size, channels=channels)
+    box = centre_box(header.height, header.width, size)
+    return decode_crop(encoded, header, box, size=size, channels=channels, interpolation=interpolation)
 
 
 def inception_box(height: int, width: int, u: Uniforms, smallest: float = 0.08) -> Box:

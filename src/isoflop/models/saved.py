@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +23,7 @@ _LARGEST_OPTION, _MOST_BLOCKS = 1 << 20, 512  # that a stranger's description ma
 _PARAMETERS_A_BYTE, _ALWAYS_ALLOWED = 2, 1 << 24  # of a description, beside the file of its weights
 _DEPTHS = ("depth", "depths", "layers", "num_blocks", "stages", "block_config", "depth_list")
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Description:
         preset, options: the name, and what replaces values of that preset.
         image_size: (height, width) in pixels.
         moments: mean and standard deviation of pixels in 0 … 1, per channel, where they are known.
+        interpolation: how pictures are resized for it.
+        sigmoid: whether each class has a probability of its own.
         class_names: one for each logit, or nothing.
         origin: where the weights come from, for people.
     """
@@ -45,6 +48,8 @@ class Description:
     moments: Moments | None = None
     class_names: tuple[str, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
+    interpolation: Interpolation = "bilinear"
+    sigmoid: bool = False
 
     def build(self, image_size: int | None = None, weights: Path | None = None) -> Backbone:
         """The backbone with random weights, for its own image size or another.
@@ -85,6 +90,8 @@ class Description:
             "std": std,
             "class_names": list(self.class_names),
             "origin": self.origin,
+            "interpolation": self.interpolation,
+            "sigmoid": self.sigmoid,
         }
 
 
@@ -136,6 +143,8 @@ def read_description(config: dict[str, Any], where: Path | str) -> Description |
             moments=(found["mean"], found["std"]) if found["mean"] else None,
             class_names=found["class_names"],
             origin=found["origin"],
+            interpolation=found.get("interpolation", "bilinear"),
+            sigmoid=found.get("sigmoid", False),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: its config.json does not describe a model: {error!r}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import StudyError
-from isoflop.report.figure import LIGHT, RAMP, Figure, Panel, Series
+from isoflop.report.figure import LIGHT, Figure, Panel, Series
 from isoflop.report.text import log_ticks, quantity
 
 FORMATS = ("svg", "pdf", "csv")
@@ -144,11 +144,6 @@ def _log_axis(ax: Any, which: str, most: int) -> None:
 
 def _series(ax: Any, series: Series) -> Any:
     color = LIGHT[series.color]
-    if series.kind == "heatmap":
-        from matplotlib.colors import LinearSegmentedColormap
-
-        ramp = LinearSegmentedColormap.from_list("isoflop", RAMP)
-        return ax.pcolormesh(_floats(series.x), _floats(series.y), np.array(series.grid, float), cmap=ramp)
     x = _floats(series.x)
     if series.kind == "band":
         return ax.fill_between(x, _floats(series.lower), _floats(series.upper), color=color, alpha=series.opacity, lw=0)
@@ -213,13 +208,6 @@ def _write_csv(figure: Figure, path: Path) -> None:
 
 def _lines(panel: Panel, series: Series) -> Iterator[list[Any]]:
     name = series.name or series.group
-    if series.kind == "heatmap":
-        for y, line in zip(series.y, series.grid, strict=True):
-            yield from (
-                [_text(panel.title), _text(name), "heatmap", x, y, v, v, ""]
-                for x, v in zip(series.x, line, strict=True)
-            )
-        return
     for i, x in enumerate(series.x):
         y, lower, upper = (column[i] if i < len(column) else "" for column in (series.y, series.lower, series.upper))
         note = series.notes[i] if len(series.notes) == len(series.x) else ""

@@ -24,7 +24,7 @@ from isoflop.report.text import escape, log_ticks, script_json
 Values = Sequence[Any] | NDArray[Any]
 """Numbers, or names of categories."""
 
-Kind = Literal["line", "points", "band", "bar", "heatmap"]
+Kind = Literal["line", "points", "band", "bar"]
 Dash = Literal["solid", "dash", "dot"]
 Symbol = Literal["circle", "square", "diamond", "triangle-up", "cross", "star", "x", "circle-open", "diamond-open"]
 
@@ -44,7 +44,7 @@ class Series:
     """One thing drawn. `line`, `points`, `bar`: y over x, with bars of error from `lower` to `upper` where given;
     bars lie where the y axis is one of categories.
 
-    `band`: the area between `lower` and `upper` over x. `heatmap`: `grid[i][j]` at (x[j], y[i]).
+    `band`: the area between `lower` and `upper` over x.
     `colors` are those of single bars, in the place of `color`.
     `name` is the legend's text (empty: no entry); series of one `group` appear and disappear together.
     `notes` says one thing about each point, shown when pointed at.
@@ -55,7 +55,6 @@ class Series:
     y: Values = ()
     lower: Values = ()
     upper: Values = ()
-    grid: Sequence[Values] = ()
     name: str = ""
     group: str = ""
     color: str = "ink"
@@ -314,12 +313,6 @@ def _traces(series: Series, panel: Panel, suffix: str) -> list[Json]:
         lower = edge | {"y": numbers(series.lower), "showlegend": False}
         fill = {"y": numbers(series.upper), "fill": "tonexty", "fillcolor": f"{color}/{series.opacity}"}
         return [lower, edge | fill]
-    if series.kind == "heatmap":
-        grid = [numbers(row) for row in series.grid]
-        return [
-            common
-            | {"type": "heatmap", "x": numbers(series.x), "y": numbers(series.y), "z": grid, "colorscale": "@ramp"}
-        ]
     trace = common | {"x": numbers(series.x), "y": numbers(series.y)}
     horizontal = series.kind == "bar" and panel.y.scale == "category"
     if series.kind == "bar":
@@ -400,7 +393,9 @@ def document(title: str, body: str, figures: Sequence[Figure], *, script: str = 
     `script` is one more script (trusted, ours) after the page's own; `connect` what the page may fetch.
     """
     styles = [_style(), asset("assets/page.css")]
-    scripts = [asset("vendor/plotly-cartesian.min.js"), asset("assets/page.js"), *([script] if script else [])]
+    draws = figures or script  # whoever draws nothing is spared 1.5 MB
+    scripts = [*([asset("vendor/plotly-cartesian.min.js")] if draws else []), asset("assets/page.js")]
+    scripts += [script] if script else []
     policy = (
         f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)} {_EMPTY}; "
         # plotly.js writes style attributes; with nothing to load, they cannot fetch.

@@ -40,7 +40,7 @@ class Picture:
 def picture_section(pictures: Sequence[Picture]) -> str:
     """The section of a report that shows `pictures`; nothing when there are none."""
     shown = "".join(
-        f'<figure><img src="data:image/png;base64,{_png(picture.pixels)}" alt="{escape(picture.title)}" '
+        f'<figure><img src="data:image/png;base64,{png_text(picture.pixels)}" alt="{escape(picture.title)}" '
         f'style="max-width:100%"><figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}'
         "</figcaption></figure>"
         for picture in pictures
@@ -48,7 +48,8 @@ def picture_section(pictures: Sequence[Picture]) -> str:
     return f'<section id="reconstructions"><h2>Reconstructions</h2>{shown}</section>' if shown else ""
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
+def png_text(pixels: NDArray[np.uint8]) -> str:
+    """Pixels (height, width, 3) as a PNG in base64, for a page."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -14,7 +14,7 @@ from isoflop.runs.directory import read_status
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
 from isoflop.train.forecast import train_flops_per_image
-from isoflop.transfer.evaluate import markdown
+from isoflop.transfer.protocols import markdown
 
 USES = {
     "timm": """```python

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoflop.data.transforms import crop_share
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models.saved import save_model
 from isoflop.share.card import model_card
@@ -83,7 +84,11 @@ def write_onnx(folder: Path, subject: Subject) -> float:
 def _metadata(subject: Subject) -> dict[str, str]:
     mean, std = subject.description.moments or ((), ())
     facts = {"mean": mean, "std": std, "class_names": subject.description.class_names}
-    return {"model": subject.model.preset} | {name: json.dumps(value) for name, value in facts.items() if value}
+    view = {
+        "interpolation": subject.description.interpolation,
+        "crop_pct": json.dumps(crop_share(subject.description.image_size[0])),
+    }
+    return {"model": subject.model.preset} | {name: json.dumps(value) for name, value in facts.items() if value} | view
 
 
 def _is_large(model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,13 @@ def import_weights(source: str, output: Path, *, model: str | None = None, image
         if path.is_file():
             origin["sha256"] = sha256_of(path)
         description = describe_model(
-            found.model, found.options, moments=found.moments, class_names=found.class_names, origin=origin
+            found.model,
+            found.options,
+            moments=found.moments,
+            class_names=found.class_names,
+            origin=origin,
+            interpolation=found.interpolation,
+            sigmoid=found.sigmoid,
         )
         save_model(folder, found.model.state_dict(), description)
         open_backbone(folder)
@@ -140,7 +146,7 @@ def _as_preset(found: Pretrained, preset: str) -> Pretrained:
     ours = create_model(preset, image_size=model.image_size, seed=0, **shape, **options)
     state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
     _load(ours, state, "timm", True, found.name)
-    return Pretrained(ours, found.name, preset, options, found.moments, found.class_names, found.origin)
+    return replace(found, model=ours, preset=preset, options=options)
 
 
 def _load(backbone: Backbone, state: dict[str, Tensor], layout: str, has_head: bool, where: Path | str) -> None:

@@ -74,7 +74,13 @@ def open_subject(checkpoint: str) -> Subject:
     found = open_backbone(checkpoint)
     model = _with_plain_head(found.model).eval()
     description = describe_model(
-        model, found.options, moments=found.moments, class_names=found.class_names, origin=found.origin
+        model,
+        found.options,
+        moments=found.moments,
+        class_names=found.class_names,
+        origin=found.origin,
+        interpolation=found.interpolation,
+        sigmoid=found.sigmoid,
     )
     return Subject(found.name, model, description, classifies="classifier" not in found.origin)
 
@@ -94,6 +100,8 @@ def _of_run(run: Path) -> Subject:
         moments=(data.mean, data.std),
         class_names=data.class_names if classifies else (),
         origin={} if classifies else {"classifier": None},
+        interpolation=data.interpolation,
+        sigmoid=data.has_sigmoid(config.objective),
     )
     return Subject(run.resolve().name, model, description, classifies, run, config, data)
 

@@ -27,7 +27,7 @@ from isoflop.share.subject import IMAGES, Subject, check, difference
 from isoflop.share.to_timm import timm_model, write_timm
 from isoflop.train.loop import load_objective
 
-BILINEAR = 2  # Pillow's number
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 def write_huggingface(folder: Path, subject: Subject, licence: str | None) -> float:
@@ -103,7 +103,7 @@ def _write_processor(folder: Path, subject: Subject) -> None:
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": shown},
-        "resample": BILINEAR,
+        "resample": RESAMPLE[subject.description.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,

@@ -124,7 +124,7 @@ def _pretrained_cfg(subject: Subject, known: dict[str, Any], classes: int, licen
         "input_size": [subject.description.channels, height, width],
         "fixed_input_size": bool(known.get("fixed_input_size", False)),
         "num_classes": classes,
-        "interpolation": "bilinear",
+        "interpolation": subject.description.interpolation,
         "crop_pct": crop_share(height),
         "crop_mode": "center",
         "mean": mean,

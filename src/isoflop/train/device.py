@@ -19,13 +19,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from isoflop.data import Source
 from isoflop.data.decode import DamagedImage, decode_whole, read_header
 from isoflop.errors import CheckpointError, ConfigError, MachineNotice, did_you_mean
 from isoflop.models.operators import cpu_has_bfloat16
@@ -112,7 +111,14 @@ def give_back_memory() -> None:
         library.malloc_trim(0)
 
 
-def normalize(images: Tensor, source: Source, device: torch.device) -> Tensor:
+class HasMoments(Protocol):
+    """Whatever knows the mean and deviation of pixels in 0 … 1, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def normalize(images: Tensor, source: HasMoments, device: torch.device) -> Tensor:
     """uint8 `images` (B, C, H, W) on `device`, normalised by the source's per-channel mean and standard deviation."""
     scale, shift = _scale_and_shift(tuple(source.mean), tuple(source.std), device)
     return images.to(device, non_blocking=True).to(torch.float32).mul_(scale).sub_(shift)

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 import torch
 
-from isoflop.config import RunConfig, config_hash, stored_run
+from isoflop.config import ObjectiveConfig, RunConfig, config_hash, stored_run
 from isoflop.config.identity import code_digest
 from isoflop.data import Source, open_split
 from isoflop.data.order import ALGORITHM
 from isoflop.data.records import are_numbers, is_fingerprint_of
 from isoflop.errors import CheckpointError, DataError, IsoflopError
 from isoflop.escapes import printable
-from isoflop.models.saved import read_description
+from isoflop.models.saved import Interpolation, read_description
 from isoflop.models.user_code import check_unchanged
 from isoflop.runs.directory import RunIdentity, claim, read_identity
 from isoflop.runs.files import read_json
@@ -49,7 +49,8 @@ class Shape(Protocol):
 class DataFacts:
     """Of the training images: their classes, and mean and deviation of pixels in 0 … 1, by which they were normalised.
 
-    `images` is their number, or None where they never repeat.
+    `images` is their number, or None where they never repeat. `interpolation` is how evaluation resizes them. What
+    older versions did not write is as they had it.
     """
 
     uri: str
@@ -60,6 +61,13 @@ class DataFacts:
     class_names: tuple[str, ...]
     images: int | None
     fingerprint: str
+    interpolation: Interpolation = "bilinear"
+    has_several_labels: bool = False
+
+    def has_sigmoid(self, objective: ObjectiveConfig) -> bool:
+        """Whether `objective` gives each class a probability of its own on these images."""
+        loss = getattr(objective, "loss", None)
+        return loss == "sigmoid" or (loss is None and self.has_several_labels)
 
 
 def facts_of(source: Source) -> DataFacts:
@@ -73,6 +81,8 @@ def facts_of(source: Source) -> DataFacts:
         class_names=tuple(source.class_names),
         images=source.unique_images,
         fingerprint=source.fingerprint,
+        interpolation="bicubic" if source.interpolation == "bicubic" else "bilinear",
+        has_several_labels=source.has_several_labels,
     )
 
 
@@ -85,7 +95,10 @@ def read_facts(directory: Path) -> DataFacts | None:
     kinds |= dict.fromkeys(("mean", "std", "class_names"), list)
     found = read_json(path, kinds)
     values: dict[str, Any] = {name: tuple(found[name]) if kind is list else found[name] for name, kind in kinds.items()}
-    return DataFacts(**values)
+    if (interpolation := found.get("interpolation", "bilinear")) not in ("bilinear", "bicubic"):
+        raise CheckpointError(f"{path}: not readable: `interpolation` is {interpolation!r}")
+    several = found.get("has_several_labels", False) is True
+    return DataFacts(**values, interpolation=interpolation, has_several_labels=several)
 
 
 def learnt_classes(weights: str) -> tuple[str, ...]:

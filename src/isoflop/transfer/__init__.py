@@ -1,14 +1,16 @@
 """Transfer: evaluation of a backbone on other tasks."""
 
 from isoflop.transfer.backbones import Pretrained, load_backbone, open_backbone
-from isoflop.transfer.evaluate import check_transfer, transfer
 from isoflop.transfer.few_shot import ridge
-from isoflop.transfer.predict import Guess, predict
+from isoflop.transfer.predict import Evaluation, Guess, evaluate, predict
+from isoflop.transfer.protocols import check_transfer, transfer
 
 __all__ = [
+    "Evaluation",
     "Guess",
     "Pretrained",
     "check_transfer",
+    "evaluate",
     "load_backbone",
     "open_backbone",
     "predict",

@@ -29,7 +29,15 @@ from isoflop.errors import CheckpointError, ConfigError, ModelError
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import load_weights, read_tensors
 from isoflop.models.interop.names import TIMMS_OWN
-from isoflop.models.saved import KEY, Moments, checked_description, preset_in, read_description
+from isoflop.models.saved import (
+    KEY,
+    Description,
+    Interpolation,
+    Moments,
+    checked_description,
+    preset_in,
+    read_description,
+)
 from isoflop.models.user_code import check_stored
 from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
@@ -150,7 +158,9 @@ class Pretrained:
 
     `preset` and `options` are what `create_model` was called with; `moments` the mean and standard deviation of its
     images, where they belong to the weights and not to the data. `class_names` are those of its logits, where they
-    are known, and `origin` tells where the weights come from, for people.
+    are known, and `origin` tells where the weights come from, for people; with `classifier` in it, logits mean nothing.
+    `interpolation` is how its pictures are resized, `sigmoid` whether each class has a probability of its own, and
+    `run` the folder of the run that trained it.
     """
 
     model: Backbone
@@ -160,6 +170,9 @@ class Pretrained:
     moments: Moments | None = None
     class_names: tuple[str, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
+    interpolation: Interpolation = "bilinear"
+    sigmoid: bool = False
+    run: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -207,7 +220,17 @@ def open_backbone(
     backbone, config = load_backbone(path, random_weights=random_weights, image_size=image_size)
     facts = read_facts(path)
     names = facts.class_names if facts and facts.num_classes == backbone.num_classes else ()
-    return Pretrained(backbone, config.model.name, config.model.name, config.model.overrides, class_names=names)
+    preset = config.model.name
+    return Pretrained(
+        backbone,
+        preset,
+        preset,
+        config.model.overrides,
+        class_names=names,
+        interpolation=facts.interpolation if facts else "bilinear",
+        sigmoid=facts is not None and facts.has_sigmoid(config.objective),
+        run=path,
+    )
 
 
 def load_backbone(
@@ -253,9 +276,26 @@ def _from_saved(path: Path, config: dict[str, Any], image_size: int | None, rand
                 load_trunk(backbone, {prefix + n: t for n, t in state.items()}, path, with_head=True)
         except ModelError as error:
             raise CheckpointError(f"{path}: {error}") from error
+    return _described(backbone, path, found)
+
+
+def _described(backbone: Backbone, path: Path, found: Description) -> Pretrained:
     return Pretrained(
-        backbone, path.name, found.preset, found.options, found.moments, found.class_names, dict(found.origin)
+        backbone,
+        path.name,
+        found.preset,
+        found.options,
+        found.moments,
+        found.class_names,
+        dict(found.origin),
+        found.interpolation,
+        found.sigmoid,
     )
+
+
+def _interpolation(name: object) -> Interpolation:
+    """timm's name of a way to resize, or Pillow's number, as one of the two that there are here."""
+    return "bicubic" if name in ("bicubic", 3) else "bilinear"
 
 
 def _from_timm_folder(path: Path, config: dict[str, Any], image_size: int | None, random_weights: bool) -> Pretrained:
@@ -263,15 +303,18 @@ def _from_timm_folder(path: Path, config: dict[str, Any], image_size: int | None
     try:
         known, args = config.get("pretrained_cfg") or {}, dict(config.get("model_args") or {})
         channels, *sides = known.get("input_size", (3, 224, 224))
+        classes = config.get("num_classes", known.get("num_classes"))
         found = checked_description(
             path,
             preset=f"timm:{config['architecture']}",
             options={name: v for name, v in args.items() if name not in ("img_size", "in_chans", "num_classes")},
-            num_classes=config.get("num_classes") or known.get("num_classes") or 1,
+            num_classes=classes or 1,
             image_size=sides,
             channels=channels,
             moments=(known["mean"], known["std"]) if "mean" in known else None,
             class_names=config.get("label_names") or (),
+            origin={} if classes else {"classifier": None},
+            interpolation=_interpolation(known.get("interpolation")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config.json does not describe a model: {error!r}") from error
@@ -279,7 +322,7 @@ def _from_timm_folder(path: Path, config: dict[str, Any], image_size: int | None
     if not random_weights:
         state = {f"model.{name}": tensor for name, tensor in read_tensors(path / "model.safetensors").items()}
         load_trunk(backbone, state, path, with_head=True)
-    return Pretrained(backbone, path.name, found.preset, found.options, found.moments, found.class_names)
+    return _described(backbone, path, found)
 
 
 def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretrained:
@@ -309,7 +352,10 @@ def _from_timm(name: str, image_size: int | None, random_weights: bool) -> Pretr
             "--random judges the architecture with random weights"
         ) from error
     moments = (tuple(known.mean), tuple(known.std)) if known is not None else None
-    return Pretrained(backbone, name + (", random weights" if random_weights else ""), name, {}, moments)
+    origin = {"classifier": None} if known is not None and not known.num_classes else {}
+    interpolation = _interpolation(known.interpolation if known is not None else None)
+    told = name + (", random weights" if random_weights else "")
+    return Pretrained(backbone, told, name, {}, moments, origin=origin, interpolation=interpolation)
 
 
 def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool) -> Pretrained:
@@ -329,6 +375,7 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
         moments=(seen["image_mean"], seen.get("image_std")) if "image_mean" in seen else None,
         class_names=() if head is None else _label_names(config, len(head)),
         origin={} if head is not None else {"classifier": None},
+        interpolation=_interpolation(seen.get("resample")),
     )
     backbone = found.build(image_size, path / "model.safetensors")
     if not random_weights:
@@ -336,7 +383,7 @@ def _from_hugging_face(path: Path, image_size: int | None, random_weights: bool)
             load_weights(backbone, state, "huggingface", head=head is not None)
         except ModelError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    return Pretrained(backbone, path.name, preset, found.options, found.moments, found.class_names, found.origin)
+    return _described(backbone, path, found)
 
 
 def _label_names(config: dict[str, Any], count: int) -> list[str]:
@@ -381,7 +428,7 @@ def _from_file(path: Path, image_size: int | None, random_weights: bool, preset:
             continue
     else:
         raise CheckpointError(problems[0])
-    return Pretrained(backbone, path.stem, preset, options)
+    return Pretrained(backbone, path.stem, preset, options, origin={} if head is not None else {"classifier": None})
 
 
 def _size_of(state: dict[str, Tensor], preset: str, path: Path) -> int:

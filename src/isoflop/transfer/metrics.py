@@ -5,6 +5,8 @@ Labels are int64 (n,), or (n, classes) of zeros and ones if several classes are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,9 +35,49 @@ def confusion(scores: Tensor, labels: Tensor) -> Tensor:
 
 def accuracy_per_class(scores: Tensor, labels: Tensor) -> list[float | None]:
     """Top-1 accuracy on the images of each class; None where the test set has none."""
-    table = confusion(scores, labels)
-    totals = table.sum(dim=1)
-    return [float(hit) / total if total else None for hit, total in zip(table.diagonal(), totals.tolist(), strict=True)]
+    names = tuple(map(str, range(scores.shape[1])))
+    return [score.accuracy for score in class_scores(labels, scores.argmax(dim=1), names)]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class is told from the others.
+
+    Attributes:
+        images, predicted: how many are of the class, and how many are taken for it.
+        accuracy: on the images of the class (recall), with Wilson's `interval`; precision: the share of right answers
+            among those that name the class; f1: the harmonic mean of both. None where nothing was counted.
+    """
+
+    name: str
+    images: int
+    predicted: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    precision: float | None
+    f1: float | None
+
+
+def class_scores(labels: Tensor, guesses: Tensor, names: Sequence[str]) -> list[ClassScore]:
+    """The score of each class, of class numbers (n,), or of zeros and ones (n, classes) where they have several."""
+    if labels.ndim == 2:
+        counts = [labels > 0, guesses > 0, (labels > 0) & (guesses > 0)]
+        images, predicted, hits = (which.sum(dim=0).tolist() for which in counts)
+    else:
+        chosen = [labels, guesses, labels[labels == guesses]]
+        images, predicted, hits = (torch.bincount(which, minlength=len(names)).tolist() for which in chosen)
+    return [
+        ClassScore(
+            name,
+            own,
+            told,
+            hit / own if own else None,
+            wilson_interval(hit, own) if own else None,
+            hit / told if told else None,
+            2 * hit / (own + told) if own + told else None,
+        )
+        for name, own, told, hit in zip(names, images, predicted, hits, strict=True)
+    ]
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
@@ -69,6 +111,18 @@ def summary(scores: Tensor, labels: Tensor, *, calibrated: bool) -> dict[str, An
 
 LEVEL = 0.95
 DRAWS = 2000
+
+
+def wilson_interval(right: int, images: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share: the chances of being right that `right` of `images` do not contradict.
+
+    (E. B. Wilson, JASA 22, 1927.) Unlike the usual interval it holds with few images, and near 0 and 1.
+    """
+    z = float(stats.norm.ppf((1 + level) / 2))
+    share, weight = right / images, z * z / images
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * float(np.sqrt(share * (1 - share) / images + weight / (4 * images))) / (1 + weight)
+    return (0.0 if right == 0 else middle - half), (1.0 if right == images else middle + half)
 
 
 def accuracy_interval(

@@ -19,7 +19,7 @@ from isoflop.config import TransferConfig
 from isoflop.data import derive_key
 from isoflop.errors import ConfigError, DataError
 from isoflop.transfer.backbones import Pretrained
-from isoflop.transfer.evaluate import Tell, judge
+from isoflop.transfer.protocols import Tell, judge
 from isoflop.transfer.task import TransferTask, open_task
 
 PREFIX = "vtab:"

@@ -185,6 +185,10 @@ class ImageSource(Source):
         """how evaluation sees the images: its crop and interpolation"""
         self._records, self._subset = records, subset
 
+    @property
+    def interpolation(self) -> str:
+        return self.shown.interpolation
+
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See `Source.read`. Raises DataError for a sample that cannot be used or replaced."""
         images, labels, _ = self.read_views(indices, self.shown, np.zeros((len(indices), 64)))

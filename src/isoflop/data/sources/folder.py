@@ -137,11 +137,15 @@ def _roots(path: Path, part: Part, left: _LeftOut) -> tuple[Path, Path]:
             return path, path
         if tests and not others and not (train and _holds_image(train)) and _has_classes(tests[0]):
             return tests[0], tests[0]
-        raise DataError(f"folder:{path}: no test part; expected subfolders train and {', '.join(TEST_NAMES)}")
+        raise DataError(
+            f"folder:{path}: no test part; expected subfolders train and {', '.join(TEST_NAMES)}", missing_part=True
+        )
     else:
         left.guess(f"`{train.name}` is taken for a part, not for a class: images are in it, and no class folders")
     if part == "test" and not tests:
-        raise DataError(f"folder:{path}: no test part; expected a subfolder named {', '.join(TEST_NAMES)}")
+        raise DataError(
+            f"folder:{path}: no test part; expected a subfolder named {', '.join(TEST_NAMES)}", missing_part=True
+        )
     left.add(_BESIDE_PARTS, *(str(path / name) for name in others), *map(str, tests[1:]))
     left.add(_BESIDE_PARTS, *(str(path / name) for name in _scan(path, left)[1]))
     return train, train if part == "train" else tests[0]

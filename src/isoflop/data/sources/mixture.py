@@ -59,6 +59,10 @@ class Mixture(Source):
         unique = [source.unique_images for source in sources]
         self.unique_images = None if None in unique else sum(u for u in unique if u is not None)
 
+    @property
+    def interpolation(self) -> str:
+        return self._sources[0].interpolation
+
     def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         images, labels, _ = self._collected(indices, lambda source, own, _: (*source.read(own), ()))
         return images, labels

@@ -268,7 +268,9 @@ def _files(path: Path, part: Part, config: str | None) -> tuple[list[Path], tupl
     """The files of a part, in order, and what lies beside them and is not used."""
     if path.is_file():
         if part == "test":
-            raise DataError(f"parquet:{path} is one file, which has no test part; name its folder instead")
+            raise DataError(
+                f"parquet:{path} is one file, which has no test part; name its folder instead", missing_part=True
+            )
         return [path], ()
     if not path.is_dir():
         raise DataError(f"parquet:{path}: no such file or folder{nearest_path(path)}")
@@ -294,7 +296,7 @@ def _files(path: Path, part: Part, config: str | None) -> tuple[list[Path], tupl
         if folders:
             return _of_one_split(found[folders[0]], name, path)
     names = "train*.parquet" if part == "train" else "test*.parquet or validation*.parquet"
-    raise DataError(f"parquet:{path}: no {names} in this folder")
+    raise DataError(f"parquet:{path}: no {names} in this folder", missing_part=True)
 
 
 def _place(file: Path) -> tuple[str, str]:

@@ -383,7 +383,9 @@ def list_shards(pattern: str, part: Part) -> list[str]:
         system, _ = fsspec.core.url_to_fs(pattern)
     is_folder = not pattern.endswith(".tar") and ("*" not in pattern or system.isdir(pattern))
     if part == "test" and not is_folder:
-        raise DataError(f"shards:{pattern} names its shards, and none as test part; name their folder instead")
+        raise DataError(
+            f"shards:{pattern} names its shards, and none as test part; name their folder instead", missing_part=True
+        )
     names = ("train",) if part == "train" else TEST_NAMES
     folder = pattern.rstrip("/")
     if is_folder:
@@ -399,7 +401,7 @@ def list_shards(pattern: str, part: Part) -> list[str]:
         if found:
             return found
     wanted = " or ".join(f"{name}*.tar" for name in names) if is_folder else "file"
-    raise DataError(f"shards:{pattern}: no {wanted} there")
+    raise DataError(f"shards:{pattern}: no {wanted} there", missing_part=is_folder)
 
 
 def _as_name(path: str, special: str) -> str:

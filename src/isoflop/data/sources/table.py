@@ -66,7 +66,7 @@ class TableRecords:
         self.class_names: tuple[str, ...] = ()
         chosen = [k for k, line in enumerate(table.lines) if _is_in(table.split[k], part, f"{self.uri} line {line}")]
         if not chosen:
-            raise DataError(f"{self.uri}: no rows for the {part} part")
+            raise DataError(f"{self.uri}: no rows for the {part} part", missing_part=True)
         self.labels: Labels = no_labels(len(chosen))
         if table.label is not None:
             labels, self.class_names = _labels(table.label, table.lines, self.uri)

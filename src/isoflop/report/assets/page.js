@@ -6,9 +6,8 @@
   const COLOR_KEYS = new Set(["color", "fillcolor", "colorscale", "bgcolor", "bordercolor", "gridcolor", "linecolor", "tickcolor"]);
   let theme = page.themes[dark.matches ? "dark" : "light"];
 
-  // "@family0" is a name, "@family0/0.2" a name with an opacity, "@ramp" the whole scale.
+  // "@family0" is a name, "@family0/0.2" a name with an opacity.
   function color(name) {
-    if (name === "@ramp") return Array.from({ length: 9 }, (_, i) => [i / 8, theme["ramp" + i]]);
     const [key, alpha] = name.slice(1).split("/");
     const hex = theme[key];
     if (alpha === undefined) return hex;
@@ -102,8 +101,7 @@
       const panel = Number((trace.xaxis || "x").slice(1) || 1);
       (trace.x || []).forEach((x, i) => {
         const note = Array.isArray(trace.text) ? trace.text[i] : trace.text || "";
-        const y = trace.type === "heatmap" ? "" : trace.y[i];
-        rows.push([panel, name, x, y, plain(note)].map((cell) => (cell === null || cell === undefined ? "" : cell)));
+        rows.push([panel, name, x, trace.y[i], plain(note)].map((cell) => (cell === null || cell === undefined ? "" : cell)));
       });
     }
     return rows;
