@@ -17,6 +17,7 @@ from isoflop.report.text import escape, number
 
 LARGEST_TABLE = 40  # classes of a matrix of confusion with numbers; larger ones are a picture
 _CELL = 6  # pixels of that
+_RIGHT, _WRONG = (0, 86, 138), (166, 61, 0)  # `accent` and `bad` of the light page
 
 
 def write_evaluation(found: Mapping[str, Any], pictures: Sequence[NDArray[np.uint8]], path: Path) -> Path:
@@ -100,9 +101,8 @@ def _confusion(found: Mapping[str, Any]) -> str:
     if not is_picture:
         drawn = _matrix(names, table, shares)
     else:
-        from isoflop.report.inspection.pictures import colored, enlarged
-
-        pixels = enlarged(colored(1 - shares)[None], _CELL)[0]
+        colors = np.where(np.eye(len(kept), dtype=bool)[..., None], _RIGHT, _WRONG)
+        pixels = (255 - shares[..., None] * (255 - colors)).astype(np.uint8).repeat(_CELL, axis=0).repeat(_CELL, axis=1)
         alt = "Matrix of confusion as a picture; the most frequent confusions are listed below."
         drawn = f'<img class="map" src="data:image/png;base64,{png_text(pixels)}" alt="{alt}">'
         told = "Each row is a class, each column what its images were taken for, in the order of the table above."

@@ -490,7 +490,12 @@ def _source(classifier: Classifier, uri: str, part: Part | None) -> tuple[Source
     except DataError as error:
         if part or not error.missing_part:
             raise
-        source, what = open_source(uri, split="train", **how), "all images"
+        own = classifier.config.data if classifier.config else None
+        if own is not None and own.source == uri:
+            how |= {"heldout": own.heldout, "seed": own.seed}
+            source, what = open_source(uri, split="heldout", **how), "the held-out part"
+        else:
+            source, what = open_source(uri, split="train", **how), "all images"
     if source.channels != classifier.channels:
         raise DataError(
             f"{uri}: its images have {source.channels} channels, {classifier.name} was trained on {classifier.channels}"
