@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from isoflop.cli import app, main
+from isoflop.cli.output import model_names
 from tests.cli.lines import check_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +160,7 @@ def test_what_is_misspelt_gets_a_suggestion(
     assert err.count("\n") == 1
 
 
-def test_a_shell_completes_verbs_and_options() -> None:
+def test_a_shell_completes_verbs_options_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = shutil.which("isoflop", path=str(Path(sys.executable).parent))
     assert program is not None
 
@@ -171,6 +172,11 @@ def test_a_shell_completes_verbs_and_options() -> None:
     assert completed("isoflop stu") == {"study"}
     assert completed("isoflop study ") == {"plan", "run", "status", "answer"}
     assert "--dry-run" in completed("isoflop train --d")
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
+    assert {"vit_s16", "vit_s14"} <= set(model_names("vit_s1"))
+    (kept,) = (tmp_path / "completion").iterdir()
+    kept.write_text("vit_kept other")  # so that who completes again needs no torch
+    assert completed("isoflop predict x y --model vit_") == {"vit_kept"}
 
 
 def test_the_doctor_knows_this_machine_and_always_exits_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
+from isoflop.cli.output import Json, argument, aside, examples, existing, model_names, print_json, print_table
 
 if TYPE_CHECKING:
     from isoflop.config import RunConfig
@@ -20,7 +20,9 @@ EXAMPLES = examples(
 
 
 def models(
-    name: Annotated[str, argument("Name of a model, parts of names, or a pattern with *.", "NAME")] = "",
+    name: Annotated[
+        str, argument("Name of a model, parts of names, or a pattern with *.", "NAME", autocompletion=model_names)
+    ] = "",
     family: Annotated[str, typer.Option(metavar="FAMILY", help="Only one family.")] = "",
     image_size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Height and width; 224 by default for one model.")
@@ -272,7 +274,9 @@ def import_(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PRESET", help="The model, if it cannot be detected."),
+        typer.Option(
+            "--model", metavar="PRESET", help="The model, if it cannot be detected.", autocompletion=model_names
+        ),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", metavar="PX", min=1, help="Default: the size of pretraining.")

@@ -268,6 +268,33 @@ def argument(help: str, metavar: str, **more: Any) -> Any:
     return typer.Argument(help=help, metavar=metavar, show_default=False, **more)
 
 
+# Completion of names in a shell
+
+
+def model_names(incomplete: str) -> list[str]:
+    """The presets that begin so. They are kept in the cache, because their table needs torch, which takes seconds."""
+    from isoflop.runs.files import cache_directory, write_atomically
+
+    table = Path(__file__).parents[1] / "models" / "presets.py"
+    kept = cache_directory() / "completion" / f"models-{table.stat().st_mtime_ns}"
+    try:
+        names = kept.read_text(encoding="utf-8").split()
+    except OSError:
+        from isoflop.models.presets import PRESETS
+
+        names = list(PRESETS)
+        with suppress(OSError):  # a cache that cannot be written
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, "\n".join(names), synced=False)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PRESET", help="The model of a .safetensors file.", autocompletion=model_names),
+]
+
+
 # Existing files and folders
 
 

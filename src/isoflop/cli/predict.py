@@ -7,13 +7,14 @@ import io
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isoflop.cli.data import Part
-from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
+from isoflop.cli.output import Json, Model, argument, aside, examples, existing, print_json, print_table
 from isoflop.errors import ConfigError, DataError
 from isoflop.escapes import printable
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     str, argument("Folder of a finished run or study, or what else `isoflop transfer` takes.", "CHECKPOINT")
 ]
-Model = Annotated[str | None, typer.Option("--model", metavar="PRESET", help="The model of a .safetensors file.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write a row per image: .csv or .json.")
 ]
@@ -59,7 +59,7 @@ def predict(
         "images": [{"file": name, "classes": best} for name, best in found],
         "damaged": [{"file": d.name, "reason": d.reason} for d in damaged],
     }
-    with aside(as_json):
+    with _writing(as_json, output):
         if output is not None:
             rows = [
                 {"file": name, "rank": rank, "class": guess.name, "probability": guess.probability}
@@ -98,6 +98,11 @@ def _writable(path: Path | None, *suffixes: str) -> None:
     existing(path.parent)
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"{path}: not a file, or not in a folder")
+
+
+def _writing(as_json: bool, file: Path | None) -> AbstractContextManager[None]:
+    """Of the work: where its result goes to a `file`, stdout that cannot be written does not end it."""
+    return aside(as_json) if as_json or file else nullcontext()
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -146,7 +151,7 @@ def evaluate(
     from isoflop.report.evaluation import write_evaluation
     from isoflop.transfer.predict import evaluate as judge
 
-    with aside(as_json):
+    with _writing(as_json, report or output):
         found = judge(checkpoint, data, part=part.value if part else None, model=model)
         if output is not None:
             _write_rows(output, [vars(judged) for judged in found.each])

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.config import Overrides
-from isoflop.cli.output import Json, argument, aside, examples, existing, print_json, print_table
+from isoflop.cli.output import Json, Model, argument, aside, examples, existing, print_json, print_table
 from isoflop.errors import ConfigError
 
 EXAMPLES = examples(
@@ -37,9 +37,7 @@ def transfer(
     image_size: Annotated[
         int | None, typer.Option("--image-size", metavar="PX", min=1, help="Default: the size of pretraining.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="PRESET", help="The model of a .safetensors file.")
-    ] = None,
+    model: Model = None,
     random: Annotated[bool, typer.Option("--random", help="Use random weights instead; downloads nothing.")] = False,
     beside_random: Annotated[
         bool, typer.Option("--beside-random", help="Also evaluate the same backbone with random weights.")
