@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from isoflop.errors import ModelError
 from isoflop.models import family_ladder
 from isoflop.models.presets import ladder_of
 from isoflop.report.interim import best_rates, interim_answer
@@ -77,6 +78,20 @@ def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes()
     assert set(catalogue.presets("no_mixer")) == set(ladder_of(sizes[0]))
     assert set(ladder_of(sizes[0])) >= {*sizes, *family_ladder("poolformer")}
     assert catalogue.presets("bit") == ("bit_r50x1",)
+
+
+def test_levels_of_regularisation_are_families_of_one_ladder() -> None:
+    families = {"vit": {"sizes": 2, "recipe": "light"}, "regular": {"sizes": 2, "ladder": "vit", "recipe": "strong"}}
+    catalogue = Catalogue(study_config(families=families))
+    assert catalogue.starting_sizes("regular") == catalogue.starting_sizes("vit")
+    assert catalogue.presets("regular") == catalogue.presets("vit")
+    runs = {family: catalogue.run(family, catalogue.presets(family)[0], 1e10, 1e-3) for family in families}
+    assert runs["regular"].config.data.cutmix == 1.0
+    assert runs["regular"].config.optim.label_smoothing == 0.1
+    assert runs["vit"].config.data.augment == "crop_flip"
+    assert runs["vit"].run_id != runs["regular"].run_id
+    with pytest.raises(ModelError, match="not of 'vitt' - did you mean `vit`"):
+        Catalogue(study_config(families={"mine": {"sizes": 2, "ladder": "vitt"}})).starting_sizes("mine")
 
 
 def ladder(family: str, **values: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from isoflop.config.fields import (
     Seed,
     Table,
     Text,
+    later_option,
     names_data,
     no_effect,
     problem,
@@ -227,6 +228,17 @@ class StudyTable(Table):
         return self
 
 
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "light": {"data": {"augment": "crop_flip", "randaugment": None, "mixup": 0.0, "cutmix": 0.0},
+              "optim": {"label_smoothing": 0.0}},
+    "medium": {"data": {"augment": "crop_flip_erase", "randaugment": None, "mixup": 0.0, "cutmix": 0.0},
+               "optim": {"label_smoothing": 0.1}},
+    "strong": {"data": {"augment": "crop_flip_erase", "randaugment": None, "mixup": 0.0, "cutmix": 1.0},
+               "optim": {"label_smoothing": 0.1}},
+}  # fmt: skip
+"""Levels of regularisation: what each sets of a run. Their order is that of the epochs for which they are best."""
+
+
 class FamilyConfig(Table):
     """One candidate: its ladder of sizes, its learning rates, and what it does differently from the others."""
 
@@ -234,6 +246,12 @@ class FamilyConfig(Table):
     """Presets, small to large, or the number of presets to choose from the family's ladder."""
     learning_rates: Maybe[Rates] = None
     """Learning rates to try, ascending; default a grid around the usual rate of the family."""
+    ladder: Maybe[Text] = later_option(None)
+    """The ladder of presets, for a family under a name of its own; default the ladder of that name."""
+    recipe: Maybe[Literal["light", "medium", "strong"]] = later_option(None)
+    """Regularisation in place of that of `[data]` and `[optim]`: random crops and flips (`light`), random erasing and
+    label smoothing 0.1 with them (`medium`), CutMix too (`strong`). Few images and many epochs want more of it: two
+    families of one `ladder` compare two levels."""
     model: dict[str, Scalar] = Field(default={})
     """Values that override those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
@@ -347,6 +365,8 @@ class StudyConfig(SharedConfig):
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             "schedule": own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
         }
+        for table, changes in RECIPES.get(own.recipe or "", {}).items():
+            values[table] = values[table].model_copy(update=changes)
         try:
             return RunConfig.model_validate(values)
         except ValidationError as error:

@@ -18,7 +18,6 @@ import numpy as np
 
 from isoflop.config import StudyConfig, StudyTable
 from isoflop.errors import StudyError
-from isoflop.models import family_ladder
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
@@ -476,7 +475,7 @@ def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> t
     """
     starting, floors = catalogue.starting, []
     for family, options in config.families.items():
-        names = options.sizes if isinstance(options.sizes, tuple) else family_ladder(family, config.data.image_size)
+        names = options.sizes if isinstance(options.sizes, tuple) else catalogue.ladder(family)
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
         floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
     top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))

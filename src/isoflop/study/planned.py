@@ -140,7 +140,7 @@ class Catalogue:
         sizes = self.config.families[family].sizes
         if isinstance(sizes, tuple):
             return tuple(sorted(sizes, key=lambda name: self.flops_per_image(family, name)))
-        ladder = family_ladder(family, self.config.data.image_size)
+        ladder = self.ladder(family)
         if len(ladder) < sizes:
             raise StudyError(f"families.{family}.sizes = {sizes}, but its ladder has {len(ladder)} presets")
         budgets = self._expected_budgets()
@@ -167,17 +167,21 @@ class Catalogue:
         other._choose_batch()
         return other
 
+    def ladder(self, family: str) -> tuple[str, ...]:
+        """The presets of the ladder that `family` is on, small to large; ModelError if there is none of that name."""
+        return family_ladder(self.config.families[family].ladder or family, self.config.data.image_size)
+
     def presets(self, family: str) -> tuple[str, ...]:
         """The family's ladder and the sizes named for it, small to large.
 
         A variant under a name of its own has the ladder that its sizes are from, if there is one.
         """
-        sizes, side = self.config.families[family].sizes, self.config.data.image_size
-        names = set(sizes) if isinstance(sizes, tuple) else set()
-        if family in LADDERS or not names:
-            names.update(family_ladder(family, side))
+        options = self.config.families[family]
+        names = set(options.sizes) if isinstance(options.sizes, tuple) else set()
+        if options.ladder or family in LADDERS or not names:
+            names.update(self.ladder(family))
         for name in tuple(names):
-            names.update(ladder_of(name, side))
+            names.update(ladder_of(name, self.config.data.image_size))
         return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
 
     def cost(self, family: str, model: str) -> Cost:

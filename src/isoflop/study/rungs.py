@@ -94,17 +94,17 @@ def ladder_sizes(config: StudyConfig, catalogue: Catalogue) -> dict[str, tuple[s
     chosen: dict[str, tuple[str, ...]] = {}
     for family, options in config.families.items():
         if isinstance(options.sizes, tuple):
-            _refuse_mixtures(family, options.sizes)
+            _refuse_mixtures(family, options.ladder or family, options.sizes)
         chosen[family] = catalogue.starting_sizes(family)
         _refuse_too_large(family, chosen[family], catalogue)
     return chosen
 
 
-def _refuse_mixtures(family: str, names: tuple[str, ...]) -> None:
+def _refuse_mixtures(family: str, ladder: str, names: tuple[str, ...]) -> None:
     """One law is fitted to all sizes of a family, and its answer may be any preset of the ladder that they are from."""
     known = {PRESETS[name][0]: name for name in names if ladder_of(name)}
-    if family in LADDERS:
-        known = {family: family, **known}
+    if ladder in LADDERS:
+        known = {ladder: ladder, **known}
     if len(known) > 1:
         one, other, *_ = known.values()
         raise StudyError(f"families.{family}.sizes: {other} is of another family than {one}: give it its own table")
