@@ -62,11 +62,11 @@ from worth_sets import SETS, locate
 from isoflop.config import RunConfig, SupervisedConfig, parse
 from isoflop.data import Source, batches, open_source
 from isoflop.errors import DataError, IsoflopError
-from isoflop.models import create_model
+from isoflop.models import create_model, family_ladder
 from isoflop.objectives import objective_cost
 from isoflop.runs.files import write_json
 from isoflop.study import open_study
-from isoflop.study.planned import family_ladder, usual_size
+from isoflop.study.belief import usual_size
 from isoflop.study.rungs import USUAL_RATE
 from isoflop.train import train
 from isoflop.train.device import (
@@ -698,7 +698,7 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
     ended = subprocess.run([sys.executable, "-m", "isoflop", *command], stdin=subprocess.DEVNULL, check=False)
     took = {"wall_seconds": time.monotonic() - began, "cpu_seconds": cpu_seconds() - cpu}
     if ended.returncode:
-        raise DataError(f"`isoflop study run` ended with {ended.returncode}")
+        sys.exit(ended.returncode)  # it has said why
     study = open_study(folder)
     document, weights = study.answer, study.run_directory() / "model.safetensors"
     final, answer = document["final"], document["families"][document["best"]]
@@ -754,6 +754,7 @@ def in_process(cell: Cell) -> Facts:
     """The result of a cell, or why there is none; what it printed is in OUT/logs."""
     out = Path(cell.folder)
     result, log = out / "cells" / f"{cell.name}.json", out / "logs" / f"{cell.name}.log"
+    result.unlink(missing_ok=True)
     for folder in (result.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     hidden = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}  # all cores for everybody
@@ -784,11 +785,12 @@ def in_process(cell: Cell) -> Facts:
 
 
 def kept(cell: Cell) -> Facts | None:
-    """The result of a cell that is finished."""
+    """The result of a cell that is finished; a rehearsal's is none, nor that of other data under the name."""
     path = Path(cell.folder) / "cells" / f"{cell.name}.json"
     with suppress(OSError, ValueError):
         found: Facts = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        if all(found[key] == getattr(cell, key) for key in ("source", "image_size", "steps")):
+            return found
     return None
 
 
@@ -915,6 +917,8 @@ def known_sets(options: argparse.Namespace) -> dict[str, tuple[str, int]]:
             if not source.num_classes or source.has_several_labels or source.task or not len(source):
                 raise DataError(f"{uri}: needs images of one class each")
         short = name if name in SETS else "".join(c if c.isalnum() else "_" for c in name)[-40:].strip("_")
+        if short in found:
+            raise DataError(f"{uri}: another set has the same short name, {short}")
         found[short] = uri, size
     return found
 
