@@ -54,6 +54,12 @@ def test_a_full_disk_behind_stdout_is_one_line_and_ends_no_run(
     assert here("train", "run.toml", "--output", "run") == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "run/model.safetensors").is_file()
+    # With --quiet there is the result, and nothing of the way there.
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert here("train", "run.toml", "--quiet", "--output", "quiet") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("done: held-out loss ")
     # With --json the object is the result, and losing it is an error; the run stays done.
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
     assert here("train", "run.toml", "--output", "run", "--json") == 2

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from isoflop.cli import config, data, doctor, models, predict, report, study, training, transfer
-from isoflop.cli.output import group, guard_streams, help_when_alone, lost_output, print_json
+from isoflop.cli.output import be_quiet, group, guard_streams, help_when_alone, lost_output, print_json
 from isoflop.errors import IsoflopError
 from isoflop.escapes import printable
 
@@ -84,6 +84,9 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Of every verb: print results, warnings and errors, no progress.")
+    ] = False,
 ) -> None:
     help_when_alone(context)
 
@@ -101,6 +104,8 @@ def _run(arguments: list[str] | None) -> int:
     )  # without the line of our source
     arguments = [_at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     as_json = "--json" in arguments
+    be_quiet("--quiet" in arguments)
+    arguments = [argument for argument in arguments if argument != "--quiet"]  # of every verb, wherever it stands
     try:
         status = app(args=arguments, prog_name="isoflop", standalone_mode=False)
         sys.stdout.flush()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.output import Json, argument, examples, group, over_the_line, print_json
+from isoflop.cli.output import Json, argument, examples, group, is_quiet, over_the_line, print_json
 
 app = group("data", "Check, index and convert data sets.")
 
@@ -121,5 +121,5 @@ def make_scenes(
 
 def _progress(done: int, total: int) -> None:
     """Progress on stderr, only on a terminal."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not is_quiet():
         over_the_line(f"{done:,} of {total:,}", end="\n" if done >= total else "", to_stderr=True)

@@ -21,7 +21,30 @@ SECONDS_BETWEEN_LINES = 15.0  # where progress cannot be rewritten in place
 TRUST = 20.0
 
 
-class TerminalNarrator(Narrator):
+class ResultNarrator(Narrator):
+    """Prints the results of a study, its warnings, and nothing else of the way there (`--quiet`)."""
+
+    def line(self, text: str) -> None:
+        self.say(text)
+
+    def answered(self, document: dict[str, Any]) -> None:
+        self.say("")
+        tell_answer(document)
+
+    def graded(self, document: dict[str, Any]) -> None:
+        self.say("")
+        tell_grades(document)
+
+    def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.say("")
+        tell_transfer(rows)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)
+
+
+class TerminalNarrator(ResultNarrator):
     """Prints the progress of a study: one updated line on a terminal, an occasional line elsewhere."""
 
     def __init__(self) -> None:
@@ -150,30 +173,15 @@ class TerminalNarrator(Narrator):
         else:
             print(text, flush=True)
 
-    def line(self, text: str) -> None:
-        self.say(text)
-
-    def answered(self, document: dict[str, Any]) -> None:
-        self.say("")
-        tell_answer(document)
-
-    def graded(self, document: dict[str, Any]) -> None:
-        self.say("")
-        tell_grades(document)
-
     def judged(self, name: str, task: TransferConfig) -> None:
         self.say(f"{name} on {task.dataset}: {', '.join(task.protocols)}")
-
-    def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.say("")
-        tell_transfer(rows)
 
     def say(self, text: str) -> None:
         """Print a line, overwriting the progress line if there is one."""
         if self.in_place:
             over_the_line(text, end="\n")
         else:
-            print(text, flush=True)
+            super().say(text)
 
 
 def tell_answer(document: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ _SPELT = "–=- −=- —=- ×=x ·=. …=... →=-> ½=1/2 ¼=1/4 ⅛=1/8 ²=^2
 _PLAIN = dict(pair.split("=") for pair in _SPELT.split()) | {"≤": "<=", "≥": ">=", "±": "+/-", "“": '"', "”": '"'}
 _failures: dict[str, OSError] = {}  # of the streams that could not be written, by name
 _ends_the_verb = True  # whether output that cannot be written ends what is being done
+_quiet = False
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
@@ -133,6 +134,23 @@ def outlast_output() -> None:
     """From now on, a failure to write output does not stop the verb, because its result is stored in files."""
     global _ends_the_verb
     _ends_the_verb = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether `--quiet` was given: results, warnings and errors are printed then, and no progress."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """See `be_quiet`."""
+    return _quiet
+
+
+def tell_progress(text: str) -> None:
+    """Print a line of progress on stderr, unless `--quiet` was given."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def lost_output() -> OSError | None:

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from isoflop.cli.config import File, Overrides
-from isoflop.cli.output import Json, argument, aside, examples, existing, group, power, print_json, print_table
+from isoflop.cli.output import (
+    Json,
+    argument,
+    aside,
+    examples,
+    existing,
+    group,
+    is_quiet,
+    power,
+    print_json,
+    print_table,
+)
 from isoflop.errors import ConfigError, Preempted, StudyError
 
 app = group("study", "Measure small runs at equal compute, and train the answer.")
@@ -71,14 +82,15 @@ def run(
     config = load_study(file, overrides).config
     if address and config.study.executor != "ray":
         raise ConfigError(f"--address applies only to Ray, not to executor {config.study.executor}: add --executor ray")
-    from isoflop.cli.narration import TerminalNarrator
+    from isoflop.cli.narration import ResultNarrator, TerminalNarrator
     from isoflop.study import open_study, run_study
     from isoflop.train.guards import PREEMPTED, asked_to_stop
 
     command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
     with aside(as_json), asked_to_stop() as stop:
         try:
-            document = run_study(config, TerminalNarrator(), command=command, stop=stop)
+            narrator = ResultNarrator() if is_quiet() else TerminalNarrator()
+            document = run_study(config, narrator, command=command, stop=stop)
         except Preempted as error:
             print(f"{error} - run the same command to resume", file=sys.stderr)
             raise typer.Exit(PREEMPTED) from None

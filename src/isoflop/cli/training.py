@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.config import File, Overrides
-from isoflop.cli.output import Json, aside, examples, over_the_line, print_json, print_table
+from isoflop.cli.output import Json, aside, examples, is_quiet, over_the_line, print_json, print_table
 from isoflop.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _Progress:
         now = time.monotonic()
         self.first = self.first or (row["step"], now)
         evaluated = "heldout_loss" in row
-        if not evaluated and not sys.stdout.isatty():
+        if is_quiet() or (not evaluated and not sys.stdout.isatty()):
             return
         text = f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}"
         if evaluated:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.config import Overrides
-from isoflop.cli.output import Json, Model, argument, aside, examples, existing, print_json, print_table
+from isoflop.cli.output import Json, Model, argument, aside, examples, existing, print_json, print_table, tell_progress
 from isoflop.errors import ConfigError
 
 EXAMPLES = examples(
@@ -82,7 +82,7 @@ def transfer(
             if random_weights and "random weights" not in name:
                 name += ", random weights"
             judge = vtab if is_vtab(config.dataset) else evaluate
-            rows += judge(backbone, config, name, folder=folder, tell=_tell)
+            rows += judge(backbone, config, name, folder=folder, tell=tell_progress)
     path = write_result(folder, checkpoint, config, rows)
     if as_json:
         print_json({"result": path, "rows": rows})
@@ -108,11 +108,11 @@ def tell_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(("backbone", "data", "protocol", "shots", "accuracy", "95% interval", "seeds"), table)
 
 
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # `isoflop transfer --protocol detect|segment`
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def transfer_dense(
@@ -137,7 +137,7 @@ def transfer_dense(
     if data:
         given.append(f"dataset={json.dumps(data)}")
     config = load(None, given, DenseTransferConfig).config
-    tell_once = cache(_report_progress)  # data are opened for training and for judging
+    tell_once = cache(_warn)  # data are opened for training and for judging
     warnings.showwarning = lambda message, *_rest, **_more: tell_once(f"warning: {message}")
     from isoflop.runs.files import write_json
     from isoflop.transfer import open_backbone
@@ -151,7 +151,7 @@ def transfer_dense(
             name = backbone.name
             if random_weights and "random weights" not in name:
                 name += ", random weights"
-            rows += judge_dense(backbone, config, name, folder=folder, tell=_report_progress)
+            rows += judge_dense(backbone, config, name, folder=folder, tell=tell_progress)
     document = {"checkpoint": checkpoint, "config": config.model_dump(mode="json"), "rows": rows}
     write_json(folder / f"{config.protocol}.json", document)
     if as_json:
@@ -170,7 +170,3 @@ def transfer_dense(
     ]
     print_table(("backbone", "data", "measure", "%", "95% interval", "seeds"), cells)
     print(f"result: {folder / f'{config.protocol}.json'}")
-
-
-def _report_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
