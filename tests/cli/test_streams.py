@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.cli import main
-from isoflop.cli.output import guard_streams
+from isoflop.cli.output import guard_streams, print_table
 from isoflop.errors import ConfigError
 from isoflop.train.ranks import launched_world
 
@@ -82,6 +82,19 @@ def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
     told = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)
     assert (told.returncode, told.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("columns", [30, 44, 80])
+def test_a_narrow_terminal_cuts_no_number(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_table(("class with a long name", "images", "accuracy"), [("a name of words", "12,345", "0.912–0.934")] * 2)
+    shown = terminal.getvalue()
+    assert shown.count("12,345") == shown.count("0.912–0.934") == 2
+    assert "…" not in shown
+    print_table(("none", "of them"), [])
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r"])

@@ -206,24 +206,36 @@ def _plain(value: Any) -> Any:
 # Tables and numbers
 
 
+_LEAST_TEXT = 16  # characters of a column of text
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, with Rich on a terminal and as plain text elsewhere. Columns of numbers are right-aligned."""
+    """Print a table, with Rich on a terminal and as plain text elsewhere. Columns of numbers are right-aligned.
+
+    A terminal too narrow for the table wraps its text, and never cuts a number.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     right = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD)
-        for title, is_right in zip(head, right, strict=True):
-            table.add_column(title, justify="right" if is_right else "left")
+        table, console = Table(box=box.SIMPLE_HEAD), Console(file=rich_stream())
+        cells = zip(*rows, strict=True) if rows else [()] * len(head)
+        least = [
+            max(map(len, column), default=0) if is_right else min(width, _LEAST_TEXT)
+            for column, width, is_right in zip(cells, widths, right, strict=True)
+        ]
+        for title, is_right, width in zip(head, right, least, strict=True):
+            table.add_column(title, justify="right" if is_right else "left", min_width=width, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
-        Console(file=rich_stream()).print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        if sum(least) + 3 * len(head) <= console.width:
+            console.print(table)
+            return
     for row in (head, *rows):
         cells = zip(row, widths, right, strict=True)
         print("  ".join(f"{cell:{'>' if is_right else '<'}{width}}" for cell, width, is_right in cells).rstrip())
