@@ -44,13 +44,13 @@ def plain_colours(worth: Any, folder: Path, count: int = 64) -> str:
     return str(sets.write_parquet(folder, ("red", "blue"), {"train": lambda: rows(0), "test": lambda: rows(1)}))
 
 
-@pytest.mark.parametrize("rival", ["resnet9", "timm_resnet18", "timm_vit_tiny", "fixed"])
+@pytest.mark.parametrize("rival", ["resnet9", "timm_resnet18", "fixed"])
 def test_a_rival_learns_in_a_few_steps_and_is_judged_on_the_test_part(worth: Any, tmp_path: Path, rival: str) -> None:
     source = plain_colours(worth, tmp_path / "images")
     cell = worth.Cell("colours", source, 16, 1.0, rival, 0, str(tmp_path / "out"), steps=8)
     found = worth.run_cell(cell)
     assert found["status"] == "done"
-    assert found["epochs"] == 8 * 32 / (64 - (12 if rival == "fixed" else 0)) or rival == "fixed"
+    assert found["epochs"] == 4.0  # 8 steps of 32 over 64 images
     assert found["accuracy"] * 64 == pytest.approx(round(found["accuracy"] * 64))
     if rival == "resnet9":
         assert found["accuracy"] > 0.9
