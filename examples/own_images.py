@@ -69,10 +69,6 @@ def main(arguments: Sequence[str] | None = None, changes: dict[str, Any] | None 
     run_study(config, Talk())
     found = open_study(given.output)
     print(f"\n{found}")
-    final = found.answer["final"]
-    if final["status"] != "done":
-        raise SystemExit(f"the answer was not trained: {final['error'] or final['status']}")
-    print(f"held-out loss {final['measured_loss']:.3f}, accuracy {final['measured_accuracy']:.3f}")
     print(f"weights: {found.run_directory() / 'model.safetensors'}")
     if any((given.images / name).is_dir() for name in TEST_NAMES):
         judge(given.output, source)

@@ -130,7 +130,7 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(
     assert answer is not None
     assert re.search(r"predicted [\d.]+, measured [\d.]+, (inside|outside) the 90% interval", out)
     assert "2-shot accuracy on digits" in out
-    place = re.search(r"^the answer, trained: (\S+)$", out, re.MULTILINE)
+    place = re.search(r"^weights: (\S+)$", out, re.MULTILINE)
     assert place is not None
     assert (Path(place[1]) / "model.safetensors").exists()
     assert out.endswith("report: studies/tiny/report.html\n")

@@ -17,7 +17,7 @@ from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.runs import results
 from isoflop.runs.directory import read_status
-from isoflop.study import Narrator, Store, run_study
+from isoflop.study import Narrator, Store, open_study, run_study
 from isoflop.study.adaptive import Stage
 from isoflop.study.answer import answer_from
 from isoflop.study.executors import LocalPool, RunTask
@@ -75,6 +75,15 @@ def test_a_study_answers_trains_its_answer_and_grades_itself(
     assert answer["images"] * answer["flops_per_image"] == pytest.approx(5e9, rel=0.05)
     assert answer["interval"][0] < answer["predicted_loss"] < answer["interval"][1]
     assert document["final"]["measured_loss"] > 0
+    rows = {row["run_id"]: row for row in Store(config.directory).rows()}
+    selected = document["selected"]
+    assert rows[selected["run_id"]]["target"] == min(row["target"] for row in rows.values())
+    assert open_study(config.directory).run_directory().name == selected["run_id"]
+    assert selected["accuracy"]["part"] == "test"
+    low, high = selected["accuracy"]["interval"]
+    assert 0 <= low < selected["accuracy"]["accuracy"] < high <= 1
+    final = json.loads((config.directory / "runs" / document["final"]["run_id"] / "config.json").read_text())
+    assert final["evaluation"]["restore_best"]
     assert {row["pretrained"] for row in document["transfer"]["rows"]} == {True, False}
     assert (config.directory / "report.html").stat().st_size > 10_000
     assert json.loads((config.directory / "answer.json").read_text()) == json.loads(json.dumps(document))

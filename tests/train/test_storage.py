@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from isoflop.config import RunConfig
 from isoflop.errors import CheckpointError, ConfigError
+from isoflop.runs.directory import read_status
 from isoflop.runs.journal import JournalWriter, read_journal
 from isoflop.train import latest_checkpoint, train
-from isoflop.train.checkpoints import retired, saved_steps
+from isoflop.train.checkpoints import checkpoint_path, load_checkpoint, retired, saved_steps
 from tests.promises.chaos import EVERY_STEP, run_config
 from tests.promises.same import check_same
 
@@ -95,6 +97,27 @@ def test_the_best_and_one_of_each_stretch_are_kept(tmp_path: Path) -> None:
     assert {best, 120} <= set(kept)
     assert {step // 50 for step in kept} == {0, 1, 2}
     assert len(kept) <= 5
+
+
+def test_the_weights_with_the_lowest_held_out_loss_are_published(tmp_path: Path) -> None:
+    """Of a run whose learning rate rises until it is too high. The loss that it ends with is that of its weights."""
+    changes: dict[str, Any] = {"steps": 40, "optim": {"learning_rate": 2.0}, "checkpoint": {"keep": 1}}
+    changes["schedule"] = {"warmup": 40, "cooldown": 0.0}
+    config = run_config(**changes, evaluation={"every": 5, "restore_best": True})
+    ended = train(config, tmp_path / "run")
+    rows = {row["step"]: row["heldout_loss"] for row in read_journal(tmp_path / "run") if "heldout_loss" in row}
+    best = min(rows, key=rows.__getitem__)
+    assert best < 40
+    assert ended.heldout_loss == rows[best] < rows[40]
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert (status.step, status.best_step) == (40, best)
+    weights = load_file(tmp_path / "run/model.safetensors")
+    kept = load_checkpoint(checkpoint_path(tmp_path / "run/checkpoints", best)).tensors
+    assert all(torch.equal(tensor, kept[f"model.backbone.{name}"]) for name, tensor in weights.items())
+    (tmp_path / "run/model.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="published again"):
+        assert train(config, tmp_path / "run").heldout_loss == rows[best]
 
 
 def test_a_copy_on_far_storage_is_enough_to_go_on(tmp_path: Path) -> None:

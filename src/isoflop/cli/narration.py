@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.cli.output import duration, over_the_line, power, print_table
 from isoflop.config import TransferConfig
+from isoflop.report.law import accuracy_sentence
 from isoflop.report.rows import metric_of
 from isoflop.report.savings import limit_sentence
 from isoflop.report.text import between, percent
@@ -226,6 +227,8 @@ def tell_answer(document: Mapping[str, Any]) -> None:
             else f"the best family{' of those that trained' if left_out else ''} with probability {best['p_best']:.2f}."
         )
     )
+    if "finals" not in document:
+        print(*document.get("advice", ()), sep="\n")
     for name, reason in left_out.items():
         print(f"  {name} is not compared: {reason}")
     for name, family in families.items():
@@ -248,6 +251,9 @@ def tell_grades(document: Mapping[str, Any]) -> None:
             f"{verdict} the {family['level']:.0%} interval {between(family['interval'])} "
             f"({classified}{duration(grade['seconds'])} of training)"
         )
+    for told in (*document.get("advice", ()), accuracy_sentence(document)):
+        if told:
+            print(told)
     if told := limit_sentence(document):
         print(f"{told}.")
     spent = document.get("spent")

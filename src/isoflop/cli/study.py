@@ -99,7 +99,7 @@ def run(
     if as_json:
         print_json({"directory": config.directory, "report": page, "weights": weights, "answer": document})
         return
-    print(f"\nthe answer, trained: {weights}\nreport: {page}")
+    print(f"\nweights: {weights}\nreport: {page}")
 
 
 @app.command(

@@ -385,6 +385,15 @@ class EvaluationConfig(Table):
     """Steps between evaluations; default only at the end."""
     batch_size: Count = no_effect(256)
     """Images per forward pass."""
+    restore_best: bool = later_option(False)
+    """At the end, restore and publish the weights with the lowest held-out loss in place of the last ones; needs
+    `every`. The answers of a study do."""
+
+    @model_validator(mode="after")
+    def _has_something_to_restore(self) -> Self:
+        if self.restore_best and self.every is None:
+            raise problem("restore_best", "needs `every`, the steps between evaluations")
+        return self
 
 
 class CheckpointConfig(Table):
@@ -490,6 +499,12 @@ class RunConfig(SharedConfig):
     def _mup_fits(self) -> Self:
         if self.optim.mup and not isinstance(self.objective, SupervisedConfig):
             raise problem("optim.mup", f"is defined for supervised training, not for {self.objective.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_saved(self) -> Self:
+        if self.evaluation.restore_best and self.guards.spike:
+            raise problem("evaluation.restore_best", "does not go with `guards.spike`, which saves other steps")
         return self
 
     @model_validator(mode="after")

@@ -42,6 +42,8 @@ def clean_answer(answer: Any) -> Answer:
         "naive_best": str(answer.get("naive_best") or ""),
         "naive_budget": _number(answer.get("naive_budget"), above=0),
         "interim": answer.get("interim") is True,
+        "advice": [str(text) for text in _sequence(answer.get("advice"))],
+        "selected": dict(_mapping(answer.get("selected"))),
     }
     if str(answer.get("best")) in kept["families"]:
         kept["best"] = str(answer["best"])

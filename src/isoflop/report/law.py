@@ -13,7 +13,7 @@ from isoflop.laws import FrontierLaw, LearningRateLaw, SizeDataLaw
 from isoflop.laws.columns import tells_nothing
 from isoflop.report import rows as table
 from isoflop.report.rows import Answer, Row, metric_of
-from isoflop.report.text import between, number, quantity
+from isoflop.report.text import between, number, quantity, share_of
 
 Array = NDArray[np.float64]
 
@@ -184,7 +184,24 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
     loss = run["heldout_loss"] if run else (answer.get("final") or {}).get("measured_loss")
     if table.finite(loss):
         text += f" Trained, it reached {number(loss)}, {_verdict(entry, loss)}."
-    return text
+    return " ".join([text, *answer.get("advice", ()), *filter(None, [accuracy_sentence(answer)])])
+
+
+def accuracy_sentence(answer: Mapping[str, Any]) -> str:
+    """The accuracy of the run that the study hands over, with its interval, and on which images; "" where there is
+    none."""
+    found = (answer.get("selected") or {}).get("accuracy")
+    if not isinstance(found, dict) or (bounds := table.interval(found)) is None:
+        return ""
+    accuracy, images, level = (found.get(name) for name in ("accuracy", "images", "level"))
+    if not (table.finite(accuracy) and table.finite(images) and table.finite(level)):
+        return ""
+    is_test = found.get("part") == "test"
+    return (
+        f"{'Test' if is_test else 'Held-out'} accuracy {share_of(accuracy)} ({100 * level:.0f}\u00a0% interval "
+        f"{number(100 * bounds[0], 1)}–{share_of(bounds[1])}) on {images:,.0f} images, which "
+        + ("no choice has used." if is_test else "have chosen the run too: the data have no test part.")
+    )
 
 
 def _model(family: str, entry: Row) -> str:

@@ -59,6 +59,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
+def share_of(value: float) -> str:
+    """A share in per cent with one decimal."""
+    return f"{100 * value:.1f}\u00a0%"
+
+
 def duration(seconds: float | None) -> str:
     """`seconds` as people say it: `0.8 s`, `45 s`, `3 min 20 s`, `2 h 05 min`, `3.1 days`."""
     if seconds is None or not math.isfinite(seconds):

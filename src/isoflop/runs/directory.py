@@ -163,6 +163,8 @@ class Status:
     error: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of each published file by its name; empty for runs of earlier versions."""
+    best_step: int | None = None
+    """The step whose weights are published, where that is not the last (`evaluation.restore_best`)."""
 
     @property
     def is_over(self) -> bool:
@@ -191,7 +193,7 @@ def read_status(directory: Path) -> Status | None:
         return None
     kinds: dict[str, Any] = {"state": str, "step": int}
     found = read_json(path, kinds)
-    kinds |= {"steps": int, "seconds": float, "error": str, "files": dict}
+    kinds |= {"steps": int, "seconds": float, "error": str, "files": dict, "best_step": int | None}
     kinds |= dict.fromkeys(("heldout_loss", "heldout_accuracy"), float | None)
     known = {name: found[name] for name in kinds if name in found}
     if "files" in known and known["files"] is None:

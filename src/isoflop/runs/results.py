@@ -60,11 +60,17 @@ def is_study(directory: Path) -> bool:
 
 
 def answer_directory(study: Path, family: str | None = None) -> Path:
-    """The folder of the run that is the answer of a family, by default the best, in the folder of a study.
+    """The folder of the run that a study hands over: of all finished runs, or of those of a family, the one with the
+    lowest loss, which usually is the trained answer.
 
     Raises StudyError where no answer of that family was trained.
     """
-    family = family or read_document(study, "answer.json").get("best")
+    answer = read_document(study, "answer.json")
+    chosen = answer.get("selected") if family is None else (answer.get("finals") or {}).get(family)
+    run = (chosen or {}).get("run_id" if family is None else "selected")
+    if isinstance(run, str) and run:
+        return study / "runs" / run
+    family = family or answer.get("best")
     finals = [row for row in read_results(study) if row["role"] == "final" and row["family"] == family]
     if not finals:
         raise StudyError(f"{study}: no answer of {family or 'any family'} was trained; see study.finals")

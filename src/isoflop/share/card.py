@@ -10,6 +10,7 @@ from typing import Any
 
 from isoflop.errors import CheckpointError
 from isoflop.escapes import markdown_code, markdown_text
+from isoflop.report.law import accuracy_sentence
 from isoflop.runs.directory import read_status
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
@@ -143,6 +144,8 @@ def _compute(subject: Subject) -> Iterator[str]:
 def _study(subject: Subject) -> Iterator[str]:
     """What the laws of the study that the run belongs to said of it before it was trained, and what came out."""
     family, answer = _answer(subject)
+    if subject.run and (answer.get("selected") or {}).get("run_id") == subject.run.resolve().name:
+        yield f"## Study\n\n- {' '.join(['Handed over by a study.', accuracy_sentence(answer)]).strip()}\n"
     if family is None:
         return
     found, final = answer["families"][family], answer.get("finals", {}).get(family, {})

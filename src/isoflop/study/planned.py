@@ -35,6 +35,9 @@ ANSWER_SHARE = 0.6
 LADDER_RUNS = 1.3
 """How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
 IMAGES_OF_A_THREAD = 16  # of a batch: fewer leave a thread waiting more than working
+BEST_OF = 20  # evaluations of an answer, whose best weights are kept
+EVALUATION_SHARE = 0.05
+"""Of the cost of training an answer, for those evaluations, at most."""
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
 
 
@@ -79,7 +82,8 @@ class PlannedRun:
         if self.config.schedule.name not in TRUNK_SCHEDULES:
             return None
         schedule = self.config.schedule.model_copy(update={"cooldown": 0.0})
-        same = self.config.model_copy(update={"steps": 1, "schedule": schedule})
+        plain = self.config.evaluation.model_copy(update={"every": None, "restore_best": False})
+        same = self.config.model_copy(update={"steps": 1, "schedule": schedule, "evaluation": plain})
         return hashlib.sha256(canonical_json(self._named(same)).encode()).hexdigest()[:12]
 
 
@@ -231,6 +235,8 @@ class Catalogue:
             warmup=warmup,
             seed=self.config.study.seed + number,
         )
+        if role == "final":
+            config = self._keeping_its_best(config)
         counted = self.cost(family, model)
         return PlannedRun(
             family=family,
@@ -242,3 +248,17 @@ class Catalogue:
             config=config,
             begun_at=self.begun_at,
         )
+
+    def _keeping_its_best(self, config: RunConfig) -> RunConfig:
+        """`config` with evaluations on the way, whose best weights are those that the run publishes: a long run on
+        repeated images may be better before its end. Rows of the journal stay where they are without them."""
+        evaluation, log_every = config.evaluation, config.log_every
+        if config.guards.spike:
+            return config
+        every = evaluation.every
+        if every is None:
+            affordable = EVALUATION_SHARE * 3 * config.images / self.heldout  # forward only
+            apart = config.steps / max(min(BEST_OF, affordable), 1)
+            every = math.ceil(apart / log_every) * log_every
+        evaluation = evaluation.model_copy(update={"every": every, "restore_best": True})
+        return config.model_copy(update={"evaluation": evaluation} if every < config.steps else {})

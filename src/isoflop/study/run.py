@@ -16,6 +16,7 @@ from isoflop.runs.results import Row, judged
 from isoflop.study.adaptive import Stage, decide, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
 from isoflop.study.executors import Executor, RunTask, make_executor
+from isoflop.study.handover import accuracy_of, compared_with_runs, selected_run
 from isoflop.study.plan import Plan, plan_study, search_space_of
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
@@ -284,22 +285,35 @@ class _Study:
         document = answer_document(answer)
         priced = last.plan or plan
         document["planner"] = planner_document(priced, last.thought, self._rows())
+        document |= compared_with_runs(document, self._rows(), config)
         self._write_answer(document)
         self.narrator.answered(document)
         finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
-        finals = [run.on_threads(self.executor.cores // len(finals)) for run in finals]
+        finals = [self._as_begun(run).on_threads(self.executor.cores // len(finals)) for run in finals]
+        for run in finals:
+            document["families"][run.family]["run_id"] = run.run_id
         self._train(StageRuns(finals, last.number + 1, last.number + 1, 0.0))
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}
         document["spent"] = spending(list(rows.values()))
         document["planner"] = planner_document(priced, last.thought, list(rows.values()))
         document = grade(document, {run.family: rows[run.run_id] for run in finals})
+        document |= selected_run(document, list(rows.values()), config)
+        if selected := document["selected"]:
+            directory = self.store.run_directory(selected["run_id"])
+            selected["accuracy"] = accuracy_of(directory, selected, config, self.catalogue.heldout)
         self._write_answer(document)
         self.narrator.graded(document)
-        document["transfer"] = {"rows": self._transfer(finals, rows)}
+        document["transfer"] = {"rows": self._transfer(document["finals"], rows)}
         self.narrator.transferred(document["transfer"]["rows"])
         self._write_answer(document)
         return document
+
+    def _as_begun(self, final: PlannedRun) -> PlannedRun:
+        """`final`, or as an earlier version has begun to train it: without evaluations on the way."""
+        config = final.config.model_copy(update={"evaluation": self.config.evaluation})
+        earlier = replace(final, config=config)
+        return earlier if (self.store.run_directory(earlier.run_id) / "identity.json").exists() else final
 
     def _affordable(self, finals: list[PlannedRun], plan: Plan) -> list[PlannedRun]:
         """Those answers that the limit still pays for, the best in any case; says what is cut or exceeded."""
@@ -409,19 +423,20 @@ class _Study:
             ends[run.run_id] = Ended(finite_loss(row), flops / run.flops_per_image, took)
         return ends
 
-    def _transfer(self, finals: list[PlannedRun], rows: dict[str, Row]) -> list[dict[str, Any]]:
+    def _transfer(self, finals: Mapping[str, Any], rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+        """What is handed over of each family that has a trained answer, on the transfer task."""
         results: list[dict[str, Any]] = []
-        for run in finals:
+        for family, final in finals.items():
             self._check_stop()
-            if rows[run.run_id]["status"] != "done":
+            if not final["selected"]:
                 continue
-            directory = self.store.run_directory(run.run_id)
+            directory, model = self.store.run_directory(final["selected"]), rows[final["selected"]]["model"]
             for random_weights in (False, True):
                 backbone = open_backbone(directory, random_weights=random_weights)
-                name = f"{run.model}, random weights" if random_weights else run.model
+                name = f"{model}, random weights" if random_weights else model
                 self.narrator.judged(name, self.config.transfer)
                 results += [
-                    {**row, "family": run.family, "pretrained": not random_weights}
+                    {**row, "family": family, "pretrained": not random_weights}
                     for row in transfer(backbone, self.config.transfer, name, folder=self.store.directory / "transfer")
                 ]
         return results

@@ -270,6 +270,8 @@ class Attempt:
         if state is None:
             return "scratch"
         self.progress = Progress.from_dict(state)
+        if origin == "trunk":
+            self.progress.best = []  # its checkpoint lies in the folder of another run
         return origin
 
     def _leave_trunk(self) -> None:
@@ -330,7 +332,8 @@ class Attempt:
     def _is_best(self, loss: float) -> bool:
         """Notes a new minimum of the held-out loss, where its checkpoint is to be kept."""
         progress = self.progress
-        if not self.config.checkpoint.keep_best or (progress.best and progress.best[0] <= loss):
+        is_asked = self.config.checkpoint.keep_best or self.config.evaluation.restore_best
+        if not is_asked or not math.isfinite(loss) or (progress.best and progress.best[0] <= loss):
             return False
         progress.best = [loss, progress.step]
         return True
@@ -371,8 +374,24 @@ class Attempt:
         if not math.isfinite(row["heldout_loss"]):
             rate = self.config.optim.learning_rate
             return self._end("diverged", error=f"the held-out loss is not finite (learning rate {rate:g})")
+        best_step = self._restore_best()
+        if best_step is not None:
+            row = row | self._evaluate()
         with self.step.shown_weights():
             preset = self.config.model.name
             files = publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
         heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
-        return self._end("done", **heldout, files=files)
+        return self._end("done", **heldout, files=files, best_step=best_step)
+
+    def _restore_best(self) -> int | None:
+        """Puts back the weights with the lowest held-out loss, where they are asked for and not the last; their
+        step."""
+        best, config = self.progress.best, self.config
+        if not config.evaluation.restore_best or not best or int(best[1]) == config.steps:
+            return None
+        step = int(best[1])
+        if self.saver.restore(self.objective, self.step.optimizer, only=step) is None:
+            lost = f"the checkpoint of step {step}, with the lowest held-out loss, is not there"
+            warnings.warn(f"{self.directory}: {lost}: the last weights are published", stacklevel=2)
+            return None
+        return step

@@ -147,18 +147,24 @@ class Saver:
         self.wait()
         self._thread.shutdown()
 
-    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Puts the newest whole checkpoint back, on any number of ranks whatever wrote it; its state, or None.
+    def restore(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, only: int | None = None
+    ) -> dict[str, Any] | None:
+        """Puts the newest whole checkpoint back, or that of step `only`, on any number of ranks whatever wrote it; its
+        state, or None.
 
         A damaged one, or one of another format, is set aside with a warning.
         """
         self._ranks.first_does(self._download)
         if self._ranks.is_alone:
-            checkpoint = latest_checkpoint(self.folder, check=check_progress, unusable=self._set_aside)
-            if checkpoint:
-                unpack(checkpoint.tensors, model, optimizer)
-            return checkpoint.state if checkpoint else None
-        for step in self._ranks.from_first(saved_steps(self.folder)):
+            if only is not None and only not in saved_steps(self.folder):
+                return None
+            checkpoint = latest_checkpoint(self.folder, only, check=check_progress, unusable=self._set_aside)
+            if checkpoint is None or only not in (None, checkpoint.step):
+                return None
+            unpack(checkpoint.tensors, model, optimizer)
+            return checkpoint.state
+        for step in [step for step in self._ranks.from_first(saved_steps(self.folder)) if only in (None, step)]:
             path = checkpoint_path(self.folder, step)
             told = self._ranks.gather(self._damage(path))
             if unreadable := [error for error in told if isinstance(error, OSError)]:

@@ -485,14 +485,16 @@ def _source(classifier: Classifier, uri: str, part: Part | None) -> tuple[Source
         "heldout": 0,
         "channels": classifier.channels if classifier.channels in (1, 3) else None,
     }
+    own = classifier.config.data if classifier.config else None
+    if own is not None and own.source == uri:
+        how["seed"] = own.seed  # which chooses the fractals
     try:
         source, what = open_source(uri, split=part or "test", **how), f"the {part or 'test'} part"
     except DataError as error:
         if part or not error.missing_part:
             raise
-        own = classifier.config.data if classifier.config else None
         if own is not None and own.source == uri:
-            how |= {"heldout": own.heldout, "seed": own.seed}
+            how["heldout"] = own.heldout
             source, what = open_source(uri, split="heldout", **how), "the held-out part"
         else:
             source, what = open_source(uri, split="train", **how), "all images"

@@ -1,0 +1,115 @@
+"""What a study hands over: the best of its finished runs, the trained answer or a run of the ladder, judged once on the
+test part of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import DistilledConfig, StudyConfig, SupervisedConfig
+from isoflop.errors import CheckpointError, DataError, StudyError
+from isoflop.report.rows import metric_of
+from isoflop.report.text import between, number, quantity
+from isoflop.runs.files import read_json, write_json
+from isoflop.runs.results import Row
+from isoflop.study.store import finite_loss
+from isoflop.transfer.metrics import LEVEL, wilson_interval
+from isoflop.transfer.predict import evaluate
+
+
+def best_run(rows: Sequence[Row], family: str | None = None) -> Row | None:
+    """The finished run with the lowest loss, of one family or of all; of equal ones the answer."""
+    done = [r for r in rows if math.isfinite(finite_loss(r)) and family in (None, r["family"])]
+    return min(done, key=lambda row: (finite_loss(row), row["role"] != "final"), default=None)
+
+
+def run_document(row: Row) -> dict[str, Any]:
+    """A finished run as JSON values, for `answer.json`."""
+    kept = ("run_id", "family", "model", "role", "budget", "images", "learning_rate", "parameters", "heldout_accuracy")
+    return {**{name: row[name] for name in kept}, "loss": finite_loss(row)}
+
+
+def _named(run: Mapping[str, Any]) -> str:
+    return f"run {run['run_id']} ({run['model']}, {quantity(run['budget'])} FLOPs)"
+
+
+def compared_with_runs(document: Mapping[str, Any], rows: Sequence[Row], config: StudyConfig) -> dict[str, Any]:
+    """`best_run` and `advice` for `answer.json`: the best run so far, and a line where the answer is not predicted to
+    beat it by more than its uncertainty."""
+    best = best_run([row for row in rows if row["role"] == "ladder"])
+    if best is None:
+        return {"best_run": None, "advice": []}
+    found, answer = run_document(best), document["families"][document["best"]]
+    interval = answer["interval"]
+    advice = []
+    if not interval[1] < found["loss"]:
+        metric = metric_of({"study": {"config": config.model_dump(mode="json")}})
+        better = found["loss"] <= answer["predicted_loss"]
+        advice.append(
+            f"{'No gain is predicted' if better else 'The gain is uncertain'}: {_named(found)} is already trained with "
+            f"{metric.name} {number(found['loss'])}, and {answer['model']} is predicted at "
+            f"{number(answer['predicted_loss'])} ({answer['level']:.0%} interval {between(interval)})."
+        )
+    return {"best_run": found, "advice": advice}
+
+
+def selected_run(document: Mapping[str, Any], rows: Sequence[Row], config: StudyConfig) -> dict[str, Any]:
+    """What is known once the answers are trained: the run that is `selected` of all, whose weights the study hands
+    over; the same by family in `finals`; and `advice`, with a line where it is not the answer."""
+    best = best_run(rows)
+    finals: dict[str, Any] = {}
+    for family, final in document["finals"].items():
+        own = best_run(rows, family)
+        finals[family] = {**final, "selected": own and own["run_id"]}
+    if best is None:
+        return {"finals": finals, "selected": None}
+    found, advice = run_document(best), list(document.get("advice", ()))
+    final = document["finals"].get(document["best"])
+    if final and found["run_id"] != final["run_id"]:
+        metric = metric_of({"study": {"config": config.model_dump(mode="json")}})
+        loss = final["measured_loss"]
+        why = f"is {final['status']}" if loss is None else f"has {metric.name} {number(loss)}"
+        advice = [
+            f"The study hands over {_named(found)} with {metric.name} {number(found['loss'])}: the trained answer, "
+            f"{document['families'][document['best']]['model']}, {why}."
+        ]
+    elif final:
+        advice = []  # it was better than all
+    return {"finals": finals, "selected": found, "advice": advice}
+
+
+# The accuracy of what is handed over.
+
+
+JUDGED = "test.json"
+
+
+def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, heldout: int) -> dict[str, Any] | None:
+    """The accuracy of the finished run in `directory`, with its Wilson interval; None where nothing is classified.
+
+    It is that on the test part of the data, which no choice has seen and which is judged once: the result is kept with
+    the run. Without a test part it is that on the `heldout` images, which have chosen the run.
+    """
+    if not isinstance(config.objective, SupervisedConfig | DistilledConfig) or run["heldout_accuracy"] is None:
+        return None
+    try:
+        return read_json(directory / JUDGED, {"part": str, "accuracy": float, "interval": list, "images": int})
+    except CheckpointError:
+        pass
+    try:
+        judged = evaluate(str(directory), config.data.source, part="test", mistakes=0)
+    except DataError as error:
+        return {**_accuracy("heldout", run["heldout_accuracy"], heldout), "why": " ".join(str(error).split())}
+    found = _accuracy("test", judged.accuracy, judged.images)
+    try:
+        write_json(directory / JUDGED, found)
+    except OSError as error:
+        raise StudyError(f"{directory / JUDGED}: cannot write: {error.strerror}") from error
+    return found
+
+
+def _accuracy(part: str, accuracy: float, images: int) -> dict[str, Any]:
+    interval = wilson_interval(round(accuracy * images), images)
+    return {"part": part, "accuracy": accuracy, "interval": list(interval), "level": LEVEL, "images": images}
