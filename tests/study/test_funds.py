@@ -9,9 +9,10 @@ import pytest
 
 from isoflop.config import StudyConfig
 from isoflop.errors import ConfigError, DataError, StudyError
-from isoflop.study.adaptive import TARGET_DISTANCE, choose_budgets, next_stage
+from isoflop.runs.times import Times
+from isoflop.study.adaptive import NOTHING_BESIDE, TARGET_DISTANCE, Overheads, choose_budgets, next_stage
 from isoflop.study.plan import Plan, plan_study
-from isoflop.study.planned import Catalogue
+from isoflop.study.planned import EVALUATION_SHARE, Catalogue
 from isoflop.study.run import Ended, run_study, stages
 from isoflop.study.search_space import Ledger
 from isoflop.study.store import Store
@@ -25,8 +26,8 @@ def limited(**study: Any) -> StudyConfig:
     return study_config(study={"name": "toy", "target_budget": 4e10, **study})
 
 
-def plan(config: StudyConfig) -> Plan:
-    return plan_study(config, known=SECONDS)
+def plan(config: StudyConfig, overheads: Overheads = NOTHING_BESIDE) -> Plan:
+    return plan_study(config, known=SECONDS, overheads=overheads)
 
 
 def test_the_answer_is_set_aside_first_and_the_ladder_gets_the_rest() -> None:
@@ -43,9 +44,8 @@ def test_money_is_device_hours_times_their_price_at_measured_speed() -> None:
     assert hours.funds is not None
     assert money.funds is not None
     largest = "vit", SIZES[-1]  # answers are priced like it
-    assert hours.funds.reserved == pytest.approx(
-        4e10 * SECONDS[largest] / hours.catalogue.flops_per_image(*largest) / 3600
-    )
+    alone = 4e10 * SECONDS[largest] / hours.catalogue.flops_per_image(*largest) / 3600
+    assert hours.funds.reserved == pytest.approx(alone * (1 + EVALUATION_SHARE))
     assert money.funds.reserved == pytest.approx(3 * hours.funds.reserved)
     assert hours.funds.price("vit", 1e5) == pytest.approx(money.funds.price("vit", 1e5) / 3)
     assert hours.funds.price_of_evaluation("vit", 1e5) > 0
@@ -59,6 +59,34 @@ def test_hours_of_the_machine_are_device_hours_over_its_workers() -> None:
     assert one.funds.reserved == pytest.approx(two.funds.reserved / 2)
     assert one.funds.allowance == pytest.approx(two.funds.allowance / 2)
     assert one.catalogue.budgets == two.catalogue.budgets
+
+
+def test_what_a_study_takes_beside_its_runs_is_set_aside_too() -> None:
+    """A minute before the first run, two after the last; on two threads the answer's steps take 0.7 of the time."""
+    overheads = Overheads(preparation=60.0, evaluation=120.0, threads=2, share=0.7)
+    limits: dict[str, dict[str, Any]] = {
+        "hours": {"hours": 2.0, "workers": 2},
+        "device_hours": {"device_hours": 4.0},
+        "money": {"money": 8.0, "price_per_hour": 2.0},
+    }
+    answering = {"hours": 0.7 * 2, "device_hours": 0.7 * 2, "money": 0.7 * 2}
+    beside = {"hours": 0.05, "device_hours": 0.05, "money": 0.1}
+    for name, limit in limits.items():
+        plain, told = plan(limited(budgets=RUNGS, **limit)).funds, plan(limited(budgets=RUNGS, **limit), overheads)
+        assert plain is not None
+        assert told.funds is not None
+        before = plain.reserved / plain.answering
+        assert told.funds.reserved == pytest.approx(before * answering[name])
+        assert told.funds.beside == pytest.approx(beside[name])
+        assert told.funds.allowance == pytest.approx(limit[name] - told.funds.reserved - beside[name])
+    planned = told.clock_seconds(2)
+    assert planned["everything else"] == 180.0
+    spent = Times(iter([0.0, 30.0, 100.0, 100.0, 100.0]).__next__)
+    spent.begin("ladder")
+    spent.begin("answer")
+    assert told.funds.spent([], spent) == pytest.approx(30 * 2 / 3600)  # preparation, at 2 an hour
+    with pytest.raises(StudyError, match=r"takes .* hours on this machine, preparation and evaluation 0.05; raise it"):
+        plan(limited(budgets=RUNGS, hours=0.05), overheads)
 
 
 def test_without_a_target_the_answer_gets_its_share_of_the_limit() -> None:
@@ -84,8 +112,13 @@ def test_a_target_that_was_chosen_stays_that_of_the_study(tmp_path: Path) -> Non
     decided = plan(config).catalogue.config
     store.claim(decided, "fingerprint")
     slower = {key: 1.5 * seconds for key, seconds in SECONDS.items()}
-    assert plan_study(config, known=slower).catalogue.config.study.target_flops == decided.study.target_flops
-    store.claim(plan_study(config, known=slower).catalogue.config, "fingerprint")  # the same study
+    assert (
+        plan_study(config, known=slower, overheads=NOTHING_BESIDE).catalogue.config.study.target_flops
+        == decided.study.target_flops
+    )
+    store.claim(
+        plan_study(config, known=slower, overheads=NOTHING_BESIDE).catalogue.config, "fingerprint"
+    )  # the same study
 
 
 @pytest.mark.parametrize(
@@ -185,18 +218,24 @@ def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_holds() -> None:
-    """Steps take four times what three of them took before the start; no clock is asked: runs say what they took."""
+    """Steps take four times what three of them took before the start, and workers wait as long as they work a third of
+    the time: hours are those of the clock, which nobody asks here."""
     free = plan(limited(budgets=RUNGS, device_hours=100.0))
     assert free.space is not None
     assert free.funds is not None
     first = sum(map(Ledger(free.space).enter, next_stage(free.space, [], 100.0, 6).trials))
     hours = 8 * (first + free.funds.reserved)
-    study = plan(limited(budgets=RUNGS, device_hours=hours))
+    study = plan(limited(budgets=RUNGS, hours=hours, workers=1))
     assert study.funds is not None
     ended: dict[str, Ended] = {}
     rows: list[dict[str, Any]] = []
     trunks: dict[str, float] = {}
-    for batch in stages(study, lambda: ended, 1):
+    clock: dict[int, float] = {}
+
+    def elapsed(stage: int) -> float:
+        return clock.setdefault(stage, 4 / 3 * sum(row["seconds"] for row in rows) / 3600)
+
+    for batch in stages(study, lambda: ended, 1, elapsed):
         for run in batch.runs:
             images = run.images - trunks.get(run.trunk_id or "", 0.0)
             seconds = images * 4 * SECONDS["vit", run.model]
@@ -213,6 +252,6 @@ def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_ho
     assert last.funds.reserved == pytest.approx(4 * study.funds.reserved)
     spent = last.funds.spent(rows)
     assert len(rows) > 6
-    assert spent + last.funds.reserved <= hours
-    again = [run.run_id for batch in stages(study, lambda: ended, 1) for run in batch.runs]
+    assert spent + last.funds.reserved < elapsed(0) + last.funds.reserved <= hours
+    again = [run.run_id for batch in stages(study, lambda: ended, 1, elapsed) for run in batch.runs]
     assert again == list(ended)

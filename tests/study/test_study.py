@@ -76,6 +76,8 @@ def test_a_study_answers_trains_its_answer_and_grades_itself(
     assert answer["interval"][0] < answer["predicted_loss"] < answer["interval"][1]
     assert document["final"]["measured_loss"] > 0
     rows = {row["run_id"]: row for row in Store(config.directory).rows()}
+    assert set(document["hours"]) == {"ladder", "answer", "everything else"}
+    assert all(pair["planned"] > 0 < pair["spent"] for pair in document["hours"].values())
     selected = document["selected"]
     assert rows[selected["run_id"]]["target"] == min(row["target"] for row in rows.values())
     assert open_study(config.directory).run_directory().name == selected["run_id"]
@@ -109,6 +111,8 @@ def test_running_again_trains_nothing_and_answers_the_same(
     assert listener.trained == []
     assert again["families"] == document["families"]
     assert again["finals"] == document["finals"]
+    kept = {name: pair["spent"] for name, pair in again["hours"].items()}
+    assert kept == pytest.approx({name: pair["spent"] for name, pair in document["hours"].items()}, rel=0.05)
 
 
 def test_the_answer_does_not_depend_on_diverged_or_failed_runs(

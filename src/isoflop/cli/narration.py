@@ -11,7 +11,7 @@ from isoflop.cli.output import duration, over_the_line, power, print_table
 from isoflop.config import TransferConfig
 from isoflop.report.law import accuracy_sentence
 from isoflop.report.rows import metric_of
-from isoflop.report.savings import limit_sentence
+from isoflop.report.savings import HOURS_HEADS, hours_rows, limit_sentence
 from isoflop.report.text import between, percent
 from isoflop.study import Narrator
 from isoflop.study.adaptive import Funds, Stage
@@ -39,6 +39,10 @@ class ResultNarrator(Narrator):
     def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
         self.say("")
         tell_transfer(rows)
+
+    def ended(self, document: dict[str, Any]) -> None:
+        self.say("")
+        tell_hours(document)
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -80,11 +84,11 @@ class TerminalNarrator(ResultNarrator):
         self.say(f"\nPrecision: {plan.precision}.")
         if plan.peak and plan.utilisation is not None:
             self.say(f"Utilisation: {percent(plan.utilisation)} of a worker's peak; {plan.peak}.")
-        total, finals = plan.ladder_seconds + plan.final_seconds, plan.final_seconds
+        total, clock = plan.ladder_seconds + plan.final_seconds, plan.clock_seconds(workers)
         most = "At most about" if plan.funds else "About"
         self.say(
-            f"\n{most} {duration(total / workers)} with {workers} at a time, "
-            f"{duration(finals / workers)} of it to train the answer."
+            f"\n{most} {duration(sum(clock.values()))} with {workers} at a time, {duration(clock['answer'])} of it to "
+            f"train the answer and {duration(clock['everything else'])} for preparation and evaluation."
         )
         if price := plan.catalogue.config.study.price_per_hour:
             self.say(f"{total / 3600:.2g} device-hours cost {total / 3600 * price:.2f} at {price:g} per hour.")
@@ -106,6 +110,7 @@ class TerminalNarrator(ResultNarrator):
         self.say(f"\nThe limit, {power(funds.total)} {funds.unit}:")
         rows = [
             ("training the answer (reserved)", power(funds.reserved), f"{funds.reserved / funds.total:.0%}"),
+            ("preparation and evaluation", power(funds.beside), f"{funds.beside / funds.total:.0%}"),
             ("the ladder", power(funds.allowance), f"{funds.allowance / funds.total:.0%}"),
         ]
         print_table(("what for", funds.unit, "share"), rows)
@@ -254,8 +259,6 @@ def tell_grades(document: Mapping[str, Any]) -> None:
     for told in (*document.get("advice", ()), accuracy_sentence(document)):
         if told:
             print(told)
-    if told := limit_sentence(document):
-        print(f"{told}.")
     spent = document.get("spent")
     if spent and spent.get("utilisation"):
         print(
@@ -269,6 +272,14 @@ def tell_grades(document: Mapping[str, Any]) -> None:
             f"{power(spent['trained_flops'])} FLOPs were trained; separate runs would have taken {power(separate)}: "
             f"shared trunks saved {trunks / separate:.0%}."
         )
+
+
+def tell_hours(document: Mapping[str, Any]) -> None:
+    """Print hours planned and spent, and the limit beside what was spent."""
+    if rows := hours_rows(document):
+        print_table(HOURS_HEADS, rows)
+    if told := limit_sentence(document):
+        print(f"{told}.")
 
 
 def tell_transfer(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -74,6 +74,9 @@ def run(
 
     On SIGTERM and SIGUSR1 its runs save a checkpoint, and it exits with 75.
     """
+    from isoflop.runs.times import Times
+
+    times = Times()  # first: the imports that follow take seconds, too
     from isoflop.config import load_study
 
     overrides = list(overrides or [])
@@ -90,7 +93,7 @@ def run(
     with aside(as_json), asked_to_stop() as stop:
         try:
             narrator = ResultNarrator() if is_quiet() else TerminalNarrator()
-            document = run_study(config, narrator, command=command, stop=stop)
+            document = run_study(config, narrator, command=command, stop=stop, times=times)
         except Preempted as error:
             print(f"{error} - run the same command to resume", file=sys.stderr)
             raise typer.Exit(PREEMPTED) from None
@@ -137,7 +140,7 @@ def status(place: Place, overrides: Overrides = None, as_json: Json = False) -> 
 def answer(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the answer of a study, predicted and measured."""
     directory = _directory(place, overrides)
-    from isoflop.cli.narration import tell_answer, tell_grades, tell_transfer
+    from isoflop.cli.narration import tell_answer, tell_grades, tell_hours, tell_transfer
     from isoflop.study import Store
 
     document = Store(directory).read("answer.json")
@@ -148,6 +151,7 @@ def answer(place: Place, overrides: Overrides = None, as_json: Json = False) -> 
         tell_answer(document)
         tell_grades(document)
         tell_transfer(document.get("transfer", {}).get("rows", []))
+        tell_hours(document)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         damaged = f"{directory / 'answer.json'}: damaged; `isoflop study run` writes it again from the runs"
         raise StudyError(damaged) from error

@@ -43,6 +43,7 @@ def clean_answer(answer: Any) -> Answer:
         "naive_budget": _number(answer.get("naive_budget"), above=0),
         "interim": answer.get("interim") is True,
         "advice": [str(text) for text in _sequence(answer.get("advice"))],
+        "hours": dict(_mapping(answer.get("hours"))),
         "selected": dict(_mapping(answer.get("selected"))),
     }
     if str(answer.get("best")) in kept["families"]:

@@ -133,7 +133,7 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
         f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
         f'<main id="main"><section id="answer" aria-label="The answer">'
         f'<p class="answer">{escape(answer_sentence(rows, answer))}</p>'
-        f"{tables.summary(rows, answer)}{warnings(answer)}{facts(rows, answer)}</section>"
+        f"{tables.summary(rows, answer)}{warnings(answer)}{facts(rows, answer)}{tables.hours(answer)}</section>"
         f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
         "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
         + "\n".join(filter(None, sections))

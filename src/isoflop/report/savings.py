@@ -76,6 +76,26 @@ def limit_sentence(answer: Mapping[str, Any]) -> str:
     return told if spent <= limit else f"{told}: the limit was exceeded by {100 * (spent / limit - 1):.0f}\u00a0%"
 
 
+def hours_rows(answer: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What for, hours planned, hours spent and their share, of a study that tells; the sum last."""
+    found = answer.get("hours")
+    if not isinstance(found, Mapping):
+        return []
+    pairs = {
+        str(name): (pair["planned"], pair["spent"])
+        for name, pair in found.items()
+        if isinstance(pair, Mapping) and finite(pair.get("planned")) and finite(pair.get("spent"))
+    }
+    pairs["all"] = (sum(planned for planned, _ in pairs.values()), sum(spent for _, spent in pairs.values()))
+    total = pairs["all"][1]
+    if total <= 0:
+        return []
+    return [(name, f"{p:.3f}", f"{s:.3f}", f"{100 * s / total:.0f}\u00a0%") for name, (p, s) in pairs.items()]
+
+
+HOURS_HEADS = ("what for", "hours planned", "hours spent", "share")
+
+
 def total_cost(rows: Sequence[Row]) -> tuple[float, float]:
     """Training FLOPs and seconds of all runs that have begun, each step counted once. What the page and the command
     print of a study's cost is this."""

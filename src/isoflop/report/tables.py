@@ -10,7 +10,7 @@ from isoflop.report import rows as table
 from isoflop.report.figure import family_color
 from isoflop.report.law import family_laws
 from isoflop.report.rows import Answer, Row, metric_of
-from isoflop.report.savings import utilisation
+from isoflop.report.savings import HOURS_HEADS, hours_rows, utilisation
 from isoflop.report.text import between, duration, escape, number, percent, quantity
 
 
@@ -112,6 +112,14 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         caption += f" Utilisation of the device's peak: {', '.join(known)}."
     caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
     return html_table("summary", caption, heads, body)
+
+
+def hours(answer: Answer) -> str:
+    """Hours planned and spent, or nothing."""
+    found = hours_rows(answer)
+    body = [[Cell(name), *(Cell(cell, style="number") for cell in cells)] for name, *cells in found]
+    caption = "Hours by the clock: those of the ladder, of the answer, and of preparation, evaluation, fits and report."
+    return html_table("hours-table", caption, HOURS_HEADS, body) if found else ""
 
 
 def transfer(answer: Answer) -> str:

@@ -20,10 +20,12 @@ from isoflop.config import StudyConfig, StudyTable
 from isoflop.errors import StudyError
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
+from isoflop.runs.times import Times
 from isoflop.study.belief import Array, Belief, Trial, fit_belief
 from isoflop.study.planned import (
     ANSWER_SHARE,
     ENOUGH_STEPS,
+    EVALUATION_SHARE,
     LADDER_RUNS,
     LADDER_SPAN,
     RUNGS_RATIO,
@@ -366,11 +368,36 @@ RUNGS_SPAN = 64.0
 
 
 @dataclass(frozen=True)
+class Overheads:
+    """What a study takes beside its runs, and how its answers are trained.
+
+    Attributes:
+        preparation, evaluation: seconds before the first run, measured, and after the last, foreseen.
+        threads: of an answer. share: seconds that a step of it takes on these, of what it takes on one; None of a study
+            that was planned without asking.
+    """
+
+    preparation: float = 0.0
+    evaluation: float = 0.0
+    threads: int = 1
+    share: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.preparation + self.evaluation
+
+
+NOTHING_BESIDE = Overheads()
+
+
+@dataclass(frozen=True)
 class Funds:
     """What there is, what the answers take, and what training costs, all in `unit` (FLOPs, hours, device-hours, money).
 
     `per_flop` is the price of a training FLOP by (family, preset measured), `evaluated` how many images judge a run.
-    `open_ended` answers train as long as what is left of the limit lasts, whatever FLOPs that is.
+    `open_ended` answers train as long as what is left of the limit lasts, whatever FLOPs that is. `answering` is the
+    price of an answer's training in that of a run of the ladder, for it trains on several threads; `beside` what is for
+    preparation and evaluation, `per_clock_second` the price of a second of these.
     """
 
     unit: str
@@ -382,20 +409,32 @@ class Funds:
     per_second: float = 0.0
     """of a worker; 0 where the limit is in FLOPs"""
     open_ended: bool = False
+    answering: float = 1.0
+    beside: float = 0.0
+    per_clock_second: float = 0.0
 
     @property
     def allowance(self) -> float:
         """What the ladder may cost."""
-        return self.total - self.reserved
+        return self.total - self.reserved - self.beside
 
-    def spent(self, rows: Sequence[Row]) -> float:
-        """What the runs in `rows` have cost: measured seconds (or FLOPs) of training, and evaluation by its price."""
+    def spent(self, rows: Sequence[Row], times: Times | None = None) -> float:
+        """What a study has cost whose runs are `rows` and which took `times`: the hours of the clock; or measured
+        seconds (or FLOPs) of training, evaluation by its price, and the seconds beside them."""
         flops, seconds = total_cost(rows)
         if self.unit == "FLOPs":
             return flops
+        if times and self.unit == "hours":
+            return times.total / 3600
         judged = [row for row in rows if row["status"] == "done"]
         evaluation = sum(self.price_of_evaluation(row["family"], row["flops_per_image"]) for row in judged)
-        return seconds * self.per_second + evaluation
+        beside = times.total - times.seconds["ladder"] - times.seconds["answer"] if times else 0.0
+        return seconds * self.per_second + evaluation + beside * self.per_clock_second
+
+    def price_of_answer(self, family: str, flops_per_image: float, images: int) -> float:
+        """The price of training an answer, evaluations on the way included."""
+        share = 1.0 if self.unit == "FLOPs" else 1.0 + EVALUATION_SHARE
+        return images * self.price(family, flops_per_image) * self.answering * share
 
     def price(self, family: str, flops_per_image: float) -> float:
         """The price of training on an image, at the efficiency of the nearest preset of the family measured."""
@@ -408,15 +447,15 @@ class Funds:
     def answer_images(self, family: str, flops_per_image: float, share: float) -> float:
         """How many images an answer trains on for `share`, its evaluation and what threads lose together included."""
         paid = ANSWER_MARGIN * share - self.price_of_evaluation(family, flops_per_image)
-        return max(paid, 0.0) / self.price(family, flops_per_image)
+        return max(paid, 0.0) / self.price_of_answer(family, flops_per_image, 1)
 
     def _efficiency(self, family: str, flops_per_image: float) -> float:
         near = [key for key in self.per_flop if key[0] == family]
         return self.per_flop[min(near, key=lambda key: abs(math.log(self.flops[key] / flops_per_image)))]
 
 
-ANSWER_MARGIN = 0.92
-"""The rest is for what an answer takes beside its steps on one thread: its start, checkpoints, threads that wait."""
+ANSWER_MARGIN = 0.95
+"""The rest is for what an answer takes beside its steps and evaluations: its start, its checkpoints."""
 
 
 def limit_of(study: StudyTable) -> tuple[str, float, float | None]:
@@ -433,10 +472,26 @@ def limit_of(study: StudyTable) -> tuple[str, float, float | None]:
     return "money", study.money, study.price_per_hour / 3600
 
 
+def answer_price(study: StudyTable, overheads: Overheads) -> float:
+    """What a second of an answer on one thread costs, in seconds of a worker, where it trains on several."""
+    if overheads.share is None:
+        return 1.0
+    # Finals go side by side, and hours pass for all workers.
+    at_once = overheads.threads if study.hours is None else (study.workers or usable_cores()) / study.finals
+    return overheads.share * at_once
+
+
+def clock_price(study: StudyTable) -> float:
+    """What a second costs in which one process works, in the unit of the study's limit."""
+    _, _, per_second = limit_of(study)
+    return 1 / 3600 if study.hours is not None else per_second or 0.0
+
+
 def funds_of(
     config: StudyConfig,
     catalogue: Catalogue,
     seconds: Mapping[tuple[str, str], float],
+    overheads: Overheads = NOTHING_BESIDE,
     *,
     begun: bool = False,
     open_ended: bool = False,
@@ -451,16 +506,26 @@ def funds_of(
     unit, total, scale = limit_of(study)
     per_flop = {key: 1.0 if scale is None else seconds[key] / flops[key] * scale for key in seconds}
     largest = {family: max((key for key in flops if key[0] == family), key=flops.__getitem__) for family, _ in flops}
-    reserved = study.finals * study.target_flops * max(per_flop[key] for key in largest.values())
+    dearest = max(largest.values(), key=per_flop.__getitem__)
+    answering = 1.0 if scale is None else answer_price(study, overheads)
+    clock = clock_price(study)
+    beside = overheads.seconds * clock
+    funds = Funds(
+        unit, total, 0.0, flops, per_flop, catalogue.heldout, scale or 0.0,
+        answering=answering, beside=beside, per_clock_second=clock,
+    )  # fmt: skip
     if open_ended and scale is not None:
-        return Funds(unit, total, ANSWER_SHARE * total, flops, per_flop, catalogue.heldout, scale, True)
-    if reserved >= total and not begun:
+        return replace(funds, reserved=ANSWER_SHARE * max(total - beside, 0.0), open_ended=True)
+    price = funds.price_of_answer(dearest[0], flops[dearest], 1) / flops[dearest]
+    funds = replace(funds, reserved=study.finals * study.target_flops * price)
+    if funds.allowance <= 0 and not begun:
+        also = f", preparation and evaluation {funds.beside:.2g}" if funds.beside else ""
         raise StudyError(
             f"study.{_key(unit)} = {total:g} leaves nothing to measure: training the answer alone "
-            f"({study.finals} × {study.target_flops:g} FLOPs) takes {reserved:.2g} {unit} on this machine; "
+            f"({study.finals} × {study.target_flops:g} FLOPs) takes {funds.reserved:.2g} {unit} on this machine{also}; "
             f"raise it or lower target_budget"
         )
-    return Funds(unit, total, reserved, flops, per_flop, catalogue.heldout, scale or 0.0)
+    return funds
 
 
 def _key(unit: str) -> str:

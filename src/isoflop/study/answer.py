@@ -15,6 +15,7 @@ from isoflop.laws.compare import naive_ranking
 from isoflop.report.interim import best_table, fit_families, ladder_of_family, p_best, without_law
 from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
+from isoflop.runs.times import Times
 from isoflop.study.adaptive import NEGLIGIBLE, FamilyStanding, Outlook, Stage
 from isoflop.study.plan import Plan
 from isoflop.study.planned import Catalogue, PlannedRun
@@ -210,7 +211,7 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
     }
 
 
-def planner_document(plan: Plan, last: Stage | None, rows: list[Row]) -> dict[str, Any]:
+def planner_document(plan: Plan, last: Stage | None, rows: list[Row], times: Times | None = None) -> dict[str, Any]:
     """What the planner was given, how it ended, and what has been spent so far, as JSON values; `last` is its last
     stage, None on fixed rungs. `plan` has the prices that the finished runs have corrected."""
     document: dict[str, Any] = {"budgets": list(plan.catalogue.budgets), "adaptive": last is not None}
@@ -219,12 +220,23 @@ def planner_document(plan: Plan, last: Stage | None, rows: list[Row]) -> dict[st
             "unit": plan.funds.unit,
             "limit": plan.funds.total,
             "reserved": plan.funds.reserved,
-            "spent": plan.funds.spent(rows),
+            "beside": plan.funds.beside,
+            "spent": plan.funds.spent(rows, times),
             "ladder_spent": plan.funds.spent([row for row in rows if row["role"] == "ladder"]),
             "stop": last.stop,
             "dropped": {name: last.outlook.p_best(name) for name in last.dropped if last.outlook},
         }
     return document
+
+
+def hours_document(plan: Plan, workers: int, times: Times) -> dict[str, Any]:
+    """Hours by the clock, planned and spent: of the ladder, the answer, and everything else (preparation, evaluation,
+    fits, report)."""
+    total, found = times.total, times.seconds
+    spent = {"ladder": found["ladder"], "answer": found["answer"]}
+    spent["everything else"] = total - sum(spent.values())
+    planned = plan.clock_seconds(workers)
+    return {name: {"planned": planned[name] / 3600, "spent": spent[name] / 3600} for name in planned}
 
 
 def spending(rows: list[Row]) -> dict[str, Any]:

@@ -12,9 +12,28 @@ import torch
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.errors import StudyError
-from isoflop.study.adaptive import Funds, choose_budgets, funds_of, limit_of, opening
+from isoflop.runs.times import Times
+from isoflop.study.adaptive import (
+    NOTHING_BESIDE,
+    Funds,
+    Overheads,
+    answer_price,
+    choose_budgets,
+    clock_price,
+    funds_of,
+    limit_of,
+    opening,
+)
 from isoflop.study.belief import usual_size
-from isoflop.study.planned import ANSWER_SHARE, MIN_STEPS, TARGET_DISTANCE, Catalogue, PlannedRun
+from isoflop.study.planned import (
+    ANSWER_SHARE,
+    EVALUATION_SHARE,
+    MIN_STEPS,
+    TARGET_DISTANCE,
+    Catalogue,
+    PlannedRun,
+    threads_of,
+)
 from isoflop.study.rungs import (
     first_rates,
     first_rung,
@@ -26,10 +45,11 @@ from isoflop.study.rungs import (
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace
 from isoflop.study.store import Store
 from isoflop.train import build_model
-from isoflop.train.device import Peak, choose_device, choose_precision, peak_of, warn_of_slow_precision
+from isoflop.train.device import Peak, choose_device, choose_precision, peak_of, usable_cores, warn_of_slow_precision
 from isoflop.train.loop import seconds_per_image
 from isoflop.train.optim.build import TRUNK_SCHEDULES, trunk_steps
 from isoflop.transfer import Pretrained, check_transfer
+from isoflop.transfer.finetune import SMALL_BATCH
 
 # What runs will cost in time: measured on this machine, not looked up.
 
@@ -43,7 +63,7 @@ def measure_seconds_per_image(
     catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]
 ) -> dict[tuple[str, str], float]:
     """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
-    with _one_thread():
+    with _threads(1):
         return {
             (family, model): seconds_per_image(_timed(catalogue, family, model), catalogue.source)
             for family, names in sizes.items()
@@ -58,16 +78,58 @@ def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _threads(number: int) -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-def open_catalogue(config: StudyConfig, seconds: Seconds, begun_at: str = "") -> tuple[Catalogue, str]:
+def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
+    """What the study takes beside its runs, and how its answers are trained on several threads of this machine.
+
+    Preparation is what `times` has counted so far. `seconds` an image have those of the likely answers.
+    """
+    config = catalogue.config
+    model = max(
+        ((family, _likely_answer(catalogue, family)) for family in config.families),
+        key=lambda key: seconds[key] / catalogue.flops_per_image(*key),
+    )
+    evaluation = FITTING_SECONDS * len(config.families)
+    evaluation += _evaluated_images(config, catalogue) * seconds[model]
+    threads, share = 1, 1.0
+    if config.study.executor == "local" and choose_device(config.device).type == "cpu":
+        cores = config.study.workers or usable_cores()
+        run = _timed(catalogue, *model)
+        threads = threads_of(run.batch_size, cores // config.study.finals)
+        if threads > 1:
+            with _threads(threads):
+                share = seconds_per_image(run, catalogue.source) / seconds[model]
+    return Overheads(times.total, evaluation, threads, min(max(share, 1 / threads), 1.0))
+
+
+FITTING_SECONDS = 3.0  # of a family: bootstraps of its laws, and its figures
+
+
+def _evaluated_images(config: StudyConfig, catalogue: Catalogue) -> float:
+    """Images of training that the evaluation of the answers is worth, roughly: the test part, and the transfer task
+    with trained and with random weights."""
+    task = config.transfer
+    shots = [number for p in task.protocols if p.startswith("finetune") for number in task.shots_of(p)]
+    batches = sum(min(USUAL_CLASSES * number or SMALL_BATCH, SMALL_BATCH) for number in shots)
+    tuned = batches * len(task.seeds) * task.finetune_steps
+    forward = USUAL_TASK * any(not p.startswith("finetune") for p in task.protocols)
+    return catalogue.heldout / 3 + 2 * config.study.finals * (tuned + forward / 3)
+
+
+USUAL_TASK, USUAL_CLASSES = 2000, 10  # images and classes of a transfer task
+
+
+def open_catalogue(
+    config: StudyConfig, seconds: Seconds, begun_at: str = "", times: Times | None = None
+) -> tuple[Catalogue, str]:
     """The models and data of `config` with all that it leaves to this machine decided: the target, the batch size and
     the precision; and why the precision is that. `seconds` an image of models that had to be timed are added."""
     if config.study.target_budget is not None:
@@ -81,7 +143,17 @@ def open_catalogue(config: StudyConfig, seconds: Seconds, begun_at: str = "") ->
     likely: Sizes = {family: (_likely_answer(catalogue, family),) for family in config.families}
     _measure(catalogue, likely, seconds)
     dearest = max(seconds[f, m] / catalogue.flops_per_image(f, m) for f, (m,) in likely.items())
+    if times:
+        overheads = measure_overheads(catalogue, seconds, times)
+        share = ANSWER_SHARE * max(total - overheads.seconds * clock_price(config.study), 0.0) / config.study.finals
+        per_second *= answer_price(config.study, overheads) * (1 + EVALUATION_SHARE)
     target = share / per_second / dearest
+    if not target:
+        beside = overheads.seconds * clock_price(config.study)
+        raise StudyError(
+            f"the study's limit, {total:g} {unit}, is too low: preparation and evaluation alone take {beside:.2g}; "
+            f"raise it to {4 * beside:.2g} or more"
+        )
     budgets = config.study.budgets
     if budgets and target < budgets[-1]:
         raise StudyError(
@@ -118,7 +190,7 @@ def _in_one_precision(catalogue: Catalogue) -> tuple[Catalogue, str]:
             found += seconds_per_image(run.model_copy(update={"precision": precision}), catalogue.source)
         return found
 
-    with _one_thread():
+    with _threads(1):
         name, why = choose_precision(device, seconds)
     return catalogue.of(config.model_copy(update={"precision": name})), why
 
@@ -204,6 +276,7 @@ class Plan:
         seconds_per_image: measured here. precision: of all runs, and why it is that.
         peak: of a worker. funds: what a study with a limit may cost; None without one.
         space: the question as the adaptive planner sees it; None without a limit.
+        overheads: what it takes beside the runs, and how the answers are trained.
     """
 
     catalogue: Catalogue
@@ -215,6 +288,7 @@ class Plan:
     peak: Peak | None = None
     funds: Funds | None = None
     space: SearchSpace | None = None
+    overheads: Overheads = NOTHING_BESIDE
 
     def __repr__(self) -> str:
         runs, families = sum(rung.runs for rung in self.rungs), ", ".join(self.sizes)
@@ -244,6 +318,16 @@ class Plan:
         ]
         return sum(each) / len(each) * min(config.study.finals, len(each))
 
+    def clock_seconds(self, workers: int) -> dict[str, float]:
+        """Seconds by the clock, with `workers` runs at a time: of the ladder, of the answer and of everything else."""
+        finals = min(self.catalogue.config.study.finals, len(self.sizes))
+        share = self.overheads.share or finals / workers
+        return {
+            "ladder": self.ladder_seconds / workers,
+            "answer": self.final_seconds / finals * share * (1 + EVALUATION_SHARE),
+            "everything else": self.overheads.seconds,
+        }
+
     @property
     def utilisation(self) -> float | None:
         """Training FLOPs of the rungs as a share of what the peak would give in their core-seconds."""
@@ -261,7 +345,7 @@ class Plan:
             return self
         config, catalogue = self.catalogue.config, self.catalogue
         seconds = corrected(self.seconds_per_image, measured)
-        funds = funds_of(config, catalogue, seconds, begun=True, open_ended=self.funds.open_ended)
+        funds = funds_of(config, catalogue, seconds, self.overheads, begun=True, open_ended=self.funds.open_ended)
         return replace(
             self, seconds_per_image=seconds, funds=funds, space=search_space_of(config, catalogue, self.sizes, funds)
         )
@@ -298,37 +382,47 @@ class Plan:
 
 
 def plan_study(
-    config: StudyConfig | Loaded[StudyConfig], known: Mapping[tuple[str, str], float] | None = None, begun_at: str = ""
+    config: StudyConfig | Loaded[StudyConfig],
+    known: Mapping[tuple[str, str], float] | None = None,
+    begun_at: str = "",
+    overheads: Overheads | None = None,
+    times: Times | None = None,
 ) -> Plan:
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
-    `known` seconds an image, measured before, are not measured again: the same prices give the same plan. `begun_at` is
-    where the data lay when the study began.
+    `known` seconds an image and `overheads`, measured before, are not measured again: the same prices give the same
+    plan. `begun_at` is where the data lay when the study began, `times` what has counted its preparation so far.
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
-    config = plain(config)
+    config, times = plain(config), times or Times()
     open_ended = config.study.target_budget is None
     begun = Store(config.directory).as_begun(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
-    catalogue, why = open_catalogue(begun, seconds, begun_at)
+    catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times)
     was_decided = config.precision == "auto" != begun.precision
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
     if config.study.budgets is None:
-        catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds, open_ended))
+        catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds, overheads, times, open_ended))
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
+    overheads = overheads or _overheads(catalogue, seconds, times)
     peak = peak_of(choose_device(config.device), threads=1, again=True)
     rungs = forecast(config, catalogue, sizes, seconds)
     first = first_rung(config, catalogue, sizes)
     _check_transfer(first[0], catalogue)
     if not config.study.limited:
-        return Plan(catalogue, sizes, first, rungs, seconds, why, peak)
-    funds = funds_of(config, catalogue, seconds, open_ended=open_ended)
+        return Plan(catalogue, sizes, first, rungs, seconds, why, peak, overheads=overheads)
+    funds = funds_of(config, catalogue, seconds, overheads, open_ended=open_ended)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
-    return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space)
+    return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space, overheads)
+
+
+def _overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
+    _measure(catalogue, {family: (_likely_answer(catalogue, family),) for family in catalogue.config.families}, seconds)
+    return measure_overheads(catalogue, seconds, times)
 
 
 def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:
@@ -345,7 +439,14 @@ def _measure(catalogue: Catalogue, sizes: Sizes, seconds: Seconds) -> None:
     seconds |= measure_seconds_per_image(catalogue, missing)
 
 
-def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds, open_ended: bool) -> tuple[float, ...]:
+def _chosen_budgets(
+    config: StudyConfig,
+    catalogue: Catalogue,
+    seconds: Seconds,
+    overheads: Overheads | None,
+    times: Times,
+    open_ended: bool,
+) -> tuple[float, ...]:
     """The rungs that what is left after the answers can pay for."""
     study = config.study
     if study.budget is not None:
@@ -353,7 +454,8 @@ def _chosen_budgets(config: StudyConfig, catalogue: Catalogue, seconds: Seconds,
     near = study.target_flops / TARGET_DISTANCE
     provisional = catalogue.on((near / 20, near))
     _measure(provisional, ladder_sizes(config, provisional), seconds)
-    funds = funds_of(config, provisional, seconds, open_ended=open_ended)
+    overheads = overheads or _overheads(provisional, seconds, times)
+    funds = funds_of(config, provisional, seconds, overheads, open_ended=open_ended)
     return choose_budgets(config, catalogue, funds.allowance / max(funds.per_flop.values()))
 
 

@@ -41,6 +41,11 @@ EVALUATION_SHARE = 0.05
 WARMUP_SHARE = 0.2  # of the steps of a model's shortest run: the most that warm-up may take on the ladder
 
 
+def threads_of(batch_size: int, threads: int) -> int:
+    """Of `threads`, those that have enough of a batch to do; one at least."""
+    return max(1, min(threads, batch_size // IMAGES_OF_A_THREAD))
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of a study. `flops_per_image` are training FLOPs (3 × 2 × MACs), `budget` the rung it belongs to."""
@@ -61,7 +66,7 @@ class PlannedRun:
 
     def on_threads(self, threads: int) -> PlannedRun:
         """The same run on so many threads of a CPU, as far as each has enough of a batch to do, and on one at least."""
-        enough = max(1, min(threads, self.config.batch_size // IMAGES_OF_A_THREAD))
+        enough = threads_of(self.config.batch_size, threads)
         return replace(self, config=self.config.model_copy(update={"threads": enough}))
 
     def _named(self, config: RunConfig) -> RunConfig:

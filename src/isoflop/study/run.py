@@ -13,14 +13,15 @@ from isoflop.errors import Preempted, StudyError
 from isoflop.report.savings import own_cost
 from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row, judged
+from isoflop.runs.times import Times
 from isoflop.study.adaptive import Stage, decide, next_stage
-from isoflop.study.answer import answer_document, answer_from, grade, planner_document, spending
+from isoflop.study.answer import answer_document, answer_from, grade, hours_document, planner_document, spending
 from isoflop.study.executors import Executor, RunTask, make_executor
 from isoflop.study.handover import accuracy_of, compared_with_runs, selected_run
 from isoflop.study.plan import Plan, plan_study, search_space_of
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
-from isoflop.study.search_space import TrialResult
+from isoflop.study.search_space import Ledger, TrialResult
 from isoflop.study.store import Store, finite_loss
 from isoflop.train.identity import environment
 from isoflop.train.optim.build import trunk_steps
@@ -66,6 +67,9 @@ class Narrator:
     def transferred(self, rows: Sequence[dict[str, Any]]) -> None:
         """The trained answers on the transfer task."""
 
+    def ended(self, document: dict[str, Any]) -> None:
+        """All is done: hours planned and spent."""
+
 
 # The stages of a study, one after another: fixed rungs, or batches that are chosen for what they are worth.
 
@@ -100,14 +104,20 @@ class StageRuns:
     plan: Plan | None = None
 
 
-def stages(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[StageRuns]:
-    """The ladder of `plan`; `ended` gives by id how runs have ended so far, `batch` is the number of workers.
+def stages(
+    plan: Plan,
+    ended: Callable[[], Mapping[str, Ended]],
+    batch: int,
+    elapsed: Callable[[int], float] = lambda stage: 0.0,
+) -> Iterator[StageRuns]:
+    """The ladder of `plan`; `ended` gives by id how runs have ended so far, `batch` is the number of workers, `elapsed`
+    the hours by the clock at the end of a stage of the ladder, which is kept.
 
-    What comes depends on nothing but the plan, `batch` and how runs ended: a study that was stopped goes through the
-    same stages again, and finds their runs done.
+    What comes depends on nothing but the plan, `batch`, how runs ended and what a stage took: a study that was stopped
+    goes through the same stages again, and finds their runs done.
     """
     if plan.space:
-        return _adaptive(plan, ended, batch)
+        return _adaptive(plan, ended, batch, elapsed)
     return _fixed(plan, lambda: {run_id: end.loss for run_id, end in ended().items()})
 
 
@@ -129,17 +139,20 @@ def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[StageRuns]:
         yield StageRuns(rung, number + 1, count, later[number + 1])
 
 
-def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) -> Iterator[StageRuns]:
+def _adaptive(
+    plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int, elapsed: Callable[[int], float]
+) -> Iterator[StageRuns]:
     assert plan.space
     assert plan.funds
     size, number = max(batch, SMALLEST_BATCH), 0
     results: list[TrialResult] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
+    idle = 0.0  # hours that no run accounts for: waiting workers, fits, starts
     while True:
         now = plan.priced(measured)  # by the runs of earlier stages alone: a study that goes on sees the same prices
         assert now.space
         assert now.funds
-        stage = next_stage(now.space, results, now.funds.allowance, size)
+        stage = next_stage(now.space, results, now.funds.allowance - idle, size)
         number += 1
         runs = [
             plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
@@ -148,7 +161,7 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
         allowance = now.funds.allowance
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
         if stage.stop and now.funds.open_ended:  # they get all that the ladder left
-            left = now.funds.total - stage.spent
+            left = now.funds.total - now.funds.beside - idle - stage.spent
             space = search_space_of(plan.catalogue.config, plan.catalogue, plan.sizes, now.funds, left)
             stage = replace(stage, outlook=decide(space, results).outlook())
         yield StageRuns(runs, number, None, later, stage, now)
@@ -164,7 +177,11 @@ def _adaptive(plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int) 
         rate = plan.funds.per_second
         costs = [end.seconds * rate if rate and end.seconds is not None else None for end in ends]
         results += [TrialResult(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]
+        if now.funds.unit == "hours":
+            idle = max(0.0, elapsed(number) - sum(map(Ledger(now.space).spent, results)))
 
+
+SECONDS_BETWEEN_TIMES = 10.0  # that are written: so much of its hours a study that is killed may forget
 
 # Core-seconds of work: done, and foreseen.
 
@@ -229,34 +246,46 @@ def run_study(
     command: str = "",
     executor: Executor | None = None,
     stop: Callable[[], bool] = lambda: False,
+    times: Times | None = None,
 ) -> dict[str, Any]:
     """Plans, trains, fits, answers, trains the answer, transfers it and writes the report; returns the answer document.
 
     Everything lies in `config.directory`. Runs that are done are not trained again, interrupted ones are resumed.
     `executor` trains them in the place of the one that `config` names. Once `stop` says yes, the runs that are trained
-    save a checkpoint, and Preempted is raised.
+    save a checkpoint, and Preempted is raised. `times` counts the study's hours, for who began to count before.
 
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
     """
-    config = plain(config)
+    config, times = plain(config), times or Times()
     store = Store(config.directory, config.target.protocol(config.transfer))
     with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
         # What cannot be planned is refused before anything is written.
-        plan = plan_study(config, store.prices(), store.begun_at(config))
+        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times)
         with sole_writer(config.directory, StudyError):
             store.claim(plan.catalogue.config, plan.catalogue.source.fingerprint)
-            store.write_prices(plan.seconds_per_image, plan.peak.fastest if plan.peak else None)
-            return _Study(plan, store, narrator or Narrator(), team, command, stop).run()
+            store.write_prices(plan.seconds_per_image, plan.peak.fastest if plan.peak else None, plan.overheads)
+            times.add_earlier(config.directory)
+            return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run()
 
 
 class _Study:
     """One attempt at a study."""
 
     def __init__(
-        self, plan: Plan, store: Store, narrator: Narrator, executor: Executor, command: str, stop: Callable[[], bool]
+        self,
+        plan: Plan,
+        store: Store,
+        narrator: Narrator,
+        executor: Executor,
+        command: str,
+        stop: Callable[[], bool],
+        times: Times,
     ) -> None:
         self.stop = stop
+        self.times = times
+        self.written = times.now()  # when the times were
+        self.worked = False  # whether this attempt has trained anything
         self.plan = plan
         self.catalogue = plan.catalogue
         self.config = plan.catalogue.config
@@ -273,18 +302,20 @@ class _Study:
         config, plan = self.config, self.plan
         self.narrator.planned(plan, self.executor.workers)
         last: StageRuns | None = None
-        for batch in stages(plan, self._ends, self.executor.workers):
+        self.times.begin("ladder")
+        for batch in stages(plan, self._ends, self.executor.workers, self._hours_at):
             if batch.thought:
                 self.narrator.thought(batch.thought, last.thought if last else None)
             self._train(batch)
             last = batch
         assert last
 
+        self.times.begin("evaluation")
         outlook = last.thought.outlook if last.thought else None
         answer = answer_from(config, self.catalogue, self._rows(), outlook)
         document = answer_document(answer)
         priced = last.plan or plan
-        document["planner"] = planner_document(priced, last.thought, self._rows())
+        document["planner"] = planner_document(priced, last.thought, self._rows(), self.times)
         document |= compared_with_runs(document, self._rows(), config)
         self._write_answer(document)
         self.narrator.answered(document)
@@ -292,11 +323,12 @@ class _Study:
         finals = [self._as_begun(run).on_threads(self.executor.cores // len(finals)) for run in finals]
         for run in finals:
             document["families"][run.family]["run_id"] = run.run_id
+        self.times.begin("answer")
         self._train(StageRuns(finals, last.number + 1, last.number + 1, 0.0))
+        self.times.begin("evaluation")
         self.store.drop_trunks()
         rows = {row["run_id"]: row for row in self._rows()}
         document["spent"] = spending(list(rows.values()))
-        document["planner"] = planner_document(priced, last.thought, list(rows.values()))
         document = grade(document, {run.family: rows[run.run_id] for run in finals})
         document |= selected_run(document, list(rows.values()), config)
         if selected := document["selected"]:
@@ -306,8 +338,22 @@ class _Study:
         self.narrator.graded(document)
         document["transfer"] = {"rows": self._transfer(document["finals"], rows)}
         self.narrator.transferred(document["transfer"]["rows"])
+        if self.worked:
+            self.times.write(self.store.directory)
+        else:  # an attempt that finds all done is not a part of the study
+            self.times = Times(self.times.now)
+            self.times.add_earlier(self.store.directory)
+        document["planner"] = planner_document(priced, last.thought, list(rows.values()), self.times)
+        document["hours"] = hours_document(plan, self.executor.workers, self.times)
         self._write_answer(document)
+        self.narrator.ended(document)
         return document
+
+    def _hours_at(self, stage: int) -> float:
+        hours = self.times.stage(stage) / 3600
+        if self.worked:
+            self.times.write(self.store.directory)
+        return hours
 
     def _as_begun(self, final: PlannedRun) -> PlannedRun:
         """`final`, or as an earlier version has begun to train it: without evaluations on the way."""
@@ -319,10 +365,10 @@ class _Study:
         """Those answers that the limit still pays for, the best in any case; says what is cut or exceeded."""
         if plan.funds is None:
             return finals
-        left = plan.funds.total - plan.funds.spent(self._rows())
+        left = plan.funds.total - plan.funds.spent(self._rows(), self.times)
         kept: list[PlannedRun] = []
         for run in finals:
-            price = run.images * plan.funds.price(run.family, run.flops_per_image)
+            price = plan.funds.price_of_answer(run.family, run.flops_per_image, run.images)
             price += plan.funds.price_of_evaluation(run.family, run.flops_per_image)
             if price <= left or not kept:
                 kept.append(run)
@@ -368,9 +414,15 @@ class _Study:
                 self.clock.at(self.runs[event.run_id], event.step)
             elif event.kind == "ended":
                 self._ended(event.run_id, event.state, event.error)
+            if self.times.now() - self.written > SECONDS_BETWEEN_TIMES:
+                self.times.write(self.store.directory)
+                self.written = self.times.now()
             self.narrator.utilisation = self._utilisation(began)
             self.narrator.progress(self.clock.done, self.clock.total, len(self.clock.over), len(self.runs))
         self.store.write_rows(self._rows())
+        if todo:
+            self.worked = True
+            self.times.write(self.store.directory)
         self._check_stop()
         # Later batches of an adaptive study may be a few daring learning rates, and nothing is lost if all diverge.
         whole_rung = batch.thought is None or batch.number == 1

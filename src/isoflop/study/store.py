@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from isoflop.runs.directory import Status, read_identity, read_status
 from isoflop.runs.files import remove_partial_files, to_json, write_json
 from isoflop.runs.journal import read_attempts
 from isoflop.runs.results import Row, publish, read_document, read_results, read_whole, write_results
+from isoflop.study.adaptive import NOTHING_BESIDE, Overheads
 from isoflop.study.executors.worker import read_target
 from isoflop.study.planned import PlannedRun
 
@@ -138,14 +140,30 @@ class Store:
             warnings.warn(f"{path}: damaged; prices are measured again", stacklevel=2)
             return {}
 
-    def write_prices(self, seconds: Mapping[tuple[str, str], float], peak: float | None = None) -> None:
+    def overheads(self) -> Overheads | None:
+        """What the study takes beside its runs, as planned when it began; None where nobody has planned it, or where
+        an earlier version did, which counted nothing."""
+        if not (self.directory / "prices.json").exists():
+            return None
+        with suppress(StudyError, KeyError, TypeError, ValueError):
+            found = read_whole(self.directory, "prices.json")["overheads"]
+            share = found["share"] if found["share"] is None else float(found["share"])
+            return Overheads(float(found["preparation"]), float(found["evaluation"]), int(found["threads"]), share)
+        return NOTHING_BESIDE
+
+    def write_prices(
+        self,
+        seconds: Mapping[tuple[str, str], float],
+        peak: float | None = None,
+        overheads: Overheads = NOTHING_BESIDE,
+    ) -> None:
         """Keeps what the plan was made with: with other prices a study that was stopped might go another way. The peak
         of a worker stays that of the machine on which the study began."""
         with suppress(StudyError, KeyError, TypeError, ValueError):
             peak = float(read_whole(self.directory, "prices.json")["peak"])
         self.peak = peak
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
-        self.write("prices.json", {"prices": rows, "peak": peak})
+        self.write("prices.json", {"prices": rows, "peak": peak, "overheads": asdict(overheads)})
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
