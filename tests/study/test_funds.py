@@ -1,14 +1,16 @@
 """What a study may cost: what the answers take is set aside, and limits that cannot be kept are refused by name."""
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from isoflop.config import StudyConfig
-from isoflop.errors import ConfigError, DataError, StudyError
+from isoflop.errors import ConfigError, DataError, DataNotice, StudyError
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import NOTHING_BESIDE, TARGET_DISTANCE, Overheads, choose_budgets, next_stage
 from isoflop.study.plan import Plan, plan_study
@@ -153,7 +155,7 @@ def test_rungs_are_chosen_below_the_target_and_within_the_limit() -> None:
 
 def test_more_to_spend_brings_the_rungs_nearer_to_the_target() -> None:
     catalogue = Catalogue(limited(budget=3e13, target_budget=4e12))
-    small, large = (choose_budgets(catalogue.config, catalogue, flops) for flops in (2e11, 2e13))
+    small, large = (choose_budgets(catalogue.config, catalogue, flops, str) for flops in (2e11, 2e13))
     assert small[-1] < large[-1]
 
 
@@ -186,6 +188,64 @@ def test_sizes_that_were_only_counted_may_be_followed_by_their_neighbours() -> N
 def test_a_limit_that_cannot_be_kept_is_refused(study: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         plan(limited(**study))
+
+
+@pytest.mark.parametrize("study", [{"budget": 4.2e10, "target_budget": 4e10}, {"device_hours": 0.002}, {"budget": 1e9}])
+def test_the_limit_that_would_do_is_told_and_does(study: dict[str, Any]) -> None:
+    with pytest.raises(StudyError, match=r"leaves .* FLOPs for the ladder, but 3 sizes") as refused:
+        plan(study_config(study={"name": "toy", **study}))
+    told = re.search(r": (\S+) (\S+) would do", str(refused.value))
+    assert told is not None
+    limit = next(key for key in study if key != "target_budget")
+    assert plan(study_config(study={"name": "toy", **study, limit: float(told[1])})).catalogue.budgets
+
+
+def test_sizes_beyond_a_limit_on_the_answer_are_neither_trained_nor_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [Catalogue(limited(budget=3e11)).cost("vit", name).parameters for name in SIZES]
+    within = plan(limited(budget=3e11, max_parameters=parameters[1]))
+    assert within.space is not None
+    candidate = within.space.families["vit"]
+    assert set(candidate.sizes) == set(candidate.start) == set(SIZES[:2])
+    assert all(within.catalogue.cost("vit", name).parameters <= parameters[1] for name in candidate.answers)
+    seconds = dict(zip(SIZES, (2.0, 4.0, 8.0), strict=True))
+    monkeypatch.setattr("isoflop.study.planned.latency_ms", lambda config, _: seconds.get(config.model.name, 99.0))
+    quick = plan(limited(budget=3e11, max_latency_ms=5.0))
+    assert quick.space is not None
+    assert set(quick.space.families["vit"].answers) == set(SIZES[:2])
+    with pytest.raises(StudyError, match=r"max_latency_ms = 1 leaves no size of family vit: vit_w8d2p8 has .*, 2"):
+        plan(limited(budget=3e11, max_latency_ms=1.0))
+    with pytest.raises(StudyError, match=r"max_parameters = 7 leaves no size of family vit: vit_w8d2p8 has the least"):
+        plan(limited(budget=3e11, max_parameters=7))
+    known = Overheads(latency_ms={**quick.catalogue.latency_ms, "vit/vit_w12d2p8": 6.0})
+    again = plan(limited(budget=3e11, max_latency_ms=5.0), known)  # what was measured when the study began
+    assert again.sizes == {"vit": ("vit_w8d2p8",)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "message"),
+    [
+        ((15, 15, 15), "", r"45 images of 3 classes, 15 a class, are too few .*: 20 a class would do \(60 images\)"),
+        ((196, 4), "", r"98.0% of the images are of class `0`, .*: 90% or less would do"),
+        ((196, 4), "?balance=1", None),
+        ((100, 10), "", None),
+    ],
+)
+def test_images_that_a_study_would_learn_nothing_from_are_refused(
+    counts: tuple[int, ...], options: str, message: str | None, tmp_path: Path
+) -> None:
+    for name, count in enumerate(counts):
+        folder = tmp_path / "images" / str(name)
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (4, 4), (7 * number + name) % 256).resize((8, 8)).save(folder / f"{number}.png")
+    data = {"source": f"folder:{tmp_path / 'images'}{options}", "image_size": 8, "heldout": 10}
+    config = study_config(data=data, batch_size=16)
+    if message is None:
+        with pytest.warns(DataNotice, match="1 of 2 classes have fewer than 20 images"):
+            Catalogue(config)
+        return
+    with pytest.raises(StudyError, match=message):
+        Catalogue(config)
 
 
 def test_a_family_whose_smallest_size_no_chosen_rung_can_train_is_named() -> None:

@@ -168,6 +168,13 @@ class StudyTable(Table):
     """A limit instead of `budget`: in the currency of `price_per_hour`."""
     price_per_hour: Maybe[Positive] = None
     """Price of a device-hour; without `money`, only for the cost in plan and report."""
+    max_parameters: Maybe[Count] = later_option(None)
+    """Largest number of parameters of the answer. Larger sizes are neither trained nor answered."""
+    max_latency_ms: Maybe[Positive] = later_option(None)
+    """Longest time in which the answer may see one image, in milliseconds, measured on this machine before the study
+    begins. Slower sizes are neither trained nor answered."""
+    latency_threads: Count = later_option(1)
+    """CPU threads for `max_latency_ms`."""
     sure: BelowOne = 0.95
     """Early stopping: P(best) at which a study with a limit stops."""
     seed: Seed = 0

@@ -10,8 +10,8 @@ Sizes, rates and families that are not worth their cost get no more runs (early 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
@@ -374,13 +374,14 @@ class Overheads:
     Attributes:
         preparation, evaluation: seconds before the first run, measured, and after the last, foreseen.
         threads: of an answer. share: seconds that a step of it takes on these, of what it takes on one; None of a study
-            that was planned without asking.
+            that was planned without asking. latency_ms: of models that a limit asks for, on one image.
     """
 
     preparation: float = 0.0
     evaluation: float = 0.0
     threads: int = 1
     share: float | None = None
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -532,30 +533,37 @@ def _key(unit: str) -> str:
     return {"FLOPs": "budget", "device-hours": "device_hours"}.get(unit, unit)
 
 
-def choose_budgets(config: StudyConfig, catalogue: Catalogue, flops: float) -> tuple[float, ...]:
+def choose_budgets(
+    config: StudyConfig, catalogue: Catalogue, flops: float, enough: Callable[[float], str], *, open_ended: bool = False
+) -> tuple[float, ...]:
     """The rungs of a ladder that may cost `flops` in all, below the target; StudyError when that is too little.
 
     The highest is what every starting size could be trained with, though no more than the target divided by
-    `TARGET_DISTANCE`; the lowest a factor of `RUNGS_SPAN` below it, or what the smallest presets need.
+    `TARGET_DISTANCE`; the lowest a factor of `RUNGS_SPAN` below it, or what the smallest presets need. `enough` says
+    which limit would do, given how many times `flops` are needed; `open_ended` targets grow with the limit, too.
     """
     starting, floors = catalogue.starting, []
     for family, options in config.families.items():
-        names = options.sizes if isinstance(options.sizes, tuple) else catalogue.ladder(family)
+        named = isinstance(options.sizes, tuple)
+        ladder = catalogue.ladder(family)
+        names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, ladder)
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
         floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
     top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
     bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
     if top < LADDER_SPAN * bottom:
-        if config.study.target_flops / TARGET_DISTANCE < LADDER_SPAN * bottom:
+        target = LADDER_SPAN * TARGET_DISTANCE * bottom
+        needed = LADDER_SPAN * bottom * LADDER_RUNS * starting
+        if config.study.target_flops < target and not open_ended:
             raise StudyError(
                 f"study.target_budget = {config.study.target_flops:g} is too near to what the smallest presets need "
                 f"({bottom:.2g} FLOPs for {ENOUGH_STEPS} steps): there is no room for a ladder below it; "
-                f"take at least {LADDER_SPAN * TARGET_DISTANCE * bottom:.2g}, or smaller sizes"
+                f"take at least {target:.2g}, or smaller sizes"
             )
+        factor = max(needed / flops, target / config.study.target_flops if open_ended else 0.0)
         raise StudyError(
             f"the study's limit leaves {flops:.2g} FLOPs for the ladder, but {starting} sizes from {bottom:.2g} FLOPs "
-            f"a run need about {LADDER_SPAN * bottom * LADDER_RUNS * starting:.2g}: raise it, or take fewer "
-            "families or sizes"
+            f"a run need about {factor * flops:.2g}: {enough(factor)} would do, or fewer families or sizes"
         )
     count = max(3, 1 + math.ceil(math.log(top / bottom) / math.log(RUNGS_RATIO) - 1e-9))
     ratio = (top / bottom) ** (1 / (count - 1))

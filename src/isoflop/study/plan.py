@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import torch
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.errors import StudyError
@@ -45,7 +42,15 @@ from isoflop.study.rungs import (
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace
 from isoflop.study.store import Store
 from isoflop.train import build_model
-from isoflop.train.device import Peak, choose_device, choose_precision, peak_of, usable_cores, warn_of_slow_precision
+from isoflop.train.device import (
+    Peak,
+    choose_device,
+    choose_precision,
+    on_threads,
+    peak_of,
+    usable_cores,
+    warn_of_slow_precision,
+)
 from isoflop.train.loop import seconds_per_image
 from isoflop.train.optim.build import TRUNK_SCHEDULES, trunk_steps
 from isoflop.transfer import Pretrained, check_transfer
@@ -63,7 +68,7 @@ def measure_seconds_per_image(
     catalogue: Catalogue, sizes: Mapping[str, tuple[str, ...]]
 ) -> dict[tuple[str, str], float]:
     """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
-    with _threads(1):
+    with on_threads(1):
         return {
             (family, model): seconds_per_image(_timed(catalogue, family, model), catalogue.source)
             for family, names in sizes.items()
@@ -75,16 +80,6 @@ def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
     if not catalogue.budgets:  # not chosen yet, and no matter for a few steps
         catalogue = catalogue.on((catalogue.config.study.target_flops,))
     return catalogue.run(family, model, catalogue.config.study.target_flops, 1e-3).config
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
@@ -105,9 +100,10 @@ def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> O
         run = _timed(catalogue, *model)
         threads = threads_of(run.batch_size, cores // config.study.finals)
         if threads > 1:
-            with _threads(threads):
+            with on_threads(threads):
                 share = seconds_per_image(run, catalogue.source) / seconds[model]
-    return Overheads(times.total, evaluation, threads, min(max(share, 1 / threads), 1.0))
+    share = min(max(share, 1 / threads), 1.0)
+    return Overheads(times.total, evaluation, threads, share, catalogue.latency_ms)
 
 
 FITTING_SECONDS = 3.0  # of a family: bootstraps of its laws, and its figures
@@ -128,18 +124,22 @@ USUAL_TASK, USUAL_CLASSES = 2000, 10  # images and classes of a transfer task
 
 
 def open_catalogue(
-    config: StudyConfig, seconds: Seconds, begun_at: str = "", times: Times | None = None
+    config: StudyConfig,
+    seconds: Seconds,
+    begun_at: str = "",
+    times: Times | None = None,
+    latency_ms: Mapping[str, float] | None = None,
 ) -> tuple[Catalogue, str]:
     """The models and data of `config` with all that it leaves to this machine decided: the target, the batch size and
     the precision; and why the precision is that. `seconds` an image of models that had to be timed are added."""
     if config.study.target_budget is not None:
-        return _in_one_precision(Catalogue(config, begun_at))
+        return _in_one_precision(Catalogue(config, begun_at, latency_ms))
     unit, total, per_second = limit_of(config.study)
     share = ANSWER_SHARE * total / config.study.finals
     if per_second is None:
-        return _in_one_precision(Catalogue(_with_target(config, share), begun_at))
+        return _in_one_precision(Catalogue(_with_target(config, share), begun_at, latency_ms))
     guess = share / per_second * USUAL_UTILISATION * peak_of(choose_device(config.device), threads=1).fastest
-    catalogue, why = _in_one_precision(Catalogue(_with_target(config, guess), begun_at))
+    catalogue, why = _in_one_precision(Catalogue(_with_target(config, guess), begun_at, latency_ms))
     likely: Sizes = {family: (_likely_answer(catalogue, family),) for family in config.families}
     _measure(catalogue, likely, seconds)
     dearest = max(seconds[f, m] / catalogue.flops_per_image(f, m) for f, (m,) in likely.items())
@@ -190,7 +190,7 @@ def _in_one_precision(catalogue: Catalogue) -> tuple[Catalogue, str]:
             found += seconds_per_image(run.model_copy(update={"precision": precision}), catalogue.source)
         return found
 
-    with _threads(1):
+    with on_threads(1):
         name, why = choose_precision(device, seconds)
     return catalogue.of(config.model_copy(update={"precision": name})), why
 
@@ -200,7 +200,7 @@ def _likely_answer(catalogue: Catalogue, family: str) -> str:
     config = catalogue.config
     sizes = config.families[family].sizes
     if isinstance(sizes, tuple):
-        return max(sizes, key=lambda name: catalogue.flops_per_image(family, name))
+        return max(catalogue.starting_sizes(family), key=lambda name: catalogue.flops_per_image(family, name))
     usual, names = usual_size(config.study.target_flops), catalogue.presets(family)
     return min(names, key=lambda name: abs(math.log(catalogue.flops_per_image(family, name) / usual)))
 
@@ -399,7 +399,10 @@ def plan_study(
     open_ended = config.study.target_budget is None
     begun = Store(config.directory).as_begun(config)
     seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
-    catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times)
+    known_latency = overheads.latency_ms if overheads else {}
+    catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times, known_latency)
+    for family in config.families:
+        catalogue.presets(family)  # what is beyond a limit is told, and measured, before anything is timed
     was_decided = config.precision == "auto" != begun.precision
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
@@ -449,14 +452,26 @@ def _chosen_budgets(
 ) -> tuple[float, ...]:
     """The rungs that what is left after the answers can pay for."""
     study = config.study
-    if study.budget is not None:
-        return choose_budgets(config, catalogue, study.budget - study.finals * study.target_flops)
-    near = study.target_flops / TARGET_DISTANCE
-    provisional = catalogue.on((near / 20, near))
-    _measure(provisional, ladder_sizes(config, provisional), seconds)
-    overheads = overheads or _overheads(provisional, seconds, times)
-    funds = funds_of(config, provisional, seconds, overheads, open_ended=open_ended)
-    return choose_budgets(config, catalogue, funds.allowance / max(funds.per_flop.values()))
+    unit, total, per_second = limit_of(study)
+    if per_second is None:
+        kept, price = study.finals * study.target_flops, 1.0
+        fixed = 0.0 if open_ended else kept
+    else:
+        near = study.target_flops / TARGET_DISTANCE
+        provisional = catalogue.on((near / 20, near))
+        _measure(provisional, ladder_sizes(config, provisional), seconds)
+        overheads = overheads or _overheads(provisional, seconds, times)
+        funds = funds_of(config, provisional, seconds, overheads, open_ended=open_ended)
+        kept, price = funds.total - funds.allowance, max(funds.per_flop.values())
+        fixed = funds.beside if open_ended else kept
+
+    def enough(factor: float) -> str:
+        """The limit with which the ladder has so many times as much, and a tenth more."""
+        limit = fixed + (total - fixed) * 1.1 * factor
+        digit = 10.0 ** (math.floor(math.log10(limit)) - 1)
+        return f"{math.ceil(limit / digit) * digit:.3g} {unit}"
+
+    return choose_budgets(config, catalogue, (total - kept) / price, enough, open_ended=open_ended)
 
 
 def search_space_of(

@@ -5,15 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from isoflop.config import RunConfig, StudyConfig, canonical_json, config_hash
+import numpy as np
+
+from isoflop.config import DistilledConfig, RunConfig, StudyConfig, SupervisedConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
-from isoflop.errors import StudyError
+from isoflop.data.opening import parse_uri
+from isoflop.errors import DataNotice, StudyError
+from isoflop.escapes import printable
 from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.models.presets import LADDERS
 from isoflop.objectives import objective_cost
 from isoflop.study.belief import usual_size
+from isoflop.train.device import on_threads
+from isoflop.train.loop import latency_ms
 from isoflop.train.optim.build import TRUNK_SCHEDULES
 from isoflop.train.optim.gradients import PASSES
 
@@ -92,16 +100,57 @@ class PlannedRun:
         return hashlib.sha256(canonical_json(self._named(same)).encode()).hexdigest()[:12]
 
 
+FEWEST_OF_A_CLASS = 20
+MOST_OF_ONE_CLASS = 0.9
+LABELS_READ = 100_000
+
+
+def check_images(config: StudyConfig, source: Source, heldout: int) -> None:
+    """Raises StudyError where the images of classes are too few, or nearly all of one class, for models that learn from
+    nothing: a study would compare noise. `heldout` images are apart from `source`."""
+    is_classified = isinstance(config.objective, SupervisedConfig | DistilledConfig)
+    classes, uri = source.num_classes, printable(config.data.source)
+    generated = parse_uri(config.data.source)[0] == "fractals"
+    if not is_classified or generated or source.unique_images is None or source.has_several_labels or classes < 2:
+        return
+    images = len(source) + heldout
+    if images < FEWEST_OF_A_CLASS * classes:
+        raise StudyError(
+            f"{uri}: {images:,} images of {classes:,} classes, {images / classes:.2g} a class, are too few to compare "
+            f"models that learn from nothing: {FEWEST_OF_A_CLASS} a class would do "
+            f"({FEWEST_OF_A_CLASS * classes:,} images); with fewer, try trained weights (`isoflop transfer`)"
+        )
+    every = max(1, len(source) // LABELS_READ)
+    labels = source.labels(np.arange(0, len(source), every, dtype=np.int64)).numpy()
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    share, most = counts.max() / max(counts.sum(), 1), int(counts.argmax())
+    if share > MOST_OF_ONE_CLASS and not parse_uri(config.data.source)[2].get("balance"):
+        raise StudyError(
+            f"{uri}: {share:.1%} of the images are of class `{printable(source.class_names[most])}`, so that a model "
+            f"is right without having learnt: {MOST_OF_ONE_CLASS:.0%} or less would do; take fewer of them, or train "
+            "on all classes equally often (the option `balance=1` of data.source)"
+        )
+    few = int((counts * every < FEWEST_OF_A_CLASS * len(source) / images).sum())
+    if few:
+        warnings.warn(
+            f"{uri}: {few:,} of {classes:,} classes have fewer than {FEWEST_OF_A_CLASS} images",
+            DataNotice,
+            stacklevel=2,
+        )
+
+
 class Catalogue:
     """What the study's models cost on its data, each counted once; and how its runs are made."""
 
-    def __init__(self, config: StudyConfig, begun_at: str = "") -> None:
+    def __init__(self, config: StudyConfig, begun_at: str = "", latency_ms: Mapping[str, float] | None = None) -> None:
         self.config = config
         self.begun_at = begun_at
         self.budgets: tuple[float, ...] = config.study.budgets or ()
         self.source: Source = open_split(config.data, "train")
         self.heldout = len(open_split(config.data, "heldout"))  # of few stored images a fifth at most
         self._costs: dict[tuple[str, str], Cost] = {}
+        self.latency_ms: dict[str, float] = dict(latency_ms or {})  # of models, on one image
+        check_images(config, self.source, self.heldout)
         self._choose_batch()
 
     def _choose_batch(self) -> None:
@@ -148,8 +197,10 @@ class Catalogue:
         on the family's ladder, around the size that is usually best at the middle budget."""
         sizes = self.config.families[family].sizes
         if isinstance(sizes, tuple):
-            return tuple(sorted(sizes, key=lambda name: self.flops_per_image(family, name)))
-        ladder = self.ladder(family)
+            return self.within_limits(family, sorted(sizes, key=lambda name: self.flops_per_image(family, name)))
+        ladder = self.within_limits(family, self.ladder(family))
+        if self._has_limits:
+            sizes = min(sizes, len(ladder))
         if len(ladder) < sizes:
             raise StudyError(f"families.{family}.sizes = {sizes}, but its ladder has {len(ladder)} presets")
         budgets = self._expected_budgets()
@@ -191,7 +242,41 @@ class Catalogue:
             names.update(self.ladder(family))
         for name in tuple(names):
             names.update(ladder_of(name, self.config.data.image_size))
-        return tuple(sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
+        return self.within_limits(family, sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
+
+    @property
+    def _has_limits(self) -> bool:
+        study = self.config.study
+        return study.max_parameters is not None or study.max_latency_ms is not None
+
+    def within_limits(self, family: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the models `names` that are within the limits on the answer; StudyError where none is."""
+        study, kept = self.config.study, tuple(names)
+        limits: list[tuple[str, float | None, Callable[[str], float], str]] = [
+            ("max_parameters", study.max_parameters, lambda name: self.cost(family, name).parameters, ""),
+            ("max_latency_ms", study.max_latency_ms, lambda name: self.latency(family, name), " ms an image"),
+        ]
+        for key, limit, measure, unit in limits:
+            if limit is None:
+                continue
+            found = {name: measure(name) for name in kept}
+            kept = tuple(name for name in kept if found[name] <= limit)
+            if not kept:
+                least = min(found, key=found.__getitem__)
+                raise StudyError(
+                    f"study.{key} = {limit:g} leaves no size of family {family}: {least} has the least, "
+                    f"{found[least]:.4g}{unit}; raise it, or take the family out"
+                )
+        return kept
+
+    def latency(self, family: str, model: str) -> float:
+        """Milliseconds in which the model sees one image on this machine."""
+        key = f"{family}/{model}"
+        if key not in self.latency_ms:
+            config = self.config.run_config(family, model=model, steps=1, learning_rate=1e-3, warmup=0)
+            with on_threads(self.config.study.latency_threads):
+                self.latency_ms[key] = latency_ms(config, self.source)
+        return self.latency_ms[key]
 
     def cost(self, family: str, model: str) -> Cost:
         """Parameters and MACs of preset `model` as `family` builds it, with what the objective adds in training."""

@@ -147,21 +147,23 @@ def _adaptive(
     size, number = max(batch, SMALLEST_BATCH), 0
     results: list[TrialResult] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
-    idle = 0.0  # hours that no run accounts for: waiting workers, fits, starts
+    passed, accounted = 0.0, 0.0  # hours by the clock, and those that runs account for: workers wait, start and fit
     while True:
         now = plan.priced(measured)  # by the runs of earlier stages alone: a study that goes on sees the same prices
         assert now.space
         assert now.funds
-        stage = next_stage(now.space, results, now.funds.allowance - idle, size)
+        allowance = now.funds.allowance
+        if passed > accounted > 0:  # what is to come will take as much longer than its runs
+            allowance = accounted + (allowance - passed) * accounted / passed
+        stage = next_stage(now.space, results, allowance, size)
         number += 1
         runs = [
             plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
             for trial in stage.trials
         ]
-        allowance = now.funds.allowance
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
         if stage.stop and now.funds.open_ended:  # they get all that the ladder left
-            left = now.funds.total - now.funds.beside - idle - stage.spent
+            left = now.funds.total - now.funds.beside - max(stage.spent, passed)
             space = search_space_of(plan.catalogue.config, plan.catalogue, plan.sizes, now.funds, left)
             stage = replace(stage, outlook=decide(space, results).outlook())
         yield StageRuns(runs, number, None, later, stage, now)
@@ -178,7 +180,7 @@ def _adaptive(
         costs = [end.seconds * rate if rate and end.seconds is not None else None for end in ends]
         results += [TrialResult(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]
         if now.funds.unit == "hours":
-            idle = max(0.0, elapsed(number) - sum(map(Ledger(now.space).spent, results)))
+            passed, accounted = elapsed(number), sum(map(Ledger(now.space).spent, results))
 
 
 SECONDS_BETWEEN_TIMES = 10.0  # that are written: so much of its hours a study that is killed may forget

@@ -148,7 +148,9 @@ class Store:
         with suppress(StudyError, KeyError, TypeError, ValueError):
             found = read_whole(self.directory, "prices.json")["overheads"]
             share = found["share"] if found["share"] is None else float(found["share"])
-            return Overheads(float(found["preparation"]), float(found["evaluation"]), int(found["threads"]), share)
+            latency = {str(name): float(ms) for name, ms in found["latency_ms"].items()}
+            seconds = float(found["preparation"]), float(found["evaluation"])
+            return Overheads(*seconds, int(found["threads"]), share, latency)
         return NOTHING_BESIDE
 
     def write_prices(

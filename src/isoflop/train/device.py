@@ -14,8 +14,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -322,6 +322,17 @@ def describe_machine(folder: Path, *, compile: bool = False) -> dict[str, Any]:
         "decoders": {name: _decodes(name) for name in FORMATS},
         "extras": {name: missing_packages(name) for name in extras()},
     }
+
+
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """A context in which PyTorch computes on so many threads of the CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def usable_cores() -> int:

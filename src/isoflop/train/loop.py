@@ -169,6 +169,23 @@ def seconds_per_image(config: RunConfig, source: Source) -> float:
     return min(seconds[1:]) / config.batch_size  # the first step pays for warming up
 
 
+LATENCY_REPEATS = 10
+
+
+@torch.inference_mode()
+def latency_ms(config: RunConfig, source: Shape) -> float:
+    """Milliseconds in which the untrained backbone of `config` sees one image on this machine: the least of a few."""
+    device = choose_device(config.device)
+    model = to_device(build_model(config, source), device).eval()
+    image = torch.zeros(1, model.in_channels, *model.image_size, device=device)
+    seconds = []
+    for _ in range(LATENCY_REPEATS):
+        began = _now(device)
+        model(image)
+        seconds.append(_now(device) - began)
+    return 1000 * min(seconds)
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
