@@ -9,9 +9,9 @@ from PIL import Image
 
 from isoflop.config import RunConfig
 from isoflop.data import open_split
-from isoflop.report.law import accuracy_sentence, answer_sentence
+from isoflop.report.law import accuracy_sentence, answer_sentence, expected_accuracy
 from isoflop.runs.results import answer_directory, read_results, write_results
-from isoflop.study.handover import accuracy_of, best_run, compared_with_runs, selected_run
+from isoflop.study.handover import accuracy_of, best_run, compared_with_runs, predicted_accuracy, selected_run
 from isoflop.train import train
 from isoflop.transfer.metrics import wilson_interval
 from tests.study.test_answer import row
@@ -19,7 +19,14 @@ from tests.study.test_rungs import study_config
 
 
 def ladder_row(name: str, loss: float, **values: Any) -> dict[str, Any]:
-    own = {"family": "vit", "images": 10_000, "role": "ladder", "parameters": 1000, "heldout_accuracy": 0.5}
+    own = {
+        "family": "vit",
+        "images": 10_000,
+        "role": "ladder",
+        "parameters": 1000,
+        "seconds": 5.0,
+        "heldout_accuracy": 0.5,
+    }
     return row(**{**own, "run_id": name, "heldout_loss": loss, "target": loss, **values})
 
 
@@ -74,6 +81,20 @@ def test_a_final_that_is_worse_than_a_run_of_the_ladder_is_not_handed_over(tmp_p
     assert answer_directory(tmp_path).name == "f"
     assert len(read_results(tmp_path)) == 4
     assert best_run([ROWS[2]]) is None
+
+
+def test_accuracy_is_predicted_by_the_map_of_the_studys_own_runs() -> None:
+    """A planted map: accuracy 1 / (1 + loss²), at losses beyond those of the runs."""
+    losses = (2.0, 1.5, 1.2, 1.0, 0.9)
+    rows = [ladder_row(str(x), x, heldout_accuracy=1 / (1 + x**2)) for x in losses]
+    found = predicted_accuracy(rows, {"predicted_loss": 0.5, "interval": [0.4, 0.6]})
+    assert found["predicted_accuracy"] == pytest.approx(1 / 1.25)
+    assert found["accuracy_interval"] == pytest.approx([1 / 1.36, 1 / 1.16])
+    told = expected_accuracy(found)
+    assert told == ", held-out accuracy about 80.0\u00a0% (73.5–86.2\u00a0%)"
+    unknown = predicted_accuracy(rows[:3], {"predicted_loss": 0.5, "interval": [0.4, 0.6]})
+    assert unknown["predicted_accuracy"] is None
+    assert expected_accuracy(unknown) == ""
 
 
 def test_the_test_part_judges_what_is_handed_over_once(tmp_path: Path) -> None:

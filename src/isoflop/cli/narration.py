@@ -9,7 +9,7 @@ from typing import Any
 
 from isoflop.cli.output import duration, over_the_line, power, print_table
 from isoflop.config import TransferConfig
-from isoflop.report.law import accuracy_sentence
+from isoflop.report.law import accuracy_sentence, expected_accuracy
 from isoflop.report.rows import metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, limit_sentence
 from isoflop.report.text import between, percent
@@ -198,26 +198,30 @@ def tell_answer(document: Mapping[str, Any]) -> None:
         (
             name,
             family["model"],
+            power(family["parameters"]),
             power(family["flops_per_image"]),
             f"{family['images']:,}",
             power(family["learning_rate"]),
             f"{family['predicted_loss']:.3f}",
             between(family["interval"]),
+            "–" if (accuracy := family.get("predicted_accuracy")) is None else f"{accuracy:.3f}",
             "–" if family["p_best"] is None else f"{family['p_best']:.2f}",
         )
         for name, family in families.items()
     ]
     left_out = document.get("left_out", {})
-    rows += [(name, "no law", "–", "–", "–", "–", "–", "–") for name in left_out]
+    rows += [(name, "no law", *(8 * ["–"])) for name in left_out]
     level = next(iter(families.values()))["level"]
     head = (
         "family",
         "model",
+        "parameters",
         "training FLOPs/image",
         "images",
         "learning rate",
         "loss",
         f"{level:.0%} interval",
+        "accuracy",
         "P(best)" + (" of those that trained" if left_out else ""),
     )
     print_table(head, rows)
@@ -225,7 +229,7 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     print(
         f"\nThe answer: train {best['model']} on {best['images']:,} images at learning rate "
         f"{power(best['learning_rate'])}. Predicted {metric_of(document).name} {best['predicted_loss']:.3f} "
-        f"({level:.0%} interval {between(best['interval'])}); "
+        f"({level:.0%} interval {between(best['interval'])}){expected_accuracy(best)}; "
         + (
             "no other family could be compared."
             if best["p_best"] is None

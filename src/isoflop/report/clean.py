@@ -17,7 +17,8 @@ NUMBERS = (
     "steps", "trunk_steps", "stopped_at", "heldout_loss", "heldout_accuracy", "seconds", "utilisation",
     "parameters",
 )  # fmt: skip
-_ENTRY_NUMBERS = ("flops_per_image", "images", "steps", "learning_rate", "predicted_loss", "level", "p_best")
+_ENTRY_NUMBERS = ("flops_per_image", "images", "steps", "learning_rate", "predicted_loss", "level", "p_best",
+                  "parameters", "hours", "predicted_accuracy")  # fmt: skip
 _LARGEST, _SMALLEST = 1e200, 1e-200
 """Numbers beyond overflow or vanish when they are multiplied, and stand for nothing that can be trained."""
 
@@ -79,12 +80,14 @@ def _entry(entry: Any) -> dict[str, Any]:
         return {}
     kept = {name: _number(entry.get(name)) for name in _ENTRY_NUMBERS}
     bounds = [_number(bound, above=0) for bound in _sequence(entry.get("interval"))]
+    accuracies = [_number(bound) for bound in _sequence(entry.get("accuracy_interval"))]
     law = FamilyLaw.from_entry(entry)
     return {
         **kept,
         "model": str(entry.get("model") or ""),
         "run_id": str(entry.get("run_id") or ""),
         "interval": bounds if len(bounds) == 2 and None not in bounds else None,
+        "accuracy_interval": accuracies if len(accuracies) == 2 and None not in accuracies else None,
         "warnings": [str(text) for text in _sequence(entry.get("warnings"))],
         "law": entry.get("law") if law.size_data is not None else None,
         "frontier": entry.get("frontier") if law.frontier_law is not None else None,

@@ -170,10 +170,13 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
         )
     so_far = "So far: with" if answer.get("interim") else "With"
     rate = f" at learning rate {quantity(entry['learning_rate'])}" if entry.get("learning_rate") else ""
+    hours = f" ({quantity(entry['hours'])} hours here)" if table.finite(entry.get("hours")) else ""
+    size = f" ({quantity(entry['parameters'])} parameters)" if table.finite(entry.get("parameters")) else ""
     text = (
-        f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training, train {_model(str(best), entry)} on "
-        f"{quantity(entry.get('images'))} images{rate}: "
+        f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training{hours}, "
+        f"train {_model(str(best), entry)}{size} on {quantity(entry.get('images'))} images{rate}: "
         f"expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}{_interval(entry)}"
+        f"{expected_accuracy(entry)}"
     )
     left_out = answer.get("left_out") or {}
     if table.finite(entry.get("p_best")) and len(entries) > 1:
@@ -185,6 +188,15 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
     if table.finite(loss):
         text += f" Trained, it reached {number(loss)}, {_verdict(entry, loss)}."
     return " ".join([text, *answer.get("advice", ()), *filter(None, [accuracy_sentence(answer)])])
+
+
+def expected_accuracy(entry: Row) -> str:
+    """What follows an expected loss: the accuracy that it means, with its interval; "" where that is not known."""
+    expected, bounds = entry.get("predicted_accuracy"), table.interval({"interval": entry.get("accuracy_interval")})
+    if not table.finite(expected):
+        return ""
+    shown = f" ({number(100 * bounds[0], 1)}–{share_of(bounds[1])})" if bounds else ""
+    return f", held-out accuracy about {share_of(expected)}{shown}"
 
 
 def accuracy_sentence(answer: Mapping[str, Any]) -> str:

@@ -79,12 +79,16 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
                 Cell("no law" if left_out else str(entry.get("model", "–"))),
+                _quantity(entry.get("parameters")),
                 _quantity(entry.get("flops_per_image")),
                 _quantity(entry.get("images")),
+                _quantity(entry.get("hours")),
                 Cell(quantity(entry.get("learning_rate")), style="number"),
                 _number(entry.get("predicted_loss")),
                 Cell(bounds, style="number"),
                 _number(trained.get(family, {}).get("heldout_loss")),
+                _number(entry.get("predicted_accuracy")),
+                _number(trained.get(family, {}).get("heldout_accuracy")),
                 _number(entry.get("p_best"), 2),
                 _number(irreducible),
             ]
@@ -93,14 +97,18 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     heads = [
         "family",
         "model",
+        "parameters",
         "FLOPs per image",
         "images",
+        "hours",
         "learning rate",
         f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
     ]
     heads += [
         "measured",
+        "predicted accuracy",
+        "measured accuracy",
         f"P(best){' of those that trained' if answer.get('left_out') else ''}",
         f"irreducible {metric_of(answer).short}",
     ]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isoflop.config import DistilledConfig, StudyConfig, SupervisedConfig
 from isoflop.errors import CheckpointError, DataError, StudyError
 from isoflop.report.rows import metric_of
@@ -28,7 +30,8 @@ def best_run(rows: Sequence[Row], family: str | None = None) -> Row | None:
 def run_document(row: Row) -> dict[str, Any]:
     """A finished run as JSON values, for `answer.json`."""
     kept = ("run_id", "family", "model", "role", "budget", "images", "learning_rate", "parameters", "heldout_accuracy")
-    return {**{name: row[name] for name in kept}, "loss": finite_loss(row)}
+    speed = row["images"] / row["seconds"] if row["seconds"] else None
+    return {**{name: row[name] for name in kept}, "loss": finite_loss(row), "images_per_second": speed}
 
 
 def _named(run: Mapping[str, Any]) -> str:
@@ -80,7 +83,38 @@ def selected_run(document: Mapping[str, Any], rows: Sequence[Row], config: Study
     return {"finals": finals, "selected": found, "advice": advice}
 
 
-# The accuracy of what is handed over.
+# The accuracy: predicted of the answers, measured of what is handed over.
+
+
+FEWEST_ACCURACIES = 4
+
+
+def predicted_accuracy(rows: Sequence[Row], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """`predicted_accuracy` of an answer and its `accuracy_interval`, from its predicted loss, both None where the runs
+    do not tell.
+
+    The study's own finished runs give the map: the logit of the held-out accuracy is a line in the logarithm of the
+    held-out loss, fitted by least squares, which falls.
+    """
+    nothing = {"predicted_accuracy": None, "accuracy_interval": None}
+    told = [
+        (math.log(row["heldout_loss"]), row["heldout_accuracy"])
+        for row in rows
+        if row["status"] == "done" and row["heldout_accuracy"] is not None and 0 < row["heldout_accuracy"] < 1
+        if row["target"] == row["heldout_loss"] > 0
+    ]
+    if len({x for x, _ in told}) < FEWEST_ACCURACIES:
+        return nothing
+    x, accuracy = np.array(told).T
+    slope, offset = np.polyfit(x, np.log(accuracy / (1 - accuracy)), 1)
+    if not slope < 0:
+        return nothing
+    loss = np.array([entry["predicted_loss"], *entry["interval"]])
+    with np.errstate(all="ignore"):
+        found = [float(value) for value in 1 / (1 + np.exp(-(offset + slope * np.log(loss))))]
+    if not all(map(math.isfinite, found)):
+        return nothing
+    return {"predicted_accuracy": found[0], "accuracy_interval": [found[2], found[1]]}
 
 
 JUDGED = "test.json"

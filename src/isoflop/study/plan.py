@@ -77,9 +77,11 @@ def measure_seconds_per_image(
 
 
 def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
+    least = MIN_STEPS * catalogue.batch_size * catalogue.flops_per_image(family, model)
+    budget = max(catalogue.config.study.target_flops, least)
     if not catalogue.budgets:  # not chosen yet, and no matter for a few steps
-        catalogue = catalogue.on((catalogue.config.study.target_flops,))
-    return catalogue.run(family, model, catalogue.config.study.target_flops, 1e-3).config
+        catalogue = catalogue.on((budget,))
+    return catalogue.run(family, model, budget, 1e-3).config
 
 
 def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
@@ -328,6 +330,14 @@ class Plan:
             "everything else": self.overheads.seconds,
         }
 
+    def answer_seconds(self, family: str, flops_per_image: float, images: int) -> float:
+        """Seconds by the clock of training an answer, at the efficiency of the nearest measured size of its family."""
+        sizes = [key for key in self.seconds_per_image if key[0] == family]
+        flops = {key: self.catalogue.flops_per_image(*key) for key in sizes}
+        nearest = min(sizes, key=lambda key: abs(math.log(flops[key] / flops_per_image)))
+        each = self.seconds_per_image[nearest] * flops_per_image / flops[nearest]
+        return images * each * (self.overheads.share or 1.0) * (1 + EVALUATION_SHARE)
+
     @property
     def utilisation(self) -> float | None:
         """Training FLOPs of the rungs as a share of what the peak would give in their core-seconds."""
@@ -459,7 +469,7 @@ def _chosen_budgets(
     else:
         near = study.target_flops / TARGET_DISTANCE
         provisional = catalogue.on((near / 20, near))
-        _measure(provisional, ladder_sizes(config, provisional), seconds)
+        _measure(provisional, {family: provisional.starting_sizes(family) for family in config.families}, seconds)
         overheads = overheads or _overheads(provisional, seconds, times)
         funds = funds_of(config, provisional, seconds, overheads, open_ended=open_ended)
         kept, price = funds.total - funds.allowance, max(funds.per_flop.values())

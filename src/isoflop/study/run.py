@@ -17,7 +17,7 @@ from isoflop.runs.times import Times
 from isoflop.study.adaptive import Stage, decide, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, hours_document, planner_document, spending
 from isoflop.study.executors import Executor, RunTask, make_executor
-from isoflop.study.handover import accuracy_of, compared_with_runs, selected_run
+from isoflop.study.handover import accuracy_of, compared_with_runs, predicted_accuracy, selected_run
 from isoflop.study.plan import Plan, plan_study, search_space_of
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
@@ -319,6 +319,9 @@ class _Study:
         priced = last.plan or plan
         document["planner"] = planner_document(priced, last.thought, self._rows(), self.times)
         document |= compared_with_runs(document, self._rows(), config)
+        for family, entry in document["families"].items():
+            entry |= predicted_accuracy(self._rows(), entry)
+            entry["hours"] = priced.answer_seconds(family, entry["flops_per_image"], entry["images"]) / 3600
         self._write_answer(document)
         self.narrator.answered(document)
         finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
