@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from isoflop.config import RunConfig
+from isoflop.config import RunConfig, StudyConfig
 from isoflop.data import open_split
 from isoflop.report.law import accuracy_sentence, answer_sentence, expected_accuracy
 from isoflop.runs.results import answer_directory, read_results, write_results
 from isoflop.study.handover import accuracy_of, best_run, compared_with_runs, predicted_accuracy, selected_run
-from isoflop.train import train
+from isoflop.train import RunResult, train
 from isoflop.transfer.metrics import wilson_interval
 from tests.study.test_answer import row
 from tests.study.test_rungs import study_config
@@ -97,12 +97,15 @@ def test_accuracy_is_predicted_by_the_map_of_the_studys_own_runs() -> None:
     assert expected_accuracy(unknown) == ""
 
 
+def brief_run(config: StudyConfig, directory: Path) -> RunResult:
+    model = {"name": "vit_w8d1p8", "stem_kernel": 4, "stem_stride": 4}
+    run = {"model": model, "steps": 2, "batch_size": 8, "data": config.data, "threads": 1}
+    return train(RunConfig.model_validate(run), directory)
+
+
 def test_the_test_part_judges_what_is_handed_over_once(tmp_path: Path) -> None:
     config = study_config(data={"source": "digits", "image_size": 8, "heldout": 100})
-    run = RunConfig.model_validate(
-        {"model": {"name": "vit_w8d1p8", "stem_kernel": 4, "stem_stride": 4}, "steps": 2, "data": config.data}
-    )
-    ended = train(run, tmp_path / "run")
+    ended = brief_run(config, tmp_path / "run")
     selected = {"heldout_accuracy": ended.heldout_accuracy}
     found = accuracy_of(tmp_path / "run", selected, config, 100)
     assert found is not None
@@ -116,12 +119,13 @@ def test_the_test_part_judges_what_is_handed_over_once(tmp_path: Path) -> None:
 
 
 def test_without_a_test_part_the_held_out_images_are_said_to_have_chosen(tmp_path: Path) -> None:
-    for number in range(4):
+    for number in range(10):
         folder = tmp_path / "images" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(folder / f"{number}.png")
-    config = study_config(data={"source": f"folder:{tmp_path / 'images'}"})
-    found = accuracy_of(tmp_path, {"heldout_accuracy": 81 / 263}, config, 263)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / f"{number}.png")
+    config = study_config(data={"source": f"folder:{tmp_path / 'images'}", "image_size": 8, "heldout": 2})
+    brief_run(config, tmp_path / "run")
+    found = accuracy_of(tmp_path / "run", {"heldout_accuracy": 81 / 263}, config, 263)
     assert found is not None
     assert found["interval"] == pytest.approx([0.2553, 0.3662], abs=5e-5)  # Newcombe, Stat. Med. 17 (1998), table I
     assert "no test part" in found["why"]

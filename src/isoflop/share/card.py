@@ -10,7 +10,6 @@ from typing import Any
 
 from isoflop.errors import CheckpointError
 from isoflop.escapes import markdown_code, markdown_text
-from isoflop.report.law import accuracy_sentence
 from isoflop.runs.directory import read_status
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
@@ -144,8 +143,14 @@ def _compute(subject: Subject) -> Iterator[str]:
 def _study(subject: Subject) -> Iterator[str]:
     """What the laws of the study that the run belongs to said of it before it was trained, and what came out."""
     family, answer = _answer(subject)
-    if subject.run and (answer.get("selected") or {}).get("run_id") == subject.run.resolve().name:
-        yield f"## Study\n\n- {' '.join(['Handed over by a study.', accuracy_sentence(answer)]).strip()}\n"
+    selected = answer.get("selected") or {}
+    if subject.run and selected.get("run_id") == subject.run.resolve().name and (found := selected.get("accuracy")):
+        low, high = found["interval"]
+        part = "test images" if found["part"] == "test" else "held-out images, which have chosen the run"
+        yield (
+            f"## Study\n\n- Handed over by a study. Accuracy {found['accuracy']:.3f} on {found['images']:,} {part}, "
+            f"{100 * found['level']:.0f} % interval {low:.3f}–{high:.3f}.\n"
+        )
     if family is None:
         return
     found, final = answer["families"][family], answer.get("finals", {}).get(family, {})
