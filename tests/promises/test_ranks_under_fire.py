@@ -64,8 +64,7 @@ def test_killed_ranks_change_nothing_at_the_same_layout(tmp_path: Path) -> None:
     config = config_of(40)
     train_whole(config, tmp_path / "calm", world=2)
     fire = tmp_path / "fire"
-    for blow in (Blow(5, rank=1), Blow(20, files=4, rank=0)):
-        kill_after(config, fire, 2, blow)
+    kill_after(config, fire, 2, Blow(20, files=4, rank=0))  # amid a save; `make test-long` kills sixty times
     train_whole(config, fire, world=2)
     check_same(config, tmp_path / "calm", fire)
 

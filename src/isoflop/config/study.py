@@ -155,7 +155,7 @@ class StudyTable(Table):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the study and its folder: letters, digits, `.`, `_` and `-`."""
     target_budget: Maybe[Positive] = None
-    """Training FLOPs of the answer; default what 60 % of the study's limit buys on this machine."""
+    """Training FLOPs of the answer; default what 70 % of the study's limit buys on this machine."""
     budgets: Maybe[Budgets] = None
     """The rungs: training FLOPs of one run (2 × MACs; a step is 3 × forward), ascending; default by the planner."""
     budget: Maybe[Positive] = None

@@ -221,9 +221,9 @@ def next_stage(space: SearchSpace, results: Sequence[TrialResult], allowance: fl
     for standing in outlook.standings:
         if standing.p_best < HOPELESS:
             continue
-        more = lacking + _for_the_law(space, standing, beliefs, results)
-        if sum(map(ledger.cost, more)) <= allowance - spent:
-            lacking = more
+        for trial in _for_the_law(space, standing, beliefs, results):
+            if sum(map(ledger.cost, [*lacking, trial])) <= allowance - spent:
+                lacking.append(trial)
     if lacking:
         return Stage(tuple(lacking), outlook, decision.gain(lacking), spent=spent)
     dropped = tuple(family for family in space.families if outlook.p_best(family) < NEGLIGIBLE)
@@ -275,8 +275,8 @@ def second_rung(space: SearchSpace, beliefs: Mapping[str, Belief], results: Sequ
 def _for_the_law(
     space: SearchSpace, standing: FamilyStanding, beliefs: Mapping[str, Belief], results: Sequence[TrialResult]
 ) -> list[Trial]:
-    """What a family lacks of the rungs that its law needs: on the next one, the size nearest to its answer and its
-    neighbours; nothing where it has them."""
+    """What a family lacks of the rungs that its law needs: on the next one, the size nearest to its answer, and the two
+    nearest to that unless the family is far behind; nothing where it has them."""
     family = standing.answer.family
     levels = sorted({result.trial.budget for result in results if result.trial.family == family})
     above = [budget for budget in space.budgets if budget > levels[-1]]
@@ -286,7 +286,8 @@ def _for_the_law(
     for trial in candidates(space, family, beliefs[family], results):
         if trial.budget == above[0]:
             best.setdefault(trial.model, trial)
-    return sorted(best.values(), key=lambda trial: abs(math.log(trial.n / standing.answer.n)))[:3]
+    nearest = sorted(best.values(), key=lambda trial: abs(math.log(trial.n / standing.answer.n)))
+    return nearest[: 3 if standing.p_best >= NEGLIGIBLE else 1]
 
 
 def believe(space: SearchSpace, results: Sequence[TrialResult]) -> dict[str, Belief]:

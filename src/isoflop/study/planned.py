@@ -38,7 +38,7 @@ TARGET_DISTANCE = 3.0
 """The highest of them stays this factor below the target: nearer, the ladder would cost more than it decides."""
 LADDER_SPAN = 4.0
 """Between the lowest and the highest of them, at least."""
-ANSWER_SHARE = 0.6
+ANSWER_SHARE = 0.7
 """Of the limit, for training the answers of a study that names no target."""
 LADDER_RUNS = 1.3
 """How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
