@@ -21,10 +21,11 @@ from isoflop.errors import IsoflopError
 from isoflop.study import Narrator, open_study, run_study
 from isoflop.transfer import open_backbone, transfer
 
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 FAMILIES = {
-    "resnet": {"sizes": 2, "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}},
-    "poolformer": {"sizes": 2},
-    "vit": {"sizes": 2},
+    "resnet": {"sizes": 2, "recipe": "medium", "optim": SGD},
+    "resnet_strong": {"ladder": "resnet", "sizes": 2, "recipe": "strong", "optim": SGD},  # for few images, seen often
+    "vit": {"sizes": 2, "recipe": "medium"},
 }
 
 
