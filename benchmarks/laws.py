@@ -1,6 +1,6 @@
 """What the laws predict, and how often their intervals hold: every claim of docs/laws.md, measured.
 
-    python benchmarks/laws.py [curves | damping | others | vit | figure2 | nfnet | planted | replay | start]...
+    python benchmarks/laws.py [curves | damping | others | vit | figure2 | nfnet | planted | replay | repeats | start]…
 
 Without arguments everything runs (about ten minutes on one core). The tables are those bundled with the package.
 """
@@ -362,6 +362,94 @@ def _arm(n: Array, z: Array, budgets: Array, rungs: int) -> tuple[Array, Array, 
     return np.array(errors), np.array(marks), np.array(regrets), law
 
 
+REPEATED = ("no harm", "saturating", "size too", "hurting", "larger hurt", "declining")
+"""What is planted: repeats as good as new images; worth ever less (arXiv 2305.16264), size as well as images; adding to
+the loss, alike for all sizes or more for larger ones; fewer effective images in the end."""
+
+
+def repeated_truth(kind: str, rng: np.random.Generator) -> Callable[[Array, Array, float], Array]:
+    """Loss of (n, d, different images U) of one drawn law of a kind."""
+    e, a, b = rng.uniform(0.1, 0.6), rng.uniform(0.6, 1.4), rng.uniform(0.6, 1.4)
+    alpha, beta = rng.uniform(0.28, 0.45, 2)
+    limit, peak = np.exp(rng.uniform(np.log(3), np.log(20))), np.exp(rng.uniform(np.log(8), np.log(30)))
+    harm, growth, by_size = (
+        np.exp(rng.uniform(np.log(0.003), np.log(0.05))),
+        rng.uniform(0.7, 1.8),
+        rng.uniform(0.2, 0.5),
+    )
+
+    def loss(n: Array, d: Array, u: float) -> Array:
+        epochs, size = d / u, n / 1e6
+        again = np.maximum(epochs - 1.0, 0.0)
+        images = d
+        if kind in ("saturating", "size too", "hurting", "larger hurt"):
+            images = u * (np.minimum(epochs, 1.0) + limit * (1.0 - np.exp(-again / limit)))
+        if kind == "size too":  # parameters beyond those that U images would need count less
+            enough = 10.0 * u / 1e5
+            size = np.where(size > enough, enough * (1 + 5.3 * (1 - np.exp(-(size / enough - 1) / 5.3))), size)
+        if kind == "declining":
+            images = u * (np.minimum(epochs, 1.0) + again * np.exp(-again / peak))
+        base = e + a * size**-alpha + b * (images / 1e5) ** -beta
+        if kind == "hurting":
+            base = base + harm * again**growth
+        if kind == "larger hurt":
+            base = base + harm * again**growth * (n / 1e7) ** by_size
+        return np.asarray(base)
+
+    return loss
+
+
+def repeats(tables: int = 12) -> None:
+    """Planted tables in which a run saw about 10 epochs: what a study would answer at 3 and 10 times the compute."""
+    print(
+        "\n| planted | compute | interval holds | its width | RMSE of log loss | without `unique` | size off by "
+        f"| regret | epochs of the answer | twice the images holds | warned |\n{'|---' * 11}|"
+    )
+    everything: dict[float, list[list[float]]] = {3: [], 10: []}
+    for kind in REPEATED:
+        found: dict[float, list[list[float]]] = {3: [], 10: []}
+        for k in range(tables):
+            rng = np.random.default_rng([REPEATED.index(kind), k])
+            truth, noise = repeated_truth(kind, rng), float(rng.choice([0.003, 0.01, 0.02]))
+            budgets = np.geomspace(1e10, 10 ** rng.uniform(12, 12.7), int(rng.integers(4, 6)))
+            sizes = int(rng.integers(4, 7))
+            n = np.concatenate([1e6 * np.sqrt(c / 1e11) * np.geomspace(0.2, 5, sizes) for c in budgets])
+            d = np.repeat(budgets, sizes) / n
+            # About 10 epochs of the run that saw its images most often, or of a middle size with the largest budget.
+            unique = float((d.max(), np.median(d[-sizes:]))[k % 2] / rng.uniform(7, 14))
+            loss = truth(n, d, unique) * np.exp(noise * rng.standard_normal(n.size))
+            law = laws.fit_size_data(n, d, loss, np.full(n.size, unique), bootstrap=100)
+            plain = laws.fit_size_data(n, d, loss, bootstrap=1)
+            for factor in found:
+                target = factor * float(budgets[-1])
+                size = law.size(target)
+                real, (lo, hi) = float(truth(size, target / size, unique)), law.interval(size, target / size, best=True)
+                grid = np.geomspace(1e4, 1e11, 3000)
+                at_once, twice = truth(grid, target / grid, unique), truth(grid, target / grid, 2 * unique).min()
+                low, high = law.more_images(target)[1]
+                found[factor].append([
+                    lo <= real <= hi, np.log(hi / lo),
+                    np.log(float(law.predict(size, target / size, best=True)) / real) ** 2,
+                    np.log(float(plain.predict(size, target / size, best=True)) / real) ** 2,
+                    abs(np.log(size / grid[at_once.argmin()])), real / at_once.min() - 1, target / size / unique,
+                    low - 1e-6 <= twice / at_once.min() <= high + 1e-6, bool(law.beyond_epochs(target / size)),
+                ])  # fmt: skip
+        for factor, rows in found.items():
+            _repeated_row(kind, factor, rows)
+            everything[factor] += rows
+    for factor, rows in everything.items():
+        _repeated_row("**all**", factor, rows)
+
+
+def _repeated_row(kind: str, factor: float, rows: list[list[float]]) -> None:
+    mean = np.mean(rows, axis=0)
+    print(
+        f"| {kind} | ×{factor} | {mean[0]:.0%} | {mean[1]:.3f} | {np.sqrt(mean[2]):.4f} | {np.sqrt(mean[3]):.4f} | "
+        f"{np.exp(mean[4]):.2f} | {mean[5]:.2%} | {mean[6]:.1f} | {mean[7]:.0%} | {mean[8]:.0%} |",
+        flush=True,
+    )
+
+
 def start() -> None:
     """Seconds from nothing to the answer of `isoflop fit`, in a new process: the median of five."""
     tables = Path(laws.__file__).parent / "tables"
@@ -396,6 +484,7 @@ SECTIONS: dict[str, Callable[[], object]] = {
     "nfnet": nfnet,
     "planted": planted,
     "replay": replay,
+    "repeats": repeats,
     "start": start,
 }
 

@@ -26,7 +26,8 @@ from isoflop.laws.size_data import size_data_model
 from isoflop.laws.solve import minimise
 
 Array = NDArray[np.float64]
-Table = tuple[Array, Array, Array]
+Table = tuple[Array, ...]
+"""n, d, loss; and the different data behind d where some repeat."""
 TESTS = Path(__file__).parent.parent / "tests"
 HELD_OUT = (2, 5, 10)
 PUBLISHED = {
@@ -41,14 +42,16 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def columns(rows: list[dict[str, str]], n: str, d: str, loss: str, factor: float = 1.0) -> Table:
-    kept = sorted({(factor * float(r[n]), float(r[d]), float(r[loss])) for r in rows if r[n] and r[d] and r[loss]})
-    x, y, z = np.array(kept).T
-    return x, y, z
+def columns(
+    rows: list[dict[str, str]], n: str, d: str, loss: str, factor: float = 1.0, unique: str | None = None
+) -> Table:
+    names = (d, loss, *([unique] if unique else []))
+    kept = {(factor * float(r[n]), *(float(r[name]) for name in names)) for r in rows if r[n] and r[d] and r[loss]}
+    return tuple(np.array(sorted(kept)).T)
 
 
 def tables(folder: Path) -> Iterator[tuple[str, Table]]:
-    """(name, (n, d, loss)) of every table."""
+    """(name, table) of every table."""
     isoflops = rows_of(folder / "isoflops.csv")
     for name in sorted({r["experiment"] for r in isoflops}):
         yield (
@@ -57,7 +60,8 @@ def tables(folder: Path) -> Iterator[tuple[str, Table]]:
         )
     for name in ("farseer", "data_constrained"):
         rows = rows_of(folder / f"scalebench_{name}.csv")
-        yield f"ScaleBench {name}", columns(rows, "flops_per_token", "tokens", "loss")
+        unique = "unique_tokens" if name == "data_constrained" else None
+        yield f"ScaleBench {name}", columns(rows, "flops_per_token", "tokens", "loss", unique=unique)
     chinchilla = rows_of(TESTS / "report" / "chinchilla_234.csv")
     yield "Chinchilla, as digitised in arXiv 2404.10102", columns(chinchilla, "N", "D", "loss", 6)
     clip = rows_of(TESTS / "laws" / "foreign" / "openclip_four_groups.csv")
@@ -77,7 +81,7 @@ def tables(folder: Path) -> Iterator[tuple[str, Table]]:
 
 def approach_3(table: Table) -> Array:
     """(log A, log B, E, α, β) by the objective of arXiv 2203.15556 (Huber of log loss, δ 1e-3), of 60 starts."""
-    x, y, z = (np.log(v) for v in table)
+    x, y, z = (np.log(v) for v in table[:3])
     rng = np.random.default_rng(0)
     floor = float(np.exp(z.min()))
     starts = np.column_stack(
@@ -94,7 +98,7 @@ def by_chinchilla(table: Table, later: Table) -> Array | None:
         from chinchilla import Chinchilla
     except ImportError:
         return None
-    n, d, loss = table
+    n, d, loss = table[:3]
     grid = {"e": [0.0, 0.5], "a": [5.0, 15.0], "b": [5.0, 15.0], "alpha": [0.3, 0.6], "beta": [0.3, 0.6]}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         seeds = {"C": (1e18, 1e19), "N_to_D": (1, 100)}
@@ -120,13 +124,14 @@ def score(name: str, table: Table, factor: float) -> tuple[list[str], dict[str, 
         law = laws.fit_size_data(*seen)
     except LawError:
         return None
-    lo, hi = law.interval(later[0], later[1])
+    unique = later[3] if len(later) > 3 else None
+    lo, hi = law.interval(later[0], later[1], unique=unique)
     inside = float(np.mean((lo <= later[2]) & (later[2] <= hi)))
     theta = approach_3(seen)
     centre = np.log(seen[0]).mean(), np.log(seen[1]).mean()
     third = np.exp(size_data_model(np.log(later[0]) - centre[0], np.log(later[1]) - centre[1])(theta[None])[0][0])
     scores = {
-        "ours": rmse(law.predict(later[0], later[1]), later[2]),
+        "ours": rmse(law.predict(later[0], later[1], unique=unique), later[2]),
         "approach 3": rmse(third, later[2]),
         "inside": inside,
         "width": float(np.median(hi / lo) - 1),

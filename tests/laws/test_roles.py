@@ -232,3 +232,31 @@ def test_a_spreadsheet_with_semicolons_and_decimal_commas_is_the_same_table(tmp_
 def test_what_cannot_be_guessed_is_asked_for(columns, message):
     with pytest.raises(LawError, match=message):
         runs_of(**columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "option"),
+    [
+        ("unique_tokens", np.minimum(TOKENS, 4e9), "unique_tokens"),
+        ("dataset size", np.full(25, 4e9), "dataset size"),
+        ("unique_tokens_B", np.full(25, 4.0), "1e+09*unique_tokens_B"),
+        ("epochs", TOKENS / 4e9, "tokens/epochs"),
+    ],
+)
+def test_different_data_are_found_by_name_and_said(name, cells, option):
+    table = {"params": PARAMS, "tokens": TOKENS, "loss": LOSS, name: cells}
+    read = runs_of(**table)
+    assert read.unique is not None
+    np.testing.assert_allclose(read.unique, np.minimum(TOKENS, 4e9) if name == "unique_tokens" else 4e9)
+    assert any(option in note for note in read.notes)
+    assert texts(read) == ("6*params", "tokens", "loss")
+    columns = {c: [str(v) for v in values] for c, values in table.items()}
+    assert read_runs(columns, TableSource("t.csv"), unique="none").unique is None
+
+
+def test_runs_without_a_number_of_different_data_repeat_none():
+    cells = ["", "-", *["4e9"] * 23]
+    unique = runs_of(params=PARAMS, tokens=TOKENS, loss=LOSS, unique_tokens=cells).unique
+    assert np.isnan(unique[:2]).all()
+    assert (unique[2:] == 4e9).all()
+    assert runs_of(params=PARAMS, tokens=TOKENS, loss=LOSS, unique_params=PARAMS / 2).unique is None

@@ -175,3 +175,69 @@ def test_given_runs_of_published_language_models_are_predicted():
         inside += ((lo <= loss[~past]) & (loss[~past] <= hi)).tolist()
         assert np.sqrt(np.mean(np.log(law.predict(n[~past], d[~past]) / loss[~past]) ** 2)) < 0.013
     assert np.mean(inside) > 0.75
+
+
+def repeated_ladder(limit, harm=0.0, noise=0.003):
+    """A ladder on so few images that its longest run sees them 30 times: (n, d, loss), their number, and the truth."""
+    n, d, _ = ladder(budgets=5)
+    unique = float(d.max() / 30)
+
+    def truth(n, d, unique=unique):
+        again = np.maximum(d / unique - 1, 0.0)
+        images = unique * (np.minimum(d / unique, 1.0) + limit * (1 - np.exp(-again / limit)))
+        return 0.6 + 40.0 * n**-0.3 + 300.0 * images**-0.4 + harm * again
+
+    return n, d, truth(n, d) * np.exp(noise * np.random.default_rng(0).standard_normal(n.size)), unique, truth
+
+
+def best_at(truth, compute, unique):
+    n = np.geomspace(1e5, 1e9, 2000)
+    loss = truth(n, compute / n, unique)
+    return float(n[loss.argmin()]), float(loss.min())
+
+
+@pytest.mark.parametrize(("limit", "harm"), [(4.0, 0.0), (12.0, 0.02)])
+def test_repeated_images_are_worth_what_was_planted(limit, harm):
+    """arXiv 2305.16264, without and with harm: the law, the best size, and what twice the images would bring."""
+    n, d, loss, unique, truth = repeated_ladder(limit, harm)
+    law = fit_size_data(n, d, loss, np.full(n.size, unique), bootstrap=30)
+    assert law.repeats is not None
+    assert law.variants["fresh"] < 0.01
+    assert law.unique == unique
+    assert law.epochs == pytest.approx(30.0)
+    target = 10 * float((n * d).max())
+    size, best = best_at(truth, target, unique)
+    chosen = law.size(target)
+    assert float(truth(chosen, target / chosen)) < 1.005 * best
+    lo, hi = law.interval(chosen, target / chosen, best=True)
+    assert lo < truth(chosen, target / chosen) < hi
+    ratio, (low, high) = law.more_images(target)
+    gain = best_at(truth, target, 2 * unique)[1] / best
+    assert ratio == pytest.approx(gain, abs=0.02)
+    assert low <= ratio <= high < 1
+    assert law.predict(size, target / size, unique=2 * unique) < law.predict(size, target / size)
+    assert SizeDataLaw.from_dict(json.loads(json.dumps(law.to_dict()))) == law
+    shuffled = np.random.default_rng(1).permutation(n.size)
+    again = fit_size_data(n[shuffled], d[shuffled], 100 * loss[shuffled], np.full(n.size, unique), bootstrap=0)
+    assert again.optimal(target)[0] == pytest.approx(law.optimal(target)[0], rel=0.01)
+
+
+def test_repeats_that_do_no_harm_are_as_good_as_new_images():
+    n, d, loss = ladder(noise=0.003, budgets=5)
+    law = fit_size_data(n, d, loss, np.full(n.size, d.max() / 30), bootstrap=30)
+    assert law.variants["fresh"] > 0.2
+    assert law.more_images(1e13)[1][1] == pytest.approx(1.0)
+    assert law.optimal(1e13)[2] == pytest.approx(fit_size_data(n, d, loss, bootstrap=0).optimal(1e13)[2], rel=0.02)
+
+
+def test_epochs_beyond_those_of_the_table_are_said():
+    n, d, loss = ladder(noise=0.003)
+    fresh = fit_size_data(n, d, loss, np.full(n.size, 2 * d.max()), bootstrap=0)
+    assert (fresh.variants, fresh.repeats) == ({}, None)  # no run saw an image twice
+    assert fresh.beyond_epochs(2 * d.max()) == ""
+    assert "4 times" in fresh.beyond_epochs(8 * d.max())
+    never = fit_size_data(n, d, loss, np.full(n.size, np.nan), bootstrap=0)
+    assert never.unique is None
+    assert never.beyond_epochs(1e15) == ""
+    with pytest.raises(LawError, match="unique"):
+        fit_size_data(n, d, loss, np.zeros(n.size))

@@ -179,6 +179,12 @@ def fit(
     accuracy: Annotated[
         bool | None, typer.Option("--accuracy/--no-accuracy", help="Whether y is an accuracy; default by its name.")
     ] = None,
+    unique: Annotated[
+        str | None,
+        typer.Option(
+            "--unique", metavar="COLUMN", help="Different images behind those seen; guessed by name, none for none."
+        ),
+    ] = None,
     level: Annotated[float, typer.Option("--level", metavar="P", help="Probability of the intervals.")] = 0.9,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the bootstrap.")] = 0,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Also draw the laws.")] = None,
@@ -201,6 +207,7 @@ def fit(
         at=at,
         faster=speedup,
         accuracy=accuracy,
+        unique=unique,
         level=level,
         seed=seed,
     )

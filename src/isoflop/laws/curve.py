@@ -95,6 +95,9 @@ WINDOWS: dict[str, tuple[float, ...]] = {
     "broken": (10.0, np.inf),
 }
 """Forms of a curve → windows: the member sees the points within this factor of the last one."""
+TABULATED = "tabulated"
+"""A member that is no form of its own: `theta` is its log y at `KNOTS`."""
+KNOTS = np.linspace(-16.0, 12.0, 141)
 LADDER: dict[str, tuple[float, ...]] = {"offset": (np.inf,), "double": (np.inf,)}
 """The same of a frontier: a few best runs, one a budget."""
 RATIO, HALF, RECENT = "constant ratio of the last two", "half that ratio", "slope of the last three"
@@ -153,8 +156,14 @@ class Candidate:
     trust: float = 1.0
 
     def log_values(self, theta: Array, t: Array) -> Array:
-        with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
-            return np.asarray(FORMS[self.form].evaluate(theta[None], t)[0][0])
+        return _log_values(self.form, theta, t)
+
+
+def _log_values(form: str, theta: Array, t: Array) -> Array:
+    if form == TABULATED:
+        return np.asarray(np.interp(t, KNOTS, theta))
+    with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
+        return np.asarray(FORMS[form].evaluate(theta[None], t)[0][0])
 
 
 @dataclass(frozen=True)
@@ -210,8 +219,7 @@ class CurveLaw(JsonRecord):
         since = np.log([m.since for m in self.members]) - np.log(self.scale)
         values = np.zeros((len(self.members), flat.size))
         for k, member in enumerate(self.members):
-            with np.errstate(all="ignore"):  # far before the first point, forms may run to infinity
-                values[k] = FORMS[member.form].evaluate(np.array([member.theta]), flat)[0][0]
+            values[k] = _log_values(member.form, np.array(member.theta), flat)
         names = [m.name for m in self.members]
         fading = {RATIO: 4.0, HALF: 4.0, RECENT: 4.0}
         if any(name.startswith("size and data") for name in names):  # which is fitted to many more runs

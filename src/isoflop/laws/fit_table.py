@@ -30,7 +30,9 @@ class Prediction(JsonRecord):
     """What a law says at `budget`: the value, its interval, and for two axes the size `n` and images `d`.
 
     n and d are the best ones, or those that were asked about. `formula` is what the printed formula alone gives there,
-    without the candidates beside it; None where no formula is printed.
+    without the candidates beside it; None where no formula is printed. `epochs` is how often it sees each of `unique`
+    different images, and `twice` the same prediction with twice as many: the value, and its ratio to this one with the
+    interval of the ratio.
     """
 
     budget: float
@@ -41,6 +43,9 @@ class Prediction(JsonRecord):
     d: float | None = None
     n_interval: tuple[float, float] | None = None
     formula: float | None = None
+    unique: float | None = None
+    epochs: float | None = None
+    twice: tuple[float, float, tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ def fit_table(
     at: tuple[float, float] | None = None,
     faster: tuple[str, str] | None = None,
     accuracy: bool | None = None,
+    unique: str | None = None,
     level: float = 0.9,
     seed: int = 0,
 ) -> TableFit:
@@ -120,7 +126,9 @@ def fit_table(
             predict, in the unit of x (or of n·d). at: or the size and data to predict, in the units of their columns.
         faster: two groups (A, B): how many times less compute A needs than B for equal loss, at the budget of B or over
             the losses that both reached.
-        accuracy: whether y is an accuracy; guessed from its name if None. level: of the intervals. seed: of bootstraps.
+        accuracy: whether y is an accuracy; guessed from its name if None. unique: the column of different images (or
+            tokens) behind those seen, "none" if none repeat; guessed from its name. level: of the intervals. seed: of
+            bootstraps.
 
     Raises:
         LawError: a file that cannot be read, a missing column (with a suggestion) or one given twice, cells that are
@@ -138,7 +146,7 @@ def fit_table(
         raise LawError(f"the seed must be 0 or more, not {seed}")
     if not isinstance(table, Runs):
         columns, source = read_columns(table) if isinstance(table, Path) else (table, TableSource("table"))
-        table = read_runs(columns, source, x, y, by, accuracy)
+        table = read_runs(columns, source, x, y, by, accuracy, unique)
     runs, axes, loss = table, table.axes, table.loss
     if at is not None:
         if len(axes) == 1:
@@ -158,8 +166,7 @@ def fit_table(
             if len(axes) == 1:
                 groups.append(_curve(name, part[0], loss[here], runs, budget, level))
             else:
-                extra = {c: [runs.columns[c][k] for k in here] for c in AUDIT_COLUMNS if c in runs.columns}
-                groups.append(_size_data(name, (part[0], part[1], loss[here]), runs, budget, at, level, seed, extra))
+                groups.append(_size_data(name, (part[0], part[1], loss[here]), here, runs, budget, at, level, seed))
                 tables[name] = (part[0], part[1], loss[here])
         except LawError as problem:
             groups.append(
@@ -251,19 +258,20 @@ def _rising(runs: Runs, x: str) -> str:
 def _size_data(
     name: str,
     table: tuple[Array, Array, Array],
+    rows: NDArray[np.intp],
     runs: Runs,
     budget: float | None,
     at: tuple[float, float] | None,
     level: float,
     seed: int,
-    extra: dict[str, list[str]],
 ) -> GroupFit:
     n, d, y = table
+    extra = {c: [runs.columns[c][k] for k in rows] for c in AUDIT_COLUMNS if c in runs.columns}
     check_table(n, d, y)
     compute = n * d
     if np.ptp(np.log(compute)) < np.log(1.15):
         raise LawError("all runs have the same budget: a law needs at least two, better four")
-    law = fit_size_data(n, d, y, seed=seed)
+    law = fit_size_data(n, d, y, None if runs.unique is None else runs.unique[rows], seed=seed)
     findings = audit_size_data(law, n, d, y, extra)
     unsound = [f.detail for f in findings if f.check in ("convergence", "identifiability") and f.verdict == "warning"]
     prediction, refusal = None, ""
@@ -280,9 +288,15 @@ def _size_data(
             refusal = _cannot_tell(lo, hi, asked, level)
         if not refusal:
             value = float(law.predict(best_n, best_d, best=at is None))
-            formula = law.irreducible + law.a * best_n**-law.alpha + law.b * best_d**-law.beta
+            formula = float(law.formula(best_n, best_d))
             sizes = interval["n"] if interval else None
             prediction = Prediction(asked, value, (lo, hi), level, best_n, best_d, sizes, formula)
+            if law.unique is not None:
+                ratio, ends = law.more_images(asked, level=level, at=at)
+                twice = (value * ratio, ratio, ends) if law.variants else None
+                prediction = replace(prediction, unique=law.unique, epochs=best_d / law.unique, twice=twice)
+                if far := law.beyond_epochs(best_d):
+                    law = replace(law, warnings=(*law.warnings, far))
     return GroupFit(name, y.size, _points(compute, y), None, law, findings, prediction, refusal)
 
 
@@ -357,6 +371,11 @@ def _predicted(fit: TableFit, p: Prediction) -> str:
             f". The formula alone gives {p.formula:.4g}; beyond the data the prediction is that of the mixture "
             f"({p.value / p.formula - 1:+.2%})"
         )
+    if p.unique is not None and p.epochs is not None:
+        said += f". That is {p.epochs:.3g} epochs of {p.unique:.3g} different ones"
+        if p.twice:
+            value, ratio, (lo, hi) = p.twice
+            said += f"; with twice as many the loss is {value:.4g} ({ratio - 1:+.1%}, {lo - 1:+.1%} to {hi - 1:+.1%})"
     return said
 
 
@@ -373,15 +392,30 @@ def _law(group: GroupFit) -> str:
     if group.size_data:
         law = group.size_data
         (a_lo, a_hi), (b_lo, b_hi) = law.exponent_intervals["alpha"], law.exponent_intervals["beta"]
+        d, more = "d", ""
+        if law.repeats:
+            d = "D"
+            more = f"\n\nwith D effective ones of d: after one epoch at most {law.repeats.limit:.3g} more (R*)"
+            if law.repeats.harm > 0:
+                more += f", and repeated views r add {_harm(law)} (U different ones)"
+        if law.variants:
+            votes = ", ".join(f"{name} {weight:.0%}" for name, weight in law.variants.items())
+            more += f"\n\nRepeated data, by backtest and fit: {votes}; at most {law.epochs:.3g} epochs in a run"
         return (
-            f"L = {law.irreducible:.4g} + {law.a:.4g}·n^-{law.alpha:.3f} + {law.b:.4g}·d^-{law.beta:.3f} "
+            f"L = {law.irreducible:.4g} + {law.a:.4g}·n^-{law.alpha:.3f} + {law.b:.4g}·{d}^-{law.beta:.3f} "
             f"(α {a_lo:.2f} to {a_hi:.2f}, β {b_lo:.2f} to {b_hi:.2f} at {law.level:.0%}); best size ∝ C^"
-            f"{law.exponents()['size']:.2f}; fitted to {law.window}, noise {law.noise:.1%}"
+            f"{law.exponents()['size']:.2f}; fitted to {law.window}, noise {law.noise:.1%}{more}"
             + (f"\n\nBeyond the data, by backtest: {_votes(law.forecast)}" if law.forecast else "")
         )
     if group.curve is None:
         return "No law."
     return f"A mixture, by backtest: {_votes(group.curve)}; noise {group.curve.noise:.1%}"
+
+
+def _harm(law: SizeDataLaw) -> str:
+    r = law.repeats
+    assert r
+    return f"{r.harm:.3g}·n^{r.size:.2f}·r^{r.growth:.2f}" + (f"·U^-{r.images:.2f}" if r.images else "")
 
 
 def _votes(curve: CurveLaw) -> str:

@@ -33,6 +33,12 @@ COMPUTE = (
 )  # fmt: skip
 TOKENS = ("tokens", "token", "ntokens", "d")
 SAMPLES = ("images", "image", "samples", "examples", "imgs", "seen", "data", "dataset size")
+UNIQUE = (
+    "unique images", "unique tokens", "unique samples", "unique examples", "unique data", "unique d", "distinct images",
+    "distinct tokens", "distinct samples", "dataset size", "data set size", "train set size", "training set size",
+    "train size",
+)  # fmt: skip
+EPOCHS = ("epochs", "epoch")
 STEPS = ("steps", "step", "iterations", "iters", "iteration", "epochs", "epoch")
 LOSSES = ("loss", "nll", "cross entropy", "xent", "ce", "bpb", "bpc", "perplexity", "ppl", "l")
 ERRORS = ("error", "err", "wer", "cer", "mse", "rmse", "mae", "fid")
@@ -109,6 +115,7 @@ class Runs:
     Attributes:
         source: where they are from. x: the axes. y, by: the columns of the loss and of the family.
         axes: values of each axis; for two, their product is the compute. loss: what is minimised, `unit` says of what.
+        unique: different images (tokens) of each row, NaN where they never repeat; None without such a column.
         family: the group of each row. columns: all columns of the rows that are used.
         notes: what was guessed, counted and left out, a sentence each.
     """
@@ -123,6 +130,7 @@ class Runs:
     family: list[str]
     columns: Columns
     notes: tuple[str, ...]
+    unique: Array | None = None
 
 
 def read_runs(
@@ -132,11 +140,13 @@ def read_runs(
     y: str | None = None,
     by: str | None = None,
     accuracy: bool | None = None,
+    unique: str | None = None,
 ) -> Runs:
     """The runs of a table; columns that are not given are guessed from their names, which `notes` says.
 
     Of two axes of which one is parameters and one tokens, the first is counted as 6 FLOPs a parameter. `by` = "none"
-    puts all rows into one group. Rows without a value are left out, which `notes` says.
+    puts all rows into one group, `unique` = "none" says that no image was seen twice. Rows without a value are left
+    out, which `notes` says; without a value of `unique`, images never repeat.
     """
     notes: list[str] = []
     columns, melted = _chart_of_runs(columns, source)
@@ -163,12 +173,40 @@ def read_runs(
         notes.append(f"columns guessed by their names: {' '.join(told)}; give these options to say otherwise")
     if len(axes) == 2:
         notes += _what_is_counted(axes, columns)
+    different = _different(unique, axes, columns, source, notes)
     notes += left_out
     values = tuple(a.values(columns, source) for a in axes)
     loss, unit = as_error(positive_column(columns, y, source), y, source, accuracy)
     family = name_column(columns, by, source) if by else ["all"] * loss.size
     refuse_duplicates(columns, source)
-    return Runs(source, axes, y, by, values, loss, unit, family, columns, tuple(notes))
+    return Runs(source, axes, y, by, values, loss, unit, family, columns, tuple(notes), different)
+
+
+def _different(
+    unique: str | None, axes: Sequence[Axis], columns: Columns, source: TableSource, notes: list[str]
+) -> Array | None:
+    """Different images of each row, by a column that is named or guessed, or by epochs; what was guessed goes to
+    `notes`."""
+    if unique == "none" and unique not in columns:
+        return None
+    if unique is not None:
+        if len(axes) != 2:
+            raise LawError("--unique is of tables with a size and data: give two columns as x")
+        return axis(unique, columns, source).or_nan(columns)
+    if len(axes) != 2:
+        return None
+    data, used = axes[1], {name for a in axes for name in a.named}
+    names = [c for c in columns if c not in used and _numeric(columns, source, c) is not None]
+    ranked = sorted((rank, k) for k, name in enumerate(names) if (rank := _rank(name, UNIQUE)) is not None)
+    epochs = [name for name in names if _rank(name, EPOCHS) is not None and len(words_of(name)) == 1]
+    if ranked:
+        found = _unit(names[ranked[0][1]], columns)
+    elif epochs and data.over is None:
+        found = Axis(f"{data.text}/{epochs[0]}", data.column, data.factor, epochs[0])
+    else:
+        return None
+    notes.append(f"different data of a run: --unique {_quoted(found.text)}; with --unique none, nothing is seen twice")
+    return found.or_nan(columns)
 
 
 def _quoted(text: str) -> str:

@@ -2,11 +2,14 @@
 
 n is *training* FLOPs per image (3 × forward), d images seen, so n·d is the compute of the run. FLOPs replace
 parameters because the patch size of a vision model changes its compute and not its parameters.
+
+Where runs saw images more than once, two forms with repeats stand beside it, those of `finite_data`: d becomes the
+saturating number of effective images, and repeated views may increase the loss by H·n^λ·r^κ·U^-μ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from isoflop.errors import LawError
 from isoflop.laws.backtest import Backtests, doubt, predictive, rungs, summarise
 from isoflop.laws.columns import JsonRecord, positive_columns
-from isoflop.laws.curve import ORIGINS, POWERS, Candidate, CurveLaw, forecast
+from isoflop.laws.curve import FLOOR, KNOTS, ORIGINS, POWERS, SHRUNK, TABULATED, Candidate, CurveLaw, forecast
+from isoflop.laws.finite_data import NAMES, NO_REPEATS, finite_data_model
 from isoflop.laws.profile import profile_interval
 from isoflop.laws.solve import WINSORISED, Array, Model, Prior, minimise, project, robust_scale
 
@@ -31,17 +35,23 @@ MOST = 240
 
 @dataclass(frozen=True)
 class Points:
-    """What a law is fitted to: logs of n, d and loss. `weight` is the number of rows that each point stands for, and
-    `spread` the sum of the squared deviations of their log loss from the point's."""
+    """What a law is fitted to: logs of n, d, different images and loss. `weight` is the number of rows that each point
+    stands for, and `spread` the sum of the squared deviations of their log loss from the point's."""
 
     x: Array
     y: Array
+    u: Array
     z: Array
     weight: Array
     spread: Array
 
     def __getitem__(self, kept: NDArray[np.bool_]) -> Points:
-        return Points(self.x[kept], self.y[kept], self.z[kept], self.weight[kept], self.spread[kept])
+        return Points(*(v[kept] for v in (self.x, self.y, self.u, self.z, self.weight, self.spread)))
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a run saw images more than once."""
+        return bool((self.y - self.u > np.log(1.01)).any())
 
     @property
     def rows(self) -> int:
@@ -54,7 +64,7 @@ class Points:
         return float(np.sqrt((self.weight @ residual**2 + self.spread.sum()) / (self.rows - 5)))
 
 
-def thinned(x: Array, y: Array, z: Array) -> Points:
+def thinned(x: Array, y: Array, u: Array, z: Array) -> Points:
     """The rows as points where they are `MOST` at most, else the means of cells in log n and log d of each rung.
 
     A cell's loss is that of a law (fitted to the cells' medians) where the cell's mean lies, moved by the mean of its
@@ -62,12 +72,12 @@ def thinned(x: Array, y: Array, z: Array) -> Points:
     every order of the rows.
     """
     if z.size <= MOST:
-        return Points(x, y, z, np.ones_like(z), np.zeros_like(z))
-    order = np.lexsort((z, y, x))
-    x, y, z = x[order], y[order], z[order]
+        return Points(x, y, u, z, np.ones_like(z), np.zeros_like(z))
+    order = np.lexsort((z, u, y, x))
+    x, y, u, z = x[order], y[order], u[order], z[order]
     rung, side = rungs(np.exp(x + y)), 1e-6
     while True:
-        columns = (rung, np.floor(x / side).astype(np.int64), np.floor(y / side).astype(np.int64))
+        columns = (rung, *(np.floor(v / side).astype(np.int64) for v in (x, y, np.minimum(u, y + 1.0))))
         code = np.zeros(z.size, dtype=np.int64)
         for column in columns:  # paired and numbered anew, so that the codes stay small
             code = np.unique(code * (np.ptp(column) + 1) + column - column.min(), return_inverse=True)[1]
@@ -83,13 +93,13 @@ def thinned(x: Array, y: Array, z: Array) -> Points:
 
     by_loss = np.lexsort((z, code))
     middle = np.cumsum(count).astype(np.int64) - (count.astype(np.int64) + 1) // 2
-    rough = Points(mean(x), mean(y), z[by_loss][middle], count, np.zeros_like(count))
-    law = fit_thetas(rough, starts=8)
-    residual = z - size_data_model(x - law.centre[0], y - law.centre[1])(law.theta[None])[0][0]
+    rough = Points(mean(x), mean(y), mean(u), z[by_loss][middle], count, np.zeros_like(count))
+    law = fit_thetas(rough, 8, HURTING if rough.repeated else FRESH)
+    residual = z - law.at(x, y, u)
     scale = robust_scale(residual, 5)
     shift = mean(np.clip(residual, -1.345 * scale, 1.345 * scale))
     spread = np.bincount(code, np.clip(residual - shift[code], -2 * scale, 2 * scale) ** 2) / WINSORISED
-    return Points(rough.x, rough.y, law.prediction + shift, count, spread)
+    return Points(rough.x, rough.y, rough.u, law.prediction + shift, count, spread)
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,16 @@ class Fit:
     centre: tuple[float, float]
     agreement: float
     converged: bool
+    variant: str
+    free: tuple[int, ...]
+
+    def at(self, x: Array, y: Array, u: Array) -> Array:
+        """Log loss at logs of n, d and different images."""
+        return np.asarray(self._model_at(x, y, u)(self.theta[None])[0][0])
+
+    def _model_at(self, x: Array, y: Array, u: Array) -> Model:
+        x, y, u = x - self.centre[0], y - self.centre[1], u - self.centre[1]
+        return size_data_model(x, y) if self.variant == FRESH else repeated_model(x, y, u, self.free)
 
 
 def check_table(n: ArrayLike, d: ArrayLike, loss: ArrayLike) -> tuple[Array, Array, Array]:
@@ -136,6 +156,40 @@ def size_data_model(x: Array, y: Array) -> Model:
     return evaluate
 
 
+FRESH, SATURATING, HURTING = "fresh", "saturating", "hurting"
+"""What a repeated image is worth: as much as a new one; ever less; or it increases the loss in the end."""
+UNSEEN = 20.0
+"""Images that never repeat are of a set e^20 times as large as what a run saw."""
+REPEATS = {"log_r": (2.7, 1.0), "lambda": (0.3, 0.3), "kappa": (1.0, 0.4), "mu": (0.3, 0.3)}
+"""Weak priors (mean, deviation) of what the runs may leave open: R* is 15 in arXiv 2305.16264."""
+HARM = (-3.0, 2.0)
+"""The same of log harm at ten epochs, relative to the loss."""
+NO_HARM = (1e12, 0.0, 0.0, 1.0, 0.0)
+"""R*, H, λ, κ, μ of a law without repeats."""
+
+
+def repeated_model(x: Array, y: Array, u: Array, free: tuple[int, ...]) -> Model:
+    """The model of `finite_data` of its `free` parameters, the first five of which are those of `size_data_model`."""
+    whole = finite_data_model(x, y, u, None, True)
+    still = np.array([(NO_REPEATS | {"log_h": -300.0}).get(name, 0.0) for name in NAMES])
+
+    def evaluate(theta: Array) -> tuple[Array, Array]:
+        full = np.repeat(still[None], len(theta), axis=0)
+        full[:, free] = theta
+        value, jacobian = whole(full)
+        return value, jacobian[:, :, free]
+
+    return evaluate
+
+
+def _free(variant: str, points: Points) -> tuple[int, ...]:
+    """Positions in `NAMES` of what a variant fits; μ needs several sets of images."""
+    names = {FRESH: (), SATURATING: ("log_r",), HURTING: ("log_r", "log_h", "lambda", "kappa", "mu")}[variant]
+    known = points.u[points.y > points.u]
+    one = known.size == 0 or np.ptp(known) < 0.1
+    return (*range(5), *(NAMES.index(name) for name in names if not (one and name == "mu")))
+
+
 def _grid_starts(x: Array, y: Array, z: Array, weight: Array, delta: float, keep: int) -> Array:
     """The `keep` best of the grid of exponents, with E, A, B >= 0 projected out."""
     alpha, beta = (g.ravel() for g in np.meshgrid(EXPONENTS, EXPONENTS))
@@ -154,18 +208,58 @@ def _box(z: Array) -> tuple[Array, Array]:
     return lower, upper
 
 
-def fit_thetas(points: Points, starts: int = 16) -> Fit:
-    """The best fit to `points`. The same for every seed and order.
+def _with_repeats(
+    theta: Array, free: tuple[int, ...], points: Points, centre: tuple[float, float]
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Starts, box, prior means and deviations of a variant with repeats, from starts (S, 5) of the plain law."""
+    names = [NAMES[k] for k in free[5:]]
+    epochs = np.exp(points.y - points.u)
+    most, u = max(float(epochs.max()), 1.5), float(np.median(points.u[epochs >= min(epochs.max(), 1.01)])) - centre[1]
+    level = float(points.z.mean())
+    mean, deviation = ([*m] for m in ((0.0, 0.0, 0.0, 0.4, 0.4), (np.inf, np.inf, np.inf, 0.5, 0.5)))
+    lows, highs, firsts = [], [], []
+    for name in names:
+        m, sd = REPEATS.get(name, (0.0, 0.0))
+        low, high, first = {
+            "log_r": (-2.0, 9.0, (2.7, 0.7, 2.7)), "lambda": (0.0, 2.0, (0.3, 0.2, 0.5)),
+            "kappa": (0.2, 3.0, (1.0, 1.0, 1.5)), "mu": (0.0, 2.0, (0.3, 0.3, 0.3)),
+            "log_h": (level - 25.0, level + 5.0, tuple(level + np.log((0.03, 0.01, 0.2)) - np.log(most))),
+        }[name]  # fmt: skip
+        if name == "log_h":  # the harm of ten epochs of the usual images
+            m, sd = (
+                level + HARM[0] - REPEATS["kappa"][0] * np.log(9.0) + ("mu" in names) * REPEATS["mu"][0] * u,
+                HARM[1],
+            )
+        mean.append(m)
+        deviation.append(sd)
+        lows.append(low)
+        highs.append(high)
+        firsts.append(first)
+    lower, upper = _box(points.z)
+    more = np.array(firsts).T[: 3 if len(names) > 1 else 2]
+    starts = np.concatenate([np.column_stack([theta, np.repeat(row[None], len(theta), axis=0)]) for row in more])
+    return (
+        starts, np.concatenate([lower, lows]), np.concatenate([upper, highs]), np.array(mean), np.array(deviation)
+    )  # fmt: skip
+
+
+def fit_thetas(points: Points, starts: int = 16, variant: str = FRESH) -> Fit:
+    """The best fit of a variant to `points`. The same for every seed and order.
 
     Huber's bend follows the noise until it settles; the few opinions are those of the prior below.
     """
     z, weight = points.z, points.weight
     centre = float(points.x.mean()), float(points.y.mean())
-    x, y = points.x - centre[0], points.y - centre[1]
-    model, (lower, upper) = size_data_model(x, y), _box(z)
+    x, y, u = points.x - centre[0], points.y - centre[1], points.u - centre[1]
+    free, (lower, upper) = _free(variant, points), _box(z)
     theta = _grid_starts(x, y, z, weight, 0.03, starts)
     # Weak priors on parameters that the data do not constrain: exponents are within a factor of a few of 0.4.
-    prior = Prior(np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.zeros(5))
+    mean, deviation = np.array([0.0, 0.0, 0.0, 0.4, 0.4]), np.array([np.inf, np.inf, np.inf, 0.5, 0.5])
+    model = size_data_model(x, y)
+    if variant != FRESH:
+        model = repeated_model(x, y, u, free)
+        theta, lower, upper, mean, deviation = _with_repeats(theta, free, points, centre)
+    prior = Prior(mean, np.zeros(mean.size))
     delta, noise = 0.03, 0.0
     for _ in range(10):
         before = noise
@@ -176,7 +270,7 @@ def fit_thetas(points: Points, starts: int = 16) -> Fit:
         if z.size <= 7:  # too few to tell the noise from the fit: believe in at least 1 %
             noise = max(noise, 0.01)
         delta = 1.345 * noise
-        prior = Prior(prior.mean, np.array([0.0, 0.0, 0.0, 1.0, 1.0]) * (noise / 0.5) ** 2)
+        prior = Prior(mean, (noise / deviation) ** 2)
         if abs(noise - before) <= 0.02 * noise:
             break
     solution = minimise(
@@ -188,17 +282,75 @@ def fit_thetas(points: Points, starts: int = 16) -> Fit:
     return Fit(
         solution.theta[best], model, points, model(solution.theta[[best]])[0][0], noise, delta,
         float(max(points.rows - 5, 1)), lower, upper, prior, centre, agreement, bool(solution.converged[best]),
+        variant, free,
     )  # fmt: skip
 
 
 def natural_units(theta: Array, fit: Fit) -> Array:
-    """(E, A, B, α, β) in the units of the table from centred theta (R, 5)."""
-    log_a, log_b, e, alpha, beta = theta.T
-    return np.stack([e, np.exp(log_a + alpha * fit.centre[0]), np.exp(log_b + beta * fit.centre[1]), alpha, beta], 1)
+    """(E, A, B, α, β) in the units of the table from centred theta (R, P); with repeats also (R*, H, λ, κ, μ)."""
+    log_a, log_b, e, alpha, beta = theta.T[:5]
+    (x, y), none = fit.centre, np.zeros_like(e)
+    columns = [e, np.exp(log_a + alpha * x), np.exp(log_b + beta * y), alpha, beta]
+    if fit.variant != FRESH:
+        found = dict(zip((NAMES[k] for k in fit.free[5:]), theta.T[5:], strict=True))
+        lam, kappa, mu = (found.get(name, none) for name in ("lambda", "kappa", "mu"))
+        harm = np.exp(found["log_h"] - lam * x + mu * y) if "log_h" in found else none
+        columns += [np.exp(found["log_r"]), harm, lam, kappa, mu]
+    return np.stack(columns, axis=1)
+
+
+def loss_of(rows: Array, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None, axes: int = 1) -> Array:
+    """Losses (R, ...) of `rows` in natural units, (R, 5) or (R, 10), at n and d, of which `unique` are different.
+
+    n and d have `axes` axes, and may have one for the rows before them.
+    """
+    size, images = np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64)
+    columns = [c.reshape(-1, *[1] * axes) for c in rows.T]
+    e, a, b, alpha, beta = columns[:5]
+    if rows.shape[1] == 5 or unique is None:
+        return np.asarray(e + a * size**-alpha + b * images**-beta)
+    limit, harm, lam, kappa, mu = columns[5:]
+    known = np.asarray(unique, dtype=np.float64)
+    epochs = images / known
+    extra = np.maximum(epochs - 1.0, 0.0)
+    effective = known * (np.minimum(epochs, 1.0) - limit * np.expm1(-extra / limit))
+    again = np.log(np.maximum(epochs - 1.0 + np.exp(-epochs), 1e-12))
+    with np.errstate(all="ignore"):
+        hurt = np.where(harm > 0, np.exp(np.log(harm) + lam * np.log(size) + kappa * again - mu * np.log(known)), 0.0)
+    return np.asarray(e + a * size**-alpha + b * effective**-beta + hurt)
+
+
+def best_sizes(rows: Array, compute: Array, unique: float | None, low: float, high: ArrayLike) -> Array:
+    """Best sizes (R, m) of `rows` at m budgets, between `low` and `high` (m,)."""
+    _, a, b, alpha, beta = (column[:, None] for column in rows.T[:5])
+    with np.errstate(all="ignore"):
+        n = (alpha * a / (beta * b) * compute**beta) ** (1.0 / (alpha + beta))
+    n = np.clip(np.where(np.isnan(n), low, n), low, high)
+    if rows.shape[1] == 5 or unique is None or (compute / n).max() <= unique:
+        return np.asarray(n)
+    # By golden section, of all at once: repeats move the optimum to larger sizes, by no formula.
+    left, right = np.log(np.broadcast_to(low, n.shape)), np.log(np.broadcast_to(high, n.shape))
+    share = 0.5 * (np.sqrt(5.0) - 1.0)
+
+    def loss(log_n: Array) -> Array:
+        return np.asarray(loss_of(rows, np.exp(log_n), compute / np.exp(log_n), unique))
+
+    inner, outer = right - share * (right - left), left + share * (right - left)
+    at_inner, at_outer = loss(inner), loss(outer)
+    for _ in range(28):
+        lower = at_inner < at_outer
+        left, right = np.where(lower, left, inner), np.where(lower, outer, right)
+        probe = np.where(lower, right - share * (right - left), left + share * (right - left))
+        value = loss(probe)
+        inner, outer, at_inner, at_outer = (
+            np.where(lower, probe, outer), np.where(lower, inner, probe),
+            np.where(lower, value, at_outer), np.where(lower, at_inner, value),
+        )  # fmt: skip
+    return np.exp(0.5 * (left + right))
 
 
 def bootstrap_thetas(fit: Fit, seed: int, count: int) -> Array:
-    """Replicates (count, 5): the design stays, the noise is drawn anew with a variance as uncertain as it is."""
+    """Replicates (count, P): the design stays, the noise is drawn anew with a variance as uncertain as it is."""
     if count < 1:
         return fit.theta[None]
     rng = np.random.default_rng(seed)
@@ -206,11 +358,14 @@ def bootstrap_thetas(fit: Fit, seed: int, count: int) -> Array:
     sigma = np.minimum(sigma, 3.0 * fit.noise)
     z, weight = fit.points.z, fit.points.weight
     target = fit.prediction + sigma[:, None] / np.sqrt(weight) * rng.standard_normal((count, z.size))
-    start = np.broadcast_to(fit.theta, (count, 5)).copy()
+    size = fit.theta.size
+    start = np.broadcast_to(fit.theta, (count, size)).copy()
     # A parameter that sits on its bound would stay there: give it room to leave.
     start[:, 2] = np.maximum(start[:, 2], 0.05 * np.exp(z.min()))
     start[:, :2] = np.maximum(start[:, :2], z.min() - 4.0)
-    jitter = Prior(fit.prior.mean + 0.5 * rng.standard_normal((count, 5)) * (fit.prior.weight > 0), fit.prior.weight)
+    opinion = fit.prior.weight > 0
+    width = np.where(opinion, fit.noise / np.sqrt(np.where(opinion, fit.prior.weight, 1.0)), 0.0)
+    jitter = Prior(fit.prior.mean + width * rng.standard_normal((count, size)), fit.prior.weight)
     solution = minimise(
         fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, weights=weight, prior=jitter,
         iterations=60,
@@ -220,7 +375,7 @@ def bootstrap_thetas(fit: Fit, seed: int, count: int) -> Array:
 
 def condition_number(fit: Fit) -> float:
     """Of the normal matrix with columns scaled to one: how well the table tells the parameters apart."""
-    jacobian = fit.model(fit.theta[None])[1][0] * np.sqrt(fit.points.weight)[:, None]
+    jacobian = fit.model(fit.theta[None])[1][0][:, :5] * np.sqrt(fit.points.weight)[:, None]
     norms = np.linalg.norm(jacobian, axis=0)
     if (norms <= 1e-9).any():
         return float("inf")
@@ -255,7 +410,7 @@ def choose_window(points: Points, rung: NDArray[np.intp]) -> tuple[str, NDArray[
     another one is better by a third on the same predictions (three at least). Runs far above the frontier or at tiny
     budgets follow the law least."""
     x, y, z = points.x, points.y, points.z
-    best = np.array([z[rung == r].min() for r in range(int(rung.max()) + 1)])[rung]
+    best = _best_of_budget(z, rung)
     everything = np.ones(z.size, dtype=bool)
     reference, fits = _backtest(points, rung, everything)
     choice = ("all runs", everything, reference, fits)
@@ -276,7 +431,9 @@ def choose_window(points: Points, rung: NDArray[np.intp]) -> tuple[str, NDArray[
     return choice
 
 
-def _backtest(points: Points, rung: NDArray[np.intp], kept: NDArray[np.bool_]) -> tuple[Errors, dict[int, Fit]]:
+def _backtest(
+    points: Points, rung: NDArray[np.intp], kept: NDArray[np.bool_], variant: str = FRESH
+) -> tuple[Errors, dict[int, Fit]]:
     """Rolling origins over compute: from every lower part of the ladder, predict the best run of each later rung."""
     x, y, z = points.x, points.y, points.z
     errors, fits, top = Errors(), dict[int, Fit](), int(rung.max())
@@ -285,11 +442,85 @@ def _backtest(points: Points, rung: NDArray[np.intp], kept: NDArray[np.bool_]) -
         past = (rung <= origin) & kept
         if past.sum() < 6 or np.ptp(x[past]) < 0.3 or np.ptp(y[past]) < 0.3:
             continue
-        fit = fits[origin] = fit_thetas(points[past], 5)
+        fit = fits[origin] = fit_thetas(points[past], 5, variant)
         at = best[origin + 1 :]
-        predicted = size_data_model(x[at] - fit.centre[0], y[at] - fit.centre[1])(fit.theta[None])[0][0]
+        predicted = fit.at(x[at], y[at], points.u[at])
         errors |= {(origin, int(rung[k])): float(e) for k, e in zip(at, z[at] - predicted, strict=True)}
     return errors, fits
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A variant fitted to all points and at every origin, the errors there, and its weight among the variants."""
+
+    name: str
+    fit: Fit
+    fits: dict[int, Fit]
+    errors: Errors
+    weight: float
+
+
+PRIOR_VARIANTS = {FRESH: 1.0, SATURATING: 2.0, HURTING: 1.0}
+
+
+NEAR, MANY = 1.12, 30
+"""Where that leaves so many runs, the forms with repeats are also fitted to those within this factor of the best loss
+of their budget: hundreds of epochs say little about the best runs."""
+
+
+def choose_variants(points: Points, rung: NDArray[np.intp]) -> tuple[str, list[Tested]]:
+    """The window, and the forms with and without repeats that were fitted to it: all runs, unless those near the best
+    of their budget predict it better by a third."""
+    everything = weigh_variants(points, rung, np.ones(points.z.size, dtype=bool))
+    kept = points.z - _best_of_budget(points.z, rung) <= np.log(NEAR)
+    if kept.sum() < MANY or kept.all() or not points[kept].repeated:
+        return "all runs", everything
+    near = weigh_variants(points, rung, kept)
+    common = set(near[0].errors) & set(everything[0].errors)
+    square = [sum(found[0].errors[k] ** 2 for k in common) for found in (near, everything)]
+    if len(common) >= 3 and square[0] < 0.67**2 * square[1]:
+        return f"runs within a factor of {NEAR:g} of the best of their budget", near
+    return "all runs", everything
+
+
+def _best_of_budget(z: Array, rung: NDArray[np.intp]) -> Array:
+    return np.array([z[rung == r].min() for r in range(int(rung.max()) + 1)])[rung]
+
+
+def weigh_variants(points: Points, rung: NDArray[np.intp], kept: NDArray[np.bool_]) -> list[Tested]:
+    """The forms with and without repeats, heaviest first.
+
+    A weight is prior × (relative squared error)^-power of two kinds of errors: of all later runs at the rolling
+    origins, relative to noise and distance as in `curve`; and of the runs fitted, with a penalty for parameters.
+    """
+    names = (FRESH, SATURATING, HURTING)
+    fits = {name: fit_thetas(points[kept], variant=name) for name in names}
+    tests = {name: _backtest(points, rung, kept, name) for name in names}
+    points, rung = points[kept], rung[kept]
+    t = points.x + points.y
+    noise = min(fit.noise for fit in fits.values())
+    slope = abs(float(np.polyfit(t, points.z, 1)[0]))
+    square = {}
+    for name, (_, past) in tests.items():
+        square[name] = np.array([
+            np.average(
+                (points.z - fit.at(points.x, points.y, points.u))[rung > o] ** 2
+                / ((slope * (t[rung > o] - t[rung <= o].max())) ** 2 + noise**2),
+                weights=points.weight[rung > o],
+            )
+            for o, fit in past.items() if rung.max() > o
+        ])  # fmt: skip
+    rows, count = points.rows, len(square[FRESH])
+    usual = float(np.median(np.concatenate(list(square.values())))) if count else 1.0
+    power = min(POWERS[0] + POWERS[1] * count, POWERS[2])
+    weights = {}
+    for name in names:
+        relative = ((square[name].sum() + SHRUNK * usual) / (count + SHRUNK) + FLOOR) / (usual + FLOOR)
+        inside = (fits[name].noise / noise) ** 2 * (1.0 + 2.0 * fits[name].theta.size / rows)
+        weights[name] = PRIOR_VARIANTS[name] * relative**-power * inside ** -min(rows / 4.0, 8.0)
+    total = sum(weights.values())
+    found = [Tested(n, fits[n], tests[n][1], tests[n][0], float(weights[n] / total)) for n in names]
+    return sorted(found, key=lambda v: -v.weight)
 
 
 def budget_of(x: Array, y: Array) -> NDArray[np.intp]:
@@ -300,29 +531,45 @@ def budget_of(x: Array, y: Array) -> NDArray[np.intp]:
     return np.unique(np.floor((x + y - (x + y).max() - 1e-9) / np.log(2.0)), return_inverse=True)[1].astype(np.intp)
 
 
-def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: Mapping[int, Fit]) -> CurveLaw | None:
-    """The forecast of the best loss at a budget, with this law among the candidates; None for one budget."""
+def _frontier_forecast(
+    points: Points, rung: NDArray[np.intp], variants: Sequence[Tested], unique: float | None
+) -> CurveLaw | None:
+    """The forecast of the best loss at a budget with `unique` different images, with these laws among the candidates;
+    None for one budget."""
     if rung.max() < 1:
         return None
+    fit = variants[0].fit
     t, z = points.x + points.y, points.z
     code = np.unique(np.round(points.x, 4) + 1j * np.round(points.y, 3), return_inverse=True)[1]
+    if variants[0].fit.variant != FRESH:
+        code = np.unique(code + 1j * np.round(points.u, 3), return_inverse=True)[1]
     z = (np.bincount(code, z) / np.bincount(code))[code]  # repeats of a run are one
     best = [int(np.flatnonzero(rung == r)[np.argmin(z[rung == r])]) for r in range(int(rung.max()) + 1)]
     if np.ptp(z[best]) < 1e-9:
         return None
     # The best run of a budget is not of the best size: subtract the difference, as the law gives it.
-    t, z, log_n = t[best], z[best], points.x[best]
-    e, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
-    optimum = np.clip(_log_optimum(a, b, alpha, beta, t), points.x.min(), points.x.max())
-    at, least = (np.log(e + a * np.exp(-alpha * v) + b * np.exp(-beta * (t - v))) for v in (log_n, optimum))
+    t, z, log_n, log_u = t[best], z[best], points.x[best], points.u[best]
+    row = natural_units(fit.theta[None], fit)
+    low, high = np.exp(points.x.min()), np.exp(points.x.max())
+    optimum = best_sizes(row, np.exp(t), unique, low, np.full(t.size, high))[0]
+    at = np.log(loss_of(row, np.exp(log_n), np.exp(t - log_n), np.exp(log_u)))[0]
+    least = np.log(loss_of(row, optimum, np.exp(t) / optimum, unique))[0]
     step = float(np.sqrt(np.mean(np.diff(z) ** 2)))
     clean = min(CLEAN * step / fit.noise, 100.0) ** 2
     trust = clean**2 / (1.0 + clean)
     z = z - min(trust, 1.0) * np.maximum(at - least, 0.0)
+    ends = float(t[-1])
 
     def frontier(fit: Fit, last: int) -> tuple[Array, Array]:
-        """The law along its optimum, E + K·C^-γ, in t = log(C / the largest): as it is, and through budget `last`."""
-        e, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
+        """The law along its optimum as a candidate in t = log(C / the largest): as it is, and through budget `last`.
+        Without repeats it is E + K·C^-γ."""
+        row = natural_units(fit.theta[None], fit)
+        if fit.variant != FRESH and unique is not None:
+            at = np.exp(KNOTS + ends)
+            n = best_sizes(row, at, unique, low * 1e-3, np.full(at.size, high) * np.maximum(np.exp(KNOTS), 1.0))
+            values = np.log(loss_of(row, n, at / n, unique))[0]
+            return values, values + z[last] - np.interp(t[last] - ends, KNOTS, values)
+        e, a, b, alpha, beta = row[0, :5]
         gamma = alpha * beta / (alpha + beta)
         log_n = _log_optimum(a, b, alpha, beta, t[-1])
         log_k = float(
@@ -332,14 +579,17 @@ def _frontier_forecast(points: Points, rung: NDArray[np.intp], fit: Fit, fits: M
         moved = z[last] - at_last
         return np.array([log_k, gamma, e]), np.array([log_k + moved, gamma, e * np.exp(moved)])
 
-    first = 1 + max(0, len(t) - 2 - ORIGINS)
-    now, past = frontier(fit, -1), {o: frontier(f, o) for o, f in fits.items()}
-    more = [
-        Candidate(
-            name, "offset", float(t[0] - t[-1]), now[k], {o - first: p[k] for o, p in past.items() if o >= first}, trust
-        )
-        for k, name in enumerate((SIZE_DATA, FROM_LAST))
-    ]
+    first, more = 1 + max(0, len(t) - 2 - ORIGINS), list[Candidate]()
+    for variant in variants:
+        now, past = frontier(variant.fit, -1), {o: frontier(f, o) for o, f in variant.fits.items()}
+        form = "offset" if variant.name == FRESH or unique is None else TABULATED
+        share = trust * variant.weight * len(variants)
+        more += [
+            Candidate(
+                name, form, float(t[0] - t[-1]), now[k], {o - first: p[k] for o, p in past.items() if o >= first}, share
+            )
+            for k, name in enumerate((SIZE_DATA, FROM_LAST))
+        ]
     return forecast(np.exp(t), np.exp(z), more, noise=fit.noise)
 
 
@@ -349,7 +599,9 @@ def _log_optimum(a: float, b: float, alpha: float, beta: float, log_compute: Arr
     return np.asarray((ratio + beta * np.asarray(log_compute)) / (alpha + beta))
 
 
-def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) -> tuple[float, float]:
+def _last_size(
+    points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit], unique: float | None
+) -> tuple[float, float]:
     """The size that was best at the last rung, and how much it counts beside the law's optimum for the next rungs: by
     the regret of both at the rolling origins, four times as likely where there is none."""
 
@@ -359,11 +611,12 @@ def _last_size(points: Points, rung: NDArray[np.intp], fits: Mapping[int, Fit]) 
 
     regrets = []
     for origin, fit in fits.items():
-        _, a, b, alpha, beta = natural_units(fit.theta[None], fit)[0]
+        row = natural_units(fit.theta[None], fit)
         for later in range(origin + 1, int(rung.max()) + 1):
             here = np.flatnonzero(rung == later)
             x, z = points.x[here], points.z[here]
-            best = _log_optimum(a, b, alpha, beta, np.mean((points.x + points.y)[here]))
+            budget, high = np.exp(np.mean((points.x + points.y)[here])), np.exp(points.x.max())
+            best = np.log(best_sizes(row, budget[None], unique, np.exp(points.x.min()), high[None])[0, 0])
             picks = [float(z[np.argmin(np.abs(x - size))] - z.min()) for size in (at_best(origin), best)]
             regrets.append(picks)
     last, law = np.mean(np.square(regrets), axis=0) if regrets else (1.0, 1.0)
@@ -390,18 +643,36 @@ LEVEL = 0.9
 
 
 @dataclass(frozen=True)
+class Repeats(JsonRecord):
+    """What repeated images are worth: further views saturate with R* = `limit` epochs, and add
+    `harm`·n^`size`·r^`growth`·U^-`images` to the loss (0 of the saturating variant); see `finite_data`."""
+
+    limit: float
+    harm: float
+    size: float
+    growth: float
+    images: float
+
+
+@dataclass(frozen=True)
 class SizeDataLaw(JsonRecord):
     """L = E + A·n^-α + B·d^-β with what is needed to predict, to doubt and to draw.
 
+    With `repeats`, d is the number of effective images, and repeated views may add to the loss. Predictions are for
+    `unique` different images unless another number is given.
+
     Attributes:
         irreducible, a, b, alpha, beta: E, A, B, α, β in the units of the table (n in training FLOPs an image).
-        replicates: bootstrap fits, each (E, A, B, α, β).
+        replicates: bootstrap fits, each (E, A, B, α, β), and where runs repeated images (R*, H, λ, κ, μ).
         noise: standard deviation of log loss about the law. `freedom` is the degrees of freedom behind it.
         exponent_intervals: name → (lo, hi) by profile of the objective, at `level`; names as in `exponents()`.
         backtests: errors of the forecast of the frontier at rolling origins over compute.
         runs: errors of the law itself at the same origins; None in old files. They correct a given run's prediction.
         last_size: the best size of the largest budget, and its weight beside the optimum in `size`.
         forecast: of the best loss at budgets beyond the data, this law among its candidates; None in old files.
+        repeats: of the heaviest of `variants`, None if it has none. unique: different images there are, the most of any
+            run; None if they never repeat. epochs: the most that a run saw of its images.
+        variants: the weights of the forms with and without repeats, {} where no run saw an image twice.
         window: which runs were fitted ("all runs", or what backtests preferred); points: how many they are.
         n_range, d_range, compute_range: of the whole table.
         residuals: log(measured / law) in the order of the table.
@@ -435,26 +706,35 @@ class SizeDataLaw(JsonRecord):
     forecast: CurveLaw | None = field(default=None, repr=False)
     last_size: tuple[float, float] = (1.0, 0.0)
     runs: Backtests | None = field(default=None, repr=False)
+    repeats: Repeats | None = None
+    unique: float | None = None
+    epochs: float = 0.0
+    variants: dict[str, float] = field(default_factory=dict)
 
-    def predict(self, n: ArrayLike, d: ArrayLike, best: bool = False) -> Array:
-        """Loss at n training FLOPs an image and d images (broadcast together).
+    def predict(self, n: ArrayLike, d: ArrayLike, best: bool = False, unique: ArrayLike | None = None) -> Array:
+        """Loss at n training FLOPs an image and d images (broadcast together), of which `unique` are different.
 
         Beyond the largest compute measured a given run's loss is the law's, corrected by the bias of its backtests. A
         run that was chosen as the `best` of its budget is another question: there the law is moved so that its best
         is the forecast of the frontier, which goes on from the best of many runs.
         """
         x, y = np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64)
-        inside = self.irreducible + self.a * x**-self.alpha + self.b * y**-self.beta
+        inside = self.formula(x, y, unique)
         return np.asarray(inside * np.exp(self._shift(x * y) if best else self._correction(x * y)))
 
-    def optimal(self, compute: float) -> tuple[float, float, float]:
+    def formula(self, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None) -> Array:
+        """What the printed law says, without backtests."""
+        axes = np.broadcast(n, d).ndim
+        return np.asarray(loss_of(self._row(), n, d, self.unique if unique is None else unique, axes)[0])
+
+    def optimal(self, compute: float, unique: float | None = None) -> tuple[float, float, float]:
         """(n, d, loss) of the best run with `compute` = n·d training FLOPs: training FLOPs an image, images, loss.
 
         Where the table cannot tell the optimum (one term vanished) or it lies far outside, n is held between the
         smallest size measured and the largest times compute / (largest compute measured); see `warnings`.
         """
-        n = float(self._optimal_n(compute, np.array([self._row()]))[0, 0])
-        return n, compute / n, float(self.predict(n, compute / n, best=True))
+        n = float(self._optimal_n(compute, self._row(), unique)[0, 0])
+        return n, compute / n, float(self.predict(n, compute / n, best=True, unique=unique))
 
     def size(self, compute: float) -> float:
         """The size to train with `compute`: between the optimum of the law and the best size of the largest budget, as
@@ -483,12 +763,12 @@ class SizeDataLaw(JsonRecord):
             "frontier": self.alpha * self.beta / total,
         }
 
-    def sample(self, n: ArrayLike, d: ArrayLike, best: bool = False) -> Array:
+    def sample(self, n: ArrayLike, d: ArrayLike, best: bool = False, unique: ArrayLike | None = None) -> Array:
         """Plausible losses (draws, ...) of one run at (n, d): parameters, noise of a run, and error of the form. `best`
-        as in `predict`."""
+        and `unique` as in `predict`."""
         x, y = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(d, dtype=np.float64))
-        e, a, b, alpha, beta = (column.reshape(-1, *[1] * x.ndim) for column in np.array(self.replicates).T)
-        mean = np.log(e + a * x**-alpha + b * y**-beta)
+        own = np.array(self.replicates)
+        mean = np.log(loss_of(own, x, y, self.unique if unique is None else unique, x.ndim))
         if not best:
             tests = self.runs or self.backtests
             off, noise = (tests.drift * self._beyond(x * y)) ** 2, self.noise**2
@@ -499,18 +779,59 @@ class SizeDataLaw(JsonRecord):
         if self.forecast is not None:
             # What bootstrap fits differ in at the frontier's end is kept, how they go on is the forecast's to say.
             budget, top = (x * y).reshape(-1), self.compute_range[1]
-            optimum, own = self._optimal_n(budget, np.array([self._row()]))[0], np.array(self.replicates)
-            ends = self._frontier(np.minimum(budget, top), own) / self._frontier(np.minimum(budget, top))
-            on = self._loss(optimum, budget / optimum, own) / self._loss(
-                optimum, budget / optimum, np.array([self._row()])
-            )
-            mean = mean + np.where(budget > top, np.log(ends / on), 0.0).reshape(-1, *x.shape)
+            optimum, end = self._optimal_n(budget, self._row())[0], np.minimum(budget, top)
+            ends = self._frontier(end, own) / self._frontier(end)
+            on = self._loss(optimum, budget / optimum, own) / self._loss(optimum, budget / optimum, self._row())
+            known = np.where(budget > top, np.log(ends / on), 0.0)
+            if self.variants:  # repeats are another axis, of which the forecast knows what its candidates do
+                at_end = self._optimal_n(end, self._row())[0]
+                known = known + self._worth(optimum, budget / optimum) - self._worth(at_end, end / at_end)
+            mean = mean + known.reshape(-1, *x.shape)
         return np.asarray(np.exp(predictive(mean, self._deviation(x * y), self._freedom())))
 
-    def interval(self, n: ArrayLike, d: ArrayLike, level: float = LEVEL, best: bool = False) -> tuple[Array, Array]:
-        """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`; `best` as in
-        `predict`."""
-        lo, hi = np.quantile(self.sample(n, d, best), [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    def _worth(self, n: Array, d: Array) -> Array:
+        """How much more (R, m) repeats add to the log loss according to each replicate than by the law."""
+        own, unique = np.array(self.replicates), self.unique
+        of_own, of_law = (
+            np.log(self._loss(n, d, rows) / loss_of(rows[:, :5], n, d, unique)) for rows in (own, self._row())
+        )
+        return np.asarray(of_own - of_law)
+
+    def more_images(
+        self, compute: float, factor: float = 2.0, level: float = LEVEL, at: tuple[float, float] | None = None
+    ) -> tuple[float, tuple[float, float]]:
+        """The loss of the best run at `compute`, or of the run `at` (n, d), if there were `factor` times as many
+        different images, divided by that with those there are; and its interval."""
+        if self.unique is None:
+            return 1.0, (1.0, 1.0)
+        rows = np.array([*self.replicates, *self._row()])
+
+        def loss(unique: float) -> Array:
+            n = self._optimal_n(compute, rows, unique) if at is None else np.full((len(rows), 1), at[0])
+            return loss_of(rows, n, compute / n, unique)[:, 0]
+
+        before, after = loss(self.unique), loss(self.unique * factor)
+        ratio = after / before
+        lo, hi = np.quantile(ratio[:-1], [0.5 - level / 2, 0.5 + level / 2])
+        point = float(ratio[-1])
+        return point, (min(float(lo), point), max(float(hi), point))
+
+    def beyond_epochs(self, d: float) -> str:
+        """What to know where a run of d images repeats them more often than any run did, "" if it does not."""
+        epochs = d / self.unique if self.unique else 0.0
+        if epochs <= max(1.5 * self.epochs, 1.1):
+            return ""
+        return (
+            f"the answer sees every image {epochs:.3g} times, but no run more than {max(self.epochs, 1):.3g} times: "
+            "what so many repeats do is extrapolated"
+        )
+
+    def interval(
+        self, n: ArrayLike, d: ArrayLike, level: float = LEVEL, best: bool = False, unique: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """(lo, hi) in which the loss of one more run at (n, d) should fall with probability `level`; `best` and
+        `unique` as in `predict`."""
+        lo, hi = np.quantile(self.sample(n, d, best, unique), [0.5 - level / 2, 0.5 + level / 2], axis=0)
         return lo, hi
 
     def optimal_interval(self, compute: float, level: float = LEVEL) -> dict[str, tuple[float, float]]:
@@ -521,8 +842,13 @@ class SizeDataLaw(JsonRecord):
         loss = self.interval(best_n, best_d, level, best=True)
         return {"n": (lo, hi), "d": (compute / hi, compute / lo), "loss": (float(loss[0]), float(loss[1]))}
 
-    def _row(self) -> tuple[float, ...]:
-        return self.irreducible, self.a, self.b, self.alpha, self.beta
+    def _row(self) -> Array:
+        """The law (1, 5), or (1, 10) where there are forms with repeats."""
+        row = [self.irreducible, self.a, self.b, self.alpha, self.beta]
+        if self.variants:
+            r = self.repeats
+            row += [r.limit, r.harm, r.size, r.growth, r.images] if r else NO_HARM
+        return np.array([row])
 
     def _beyond(self, compute: ArrayLike) -> Array:
         return np.maximum(np.log(np.asarray(compute, dtype=np.float64) / self.compute_range[1]), 0.0)
@@ -555,32 +881,27 @@ class SizeDataLaw(JsonRecord):
 
     def _frontier(self, compute: Array, rows: Array | None = None) -> Array:
         """The law's own loss at its best size: (...) of the law, (R, ...) of `rows`."""
-        own = np.array([self._row()]) if rows is None else rows
+        own = self._row() if rows is None else rows
         budget = np.asarray(compute, dtype=np.float64).reshape(-1)
         best = self._optimal_n(budget, own)
         loss = self._loss(best, budget / best, own)
         return loss.reshape(np.shape(compute)) if rows is None else loss.reshape(-1, *np.shape(compute))
 
-    @staticmethod
-    def _loss(n: Array, d: Array, rows: Array) -> Array:
-        e, a, b, alpha, beta = (column[:, None] for column in rows.T)
-        return np.asarray(e + a * n**-alpha + b * d**-beta)
+    def _loss(self, n: Array, d: Array, rows: Array) -> Array:
+        return loss_of(rows, n, d, self.unique)
 
-    def _optimal_n(self, compute: ArrayLike, rows: Array) -> Array:
+    def _optimal_n(self, compute: ArrayLike, rows: Array, unique: float | None = None) -> Array:
         """Best sizes (R, m) of `rows` at m budgets."""
         budget = np.asarray(compute, dtype=np.float64).reshape(-1)
-        _, a, b, alpha, beta = (column[:, None] for column in rows.T)
-        with np.errstate(all="ignore"):
-            n = (alpha * a / (beta * b) * budget**beta) ** (1.0 / (alpha + beta))
         ceiling = self.n_range[1] * np.maximum(budget / self.compute_range[1], 1.0)
-        n = np.where(np.isnan(n), self.n_range[0], n)
-        return np.asarray(np.clip(n, self.n_range[0], ceiling))
+        return best_sizes(rows, budget, self.unique if unique is None else unique, self.n_range[0], ceiling)
 
 
 def fit_size_data(
     n: ArrayLike,
     d: ArrayLike,
     loss: ArrayLike,
+    unique: ArrayLike | None = None,
     *,
     seed: int = 0,
     bootstrap: int = 200,
@@ -594,6 +915,7 @@ def fit_size_data(
         n: training FLOPs per image of each run, (m,).
         d: images seen, (m,).
         loss: held-out loss (or error), positive, (m,).
+        unique: different images among those seen, (m,), NaN where they never repeat; None if no run repeats any.
         seed: of the bootstrap. The fit itself does not depend on it.
         bootstrap: number of replicates.
 
@@ -601,12 +923,18 @@ def fit_size_data(
         LawError: fewer than 5 points, fewer than 2 sizes or 2 durations, values not positive and finite, constant loss.
     """
     x, y, z = check_table(n, d, loss)
-    points = thinned(x, y, z)
+    u, there = _log_unique(y, unique)
+    points = thinned(x, y, u, z)
     rung = budget_of(points.x, points.y)
-    window, kept, errors, fits = choose_window(points, rung)
-    fit = fit_thetas(points[kept])
-    replicates = bootstrap_thetas(fit, seed, bootstrap)
-    ahead = _frontier_forecast(points, rung, fit, fits)
+    if points.repeated:
+        window, variants = choose_variants(points, rung)
+        fit, errors, fits = variants[0].fit, variants[0].errors, variants[0].fits
+    else:
+        window, kept, errors, fits = choose_window(points, rung)
+        fit = fit_thetas(points[kept])
+        variants = [Tested(FRESH, fit, fits, errors, 1.0)]
+    replicates = _replicates(variants, seed, bootstrap)
+    ahead = _frontier_forecast(points, rung, variants, there)
     backtests = Backtests((), (), 0.08, 3.0, None, LEVEL)
     if ahead is not None:
         backtests = Backtests(ahead.distances, ahead.errors, ahead.drift, ahead.freedom, ahead.backtest_coverage, LEVEL)
@@ -615,11 +943,12 @@ def fit_size_data(
           fits[origin].noise, origin) for (origin, later), error in errors.items()]
     ).reshape(-1, 4).T  # fmt: skip
     condition = condition_number(fit)
-    everywhere = size_data_model(x - fit.centre[0], y - fit.centre[1])(fit.theta[None])[0][0]
-    best_e, best_a, best_b, alpha, beta = natural_units(fit.theta[None], fit)[0]
+    everywhere = fit.at(x, y, u)
+    row = natural_units(fit.theta[None], fit)[0].tolist()
+    best_e, best_a, best_b, alpha, beta = row[:5]
     law = SizeDataLaw(
         irreducible=float(best_e), a=float(best_a), b=float(best_b), alpha=float(alpha), beta=float(beta),
-        replicates=tuple(tuple(float(v) for v in row) for row in natural_units(replicates, fit)),
+        replicates=tuple(map(tuple, replicates.tolist())),
         noise=fit.noise, freedom=fit.freedom,
         exponent_intervals=exponent_profiles(fit, 0.95), level=0.95, backtests=backtests,
         window=window, points=fit.points.rows,
@@ -628,10 +957,38 @@ def fit_size_data(
         compute_range=(float(np.exp((x + y).min())), float(np.exp((x + y).max()))),
         residuals=tuple((z - everywhere).tolist()), condition=condition, agreement=fit.agreement,
         converged=fit.converged, forecast=ahead,
-        last_size=_last_size(points, rung, fits),
+        last_size=_last_size(points, rung, fits, there),
         runs=summarise(tests[0], tests[1], tests[2], tests[3], LEVEL) if errors else None,
+        repeats=Repeats(*row[5:]) if len(row) > 5 else None, unique=there,
+        epochs=float(np.exp((y - u).max())) if there else 0.0,
+        variants={v.name: v.weight for v in variants} if len(variants) > 1 else {},
     )  # fmt: skip
     return replace(law, warnings=_warnings(law, fit, x, y, z))
+
+
+def _log_unique(y: Array, unique: ArrayLike | None) -> tuple[Array, float | None]:
+    """The log of each run's different images, far more than it saw where they never repeat; and the most of any."""
+    if unique is None:
+        return y + UNSEEN, None
+    known = np.asarray(unique, dtype=np.float64)
+    if known.shape != y.shape or not (np.isnan(known) | (known > 0)).all():
+        raise LawError("`unique` must have a positive number of images for each run, or NaN where they never repeat")
+    if np.isnan(known).all():
+        return y + UNSEEN, None
+    return np.where(np.isnan(known), y + UNSEEN, np.log(known)), float(np.nanmax(known))
+
+
+def _replicates(variants: Sequence[Tested], seed: int, count: int) -> Array:
+    """Bootstrap fits in natural units, of each variant as many as its weight says."""
+    rows = []
+    for variant in variants:
+        share = round(count * variant.weight)
+        if share or (count < 1 and variant is variants[0]):
+            row = natural_units(bootstrap_thetas(variant.fit, seed, share), variant.fit)
+            if len(variants) > 1 and row.shape[1] == 5:
+                row = np.concatenate([row, np.repeat([NO_HARM], len(row), axis=0)], axis=1)
+            rows.append(row)
+    return np.concatenate(rows)
 
 
 def _warnings(law: SizeDataLaw, fit: Fit, x: Array, y: Array, z: Array) -> tuple[str, ...]:

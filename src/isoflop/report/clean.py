@@ -84,6 +84,7 @@ def _entry(entry: Any) -> dict[str, Any]:
     law = FamilyLaw.from_entry(entry)
     return {
         **kept,
+        **_repeats(entry),
         "model": str(entry.get("model") or ""),
         "run_id": str(entry.get("run_id") or ""),
         "interval": bounds if len(bounds) == 2 and None not in bounds else None,
@@ -93,6 +94,16 @@ def _entry(entry: Any) -> dict[str, Any]:
         "frontier": entry.get("frontier") if law.frontier_law is not None else None,
         "learning_rate_law": entry.get("learning_rate_law") if law.rate_law is not None else None,
     }
+
+
+def _repeats(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """How often the answer sees its images, and what twice as many would bring; {} where an answer does not say."""
+    kept: dict[str, Any] = {name: _number(entry.get(name), above=0) for name in ("epochs", "unique_images")}
+    twice = _mapping(entry.get("twice_the_images"))
+    ratio, ends = _number(twice.get("loss_ratio"), above=0), [_number(v) for v in _sequence(twice.get("interval"))]
+    if ratio is not None and len(ends) == 2 and None not in ends:
+        kept["twice_the_images"] = {"loss_ratio": ratio, "interval": ends}
+    return kept if None not in (kept["epochs"], kept["unique_images"]) else {}
 
 
 def _number(value: Any, above: float | None = None) -> float | int | None:

@@ -38,8 +38,9 @@ def fit_families(rows: Sequence[Row], families: Iterable[str], *, seed: int = 0,
     for family in families:
         own = ladder_of_family(rows, family)
         columns = best_table(own)
+        unique = [row.get("unique_images") or math.nan for row in best_rates(own)]
         try:
-            fits.laws[family] = laws.fit_size_data(*columns, seed=seed, bootstrap=bootstrap)
+            fits.laws[family] = laws.fit_size_data(*columns, unique, seed=seed, bootstrap=bootstrap)
         except LawError as error:
             fits.left_out[family] = without_law(own, str(error))
             continue
@@ -79,16 +80,17 @@ def without_law(rows: Sequence[Row], problem: str) -> str:
 
 
 def best_rates(rows: Iterable[Row]) -> list[Row]:
-    """The finished run with the best learning rate of each model and budget, small to large; copies are one run of
-    their mean loss."""
-    copies: dict[tuple[Any, float, Any], list[Row]] = {}
+    """The finished run with the best learning rate of each model, budget and set of images, small to large; copies are
+    one run of their mean loss."""
+    copies: dict[tuple[Any, ...], list[Row]] = {}
     for row in table.measured(rows):
-        copies.setdefault((row.get("model"), table.rung(row), row.get("learning_rate")), []).append(row)
-    best: dict[tuple[Any, float], Row] = {}
-    for (model, budget, _), alike in copies.items():
+        run = row.get("model"), table.rung(row), row.get("unique_images")
+        copies.setdefault((*run, row.get("learning_rate")), []).append(row)
+    best: dict[tuple[Any, ...], Row] = {}
+    for (*run, _), alike in copies.items():
         mean = sum(row["heldout_loss"] for row in alike) / len(alike)
-        if mean < (best[model, budget]["heldout_loss"] if (model, budget) in best else math.inf):
-            best[model, budget] = {**alike[0], "heldout_loss": mean}
+        if mean < best.get(tuple(run), {"heldout_loss": math.inf})["heldout_loss"]:
+            best[tuple(run)] = {**alike[0], "heldout_loss": mean}
     return sorted(best.values(), key=lambda row: (row["flops_per_image"], table.rung(row)))
 
 
@@ -129,6 +131,18 @@ def comparison_entries(comparison: laws.Comparison, answer: Answer) -> dict[str,
     }
 
 
+def images_entry(law: laws.SizeDataLaw, target: float, images: float, level: float) -> dict[str, Any]:
+    """How many epochs the answer means, and its loss with twice as many different images, as a ratio to the predicted
+    one with an interval; {} where images never repeat."""
+    if law.unique is None:
+        return {}
+    entry: dict[str, Any] = {"unique_images": law.unique, "epochs": images / law.unique}
+    if law.variants:
+        ratio, interval = law.more_images(target, level=level)
+        entry["twice_the_images"] = {"loss_ratio": ratio, "interval": list(interval)}
+    return entry
+
+
 def p_best(probability: float, compared: int, answer: Mapping[str, Any]) -> float | None:
     """P(best) among the families that trained; None where only one of several did: it was compared with nothing."""
     return None if compared == 1 and answer["left_out"] else probability
@@ -147,5 +161,6 @@ def _entry(law: laws.SizeDataLaw, runs: Sequence[Row], target: float, level: flo
         "level": level,
         "p_best": None,
         "law": law.to_dict(),
-        "warnings": [],
+        "warnings": [far] if (far := law.beyond_epochs(images)) and far not in law.warnings else [],
+        **images_entry(law, target, images, level),
     }

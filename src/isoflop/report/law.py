@@ -92,7 +92,7 @@ class FamilyLaw:
         if self.size_data is None:
             return ""
         values = self.size_data.exponents()
-        alpha, beta = np.array(self.size_data.replicates, dtype=np.float64).reshape(-1, 5).T[3:]
+        alpha, beta = np.array(self.size_data.replicates, dtype=np.float64).T[3:5]
         shares = {"size": beta / (alpha + beta), "images": alpha / (alpha + beta)}
         ends = [0.5 - self.level / 2, 0.5 + self.level / 2]
         parts = []
@@ -182,7 +182,7 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
     if table.finite(entry.get("p_best")) and len(entries) > 1:
         those = " that trained" if left_out else ""
         text += f", the best of {len(entries)} families{those} with probability {number(entry['p_best'], 2)}"
-    text += "." + "".join(f" {family} is not compared: {why}." for family, why in left_out.items())
+    text += "." + _repeated(entry) + "".join(f" {f} is not compared: {why}." for f, why in left_out.items())
     run = table.final_run(rows, answer)
     loss = run["heldout_loss"] if run else (answer.get("final") or {}).get("measured_loss")
     if table.finite(loss):
@@ -214,6 +214,19 @@ def accuracy_sentence(answer: Mapping[str, Any]) -> str:
         f"{number(100 * bounds[0], 1)}–{share_of(bounds[1])}) on {images:,.0f} images, which "
         + ("no choice has used." if is_test else "have chosen the run too: the data have no test part.")
     )
+
+
+def _repeated(entry: Row) -> str:
+    """How often the answer sees its images, and what twice as many would bring; "" where they never repeat."""
+    if not table.finite(entry.get("epochs")) or entry["epochs"] <= 1:
+        return ""
+    text = f" It sees each of {quantity(entry.get('unique_images'))} images {number(entry['epochs'], 1)} times"
+    twice = entry.get("twice_the_images")
+    if isinstance(twice, dict) and table.finite(twice.get("loss_ratio")):
+        low, high = (f"{100 * (v - 1):+.1f}" for v in twice["interval"])
+        loss = number(twice["loss_ratio"] * entry["predicted_loss"])
+        text += f"; with twice as many the loss would be {loss} ({low} to {high}\u00a0%)"
+    return f"{text}."
 
 
 def _model(family: str, entry: Row) -> str:

@@ -106,14 +106,15 @@ def _own_rows(columns: Columns) -> list[Row]:
 
 
 def _given_rows(runs: Runs) -> list[Row]:
-    size, images = runs.axes
+    (size, images), none = runs.axes, [None] * runs.loss.size
+    unique = none if runs.unique is None else [float(u) if u == u else None for u in runs.unique]  # NaN: no repeats
     models = runs.columns.get("model") or [quantity(float(n), 3) for n in size]
     return [
         {
             "family": family, "model": model, "status": "done", "flops_per_image": float(n), "images": float(d),
-            "train_flops": float(n * d), "heldout_loss": float(v),
+            "unique_images": u, "train_flops": float(n * d), "heldout_loss": float(v),
         }
-        for family, model, n, d, v in zip(runs.family, models, size, images, runs.loss, strict=True)
+        for family, model, n, d, u, v in zip(runs.family, models, size, images, unique, runs.loss, strict=True)
     ]  # fmt: skip
 
 

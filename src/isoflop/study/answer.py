@@ -12,7 +12,7 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import naive_ranking
-from isoflop.report.interim import best_table, fit_families, ladder_of_family, p_best, without_law
+from isoflop.report.interim import best_table, fit_families, images_entry, ladder_of_family, p_best, without_law
 from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
 from isoflop.runs.times import Times
@@ -159,7 +159,7 @@ def _family_answer(
         law=law,
         frontier=frontier,
         learning_rate_law=rates,
-        warnings=(*law.warnings, *rates.warnings),
+        warnings=(*law.warnings, *rates.warnings, *((far,) if (far := law.beyond_epochs(run.images)) else ())),
     )
 
 
@@ -208,6 +208,7 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
         "frontier": family.frontier and family.frontier.to_dict(),
         "learning_rate_law": family.learning_rate_law and family.learning_rate_law.to_dict(),
         "warnings": list(family.warnings),
+        **(images_entry(family.law, family.run.train_flops, family.run.images, level) if family.law else {}),
     }
 
 
