@@ -47,23 +47,20 @@ def profile_interval(
     straight = float(weights @ (residual <= delta)) / float(weights.sum())
     threshold = 0.5 * bent / freedom / max(straight, 0.5) * float(student(freedom, 0.5 + level / 2)) ** 2
     scale = np.maximum(np.abs(centre), 0.02) * np.concatenate([[0.0], np.geomspace(1e-3, 1e2, points)])
-    ends = []
-    for sign, bound in ((-1.0, float(lower[parameter])), (1.0, float(upper[parameter]))):
-        grid = np.clip(centre + sign * scale, min(centre, bound), max(centre, bound))
-        inside, outside = centre, bound
-        for _ in range(3):
-            starts = np.repeat(best.theta, grid.size, axis=0)
-            starts[:, parameter] = grid
-            value = minimise(
-                model, starts, target, delta=delta, lower=lower, upper=upper, weights=weights,
-                prior=prior, fixed=(*fixed, parameter), iterations=100,
-            ).objective  # fmt: skip
+    bounds = float(lower[parameter]), float(upper[parameter])
+    grids = [np.clip(centre - scale, bounds[0], centre), np.clip(centre + scale, centre, bounds[1])]
+    ends = [[centre, bounds[0]], [centre, bounds[1]]]
+    for _ in range(3):  # both ends at once
+        values = np.concatenate(grids)
+        starts = np.repeat(best.theta, values.size, axis=0)
+        starts[:, parameter] = values
+        objective = minimise(
+            model, starts, target, delta=delta, lower=lower, upper=upper, weights=weights, prior=prior,
+            fixed=(*fixed, parameter), iterations=100,
+        ).objective  # fmt: skip
+        for k, value in enumerate(np.split(objective, [grids[0].size])):
             worse = np.flatnonzero(value - floor > threshold)
-            if worse.size == 0:
-                inside = outside = float(grid[-1])
-                break
-            first = max(int(worse[0]), 1)
-            inside, outside = float(grid[first - 1]), float(grid[first])
-            grid = np.linspace(inside, outside, 9)
-        ends.append(0.5 * (inside + outside))
-    return ends[0], ends[1]
+            first = max(int(worse[0]), 1) if worse.size else -1
+            ends[k] = [float(grids[k][first - 1 if worse.size else -1]), float(grids[k][first])]
+            grids[k] = np.linspace(*ends[k], 9)
+    return 0.5 * sum(ends[0]), 0.5 * sum(ends[1])

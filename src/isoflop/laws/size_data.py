@@ -147,10 +147,14 @@ def size_data_model(x: Array, y: Array) -> Model:
     """log(E + A·n^-α + B·d^-β) of theta = (log A, log B, E, α, β), with centred x = log n and y = log d."""
 
     def evaluate(theta: Array) -> tuple[Array, Array]:
-        log_a, log_b, e, alpha, beta = (theta[:, k, None] for k in range(5))
+        log_a, log_b, e, alpha, beta = theta.T[:, :, None]
         size, data = np.exp(log_a - alpha * x), np.exp(log_b - beta * y)
         total = e + size + data
-        jacobian = np.stack([size, data, np.ones_like(size), -x * size, -y * data], axis=2) / total[:, :, None]
+        jacobian = np.empty((*total.shape, 5))
+        jacobian[:, :, 2] = inverse = 1.0 / total
+        jacobian[:, :, 0] = size = size * inverse
+        jacobian[:, :, 1] = data = data * inverse
+        jacobian[:, :, 3], jacobian[:, :, 4] = -x * size, -y * data
         return np.log(total), jacobian
 
     return evaluate
@@ -263,7 +267,9 @@ def fit_thetas(points: Points, starts: int = 16, variant: str = FRESH) -> Fit:
     delta, noise = 0.03, 0.0
     for _ in range(10):
         before = noise
-        solution = minimise(model, theta, z, delta=delta, lower=lower, upper=upper, weights=weight, prior=prior)
+        solution = minimise(
+            model, theta, z, delta=delta, lower=lower, upper=upper, weights=weight, prior=prior, iterations=12
+        )
         theta = solution.theta
         residual = z - model(theta[[int(np.argmin(solution.objective))]])[0][0]
         noise = max(points.noise(residual), 1e-7)

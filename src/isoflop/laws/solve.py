@@ -72,6 +72,7 @@ def minimise(
             objective += 0.5 * (stiffness[rows] * (points - mean[rows]) ** 2).sum(1)
         return residual, jacobian, np.where(np.isfinite(objective), objective, np.inf)
 
+    diagonal, unit = np.arange(parameters), np.eye(parameters)
     damping = np.full(replicates, 1e-3)
     converged = np.zeros(replicates, dtype=bool)
     live = np.arange(replicates)
@@ -83,9 +84,8 @@ def minimise(
         size = np.maximum(np.abs(r), 1e-300)
         w = weights[live] * np.minimum(1.0, delta / size)
         weighted = jac * w[:, :, None]
-        gradient = np.einsum("rmp,rm->rp", weighted, r) + stiffness[live] * (point - mean[live])
+        gradient = (r[:, None] @ weighted)[:, 0] + stiffness[live] * (point - mean[live])
         hessian = weighted.swapaxes(1, 2) @ jac
-        diagonal = np.arange(parameters)
         hessian[:, diagonal, diagonal] += stiffness[live]
         pushing = ((point <= lower) & (gradient > 0)) | ((point >= upper) & (gradient < 0))
         free = free_by_choice & ~pushing
@@ -96,7 +96,8 @@ def minimise(
         hessian[:, diagonal, diagonal] += damping[live, None] * np.maximum(curvature, floor)
         hessian[:, diagonal, diagonal] += np.where(free, floor, 1.0)
         bad = ~np.isfinite(hessian).all((1, 2)) | ~np.isfinite(gradient).all(1)
-        hessian[bad], gradient[bad] = np.eye(parameters), 0.0
+        if bad.any():
+            hessian[bad], gradient[bad] = unit, 0.0
         step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         candidate = np.clip(point + step, lower, upper)
         new_residual, new_jacobian, new_objective = evaluate(candidate, live)
