@@ -134,6 +134,7 @@ def score(name: str, table: Table, factor: float) -> tuple[list[str], dict[str, 
         "ours": rmse(law.predict(later[0], later[1], unique=unique), later[2]),
         "approach 3": rmse(third, later[2]),
         "inside": inside,
+        "said": law.runs.coverage if law.runs and law.runs.coverage is not None else float("nan"),
         "width": float(np.median(hi / lo) - 1),
     }
     other = by_chinchilla(seen, later)  # type: ignore[arg-type]
@@ -163,8 +164,8 @@ def main(folder: Path) -> None:
     means = {key: float(np.nanmean([s[key] for s in every])) for key in every[0]}
     better = sum(s["ours"] < s["approach 3"] for s in every)
     print(f"\n{len(every)} rows; mean RMSE {means['ours']:.4f}, approach 3 {means['approach 3']:.4f}, chinchilla "
-          f"{means['chinchilla']:.4f}; ours lower than approach 3 in {better}; coverage {means['inside']:.1%}, width "
-          f"{means['width']:.1%}")  # fmt: skip
+          f"{means['chinchilla']:.4f}; ours lower than approach 3 in {better}; coverage {means['inside']:.1%} "
+          f"({means['said']:.1%} by the printed backtests), width {means['width']:.1%}")  # fmt: skip
 
 
 if __name__ == "__main__":

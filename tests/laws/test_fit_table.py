@@ -13,6 +13,9 @@ import pytest
 
 from isoflop.errors import LawError
 from isoflop.laws import TableFit, fit_table, markdown, picture, svg
+from isoflop.laws.columns import TableSource
+from isoflop.laws.fit_table import _unlike
+from isoflop.laws.roles import read_runs
 from isoflop.report import tabled_report
 
 
@@ -307,3 +310,17 @@ def test_the_laws_start_with_numpy_alone():
     loaded = set(done.stdout.split())
     assert "numpy" in loaded
     assert not loaded & {"torch", "torchvision", "timm", "pandas", "sklearn", "plotly", "duckdb", "pydantic"}
+
+
+def test_groups_whose_losses_have_other_scales_are_compared_under_a_warning():
+    compute = np.geomspace(1e10, 1e12, 16)
+    loss = 0.5 + 40 * compute**-0.15
+
+    def warnings(by: str, scale: float) -> tuple[str, ...]:
+        cells = {"compute": (*compute, *compute), "loss": (*loss, *scale * loss), by: ["a"] * 16 + ["b"] * 16}
+        runs = read_runs({c: [str(v) for v in column] for c, column in cells.items()}, TableSource("t.csv"), by=by)
+        return _unlike(runs, {"a": np.arange(16), "b": np.arange(16, 32)})
+
+    assert warnings("family", 1.1) == ()
+    assert len(warnings("tokenizer", 1.1)) == 1
+    assert "no loss of a" in warnings("family", 20.0)[0]

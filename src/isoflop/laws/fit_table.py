@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from isoflop.errors import LawError, did_you_mean
 from isoflop.laws.audit import Finding, audit_curve, audit_size_data
-from isoflop.laws.columns import Columns, JsonRecord, TableSource, fault, read_columns, tells_nothing
+from isoflop.laws.columns import Columns, JsonRecord, TableSource, fault, read_columns, tells_nothing, words_of
 from isoflop.laws.compare import Comparison, Crossover, compare
 from isoflop.laws.curve import CurveLaw, fit_curve
 from isoflop.laws.forms import FORMS
@@ -193,8 +194,38 @@ def fit_table(
         comparison = replace(comparison, warnings=comparison.warnings + left_out)
     notes = runs.notes + tuple(f"{runs.by} {g.name} is left out, {g.refusal}" for g in groups if not g.has_law)
     compared = None if faster is None else _speedup(runs, groups, faster, budget, level)
+    named = faster or (tuple(sound) if comparison else ())
+    notes += _unlike(runs, {name: here for name, here in _groups(runs.family).items() if name in named})
     return TableFit(
         runs.source.name, tuple(a.text for a in runs.x), runs.y, runs.unit, tuple(groups), comparison, notes, compared
+    )
+
+
+UNLIKE = {
+    "dataset", "data", "corpus", "task", "tasks", "benchmark", "domain", "language", "metric", "vocab", "vocabulary",
+    "tokenizer", "tokeniser",
+}  # fmt: skip
+"""Words of a column's name whose values may each have a loss of their own scale."""
+APART = 1.25
+"""Losses of two groups that differ by this factor at the least may have different scales."""
+
+
+def _unlike(runs: Runs, groups: dict[str, NDArray[np.intp]]) -> tuple[str, ...]:
+    """A warning where groups that are compared may have losses of different scales: by the column's name, or because
+    their losses have no value in common although their compute has."""
+    why = f"`{runs.by}` names what the loss is of" if UNLIKE & set(words_of(runs.by or "")) else ""
+    compute = np.prod(runs.axes, axis=0)
+    for a, b in combinations(groups, 2):
+        (cost, loss), (other, worse) = ((compute[rows], runs.loss[rows]) for rows in (groups[a], groups[b]))
+        alike = cost.min() <= other.max() and other.min() <= cost.max()
+        if alike and (loss.min() > APART * worse.max() or worse.min() > APART * loss.max()):
+            why = f"no loss of {a} is near any of {b} at like compute"
+            break
+    if len(groups) < 2 or not why:
+        return ()
+    return (
+        f"warning: {why}: losses on other data, tasks or vocabularies have other scales, and which group is best or "
+        "needs less compute then says nothing",
     )
 
 
