@@ -260,3 +260,6 @@ def test_runs_without_a_number_of_different_data_repeat_none():
     assert np.isnan(unique[:2]).all()
     assert (unique[2:] == 4e9).all()
     assert runs_of(params=PARAMS, tokens=TOKENS, loss=LOSS, unique_params=PARAMS / 2).unique is None
+    with pytest.raises(LawError, match="`who` must have positive numbers"):
+        read_runs({"n": ["1", "2"], "d": ["1", "2"], "loss": ["3", "2"], "who": ["a", "b"]}, TableSource("t.csv"),
+                  ["n", "d"], "loss", unique="who")  # fmt: skip

@@ -239,6 +239,6 @@ def test_epochs_beyond_those_of_the_table_are_said():
     fresh = fit_size_data(n, d, loss, some, bootstrap=0)
     assert (fresh.variants, fresh.repeats) == ({}, None)  # no run saw an image twice
     assert fresh.beyond_epochs(2 * d.max()) == ""
-    assert "4 times" in fresh.beyond_epochs(8 * d.max())
+    assert "4 epochs" in fresh.beyond_epochs(8 * d.max())
     with pytest.raises(LawError, match="unique"):
         fit_size_data(n, d, loss, np.zeros(n.size))

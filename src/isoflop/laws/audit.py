@@ -26,7 +26,12 @@ class Finding(JsonRecord):
 
 
 def audit_size_data(
-    law: SizeDataLaw, n: ArrayLike, d: ArrayLike, loss: ArrayLike, runs: Mapping[str, Sequence[object]] | None = None
+    law: SizeDataLaw,
+    n: ArrayLike,
+    d: ArrayLike,
+    loss: ArrayLike,
+    runs: Mapping[str, Sequence[object]] | None = None,
+    unique: ArrayLike | None = None,
 ) -> tuple[Finding, ...]:
     """Every check of a size-data law and of the runs behind it.
 
@@ -34,6 +39,7 @@ def audit_size_data(
         law: what was fitted to n, d and loss (in the order of the table).
         runs: further columns where the table has them: `learning_rate`, `warmup` (share of the steps), `schedule`,
             `horizon` (images the schedule was made for).
+        unique: different images of each run, as in `fit_size_data`.
     """
     x, y, z = (np.log(np.asarray(v, dtype=np.float64)) for v in (n, d, loss))
     columns = runs or {}
@@ -51,7 +57,7 @@ def audit_size_data(
         _learning_rates(x, y, z, _numbers(columns, "learning_rate")),
         _warmup(_numbers(columns, "warmup")),
         _schedules(y, columns.get("schedule"), _numbers(columns, "horizon")),
-        _seeds(x, y, z, law.noise),
+        _seeds(x, y, z, law.noise, np.zeros_like(x) if unique is None else np.nan_to_num(np.log(unique))),
         _backtests(law.backtests.coverage, f"{len(law.backtests.errors)} predictions", law.backtests.level),
     )
 
@@ -190,14 +196,15 @@ REPEATS = 3
 """With fewer repeated runs, the noise between seeds is too uncertain to judge the form by."""
 
 
-def _seeds(x: Array, y: Array, z: Array, noise: float) -> Finding:
-    """Repeats (same size and images) show the noise between seeds; without any, the residual must serve.
+def _seeds(x: Array, y: Array, z: Array, noise: float, different: Array) -> Finding:
+    """Repeats (same size and images, of as many) show the noise between seeds; without any, the residual must serve.
 
     Rows with the same loss as well are one run that is listed twice, or a rounded figure: no repeats.
     """
     check = "noise between seeds"
     key = np.round(x, 4) + 1j * np.round(y, 3)
     _, index = np.unique(key, return_inverse=True)
+    _, index = np.unique(index + 1j * np.round(different, 3), return_inverse=True)
     _, first = np.unique(index + 1j * z, return_index=True)
     index, z = index[first], z[first]
     count = np.bincount(index)

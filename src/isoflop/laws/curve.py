@@ -95,7 +95,7 @@ WINDOWS: dict[str, tuple[float, ...]] = {
     "broken": (10.0, np.inf),
 }
 """Forms of a curve → windows: the member sees the points within this factor of the last one."""
-TABULATED = "tabulated"
+TABULATED = "the law with repeats"
 """A member that is no form of its own: `theta` is its log y at `KNOTS`."""
 KNOTS = np.linspace(-16.0, 12.0, 141)
 LADDER: dict[str, tuple[float, ...]] = {"offset": (np.inf,), "double": (np.inf,)}

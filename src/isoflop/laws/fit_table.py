@@ -302,8 +302,9 @@ def _size_data(
     compute = n * d
     if np.ptp(np.log(compute)) < np.log(1.15):
         raise LawError("all runs have the same budget: a law needs at least two, better four")
-    law = fit_size_data(n, d, y, None if runs.unique is None else runs.unique[rows], seed=seed)
-    findings = audit_size_data(law, n, d, y, extra)
+    different = None if runs.unique is None else runs.unique[rows]
+    law = fit_size_data(n, d, y, different, seed=seed)
+    findings = audit_size_data(law, n, d, y, extra, different)
     unsound = [f.detail for f in findings if f.check in ("convergence", "identifiability") and f.verdict == "warning"]
     prediction, refusal = None, ""
     asked = budget if budget is not None else at[0] * at[1] if at else None

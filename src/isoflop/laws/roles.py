@@ -192,7 +192,11 @@ def _different(
     if unique is not None:
         if len(axes) != 2:
             raise LawError("--unique is of tables with a size and data: give two columns as x")
-        return axis(unique, columns, source).or_nan(columns)
+        given = axis(unique, columns, source)
+        for name in given.named:
+            if _numeric(columns, source, name) is None:
+                raise LawError(f"{source.name}: `{name}` must have positive numbers, or nothing where no data repeat")
+        return given.or_nan(columns)
     if len(axes) != 2:
         return None
     data, used = axes[1], {name for a in axes for name in a.named}

@@ -828,8 +828,8 @@ class SizeDataLaw(JsonRecord):
         if epochs <= max(1.5 * self.epochs, 1.1):
             return ""
         return (
-            f"the answer sees every image {epochs:.3g} times, but no run more than {max(self.epochs, 1):.3g} times: "
-            "what so many repeats do is extrapolated"
+            f"this takes {epochs:.3g} epochs, but no run had more than {max(self.epochs, 1):.3g}: "
+            "what so many repeats do is not known from these runs"
         )
 
     def interval(
@@ -988,7 +988,7 @@ def _replicates(variants: Sequence[Tested], seed: int, count: int) -> Array:
     """Bootstrap fits in natural units, of each variant as many as its weight says."""
     rows = []
     for variant in variants:
-        share = round(count * variant.weight)
+        share = max(round(count * variant.weight), variant is variants[0] and count > 0)
         if share or (count < 1 and variant is variants[0]):
             row = natural_units(bootstrap_thetas(variant.fit, seed, share), variant.fit)
             if len(variants) > 1 and row.shape[1] == 5:
