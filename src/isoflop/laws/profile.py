@@ -49,7 +49,7 @@ def profile_interval(
     scale = np.maximum(np.abs(centre), 0.02) * np.concatenate([[0.0], np.geomspace(1e-3, 1e2, points)])
     bounds = float(lower[parameter]), float(upper[parameter])
     grids = [np.clip(centre - scale, bounds[0], centre), np.clip(centre + scale, centre, bounds[1])]
-    ends = [[centre, bounds[0]], [centre, bounds[1]]]
+    ends = [centre, centre]
     for _ in range(3):  # both ends at once
         values = np.concatenate(grids)
         starts = np.repeat(best.theta, values.size, axis=0)
@@ -61,6 +61,6 @@ def profile_interval(
         for k, value in enumerate(np.split(objective, [grids[0].size])):
             worse = np.flatnonzero(value - floor > threshold)
             first = max(int(worse[0]), 1) if worse.size else -1
-            ends[k] = [float(grids[k][first - 1 if worse.size else -1]), float(grids[k][first])]
-            grids[k] = np.linspace(*ends[k], 9)
-    return 0.5 * sum(ends[0]), 0.5 * sum(ends[1])
+            inside, outside = float(grids[k][first - 1 if worse.size else -1]), float(grids[k][first])
+            ends[k], grids[k] = 0.5 * (inside + outside), np.linspace(inside, outside, 9)
+    return ends[0], ends[1]

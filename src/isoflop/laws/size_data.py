@@ -352,7 +352,7 @@ def best_sizes(rows: Array, compute: Array, unique: float | None, low: float, hi
             np.where(lower, probe, outer), np.where(lower, inner, probe),
             np.where(lower, value, at_outer), np.where(lower, at_inner, value),
         )  # fmt: skip
-    return np.exp(0.5 * (left + right))
+    return np.asarray(np.exp(0.5 * (left + right)))
 
 
 def bootstrap_thetas(fit: Fit, seed: int, count: int) -> Array:
