@@ -373,8 +373,8 @@ def repeated_truth(kind: str, rng: np.random.Generator) -> Callable[[Array, Arra
     alpha, beta = rng.uniform(0.28, 0.45, 2)
     limit, peak = np.exp(rng.uniform(np.log(3), np.log(20))), np.exp(rng.uniform(np.log(8), np.log(30)))
     harm, growth, by_size = (
-        np.exp(rng.uniform(np.log(0.003), np.log(0.05))),
-        rng.uniform(0.7, 1.8),
+        np.exp(rng.uniform(np.log(0.002), np.log(0.02))),
+        rng.uniform(0.7, 1.5),
         rng.uniform(0.2, 0.5),
     )
 
@@ -399,7 +399,7 @@ def repeated_truth(kind: str, rng: np.random.Generator) -> Callable[[Array, Arra
     return loss
 
 
-def repeats(tables: int = 12) -> None:
+def repeats(tables: int = 6) -> None:
     """Planted tables in which a run saw about 10 epochs: what a study would answer at 3 and 10 times the compute."""
     print(
         "\n| planted | compute | interval holds | its width | RMSE of log loss | without `unique` | size off by "

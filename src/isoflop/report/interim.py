@@ -84,13 +84,13 @@ def best_rates(rows: Iterable[Row]) -> list[Row]:
     one run of their mean loss."""
     copies: dict[tuple[Any, ...], list[Row]] = {}
     for row in table.measured(rows):
-        run = row.get("model"), table.rung(row), row.get("unique_images")
-        copies.setdefault((*run, row.get("learning_rate")), []).append(row)
+        key = row.get("model"), table.rung(row), row.get("unique_images"), row.get("learning_rate")
+        copies.setdefault(key, []).append(row)
     best: dict[tuple[Any, ...], Row] = {}
-    for (*run, _), alike in copies.items():
-        mean = sum(row["heldout_loss"] for row in alike) / len(alike)
-        if mean < best.get(tuple(run), {"heldout_loss": math.inf})["heldout_loss"]:
-            best[tuple(run)] = {**alike[0], "heldout_loss": mean}
+    for key, alike in copies.items():
+        mean, run = sum(row["heldout_loss"] for row in alike) / len(alike), key[:3]
+        if run not in best or mean < best[run]["heldout_loss"]:
+            best[run] = {**alike[0], "heldout_loss": mean}
     return sorted(best.values(), key=lambda row: (row["flops_per_image"], table.rung(row)))
 
 
