@@ -87,8 +87,8 @@ def best_rates(rows: Iterable[Row]) -> list[Row]:
         key = row.get("model"), table.rung(row), row.get("unique_images"), row.get("learning_rate")
         copies.setdefault(key, []).append(row)
     best: dict[tuple[Any, ...], Row] = {}
-    for key, alike in copies.items():
-        mean, run = sum(row["heldout_loss"] for row in alike) / len(alike), key[:3]
+    for copy, alike in copies.items():
+        mean, run = sum(row["heldout_loss"] for row in alike) / len(alike), copy[:3]
         if run not in best or mean < best[run]["heldout_loss"]:
             best[run] = {**alike[0], "heldout_loss": mean}
     return sorted(best.values(), key=lambda row: (row["flops_per_image"], table.rung(row)))
