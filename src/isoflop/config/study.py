@@ -310,7 +310,7 @@ class StudyConfig(SharedConfig):
     target: TargetConfig = TargetConfig()
     """What the runs are judged by."""
     transfer: TransferConfig = TransferConfig()
-    """Transfer of the answers."""
+    """Transfer of the answers; without the table they are not tried on another task."""
     report: ReportConfig = no_effect(ReportConfig())
     """The page."""
     slurm: dict[str, Scalar] = Field(default={}, json_schema_extra={"in_hash": False})

@@ -341,8 +341,9 @@ class _Study:
             selected["accuracy"] = accuracy_of(directory, selected, config, self.catalogue.heldout)
         self._write_answer(document)
         self.narrator.graded(document)
-        document["transfer"] = {"rows": self._transfer(document["finals"], rows)}
-        self.narrator.transferred(document["transfer"]["rows"])
+        if "transfer" in self.config.model_fields_set:
+            document["transfer"] = {"rows": self._transfer(document["finals"], rows)}
+            self.narrator.transferred(document["transfer"]["rows"])
         if self.worked:
             self.times.write(self.store.directory)
         else:  # an attempt that finds all done is not a part of the study
