@@ -53,6 +53,12 @@ def test_money_is_device_hours_times_their_price_at_measured_speed() -> None:
     assert hours.funds.price_of_evaluation("vit", 1e5) > 0
 
 
+def test_a_family_under_its_own_name_needs_no_ladder_of_that_name() -> None:
+    config = study_config(study={"name": "toy", "budget": 3e12}, families={"mine": {"sizes": list(SIZES)}})
+    catalogue = plan_study(config).catalogue
+    assert catalogue.budgets == plan(study_config(study={"name": "toy", "budget": 3e12})).catalogue.budgets
+
+
 def test_hours_of_the_machine_are_device_hours_over_its_workers() -> None:
     one, two = plan(limited(hours=1.0, workers=2)), plan(limited(device_hours=2.0))
     assert one.funds is not None

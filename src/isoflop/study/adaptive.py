@@ -546,8 +546,7 @@ def choose_budgets(
     starting, floors = catalogue.starting, []
     for family, options in config.families.items():
         named = isinstance(options.sizes, tuple)
-        ladder = catalogue.ladder(family)
-        names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, ladder)
+        names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, catalogue.ladder(family))
         smallest = min(catalogue.flops_per_image(family, name) for name in names)
         floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
     top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))

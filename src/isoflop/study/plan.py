@@ -113,8 +113,10 @@ FITTING_SECONDS = 3.0  # of a family: bootstraps of its laws, and its figures
 
 def _evaluated_images(config: StudyConfig, catalogue: Catalogue) -> float:
     """Images of training that the evaluation of the answers is worth, roughly: the test part, and the transfer task
-    with trained and with random weights."""
+    with trained and with random weights, if there is one."""
     task = config.transfer
+    if "transfer" not in config.model_fields_set:
+        return catalogue.heldout / 3
     shots = [number for p in task.protocols if p.startswith("finetune") for number in task.shots_of(p)]
     batches = sum(min(USUAL_CLASSES * number or SMALL_BATCH, SMALL_BATCH) for number in shots)
     tuned = batches * len(task.seeds) * task.finetune_steps
