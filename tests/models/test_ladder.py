@@ -87,6 +87,8 @@ def test_images_get_the_ladder_of_the_nearest_size_and_other_models_have_none() 
     assert family_ladder("vit", 224)[0].endswith("p16")
     assert ladder_of("vit_w32d2p4", 64) == family_ladder("vit", 64)  # of the family, though no rung
     assert {"vit_w4d1p8", "vit_w8d1p8", *family_ladder("vit", 32)} <= set(ladder_of("vit_w8d1p8"))
+    assert ladder_of("resnet_w16d8p2") == family_ladder("resnet", 32)  # though other images have had it before
+    assert "resnet_w8d14p2" in ladder_of("resnet_w8d14p2")
     assert ladder_of("vit_b16") == ()
 
 

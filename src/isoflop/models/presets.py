@@ -162,14 +162,15 @@ def family_ladder(family: str, image_size: int = 32) -> tuple[str, ...]:
 def ladder_of(preset: str, image_size: int = 32) -> tuple[str, ...]:
     """The ladder, for images of that size, of the family that `preset` is a small model of; () for other presets.
 
-    With `EARLIER` models below it where `preset` is one of them.
+    With `EARLIER` models below it where `preset` is one of them and not on the ladder.
     """
     family = PRESETS[preset][0] if preset in PRESETS else ""
     if preset not in SMALL_MODELS.get(family, ()):
         return ()
     ladder = family_ladder(family, image_size)
     earlier = tuple(name for names in _names(family, EARLIER.get(family, ())) for name in names)
-    return (*earlier, *(name for name in ladder if name not in earlier)) if preset in earlier else ladder
+    is_earlier = preset in earlier and preset not in ladder
+    return (*earlier, *(name for name in ladder if name not in earlier)) if is_earlier else ladder
 
 
 # --- one stage of tokens -------------------------------------------------------------------------------------------
