@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from PIL import Image
 from isoflop.config import StudyConfig
 from isoflop.errors import ConfigError, DataError, DataNotice, StudyError
 from isoflop.runs.times import Times
-from isoflop.study.adaptive import NOTHING_BESIDE, TARGET_DISTANCE, Overheads, choose_budgets, next_stage
+from isoflop.study.adaptive import NOTHING_BESIDE, TARGET_DISTANCE, Overheads, choose_budgets, decide, next_stage
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import EVALUATION_SHARE, Catalogue
 from isoflop.study.run import Ended, run_study, stages
-from isoflop.study.search_space import Ledger
+from isoflop.study.search_space import Ledger, TrialResult
 from isoflop.study.store import Store
 from tests.study.test_rungs import SIZES, study_config
 
@@ -127,6 +128,36 @@ def test_a_target_that_was_chosen_stays_that_of_the_study(tmp_path: Path) -> Non
     store.claim(
         plan_study(config, known=slower, overheads=NOTHING_BESIDE).catalogue.config, "fingerprint"
     )  # the same study
+
+
+def test_rungs_that_were_chosen_stay_those_of_the_study(tmp_path: Path) -> None:
+    config = study_config(study={"name": "toy", "hours": 0.5, "output": str(tmp_path / "toy")})
+    store = Store(config.directory)
+    config.directory.mkdir()
+    assert store.rungs() == ()
+    begun = plan(config).catalogue.budgets
+    store.write_prices(SECONDS, 1e10, rungs=begun)
+    slower = {key: 1.5 * seconds for key, seconds in SECONDS.items()}
+    again = plan_study(config, known=slower, overheads=NOTHING_BESIDE, known_rungs=store.rungs())
+    assert again.catalogue.budgets == begun != plan_study(config, slower, "", NOTHING_BESIDE).catalogue.budgets
+    (config.directory / "prices.json").write_text('{"rungs": [3, 2]}')
+    assert store.rungs() == ()
+
+
+def test_families_that_would_train_the_same_runs_are_refused() -> None:
+    families = {"vit": {"sizes": list(SIZES)}, "other": {"ladder": "vit", "sizes": list(SIZES)}}
+    with pytest.raises(StudyError, match=r"families.vit and families.other are the same: both would train vit_"):
+        plan_study(study_config(study={"name": "toy", "budget": 3e12}, families=families))
+
+
+def test_there_is_an_answer_when_nothing_is_left_to_train_it() -> None:
+    question = plan(limited(budget=3e11)).space
+    assert question is not None
+    results = [TrialResult(trial, 2.0) for trial in next_stage(question, [], 1e12, 6).trials]
+    (name, family), *_ = question.families.items()
+    nothing = {name: replace(family, answer_images=dict.fromkeys(family.answers, 0.0))}
+    (standing,) = decide(replace(question, families=nothing), results).outlook().standings
+    assert standing.answer.d == question.min_steps * question.batch_size
 
 
 @pytest.mark.parametrize(

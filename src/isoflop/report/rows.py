@@ -89,6 +89,14 @@ def finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def compute_of(entry: Row, answer: Row) -> float | None:
+    """Training FLOPs of a family's answer: its own where it has them (at equal time they differ), else the target."""
+    if positive(entry, "flops_per_image") and positive(entry, "images"):
+        return float(entry["flops_per_image"]) * float(entry["images"])
+    target = answer.get("target_flops")
+    return float(target) if finite(target) else None
+
+
 def positive(row: Row, *names: str) -> bool:
     """Whether every named cell of `row` is a finite number above zero, so that a logarithmic axis can show it."""
     for name in names:  # half the time of all(), and asked a million times of a large study

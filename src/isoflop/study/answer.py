@@ -56,7 +56,14 @@ class Answer:
         return self.families[0]
 
 
-def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outlook: Outlook | None = None) -> Answer:
+def answer_from(
+    config: StudyConfig,
+    catalogue: Catalogue,
+    rows: list[Row],
+    outlook: Outlook | None = None,
+    *,
+    open_ended: bool = False,
+) -> Answer:
     """The answer that the ladder's finished runs give; StudyError when no family has enough of them.
 
     A family that has too few runs for a law is still answered if the planner believes in it.
@@ -66,7 +73,7 @@ def answer_from(config: StudyConfig, catalogue: Catalogue, rows: list[Row], outl
     planner's own belief in every run, and the laws say what loss to expect, within which interval.
     """
     target, level = config.study.target_flops, config.laws.level
-    if outlook is not None:  # an open-ended answer takes what time is left
+    if outlook is not None and open_ended:  # the answer takes what time is left
         target = outlook.standings[0].answer.n * outlook.standings[0].answer.d
     options = {"seed": config.study.seed, "bootstrap": config.laws.bootstrap}
     rows = [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]

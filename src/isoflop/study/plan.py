@@ -311,8 +311,12 @@ class Plan:
 
     @property
     def final_seconds(self) -> float:
-        """Core-seconds of training the answers, guessed from the largest starting size of each family."""
+        """Core-seconds of training the answers: what is reserved where time is the limit and no target is given, else
+        guessed from the largest starting size of each family."""
         config = self.catalogue.config
+        if self.funds and self.funds.open_ended:
+            evaluated = self.funds.answering * (1 + EVALUATION_SHARE)
+            return self.funds.reserved / self.funds.per_second / evaluated
         largest = [(family, names[-1]) for family, names in self.sizes.items()]
         target = config.study.target_flops
         each = [
@@ -399,11 +403,13 @@ def plan_study(
     begun_at: str = "",
     overheads: Overheads | None = None,
     times: Times | None = None,
+    known_rungs: tuple[float, ...] = (),
 ) -> Plan:
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
-    `known` seconds an image and `overheads`, measured before, are not measured again: the same prices give the same
-    plan. `begun_at` is where the data lay when the study began, `times` what has counted its preparation so far.
+    `known` seconds an image and `overheads`, measured before, are not measured again, nor are rungs chosen again: the
+    same prices give the same plan. `begun_at` is where the data lay when the study began, `times` what has counted its
+    preparation so far.
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
@@ -419,13 +425,15 @@ def plan_study(
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
     if config.study.budgets is None:
-        catalogue = catalogue.on(_chosen_budgets(config, catalogue, seconds, overheads, times, open_ended))
+        chosen = known_rungs or _chosen_budgets(config, catalogue, seconds, overheads, times, open_ended)
+        catalogue = catalogue.on(chosen)
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
     overheads = overheads or _overheads(catalogue, seconds, times)
     peak = peak_of(choose_device(config.device), threads=1, again=True)
     rungs = forecast(config, catalogue, sizes, seconds)
     first = first_rung(config, catalogue, sizes)
+    _refuse_twins(first)
     _check_transfer(first[0], catalogue)
     if not config.study.limited:
         return Plan(catalogue, sizes, first, rungs, seconds, why, peak, overheads=overheads)
@@ -440,11 +448,24 @@ def _overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overhead
     return measure_overheads(catalogue, seconds, times)
 
 
+def _refuse_twins(runs: list[PlannedRun]) -> None:
+    """Raises StudyError where two families would train the same run."""
+    families: dict[str, str] = {}
+    for run in runs:
+        other = families.setdefault(run.run_id, run.family)
+        if other != run.family:
+            raise StudyError(
+                f"families.{other} and families.{run.family} are the same: both would train {run.model} alike; "
+                "give one of them another `recipe`, `model` or `optim`, or take it out"
+            )
+
+
 def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:
     """Raises DataError where the answers, or the runs, could not be judged on the task that the study names."""
     config = catalogue.config
     backbone = Pretrained(build_model(run.config, catalogue.source), run.model, run.model)
-    for protocol in (config.target.protocol(config.transfer), config.transfer):
+    asked = config.transfer if "transfer" in config.model_fields_set else None
+    for protocol in (config.target.protocol(config.transfer), asked):
         if protocol is not None:
             check_transfer(backbone, protocol)
 

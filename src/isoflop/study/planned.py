@@ -189,8 +189,13 @@ class Catalogue:
     @property
     def starting(self) -> int:
         """The number of sizes that a study begins with, of all families."""
-        sizes = [family.sizes for family in self.config.families.values()]
-        return sum(len(each) if isinstance(each, tuple) else each for each in sizes)
+        return sum(map(self._starting, self.config.families))
+
+    def _starting(self, family: str) -> int:
+        sizes = self.config.families[family].sizes
+        if isinstance(sizes, tuple):
+            return len(self.within_limits(family, sizes))
+        return min(sizes, len(self.within_limits(family, self.ladder(family)))) if self._has_limits else sizes
 
     def starting_sizes(self, family: str) -> tuple[str, ...]:
         """The presets of a family that a study begins with, small to large: those that it names, or as many neighbours

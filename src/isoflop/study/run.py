@@ -23,6 +23,7 @@ from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
 from isoflop.study.search_space import Ledger, TrialResult
 from isoflop.study.store import Store, finite_loss
+from isoflop.train.device import choose_device
 from isoflop.train.identity import environment
 from isoflop.train.optim.build import trunk_steps
 from isoflop.transfer import open_backbone, transfer
@@ -263,10 +264,11 @@ def run_study(
     store = Store(config.directory, config.target.protocol(config.transfer))
     with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
         # What cannot be planned is refused before anything is written.
-        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times)
+        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times, store.rungs())
         with sole_writer(config.directory, StudyError):
             store.claim(plan.catalogue.config, plan.catalogue.source.fingerprint)
-            store.write_prices(plan.seconds_per_image, plan.peak.fastest if plan.peak else None, plan.overheads)
+            peak = plan.peak.fastest if plan.peak else None
+            store.write_prices(plan.seconds_per_image, peak, plan.overheads, plan.catalogue.budgets)
             times.add_earlier(config.directory)
             return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run()
 
@@ -314,7 +316,8 @@ class _Study:
 
         self.times.begin("evaluation")
         outlook = last.thought.outlook if last.thought else None
-        answer = answer_from(config, self.catalogue, self._rows(), outlook)
+        open_ended = plan.funds is not None and plan.funds.open_ended
+        answer = answer_from(config, self.catalogue, self._rows(), outlook, open_ended=open_ended)
         document = answer_document(answer)
         priced = last.plan or plan
         document["planner"] = planner_document(priced, last.thought, self._rows(), self.times)
@@ -325,7 +328,8 @@ class _Study:
         self._write_answer(document)
         self.narrator.answered(document)
         finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
-        finals = [self._as_begun(run).on_threads(self.executor.cores // len(finals)) for run in finals]
+        threads = self.executor.cores // len(finals) if choose_device(config.device).type == "cpu" else 1
+        finals = [self._as_begun(run).on_threads(threads) for run in finals]
         for run in finals:
             document["families"][run.family]["run_id"] = run.run_id
         self.times.begin("answer")
@@ -372,8 +376,13 @@ class _Study:
         if plan.funds is None:
             return finals
         left = plan.funds.total - plan.funds.spent(self._rows(), self.times)
+        if plan.funds.unit == "hours":  # those of the answers, before a stop, are a part of their price
+            left += self.times.seconds["answer"] / 3600
         kept: list[PlannedRun] = []
         for run in finals:
+            if (self.store.run_directory(self._as_begun(run).run_id) / "identity.json").exists():
+                kept.append(run)
+                continue
             price = plan.funds.price_of_answer(run.family, run.flops_per_image, run.images)
             price += plan.funds.price_of_evaluation(run.family, run.flops_per_image)
             if price <= left or not kept:

@@ -130,6 +130,10 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
             continue
         middle = belief.best_rate(at.n, at.d)
         trials += [replace(at, rate=middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)]
+    if not trials:  # nothing is left to pay for a run, and still there is an answer: the shortest of what was tried
+        smallest = min(own, key=lambda trial: trial.n)
+        at = replace(smallest, budget=space.target, d=float(space.min_steps * space.batch_size), copy=0)
+        trials = [replace(at, rate=belief.best_rate(at.n, at.d))]
     return trials
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,24 @@ class Store:
         seconds: Mapping[tuple[str, str], float],
         peak: float | None = None,
         overheads: Overheads = NOTHING_BESIDE,
+        rungs: tuple[float, ...] = (),
     ) -> None:
-        """Keeps what the plan was made with: with other prices a study that was stopped might go another way. The peak
-        of a worker stays that of the machine on which the study began."""
+        """Keeps what the plan was made with, and the rungs that it chose: with others a study that was stopped might go
+        another way. The peak of a worker stays that of the machine on which the study began."""
         with suppress(StudyError, KeyError, TypeError, ValueError):
             peak = float(read_whole(self.directory, "prices.json")["peak"])
         self.peak = peak
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
-        self.write("prices.json", {"prices": rows, "peak": peak, "overheads": asdict(overheads)})
+        planned = {"prices": rows, "peak": peak, "overheads": asdict(overheads), "rungs": rungs}
+        self.write("prices.json", planned)
+
+    def rungs(self) -> tuple[float, ...]:
+        """The rungs that were chosen when the study was planned; () where nobody has, or an earlier version did."""
+        with suppress(StudyError, KeyError, TypeError, ValueError):
+            found = tuple(float(budget) for budget in read_whole(self.directory, "prices.json")["rungs"])
+            if found and all(0 < low < high for low, high in pairwise((*found, math.inf))):
+                return found
+        return ()
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""

@@ -80,8 +80,8 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
 
 def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
     entry = (answer.get("families") or {}).get(family) or {}
-    target, loss = answer.get("target_flops"), entry.get("predicted_loss")
-    if not (table.finite(target) and table.finite(loss)):
+    target, loss = table.compute_of(entry, answer), entry.get("predicted_loss")
+    if target is None or not table.finite(loss):
         return []
     interval = table.interval(entry)
     note = f"{family}, predicted at {quantity(target)} FLOPs: {number(loss)}"
@@ -91,7 +91,7 @@ def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
     return [
         Series(
             "points",
-            [float(target)],
+            [target],
             [float(loss)],
             lower=interval[:1] if interval else (),
             upper=interval[1:] if interval else (),

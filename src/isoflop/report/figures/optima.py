@@ -53,8 +53,9 @@ def optima(rows: Sequence[Row], answer: Answer) -> Figure:
                     **look,
                 )
             )
-            if table.finite(target) and table.positive(entry, cell):
-                drawn[cell].append(Series("points", [target], [entry[cell]], symbol="diamond-open", size=10, **look))
+            at = table.compute_of(entry, answer)
+            if at is not None and table.positive(entry, cell):
+                drawn[cell].append(Series("points", [at], [entry[cell]], symbol="diamond-open", size=10, **look))
     exponents = [f"{family} {law.exponents()}" for family, law in laws.items() if law.exponents()]
     caption = "Markers are the best run of each budget, open diamonds what the study would train at the target"
     caption += ", lines the fitted laws and bands their bootstrap intervals." if laws else "."

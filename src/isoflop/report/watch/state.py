@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -275,6 +276,8 @@ class Live:
         """FLOPs that the study may take in all; hours and money at `pace` FLOPs a second. None without a limit."""
         config = self._config()
         budget, hours, money, price = (config.get(k) for k in ("budget", "device_hours", "money", "price_per_hour"))
+        if table.finite(config.get("hours")):  # of all workers
+            hours = config["hours"] * (config.get("workers") or os.cpu_count() or 1)
         if table.finite(budget):
             return float(budget)
         if table.finite(money) and table.finite(price) and price > 0:
