@@ -3,6 +3,8 @@
 import json
 import re
 
+NO_BREAK_SPACE = "\xa0"  # between a number and its unit
+
 
 def printable(text: str, kept: str = "") -> str:
     """`text` with everything escaped that is not a character of one line, except those in `kept`.
@@ -13,6 +15,8 @@ def printable(text: str, kept: str = "") -> str:
 
     def escaped(found: re.Match[str]) -> str:
         c = found[0]
+        if c == NO_BREAK_SPACE:
+            return " "
         return c if c.isprintable() or c in kept else c.encode("unicode_escape", "surrogatepass").decode()
 
     return text if text.isprintable() else re.sub(r"[^ -~]", escaped, text)

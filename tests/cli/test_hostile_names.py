@@ -162,3 +162,7 @@ def test_json_markdown_and_pages_escape_in_their_own_way() -> None:
     assert markdown_text("|<b>[x](y)`") == r"\|\<b\>\[x\](y)\`"
     assert markdown_code("a``b|\n") == "``` a``b\\x7c\\n ```"
     assert os.linesep not in markdown_text("a\nb")
+
+
+def test_a_space_between_a_number_and_its_unit_is_a_space_on_a_terminal() -> None:
+    assert printable("49.7\xa0% \x1b[2J") == "49.7 % \\x1b[2J"
