@@ -26,7 +26,8 @@ def runs(count: int, seed: int = 0, repeated: bool = False) -> tuple[np.ndarray,
 @pytest.mark.parametrize("repeated", [False, True])
 def test_a_large_table_is_averaged_and_finds_the_planted_law_whatever_its_order(repeated: bool) -> None:
     n, d, loss = runs(5000, repeated=repeated)
-    points = thinned(np.log(n), np.log(d), np.log(loss))
+    fresh = np.full_like(d, np.inf)
+    points = thinned(np.log(n), np.log(d), fresh, np.log(loss))
     assert points.z.size <= MOST
     assert points.rows == 5000
     law = fit_size_data(n, d, loss, bootstrap=20)
@@ -36,7 +37,7 @@ def test_a_large_table_is_averaged_and_finds_the_planted_law_whatever_its_order(
     for name, value in (("alpha", alpha), ("beta", beta)):
         assert law.exponent_intervals[name][0] < value < law.exponent_intervals[name][1]
     order = np.random.default_rng(1).permutation(5000)
-    other = thinned(*(np.log(column[order]) for column in (n, d, loss)))
+    other = thinned(*(np.log(column[order]) for column in (n, d, fresh, loss)))
     for name in ("x", "y", "z", "weight", "spread"):
         np.testing.assert_array_equal(getattr(points, name), getattr(other, name))
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from isoflop.report import rows as table
 from isoflop.report.figure import family_color
-from isoflop.report.law import family_laws
 from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, utilisation
 from isoflop.report.text import between, duration, escape, number, percent, quantity
@@ -55,6 +54,13 @@ def _quantity(value: Any) -> Cell:
     return Cell(quantity(value, 3), float(value)) if table.finite(value) else Cell("–", style="number")
 
 
+def _accuracy(predicted: Any, measured: Any) -> Cell:
+    """The measured one, or about what is predicted."""
+    if table.finite(measured) or not table.finite(predicted):
+        return _number(measured)
+    return Cell(f"≈ {number(predicted)}", float(predicted))
+
+
 def _share(value: Any) -> Cell:
     return Cell(percent(value), float(value)) if table.finite(value) else Cell("–", style="number")
 
@@ -64,56 +70,47 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     entries: dict[str, Any] = answer.get("families") or {}
     if not entries:
         return ""
-    laws = family_laws(answer)
     trained = table.final_runs(rows, answer)
     body = []
     for position, family in enumerate(table.families(rows, answer)):
         entry = entries.get(family) or {}
         left_out = (answer.get("left_out") or {}).get(family)
         bounds = between(table.interval(entry))
-        law = laws.get(family)
-        irreducible = law.size_data.irreducible if law and law.size_data else None
+        cost = " / ".join(quantity(entry.get(key), 2) for key in ("parameters", "flops_per_image"))
         body.append(
             [
                 Cell(
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
                 Cell("no law" if left_out else str(entry.get("model", "–"))),
-                _quantity(entry.get("parameters")),
-                _quantity(entry.get("flops_per_image")),
+                Cell(cost, style="number"),
                 _quantity(entry.get("images")),
-                _quantity(entry.get("hours")),
                 Cell(quantity(entry.get("learning_rate")), style="number"),
                 _number(entry.get("predicted_loss")),
                 Cell(bounds, style="number"),
                 _number(trained.get(family, {}).get("heldout_loss")),
-                _number(entry.get("predicted_accuracy")),
-                _number(trained.get(family, {}).get("heldout_accuracy")),
+                _accuracy(entry.get("predicted_accuracy"), trained.get(family, {}).get("heldout_accuracy")),
                 _number(entry.get("p_best"), 2),
-                _number(irreducible),
             ]
         )
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
     heads = [
         "family",
         "model",
-        "parameters",
-        "FLOPs per image",
+        "parameters / FLOPs per image",
         "images",
-        "hours",
         "learning rate",
         f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
     ]
     heads += [
         "measured",
-        "predicted accuracy",
-        "measured accuracy",
+        "accuracy",
         f"P(best){' of those that trained' if answer.get('left_out') else ''}",
-        f"irreducible {metric_of(answer).short}",
     ]
     caption = (
-        f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, and what that should give."
+        f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, or in the time of the best, "
+        "and what that should give."
     )
     shares = {family: utilisation(table.of_family(rows, family)) for family in table.families(rows, answer)}
     if known := [f"{family} {percent(share)}" for family, share in shares.items() if share is not None]:

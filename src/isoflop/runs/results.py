@@ -65,12 +65,14 @@ def answer_directory(study: Path, family: str | None = None) -> Path:
 
     Raises StudyError where no answer of that family was trained.
     """
-    answer = read_document(study, "answer.json")
+    answer = read_document(study, "answer.json") if (study / "answer.json").exists() else {}
     chosen = answer.get("selected") if family is None else (answer.get("finals") or {}).get(family)
     run = (chosen or {}).get("run_id" if family is None else "selected")
     if isinstance(run, str) and run:
         return study / "runs" / run
     family = family or answer.get("best")
+    if not family:
+        read_document(study, "answer.json")  # says what to run first
     finals = [row for row in read_results(study) if row["role"] == "final" and row["family"] == family]
     if not finals:
         raise StudyError(f"{study}: no answer of {family or 'any family'} was trained; see study.finals")
