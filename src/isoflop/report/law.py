@@ -223,7 +223,7 @@ def _repeated(entry: Row) -> str:
     text = f" It sees each of {quantity(entry.get('unique_images'))} images {number(entry['epochs'], 1)} times"
     twice = entry.get("twice_the_images")
     if isinstance(twice, dict) and table.finite(twice.get("loss_ratio")):
-        low, high = (f"{100 * (v - 1):+.1f}" for v in twice["interval"])
+        low, high = (f"{100 * (v - 1):+.1f}".replace("-", "−") for v in twice["interval"])
         loss = number(twice["loss_ratio"] * entry["predicted_loss"])
         text += f"; with twice as many the loss would be {loss} ({low} to {high}\u00a0%)"
     return f"{text}."

@@ -76,6 +76,9 @@ def limit_sentence(answer: Mapping[str, Any]) -> str:
     return told if spent <= limit else f"{told}: the limit was exceeded by {100 * (spent / limit - 1):.0f}\u00a0%"
 
 
+_ORDER = {"ladder": 0, "answer": 1, "everything else": 2}  # as the study goes; JSON has sorted them
+
+
 def hours_rows(answer: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """What for, hours planned, hours spent and their share, of a study that tells; the sum last."""
     found = answer.get("hours")
@@ -83,7 +86,7 @@ def hours_rows(answer: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         return []
     pairs = {
         str(name): (pair["planned"], pair["spent"])
-        for name, pair in found.items()
+        for name, pair in sorted(found.items(), key=lambda item: _ORDER.get(str(item[0]), len(_ORDER)))
         if isinstance(pair, Mapping) and finite(pair.get("planned")) and finite(pair.get("spent"))
     }
     pairs["all"] = (sum(planned for planned, _ in pairs.values()), sum(spent for _, spent in pairs.values()))

@@ -91,7 +91,8 @@ def answer_from(
     lawless = {}
     for family in set(left_out) & set(beliefs):
         if beliefs[family].p_best < NEGLIGIBLE:
-            left_out[family] = f"given up early by the planner; {left_out[family]}"
+            tried = sum(row["family"] == family for row in rows)
+            left_out[family] = f"given up early by the planner, after {tried} runs"
         elif any(row["family"] == family and math.isfinite(finite_loss(row)) for row in rows):
             lawless[family] = left_out.pop(family)
     if not tables and not lawless:
