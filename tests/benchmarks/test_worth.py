@@ -44,7 +44,7 @@ def plain_colours(worth: Any, folder: Path, count: int = 64) -> str:
     return str(sets.write_parquet(folder, ("red", "blue"), {"train": lambda: rows(0), "test": lambda: rows(1)}))
 
 
-@pytest.mark.parametrize("rival", ["resnet9", "timm_resnet18", "fixed"])
+@pytest.mark.parametrize("rival", ["resnet9", "fixed", pytest.param("timm_resnet18", marks=pytest.mark.long)])
 def test_a_rival_learns_in_a_few_steps_and_is_judged_on_the_test_part(worth: Any, tmp_path: Path, rival: str) -> None:
     source = plain_colours(worth, tmp_path / "images")
     cell = worth.Cell("colours", source, 16, 1.0, rival, 0, str(tmp_path / "out"), steps=8)

@@ -45,6 +45,7 @@ def test_cifar10_gives_the_same_batches_from_shards_and_parquet(cifar10: dict[st
         assert torch.equal(one.labels, other.labels)
 
 
+@pytest.mark.long
 def test_cifar10_passes_the_check(real_data: Path) -> None:
     report = check(f"parquet:{real_data / 'cifar10'}", part="test")
     assert report.is_usable

@@ -61,7 +61,9 @@ def test_a_batch_in_parts_has_the_losses_of_the_whole(head: str, tmp_path: Path)
     agree(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("head", ["mask_rcnn", pytest.param("upernet", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "head", ["retinanet", *(pytest.param(head, marks=pytest.mark.long) for head in ("mask_rcnn", "upernet"))]
+)
 def test_two_ranks_have_the_losses_of_one_and_go_on_exactly_after_a_kill(head: str, tmp_path: Path) -> None:
     train(short(head), tmp_path / "alone")
     for name in ("whole", "killed"):
