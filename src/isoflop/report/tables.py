@@ -76,7 +76,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         entry = entries.get(family) or {}
         left_out = (answer.get("left_out") or {}).get(family)
         bounds = between(table.interval(entry))
-        cost = " / ".join(quantity(entry.get(key), 2) for key in ("parameters", "flops_per_image"))
+        cost = " / ".join(quantity(entry.get(key), 3) for key in ("parameters", "flops_per_image"))
         body.append(
             [
                 Cell(
