@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from isoflop.laws.size_data import effective_images
 from isoflop.study.adaptive import Decision, Stage, next_stage
-from isoflop.study.belief import Trial, effective_images, fit_belief
+from isoflop.study.belief import REPEATS, Trial, fit_belief
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace, TrialResult, answers
 
 BUDGETS = (1e9, 2.5e9, 6e9, 1.5e10, 4e10)
@@ -176,11 +177,11 @@ def test_a_run_is_worth_more_the_more_it_tells_about_the_decision() -> None:
 
 
 def test_repeated_images_are_worth_less_and_less() -> None:
-    assert effective_images(5e4, 5e4) == 5e4
-    assert effective_images(1e9, math.inf) == 1e9
+    assert effective_images(5e4, 5e4, REPEATS) == 5e4
+    assert effective_images(1e9, math.inf, REPEATS) == 1e9
     # arXiv 2305.16264, equation 5: four epochs are nearly worth four times the data, and forty worth 15.2 times.
-    assert effective_images(2e5, 5e4) / 5e4 == pytest.approx(3.73, abs=0.01)
-    assert effective_images(2e6, 5e4) / 5e4 == pytest.approx(15.2, abs=0.1)
+    assert effective_images(2e5, 5e4, REPEATS) / 5e4 == pytest.approx(3.73, abs=0.01)
+    assert effective_images(2e6, 5e4, REPEATS) / 5e4 == pytest.approx(15.2, abs=0.1)
 
 
 def test_the_belief_goes_on_as_the_forecaster_does() -> None:

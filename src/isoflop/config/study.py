@@ -343,6 +343,11 @@ class StudyConfig(SharedConfig):
         return self
 
     @property
+    def has_transfer(self) -> bool:
+        """Whether the answers are tried on another task: there is a `[transfer]` table."""
+        return "transfer" in self.model_fields_set
+
+    @property
     def directory(self) -> Path:
         """Where the study lives."""
         return self.study.output or Path("studies") / self.study.name

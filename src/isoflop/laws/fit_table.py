@@ -224,8 +224,7 @@ def _unlike(runs: Runs, groups: dict[str, NDArray[np.intp]]) -> tuple[str, ...]:
     if len(groups) < 2 or not why:
         return ()
     return (
-        f"warning: {why}: losses on other data, tasks or vocabularies have other scales, and which group is best or "
-        "needs less compute then says nothing",
+        f"warning: {why}: losses on other data, tasks or vocabularies have other scales; do not compare these groups",
     )
 
 

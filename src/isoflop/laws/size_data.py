@@ -305,6 +305,14 @@ def natural_units(theta: Array, fit: Fit) -> Array:
     return np.stack(columns, axis=1)
 
 
+def effective_images(images: ArrayLike, unique: ArrayLike, limit: ArrayLike) -> Array:
+    """How many different images teach as much as `images`, of which `unique` are different: repeats are worth less and
+    less, all of them at most `limit` times the different ones (arXiv 2305.16264, equation 5: R*)."""
+    seen, known = np.asarray(images, dtype=np.float64), np.asarray(unique, dtype=np.float64)
+    extra = np.maximum(seen / known - 1.0, 0.0)
+    return np.asarray(np.minimum(seen, known) - np.where(extra > 0, known, 0.0) * limit * np.expm1(-extra / limit))
+
+
 def loss_of(rows: Array, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None, axes: int = 1) -> Array:
     """Losses (R, ...) of `rows` in natural units, (R, 5) or (R, 10), at n and d, of which `unique` are different.
 
@@ -317,9 +325,7 @@ def loss_of(rows: Array, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = 
         return np.asarray(e + a * size**-alpha + b * images**-beta)
     limit, harm, lam, kappa, mu = columns[5:]
     known = np.asarray(unique, dtype=np.float64)
-    epochs = images / known
-    extra = np.maximum(epochs - 1.0, 0.0)
-    effective = known * (np.minimum(epochs, 1.0) - limit * np.expm1(-extra / limit))
+    epochs, effective = images / known, effective_images(images, known, limit)
     again = np.log(np.maximum(epochs - 1.0 + np.exp(-epochs), 1e-12))
     with np.errstate(all="ignore"):
         hurt = np.where(harm > 0, np.exp(np.log(harm) + lam * np.log(size) + kappa * again - mu * np.log(known)), 0.0)

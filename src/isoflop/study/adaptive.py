@@ -452,8 +452,13 @@ class Funds:
         return max(paid, 0.0) / self.price_of_answer(family, flops_per_image, 1)
 
     def _efficiency(self, family: str, flops_per_image: float) -> float:
-        near = [key for key in self.per_flop if key[0] == family]
-        return self.per_flop[min(near, key=lambda key: abs(math.log(self.flops[key] / flops_per_image)))]
+        return self.per_flop[nearest_measured(self.flops, family, flops_per_image)]
+
+
+def nearest_measured(flops: Mapping[tuple[str, str], float], family: str, flops_per_image: float) -> tuple[str, str]:
+    """Of the models that were timed, with their FLOPs an image, the one of the family nearest in size."""
+    own = [key for key in flops if key[0] == family]
+    return min(own, key=lambda key: abs(math.log(flops[key] / flops_per_image)))
 
 
 ANSWER_MARGIN = 0.95

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.laws.curve import forecast
+from isoflop.laws.size_data import effective_images
 
 Array = NDArray[np.float64]
 
@@ -31,6 +32,7 @@ ITERATIONS = 60
 EXPONENT = 0.4
 """Of size and of data, before anything is known."""
 REPEATS = 15.4
+"""R* of arXiv 2305.16264: repeats are worth at most so many times the different images."""
 SIZE_DOUBT = 1.5
 """How far the best size may be from the usual one at the mean budget: a factor of e^±1.5."""
 
@@ -79,7 +81,7 @@ class Belief:
     def best_rate(self, n: float, d: float) -> float:
         """The learning rate believed best for size n and d images."""
         k, p, q = self.mean[5:8]
-        seen = effective_images(d, self.unique_images)
+        seen = float(effective_images(d, self.unique_images, REPEATS))
         return math.exp(k + p * (math.log(n) - self.centre[0]) + q * (math.log(seen) - self.centre[1]))
 
     def _rate_variance(self, trials: Sequence[Trial]) -> Array:
@@ -109,7 +111,7 @@ def fit_belief(
         return None
     done = [trial for trial, _ in known]
     y = np.log([loss for _, loss in known])
-    seen = [math.log(effective_images(t.d, unique_images)) for t in done]
+    seen = np.log(effective_images([t.d for t in done], unique_images, REPEATS))
     centre = float(np.mean([math.log(t.n) for t in done])), float(np.mean(seen))
     columns = _columns(done, levels, centre, unique_images)
     mean, precision = _opinions(float(y.min()), levels, usual_rate, centre)
@@ -180,20 +182,12 @@ def _opinions(
     return mean, precision
 
 
-def effective_images(images: float, unique_images: float) -> float:
-    """How many different images teach as much as `images` of which only `unique_images` are different: repeats are
-    worth less and less (arXiv 2305.16264, equation 5, with its R* = 15.4)."""
-    if images <= unique_images:
-        return images
-    return unique_images * (1.0 - REPEATS * math.expm1(-(images / unique_images - 1.0) / REPEATS))
-
-
 def _columns(
     trials: Sequence[Trial], levels: tuple[float, ...], centre: tuple[float, float], unique_images: float
 ) -> tuple[Array, ...]:
     """Centred log n and log d, log rate, and which steps of the walk each budget has behind it (m, levels - 1)."""
     x = np.array([math.log(t.n) for t in trials]) - centre[0]
-    y = np.array([math.log(effective_images(t.d, unique_images)) for t in trials]) - centre[1]
+    y = np.log(effective_images([t.d for t in trials], unique_images, REPEATS)) - centre[1]
     rate = np.array([math.log(t.rate) for t in trials])
     walked = np.array([[float(t.budget >= level * 0.99) for level in levels[1:]] for t in trials])
     return x, y, rate, walked

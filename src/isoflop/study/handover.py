@@ -12,7 +12,7 @@ import numpy as np
 
 from isoflop.config import DistilledConfig, StudyConfig, SupervisedConfig
 from isoflop.errors import CheckpointError, DataError, StudyError
-from isoflop.report.rows import metric_of
+from isoflop.report.rows import Metric, metric_of
 from isoflop.report.text import between, number, quantity
 from isoflop.runs.files import read_json, write_json
 from isoflop.runs.results import Row
@@ -38,6 +38,10 @@ def _named(run: Mapping[str, Any]) -> str:
     return f"run {run['run_id']} ({run['model']}, {quantity(run['budget'])} FLOPs)"
 
 
+def _metric(config: StudyConfig) -> Metric:
+    return metric_of({"study": {"config": config.model_dump(mode="json")}})
+
+
 def compared_with_runs(document: Mapping[str, Any], rows: Sequence[Row], config: StudyConfig) -> dict[str, Any]:
     """`best_run` and `advice` for `answer.json`: the best run so far, and a line where the answer is not predicted to
     beat it by more than its uncertainty."""
@@ -48,7 +52,7 @@ def compared_with_runs(document: Mapping[str, Any], rows: Sequence[Row], config:
     interval = answer["interval"]
     advice = []
     if not interval[1] < found["loss"]:
-        metric = metric_of({"study": {"config": config.model_dump(mode="json")}})
+        metric = _metric(config)
         better = found["loss"] <= answer["predicted_loss"]
         advice.append(
             f"{'No gain is predicted' if better else 'The gain is uncertain'}: {_named(found)} is already trained with "
@@ -71,7 +75,7 @@ def selected_run(document: Mapping[str, Any], rows: Sequence[Row], config: Study
     found, advice = run_document(best), list(document.get("advice", ()))
     final = document["finals"].get(document["best"])
     if final and found["run_id"] != final["run_id"]:
-        metric = metric_of({"study": {"config": config.model_dump(mode="json")}})
+        metric = _metric(config)
         loss = final["measured_loss"]
         why = f"is {final['status']}" if loss is None else f"has {metric.name} {number(loss)}"
         advice = [

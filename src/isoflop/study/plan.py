@@ -19,6 +19,7 @@ from isoflop.study.adaptive import (
     clock_price,
     funds_of,
     limit_of,
+    nearest_measured,
     opening,
 )
 from isoflop.study.belief import usual_size
@@ -115,7 +116,7 @@ def _evaluated_images(config: StudyConfig, catalogue: Catalogue) -> float:
     """Images of training that the evaluation of the answers is worth, roughly: the test part, and the transfer task
     with trained and with random weights, if there is one."""
     task = config.transfer
-    if "transfer" not in config.model_fields_set:
+    if not config.has_transfer:
         return catalogue.heldout / 3
     shots = [number for p in task.protocols if p.startswith("finetune") for number in task.shots_of(p)]
     batches = sum(min(USUAL_CLASSES * number or SMALL_BATCH, SMALL_BATCH) for number in shots)
@@ -337,12 +338,15 @@ class Plan:
         }
 
     def answer_seconds(self, family: str, flops_per_image: float, images: int) -> float:
-        """Seconds by the clock of training an answer, at the efficiency of the nearest measured size of its family."""
-        sizes = [key for key in self.seconds_per_image if key[0] == family]
-        flops = {key: self.catalogue.flops_per_image(*key) for key in sizes}
-        nearest = min(sizes, key=lambda key: abs(math.log(flops[key] / flops_per_image)))
-        each = self.seconds_per_image[nearest] * flops_per_image / flops[nearest]
+        """Seconds by the clock of training an answer."""
+        each = self.seconds_an_image(family, flops_per_image)
         return images * each * (self.overheads.share or 1.0) * (1 + EVALUATION_SHARE)
+
+    def seconds_an_image(self, family: str, flops_per_image: float) -> float:
+        """Core-seconds of training on an image, at the efficiency of the nearest measured size of the family."""
+        flops = {key: self.catalogue.flops_per_image(*key) for key in self.seconds_per_image}
+        nearest = nearest_measured(flops, family, flops_per_image)
+        return self.seconds_per_image[nearest] * flops_per_image / flops[nearest]
 
     @property
     def utilisation(self) -> float | None:
@@ -420,7 +424,7 @@ def plan_study(
     known_latency = overheads.latency_ms if overheads else {}
     catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times, known_latency)
     for family in config.families:
-        catalogue.presets(family)  # what is beyond a limit is told, and measured, before anything is timed
+        catalogue.presets(family)  # refuses a limit that leaves no size before models are timed
     was_decided = config.precision == "auto" != begun.precision
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
@@ -464,7 +468,7 @@ def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:
     """Raises DataError where the answers, or the runs, could not be judged on the task that the study names."""
     config = catalogue.config
     backbone = Pretrained(build_model(run.config, catalogue.source), run.model, run.model)
-    asked = config.transfer if "transfer" in config.model_fields_set else None
+    asked = config.transfer if config.has_transfer else None
     for protocol in (config.target.protocol(config.transfer), asked):
         if protocol is not None:
             check_transfer(backbone, protocol)

@@ -203,9 +203,7 @@ class Catalogue:
         sizes = self.config.families[family].sizes
         if isinstance(sizes, tuple):
             return self.within_limits(family, sorted(sizes, key=lambda name: self.flops_per_image(family, name)))
-        ladder = self.within_limits(family, self.ladder(family))
-        if self._has_limits:
-            sizes = min(sizes, len(ladder))
+        ladder, sizes = self.within_limits(family, self.ladder(family)), self._starting(family)
         if len(ladder) < sizes:
             raise StudyError(f"families.{family}.sizes = {sizes}, but its ladder has {len(ladder)} presets")
         budgets = self._expected_budgets()

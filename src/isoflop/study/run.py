@@ -193,8 +193,7 @@ class Clock:
     """Core-seconds of all known runs, without the steps that their trunks have, and of what is foreseen after them."""
 
     def __init__(self, plan: Plan) -> None:
-        self.per_image = plan.seconds_per_image
-        self._flops = {key: plan.catalogue.flops_per_image(*key) for key in self.per_image}
+        self.plan = plan
         self.later = plan.ladder_seconds + plan.final_seconds  # of what is not yet known run by run
         self.weights: dict[str, float] = {}
         self.parts: dict[str, float] = {}
@@ -216,10 +215,8 @@ class Clock:
                 self._trunks[run.trunk_id] = max(reached, self._trunks.get(run.trunk_id, 0))
 
     def seconds(self, run: PlannedRun) -> float:
-        """What all of `run` should take, at the efficiency of the nearest measured size of its family."""
-        sizes = [key for key in self.per_image if key[0] == run.family]
-        nearest = min(sizes, key=lambda key: abs(math.log(self._flops[key] / run.flops_per_image)))
-        return run.images * self.per_image[nearest] * run.flops_per_image / self._flops[nearest]
+        """What all of `run` should take."""
+        return run.images * self.plan.seconds_an_image(run.family, run.flops_per_image)
 
     def at(self, run: PlannedRun, step: int) -> None:
         self.parts[run.run_id] = self.weights[run.run_id] * step / run.config.steps
@@ -345,7 +342,7 @@ class _Study:
             selected["accuracy"] = accuracy_of(directory, selected, config, self.catalogue.heldout)
         self._write_answer(document)
         self.narrator.graded(document)
-        if "transfer" in self.config.model_fields_set:
+        if self.config.has_transfer:
             document["transfer"] = {"rows": self._transfer(document["finals"], rows)}
             self.narrator.transferred(document["transfer"]["rows"])
         if self.worked:

@@ -41,7 +41,7 @@ def accuracy_per_class(scores: Tensor, labels: Tensor) -> list[float | None]:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class is told from the others.
+    """How well a classifier recognises one class.
 
     Attributes:
         images, predicted: how many are of the class, and how many are taken for it.
