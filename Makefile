@@ -1,6 +1,8 @@
 # Both `make demo` and `make test` may be the first command on a fresh machine: each sets up what it needs.
+# `make demo CPU=1` installs PyTorch for CPUs only, from PyTorch's own index, whose address uv knows.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-lowest test-long lint docs smoke clean
 
@@ -34,16 +36,23 @@ smoke: .venv/.dev
 	$(PYTHON) -m venv .venv
 
 .venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing isoflop into .venv: 5.5 GB, nearly all of it PyTorch; minutes, by your network"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+ifeq ($(CPU),1)
+	@echo "installing isoflop into .venv with PyTorch for CPUs only: about 1 GB"
+	@$(PIP) uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu -c constraints.txt -e '.[train]' \
+	  || { echo "error: PyTorch's CPU index could not be used; without CPU=1, make installs the usual PyTorch"; exit 2; }
+else
+	@echo "installing isoflop into .venv: 5.5 GB, nearly all of it PyTorch (about 1 GB with CPU=1); minutes, by your network"
+	@$(PIP) -c constraints.txt -e '.[train]'
+endif
 	@touch $@
 
 .venv/.dev: .venv/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .venv/.docs: .venv/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 clean:

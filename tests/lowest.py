@@ -23,7 +23,8 @@ TESTS = (
 def lowest() -> list[str]:
     """The lowest versions of pyproject.toml, as `name==version.*`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = [re.fullmatch(r"([\w-]+)>=([\d.]+)", line) for line in project["dependencies"]]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    found = [re.fullmatch(r"([\w-]+)>=([\d.]+)", line) for line in lines]
     assert all(found)
     return [f"{match[1]}=={match[2]}.*" for match in found if match and match[1] not in AS_THEY_ARE]
 

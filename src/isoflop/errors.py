@@ -61,6 +61,10 @@ class StudyError(IsoflopError):
     """A study that cannot be planned, run or answered."""
 
 
+class MissingExtra(IsoflopError, ImportError):
+    """What is called needs packages that only an extra of isoflop installs."""
+
+
 class MachineNotice(UserWarning):
     """What a run or study asks of a machine that is slow at it: a study says it once, not once a run."""
 

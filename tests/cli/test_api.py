@@ -3,47 +3,102 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import isoflop
+from isoflop.needs_training import PACKAGES
 from isoflop.runs.results import COLUMNS, write_results
 
-
-def test_importing_isoflop_and_its_errors_and_laws_never_loads_torch() -> None:
-    code = "import sys, isoflop; isoflop.ConfigError; isoflop.laws; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+ROOT = Path(__file__).resolve().parents[2]
 
 
+# What a base install does, and what it says of the rest. Each ends in one process, without the packages of `train`.
 READS = {
+    "help": "main(['--help'])",
+    "keys": "main(['config', 'keys', 'study'])",
+    "show": "main(['config', 'show', 'run.toml'])",
+    "doctor": "main(['doctor'])",
     "status": "main(['study', 'status', 'study'])",
     "report": "main(['report', 'study'])",
     "comparison": "main(['report', 'study', 'study', '--output', 'both.html'])",
     "fit": "main(['fit', 'table.csv', '--x', 'compute', '--y', 'loss'])",
+    "table": "main(['report', 'table.csv', '--x', 'compute', '--y', 'loss'])",
     "watch": "from isoflop.report.watch import Watch; Watch(pathlib.Path('study')); sys.exit(0)",
-    "open_study": "isoflop.open_study('study').figures; sys.exit(0)",
+    "open_study": "print(isoflop.open_study('study').figures, isoflop.ConfigError, isoflop.laws); sys.exit(0)",
 }
+TRAINS = {
+    "train": "main(['train', 'run.toml'])",
+    "study run": "main(['study', 'run', 'study.toml'])",
+    "models": "main(['models'])",
+    "inspect": "main(['inspect', 'study'])",
+    "evaluate": "main(['evaluate', 'study', 'study'])",
+    "export": "main(['export', 'study', '--to', 'onnx', '--output', 'there'])",
+    "data": "main(['data', 'check', 'study'])",
+    "isoflop.train": "isoflop.train",
+    "create_model": "isoflop.create_model",
+    "from isoflop.study": "from isoflop.study import run_study",
+}
+WITHOUT = """
+import contextlib, io, json, pathlib, sys
+sys.modules |= dict.fromkeys({packages})
+import isoflop
+from isoflop.cli.app import main
+ended = {{}}
+for name, code in {codes}.items():
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            exec(code)
+        except SystemExit as end:
+            status = end.code
+        except isoflop.IsoflopError as error:
+            status = print("error:", error, file=sys.stderr) or 2
+    ended[name] = status, output.getvalue(), errors.getvalue()
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """Exit status, stdout and stderr of each of READS and TRAINS where PyTorch is not installed."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "study").mkdir()
+    (folder / "study" / "study.json").write_text(json.dumps({"study": "0", "name": "toy"}))
+    (folder / "study" / "answer.json").write_text("{}")
+    numbers = dict.fromkeys(COLUMNS, 1) | {"run_id": "a", "family": "vit", "model": "vit_w8d1", "role": "ladder"}
+    write_results(folder / "study", [numbers | {"status": "done", "error": ""}])
+    (folder / "table.csv").write_text("compute,loss\n" + "".join(f"{10**k},{3 - 0.2 * k}\n" for k in range(1, 9)))
+    (folder / "run.toml").write_text('steps = 1\n[model]\nname = "vit_w4d1p8"\n[data]\nsource = "fractals"\n')
+    (folder / "study.toml").write_text((ROOT / "examples/demo.toml").read_text(encoding="utf-8"))
+    code = WITHOUT.format(packages=PACKAGES, codes=READS | TRAINS)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, tuple[int, str, str]] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.parametrize("name", READS)
-def test_reading_a_study_or_a_table_never_loads_torch(name: str, tmp_path: Path) -> None:
-    """It costs seconds and hundreds of megabytes."""
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "study.json").write_text(json.dumps({"study": "0", "name": "toy"}))
-    (tmp_path / "study" / "answer.json").write_text("{}")
-    numbers = dict.fromkeys(COLUMNS, 1) | {"run_id": "a", "family": "vit", "model": "vit_w8d1", "role": "ladder"}
-    write_results(tmp_path / "study", [numbers | {"status": "done", "error": ""}])
-    (tmp_path / "table.csv").write_text("compute,loss\n" + "".join(f"{10**k},{3 - 0.2 * k}\n" for k in range(1, 9)))
-    code = f"""import pathlib, sys, isoflop
-from isoflop.cli.app import main
-try:
-    {READS[name]}
-except SystemExit as end:
-    print(end.code, "torch" in sys.modules, file=sys.stderr)
-"""
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stderr
-    assert told.splitlines()[-1] == "0 False"
+def test_reading_a_study_or_a_table_needs_no_torch(name: str, ended: dict[str, tuple[int, str, str]]) -> None:
+    """It is not in a base install, and costs seconds and hundreds of megabytes elsewhere."""
+    status, out, err = ended[name]
+    assert status == 0, err
+    assert out or name == "watch"
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_what_needs_torch_names_the_extra_in_one_line(name: str, ended: dict[str, tuple[int, str, str]]) -> None:
+    status, out, err = ended[name]
+    assert (status, out) == (2, "")
+    assert err == "error: this needs torch, which is not installed: pip install 'isoflop[train]'\n"
+
+
+def test_the_extra_is_what_packages_that_need_torch_look_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = [line.partition(">=")[0] for line in project["optional-dependencies"]["train"]]
+    assert [{"scikit-learn": "sklearn"}.get(name, name) for name in extra] == list(PACKAGES)
 
 
 @pytest.mark.parametrize("name", sorted(set(isoflop.__all__)))

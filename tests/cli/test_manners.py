@@ -198,7 +198,7 @@ def test_the_doctor_names_the_line_that_installs_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "isoflop.train.device.requires",
+        "importlib.metadata.requires",
         lambda name: [
             "numpy>=1",
             "numpy>=1; extra == 'there'",

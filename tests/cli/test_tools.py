@@ -88,16 +88,10 @@ def test_large_numbers_keep_three_digits(count: int, text: str) -> None:
     assert _short(count) == text
 
 
-def test_fit_recovers_a_planted_law_without_torch(table: Path) -> None:
-    arguments = ["isoflop", "fit", str(table), "--x", "n", "--x", "d", "--y", "loss", "--json"]
-    code = (
-        f"import sys; sys.argv = {arguments!r}; from isoflop.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "False"
-    law = json.loads(done.stdout)["groups"][0]["size_data"]
+def test_fit_recovers_a_planted_law(capsys: pytest.CaptureFixture[str], table: Path) -> None:
+    status, out, _ = isoflop(capsys, "fit", str(table), "--x", "n", "--x", "d", "--y", "loss", "--json")
+    assert status == 0
+    law = json.loads(out)["groups"][0]["size_data"]
     assert law["irreducible"] == pytest.approx(0.5, rel=0.05)
     assert law["alpha"] == pytest.approx(0.4, rel=0.05)
     assert law["beta"] == pytest.approx(0.5, rel=0.05)

@@ -1,8 +1,6 @@
 """What an answer is made of: copies of a run are one run, and steps from a trunk are not paid twice."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +152,6 @@ def test_a_limit_that_was_exceeded_is_said() -> None:
     assert limit_sentence({"planner": planner}).endswith("the limit was exceeded by 250\u00a0%")
     assert limit_sentence({"planner": {**planner, "spent": 1.5}}).startswith("1.50 of 2.00 device-hours spent")
     assert limit_sentence({}) == ""
-
-
-def test_how_far_a_study_is_is_told_without_torch(tmp_path: Path) -> None:
-    (tmp_path / "study.json").write_text('{"study": "0", "name": "toy"}')
-    code = (
-        "import sys; from isoflop.cli.app import main\n"
-        f"sys.argv = ['isoflop', 'study', 'status', {str(tmp_path)!r}]\n"
-        "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
-    assert "toy: 0 runs" in done.stdout
 
 
 def test_a_planted_law_comes_back_in_the_answer_document(tmp_path: Path) -> None:

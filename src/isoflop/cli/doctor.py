@@ -1,14 +1,19 @@
 """`isoflop doctor`: what this machine supports and what is missing."""
 
+import platform
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from isoflop.cli.output import Json, examples, print_json, print_table
+from isoflop.errors import MissingExtra
 
 EXAMPLES = examples("isoflop doctor", "isoflop doctor --compile --json")
+FOR_DEVELOPERS = ("dev", "bench", "docs")
 EXTRAS = {
+    "train": "runs, studies, evaluation, weights",
     "cluster": "studies on a Ray cluster or on SLURM",
     "dense": "average precision of detection and segmentation",
     "figures": "figures as SVG, PDF and PNG",
@@ -24,9 +29,15 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Show devices, precision, decoders, extras, memory and disk of this machine. Always exits with 0."""
-    from isoflop.train.device import describe_machine
+    try:
+        from isoflop.train.device import describe_machine
+    except MissingExtra:
+        from importlib.metadata import version
 
-    found = describe_machine(Path.cwd(), compile=compile)
+        found: dict[str, Any] = {"isoflop": version("isoflop"), "python": platform.python_version(), "torch": None}
+    else:
+        found = describe_machine(Path.cwd(), compile=compile)
+    found["extras"] = {name: missing_packages(name) for name in extras()}
     if as_json:
         print_json(found)
         return
@@ -34,6 +45,8 @@ def doctor(
 
 
 def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
+    if found["torch"] is None:
+        return [("isoflop", f"{found['isoflop']}, Python {found['python']}, without PyTorch: no training")]
     memory = found["memory_bytes"]
     rows = [
         ("isoflop", f"{found['isoflop']}, Python {found['python']}, torch {found['torch']}, {found['system']}"),
@@ -81,3 +94,32 @@ def _extras(missing: dict[str, list[str]]) -> list[tuple[str, str]]:
         state = f"missing {', '.join(packages)}: pip install 'isoflop[{name}]'" if packages else "installed"
         rows.append((f"extra {name}", purpose + state))
     return rows
+
+
+def extras() -> list[str]:
+    """The extras of isoflop that users may want."""
+    names = dict.fromkeys(name for _, name in _optional())
+    return [name for name in names if name not in FOR_DEVELOPERS]
+
+
+def missing_packages(extra: str) -> list[str]:
+    """Which packages of an extra are not installed."""
+    return [package for package, name in _optional() if name == extra and not _is_installed(package)]
+
+
+def _optional() -> list[tuple[str, str]]:
+    """(package, extra) of every optional dependency."""
+    from importlib.metadata import requires
+
+    found = (re.match(r"([\w.-]+).*extra == ['\"]([\w.-]+)['\"]", line) for line in requires("isoflop") or [])
+    return [(match[1], match[2]) for match in found if match]
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

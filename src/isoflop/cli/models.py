@@ -170,7 +170,6 @@ def inspect(
 ) -> None:
     """Write pictures and numbers of positions, attention, first filters, feature maps, and masked reconstructions."""
     import numpy as np
-    import torch
 
     from isoflop.data import open_source, open_split
     from isoflop.errors import CheckpointError
@@ -193,7 +192,7 @@ def inspect(
     pictures, _ = heldout.read(np.arange(min(images, len(heldout)), dtype=np.int64))
     kind = "inspect-random" if random else "inspect"
     folder = output or (path / kind if path.is_dir() else Path(kind) / Path(checkpoint.replace(":", "-")).name)
-    found = inspect_model(model, normalize(pictures, heldout, torch.device("cpu")), folder)
+    found = inspect_model(model, normalize(pictures, heldout, next(model.parameters()).device), folder)
     if config is not None and config.objective.name == "masked" and not random:
         with aside(as_json):
             _reconstructions(path, config, folder)

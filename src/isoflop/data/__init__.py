@@ -1,5 +1,6 @@
 """Data: sources of images, sample order, augmentation and batches."""
 
+from isoflop import needs_training  # noqa: F401
 from isoflop.data.conversion import Conversion, convert, index_shards
 from isoflop.data.inspection import CheckReport, check
 from isoflop.data.loader import Batch, Feed, batches, check_augmentation

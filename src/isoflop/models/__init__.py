@@ -1,5 +1,6 @@
 """Backbones: MetaFormers (ViT and its relatives), NFNet and BiT, and their cost."""
 
+from isoflop import needs_training  # noqa: F401
 from isoflop.models.backbone import Backbone
 from isoflop.models.cost import Cost, cost
 from isoflop.models.create import create_model

@@ -1,5 +1,6 @@
 """Training objectives: labels, masking, distillation, detection, segmentation."""
 
+from isoflop import needs_training  # noqa: F401
 from isoflop.objectives.build import make_objective, objective_cost
 from isoflop.objectives.distilled import Distilled, load_teacher
 from isoflop.objectives.masked import Masked, Reconstruction, load_huggingface_mae

@@ -1,5 +1,6 @@
 """Training: the loop, optimizers, schedules, checkpoints, the journal."""
 
+from isoflop import needs_training  # noqa: F401
 from isoflop.runs.journal import read_journal, verify_ledger
 from isoflop.train.attempt import RunResult
 from isoflop.train.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -294,11 +294,10 @@ def product_rate(device: torch.device, kind: torch.dtype, side: int, rounds: int
     return 2 * side**3 / max(min(seconds), 1e-9), share
 
 
-# What this machine can do: devices, precision, compilation, decoders, room, and which extras are installed.
+# What this machine can do: devices, precision, compilation, decoders, room.
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-FOR_DEVELOPERS = ("dev", "bench", "docs")
 
 
 def describe_machine(folder: Path, *, compile: bool = False) -> dict[str, Any]:
@@ -320,7 +319,6 @@ def describe_machine(folder: Path, *, compile: bool = False) -> dict[str, Any]:
         "peaks": _peaks(),
         "compile": _compile(compile),
         "decoders": {name: _decodes(name) for name in FORMATS},
-        "extras": {name: missing_packages(name) for name in extras()},
     }
 
 
@@ -338,31 +336,6 @@ def on_threads(number: int) -> Iterator[None]:
 def usable_cores() -> int:
     """Cores that this process may use, which may be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def extras() -> list[str]:
-    """The extras of isoflop that users may want."""
-    names = dict.fromkeys(name for _, name in _optional())
-    return [name for name in names if name not in FOR_DEVELOPERS]
-
-
-def missing_packages(extra: str) -> list[str]:
-    """Which packages of an extra are not installed."""
-    return [package for package, name in _optional() if name == extra and not _is_installed(package)]
-
-
-def _optional() -> list[tuple[str, str]]:
-    """(package, extra) of every optional dependency."""
-    found = (re.match(r"([\w.-]+).*extra == ['\"]([\w.-]+)['\"]", line) for line in requires("isoflop") or [])
-    return [(match[1], match[2]) for match in found if match]
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _memory_bytes() -> int | None:
