@@ -4,7 +4,10 @@ from importlib.util import find_spec
 
 from isoflop.errors import MissingExtra
 
-PACKAGES = ("torch", "torchvision", "timm", "sklearn", "pyarrow", "simplejpeg", "fsspec", "tensorboard")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "safetensors", "sklearn", "pyarrow"),
+    *("simplejpeg", "PIL", "fsspec", "tensorboard"),
+)
 
 for name in PACKAGES:
     if find_spec(name) is None:

@@ -1,6 +1,7 @@
 """`import isoflop` costs nothing, and everything is found under it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,7 @@ READS = {
     "doctor": "main(['doctor'])",
     "status": "main(['study', 'status', 'study'])",
     "report": "main(['report', 'study'])",
+    "masked": "main(['report', 'masked'])",
     "comparison": "main(['report', 'study', 'study', '--output', 'both.html'])",
     "fit": "main(['fit', 'table.csv', '--x', 'compute', '--y', 'loss'])",
     "table": "main(['report', 'table.csv', '--x', 'compute', '--y', 'loss'])",
@@ -41,6 +43,7 @@ TRAINS = {
     "create_model": "isoflop.create_model",
     "from isoflop.study": "from isoflop.study import run_study",
 }
+MISSING = "this needs torch, which is not installed: pip install 'isoflop[train]'\n"
 WITHOUT = """
 import contextlib, io, json, pathlib, sys
 sys.modules |= dict.fromkeys({packages})
@@ -70,6 +73,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str,
     (folder / "study" / "answer.json").write_text("{}")
     numbers = dict.fromkeys(COLUMNS, 1) | {"run_id": "a", "family": "vit", "model": "vit_w8d1", "role": "ladder"}
     write_results(folder / "study", [numbers | {"status": "done", "error": ""}])
+    shutil.copytree(folder / "study", folder / "masked")
+    (folder / "masked" / "runs" / "a" / "reconstructions").mkdir(parents=True)
     (folder / "table.csv").write_text("compute,loss\n" + "".join(f"{10**k},{3 - 0.2 * k}\n" for k in range(1, 9)))
     (folder / "run.toml").write_text('steps = 1\n[model]\nname = "vit_w4d1p8"\n[data]\nsource = "fractals"\n')
     (folder / "study.toml").write_text((ROOT / "examples/demo.toml").read_text(encoding="utf-8"))
@@ -86,19 +91,21 @@ def test_reading_a_study_or_a_table_needs_no_torch(name: str, ended: dict[str, t
     status, out, err = ended[name]
     assert status == 0, err
     assert out or name == "watch"
+    pictures = "warning: masked: the page is without reconstructions: "
+    assert err == (pictures + MISSING if name == "masked" else "")
 
 
 @pytest.mark.parametrize("name", TRAINS)
 def test_what_needs_torch_names_the_extra_in_one_line(name: str, ended: dict[str, tuple[int, str, str]]) -> None:
     status, out, err = ended[name]
     assert (status, out) == (2, "")
-    assert err == "error: this needs torch, which is not installed: pip install 'isoflop[train]'\n"
+    assert err == f"error: {MISSING}"
 
 
 def test_the_extra_is_what_packages_that_need_torch_look_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extra = [line.partition(">=")[0] for line in project["optional-dependencies"]["train"]]
-    assert [{"scikit-learn": "sklearn"}.get(name, name) for name in extra] == list(PACKAGES)
+    assert [{"scikit-learn": "sklearn", "pillow": "PIL"}.get(name, name) for name in extra] == list(PACKAGES)
 
 
 @pytest.mark.parametrize("name", sorted(set(isoflop.__all__)))

@@ -25,11 +25,18 @@ learning_rates = [1e-2]
 [laws]
 bootstrap = 20
 """
-COMMANDS = (
+BASE = (
     "isoflop --version",
+    "isoflop --help",
+    "isoflop doctor --json",
+    "isoflop config keys run",
+    "isoflop config show smoke.toml",
+    "isoflop fit table.csv --x compute --y loss",
+    "isoflop report table.csv --x compute --y loss",
+)
+COMMANDS = (
     "isoflop doctor --json",
     "isoflop models vit_s16",
-    "isoflop config keys run",
     "isoflop study run smoke.toml",
     "isoflop study answer studies/smoke",
     "isoflop fit studies/smoke/results.csv --x train_flops --y heldout_loss",
@@ -57,13 +64,25 @@ def install(python: Path, wheel: Path, *extras: str) -> None:
     _run([python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wanted])
 
 
+def use_base(python: Path, folder: Path) -> None:
+    """Runs what needs no PyTorch; raises CalledProcessError where a verb fails."""
+    (folder / "smoke.toml").write_text(STUDY, encoding="utf-8")
+    rows = "".join(f"{10**k},{3 - 0.2 * k}\n" for k in range(1, 9))
+    (folder / "table.csv").write_text("compute,loss\n" + rows, encoding="utf-8")
+    _use(BASE, python, folder)
+
+
 def use(python: Path, folder: Path) -> None:
     """Runs a small study and the verbs around it; raises CalledProcessError where one fails."""
     (folder / "smoke.toml").write_text(STUDY, encoding="utf-8")
-    for command in COMMANDS:
+    _use(COMMANDS, python, folder)
+    assert (folder / "studies/smoke/report.html").stat().st_size > 1_000_000  # with Plotly inside
+
+
+def _use(commands: tuple[str, ...], python: Path, folder: Path) -> None:
+    for command in commands:
         program, *arguments = command.split()
         _run([python.with_name(program), *arguments], folder)
-    assert (folder / "studies/smoke/report.html").stat().st_size > 1_000_000  # with Plotly inside
 
 
 def megabytes(path: Path) -> float:
@@ -101,10 +120,14 @@ def main() -> None:
         python = environment(folder / "empty")
         before = megabytes(packages(python))  # pip
         install(python, wheel)
-        use(python, folder)
+        use_base(python, folder)
         place = packages(python)
+        _row("installed with its dependencies: no PyTorch", megabytes(place) - before)
+        base = megabytes(place)
+        install(python, wheel, "train")
+        use(python, folder)
         _row("installed, isoflop alone (with its bytecode)", megabytes(place / "isoflop"), 1)
-        _row("installed with its dependencies", megabytes(place) - before)
+        _row("extra `train`", megabytes(place) - base, sign="+ ")
         _row("… of which PyTorch, its CUDA libraries and Triton", sum(megabytes(place / name) for name in PYTORCH))
         for extra in EXTRAS:
             before = megabytes(place)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from isoflop.errors import StudyError
 from isoflop.report import figures as draw
@@ -50,6 +49,8 @@ def picture_section(pictures: Sequence[Picture]) -> str:
 
 def png_text(pixels: NDArray[np.uint8]) -> str:
     """Pixels (height, width, 3) as a PNG in base64, for a page."""
+    from PIL import Image  # of the extra `train`, as all that makes pictures
+
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -4,5 +4,7 @@ attention   weights, distance, rollout; positions, first filters, principal comp
 pictures    arrays as pictures; reconstructions of a masked autoencoder
 model       all of it for one model, into a folder
 
-`pictures` needs no torch, so import the module that you need.
+`pictures` loads no torch, so import the module that you need.
 """
+
+from isoflop import needs_training  # noqa: F401
