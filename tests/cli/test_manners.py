@@ -202,6 +202,8 @@ def test_the_doctor_names_the_line_that_installs_what_is_missing(
         lambda name: [
             "numpy>=1",
             "numpy>=1; extra == 'there'",
+            "no-such-torch>=1; extra == 'train'",
+            "no-such-torch>=1; extra == 'absent'",
             "no-such-package>=1; extra == 'absent'",
             "x; extra == 'dev'",
         ],

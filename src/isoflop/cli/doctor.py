@@ -97,14 +97,16 @@ def _extras(missing: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 
 def extras() -> list[str]:
-    """The extras of isoflop that users may want."""
+    """The extras of isoflop that users may want; `train`, which most others contain, first."""
     names = dict.fromkeys(name for _, name in _optional())
-    return [name for name in names if name not in FOR_DEVELOPERS]
+    return sorted((name for name in names if name not in FOR_DEVELOPERS), key=lambda name: name != "train")
 
 
 def missing_packages(extra: str) -> list[str]:
-    """Which packages of an extra are not installed."""
-    return [package for package, name in _optional() if name == extra and not _is_installed(package)]
+    """Which packages of an extra are not installed; those of `train` are told of that alone."""
+    found = _optional()
+    other = {package for package, name in found if name == "train"} if extra != "train" else set()
+    return [p for p, name in found if name == extra and p not in other and not _is_installed(p)]
 
 
 def _optional() -> list[tuple[str, str]]:
