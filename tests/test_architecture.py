@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "objectives": {"models", "data", "config", "runs"},
     "train": {"objectives", "data", "models", "config", "runs"},
     "transfer": {"train", "objectives", "data", "models", "config", "runs"},
-    "study": {"transfer", "train", "objectives", "data", "models", "config", "laws", "report", "runs"},
+    "study": {"share", "transfer", "train", "objectives", "data", "models", "config", "laws", "report", "runs"},
     "report": {"laws", "models", "data", "config", "runs"},
     "share": {"transfer", "train", "objectives", "data", "models", "config", "runs"},
     "cli": {"share", "report", "study", "transfer", "train", "objectives", "data", "models", "config", "laws", "runs"},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import StudyError as StudyError
     from .models import create_model as create_model
     from .report.result import open_study as open_study
+    from .study.auto import auto as auto
 
 _HOME = {
     "RunConfig": "config",
@@ -31,6 +32,7 @@ _HOME = {
     "StudyError": "errors",
     "create_model": "models",
     "open_study": "report.result",
+    "auto": "study.auto",
 }
 _PACKAGES = (
     *("config", "data", "errors", "laws", "models", "objectives"),

@@ -12,7 +12,7 @@ from isoflop.data import Split, check, open_source
 from isoflop.data.duplicates import digests_of, equal_images, groups_of
 from isoflop.data.opening import open_records
 from isoflop.data.source import SplitIndices
-from isoflop.errors import DataNotice
+from isoflop.errors import DataError, DataNotice
 from tests.data.pictures import encoded, picture
 
 MakeTar = Callable[[Path, list[tuple[str, bytes]]], Path]
@@ -141,3 +141,30 @@ def test_a_check_tells_duplicates_label_conflicts_and_what_both_parts_have(tmp_p
     assert "equal images with other labels: 1" in text
     assert "images that the test part has, too: 1" in text
     assert len(check(str(tmp_path), part="test").shared) == 1
+
+
+def test_a_test_part_is_made_of_images_that_training_never_sees(tmp_path: Path) -> None:
+    for name, seed in (("cat", 0), ("dog", 20)):
+        (tmp_path / name).mkdir()
+        for k in range(20):
+            (tmp_path / name / f"{k:02d}.png").write_bytes(encoded(picture(seed + k // 2), "PNG"))  # pairs of copies
+    uri = f"folder:{tmp_path}?test=7"
+    train, test = (open_records(uri, part) for part in ("train", "test"))
+    names = [{records.name(k) for k in range(len(records))} for records in (train, test)]
+    assert (len(train), len(test)) == (34, 6)  # no pair is parted
+    assert names[0].isdisjoint(names[1])
+    assert {train.read(k) for k in range(len(train))}.isdisjoint({test.read(k) for k in range(len(test))})
+    assert names[1] == {open_records(uri, "test").name(k) for k in range(6)}
+    assert train.fingerprint != test.fingerprint != open_records(f"folder:{tmp_path}?test=4", "test").fingerprint
+    report = check(uri)
+    assert (report.images, report.shared) == (34, [])
+    source = open_source(uri, split="test", image_size=8)
+    assert source.labels().tolist() == test.labels.tolist()
+    with pytest.raises(DataError, match="must be 1 or more"):
+        open_records(f"folder:{tmp_path}?test=0", "train")
+
+
+def test_a_test_part_is_not_made_where_there_is_one(image_folder: Path) -> None:
+    for part in ("train", "test"):
+        with pytest.raises(DataError, match="have a test part already: take `test=3` away"):
+            open_records(f"folder:{image_folder}?test=3", part)  # type: ignore[arg-type]

@@ -22,6 +22,9 @@ app = group(
     "Find the best vision backbone, size and length of training, by small runs at equal compute.",
     completion=True,
 )
+app.command("auto", short_help="Train the best classifier for a folder of images.", epilog=study.AUTO_EXAMPLES)(
+    study.auto
+)
 app.command("models", short_help="List the models; count FLOPs and memory of one.", epilog=models.EXAMPLES)(
     models.models
 )

@@ -7,16 +7,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.cli.output import duration, over_the_line, power, print_table
+from isoflop.cli.output import duration, is_quiet, over_the_line, power, print_table
+from isoflop.cli.predict import tell_evaluation
 from isoflop.config import TransferConfig
+from isoflop.data import CheckReport
 from isoflop.report.law import accuracy_sentence, expected_accuracy
 from isoflop.report.rows import metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, limit_sentence
 from isoflop.report.text import between, percent
+from isoflop.runs.times import Times
 from isoflop.study import Narrator
 from isoflop.study.adaptive import Funds, Stage
 from isoflop.study.plan import Plan
 from isoflop.study.planned import PlannedRun
+from isoflop.transfer import Evaluation
 
 SECONDS_BETWEEN_LINES = 15.0  # where progress cannot be rewritten in place
 TRUST = 20.0
@@ -188,6 +192,85 @@ class TerminalNarrator(ResultNarrator):
             over_the_line(text, end="\n")
         else:
             super().say(text)
+
+
+class BarNarrator(TerminalNarrator):
+    """What `isoflop auto` tells: what the data are, the plan in a sentence, one bar with the time left, the confusion.
+
+    The time left is what the clock leaves of the limit: runs are chosen to fill it. While the answer is trained, its
+    own pace takes over from there, so that nothing jumps.
+    """
+
+    def __init__(self, times: Times) -> None:
+        super().__init__()
+        self.times = times
+        self.planned_seconds = 0.0
+        self.answer: tuple[float, float, float] | None = None  # seconds and work done when it began, seconds left then
+        self.at_answer = False
+
+    def checking(self, done: int, total: int) -> None:
+        if self.in_place and not is_quiet():
+            over_the_line(f"checking {done:,} of {total:,} images")
+
+    def checked(self, report: CheckReport) -> None:
+        if not is_quiet():
+            self.say("\n".join(report.lines(5)))
+
+    def planned(self, plan: Plan, workers: int) -> None:
+        self.workers = workers
+        config = plan.catalogue.config
+        limit, clock = config.study.hours, plan.clock_seconds(workers)
+        done = self.times.total
+        whole = sum(clock.values())
+        self.planned_seconds = 3600 * limit if limit and plan.funds and plan.funds.open_ended else done + whole
+        if not is_quiet():
+            training, heldout = len(plan.catalogue.source), plan.catalogue.heldout
+            self.say(
+                f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
+                f"{heldout:,} others to choose by; about {duration(max(self.planned_seconds - done, 0.0))}, "
+                f"{duration(clock['answer'])} of it to train the answer"
+            )
+
+    def thought(self, stage: Stage, before: Stage | None) -> None: ...
+
+    def rung(self, number: int, count: int | None, runs: Sequence[PlannedRun]) -> None:
+        self.at_answer = number == count
+
+    def progress(self, done_seconds: float, total_seconds: float, finished: int, total: int) -> None:
+        now = time.monotonic()
+        if is_quiet() or (not self.in_place and now - self.told < SECONDS_BETWEEN_LINES):
+            return
+        self.told = now
+        spent = self.times.total
+        left = max(self.planned_seconds - spent, 0.0)
+        if self.at_answer:
+            self.answer = self.answer or (spent, done_seconds, max(left, 1.0))
+            began, before, left_then = self.answer
+            share = (done_seconds - before) / (total_seconds - before) if total_seconds > before else 1.0
+            left = (1 - share) * (spent - began + TRUST) / (share + TRUST / left_then)
+        share = spent / (spent + left) if spent + left > 0 else 1.0
+        filled = round(share * BAR)
+        what = "training the answer" if self.at_answer else f"{finished} runs compared"
+        text = f"[{'█' * filled}{'·' * (BAR - filled)}] {share:4.0%}  {duration(left)} left, {what}"
+        if self.in_place:
+            over_the_line(text)
+        else:
+            print(text, flush=True)
+
+    def answered(self, document: dict[str, Any]) -> None: ...
+
+    def graded(self, document: dict[str, Any]) -> None: ...
+
+    def transferred(self, rows: Sequence[dict[str, Any]]) -> None: ...
+
+    def ended(self, document: dict[str, Any]) -> None: ...
+
+    def evaluated(self, found: Evaluation) -> None:
+        self.say("")
+        tell_evaluation(found)
+
+
+BAR = 30  # characters
 
 
 def tell_answer(document: Mapping[str, Any]) -> None:

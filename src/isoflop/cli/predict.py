@@ -161,13 +161,14 @@ def evaluate(
     if as_json:
         print_json(found.document() | files)
     else:
-        _tell(found)
+        tell_evaluation(found)
         for name, path in files.items():
             print(f"{name}: {path}")
     _tell_damaged(found.damaged, found.images)
 
 
-def _tell(found: Evaluation) -> None:
+def tell_evaluation(found: Evaluation) -> None:
+    """Print accuracy, classes and confusion."""
     low, high = found.interval
     print(f"{printable(found.data)} ({found.part}): {found.images:,} image{'s' if found.images > 1 else ''}")
     more = f", loss {found.loss:.3f}" + (f", top-5 {found.top5:.3f}" if found.top5 is not None else "")

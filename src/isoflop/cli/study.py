@@ -3,6 +3,8 @@
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -87,22 +89,92 @@ def run(
         raise ConfigError(f"--address applies only to Ray, not to executor {config.study.executor}: add --executor ray")
     from isoflop.cli.narration import ResultNarrator, TerminalNarrator
     from isoflop.study import open_study, run_study
-    from isoflop.train.guards import PREEMPTED, asked_to_stop
 
     command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
-    with aside(as_json), asked_to_stop() as stop:
-        try:
-            narrator = ResultNarrator() if is_quiet() else TerminalNarrator()
-            document = run_study(config, narrator, command=command, stop=stop, times=times)
-        except Preempted as error:
-            print(f"{error} - run the same command to resume", file=sys.stderr)
-            raise typer.Exit(PREEMPTED) from None
+    with _resumable(as_json) as stop:
+        narrator = ResultNarrator() if is_quiet() else TerminalNarrator()
+        document = run_study(config, narrator, command=command, stop=stop, times=times)
     page = config.directory / "report.html"
     weights = open_study(config.directory).run_directory()
     if as_json:
         print_json({"directory": config.directory, "report": page, "weights": weights, "answer": document})
         return
     print(f"\nweights: {weights}\nreport: {page}")
+
+
+@contextmanager
+def _resumable(as_json: bool) -> Iterator[Callable[[], bool]]:
+    """A context for a study: whether it is asked to stop; where it was, it exits with 75."""
+    from isoflop.train.guards import PREEMPTED, asked_to_stop
+
+    with aside(as_json), asked_to_stop() as stop:
+        try:
+            yield stop
+        except Preempted as error:
+            print(f"{error} - run the same command to resume", file=sys.stderr)
+            raise typer.Exit(PREEMPTED) from None
+
+
+AUTO_EXAMPLES = examples(
+    "isoflop auto my_images --hours 0.5", "isoflop auto my_images --start timm:resnet18.a1_in1k --to onnx"
+)
+
+
+def auto(
+    data: Annotated[
+        str, argument("A folder with a folder of images for each class, or a URI as in data.source.", "FOLDER")
+    ],
+    overrides: Overrides = None,
+    hours: Annotated[float, typer.Option("--hours", metavar="HOURS", help="Time of this machine for all of it.")] = 0.5,
+    start: Annotated[
+        list[str] | None,
+        typer.Option("--start", metavar="WEIGHTS", help="Add a contender that starts from timm:NAME or a file."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="FORMAT", help="Export to timm, hf, onnx or safetensors; default: what has the model."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: studies/NAME of the folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """From images to a trained, judged and exported classifier: check, compare, train, evaluate, report.
+
+    Run it again to resume. On SIGTERM and SIGUSR1 its runs save a checkpoint, and it exits with 75.
+    """
+    from isoflop.runs.times import Times
+
+    times = Times()  # first: the imports that follow take seconds, too
+    from isoflop.cli.narration import BarNarrator
+    from isoflop.study.auto import auto as study_of
+    from isoflop.study.auto import summary
+
+    given = [f"--hours={hours:g}", *(f"--start={weights}" for weights in start or ())]
+    given += [f"--output={output}"] if output else []
+    command = shlex.join(["isoflop", "auto", data, *(overrides or ()), *given])
+    with _resumable(as_json) as stop:
+        found = study_of(
+            data,
+            hours,
+            output=output,
+            starts=start or (),
+            to=to,
+            overrides=overrides or (),
+            narrator=BarNarrator(times),
+            command=command,
+            stop=stop,
+            times=times,
+        )
+    lines = summary(found, to)
+    if as_json:
+        print_json(
+            {"directory": found.directory, "weights": found.run_directory(), "summary": lines, "answer": found.answer}
+        )
+        return
+    print("\n".join(["", *lines]))
 
 
 @app.command(

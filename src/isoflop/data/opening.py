@@ -7,9 +7,10 @@
     pets:PATH     flowers:PATH     …: published data sets as unpacked (sources/published.py)
     coco:PATH     ade20k:PATH     scenes?classes=10     objects and maps of classes (dense/)
 
-Stored data have three more options: `balance=1` uses every class equally often, `repeat=K` uses each sample K times
-close together with different augmentation, and `decode=once` or `decode=each` decodes images once, at the size of the
-model, or each time (default: once up to 64 px and 200,000 images).
+Stored data have four more options: `balance=1` uses every class equally often, `repeat=K` uses each sample K times
+close together with different augmentation, `decode=once` or `decode=each` decodes images once, at the size of the
+model, or each time (default: once up to 64 px and 200,000 images), and `test=N` makes a test part of N training images
+where there is none.
 """
 
 import math
@@ -30,8 +31,8 @@ from isoflop.config import DataConfig
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.duplicates import equal_images
-from isoflop.data.order import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder
-from isoflop.data.records import Note, Part, Records, why
+from isoflop.data.order import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder, derive_key
+from isoflop.data.records import Labels, Note, Part, Records, why
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, ImageSource, array_statistics, decoded_images, digits
 from isoflop.data.sources.datasets import hugging_face_records, torchvision_records
@@ -92,7 +93,7 @@ _DENSE: dict[str, dict[str, type]] = {
 _SCENES = 1000  # of training, where it is not said how many
 _TEST_SCENES = 200
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
-_COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str}
+_COMMON: dict[str, type] = {"balance": int, "repeat": int, "decode": str, "test": int}
 _MIXTURE = "mixture"
 DENSE = frozenset(_DENSE)
 """Kinds of data with objects or maps of classes."""
@@ -246,10 +247,50 @@ def open_records(uri: str, part: Part) -> Records:
     if kind not in _STORED:
         raise DataError(f"`{uri}` is not stored data; that is {', '.join(f'{k}:…' for k in _STORED)}")
     try:
-        return _STORED[kind][0](path, part, options)
+        if "test" not in options:
+            return _STORED[kind][0](path, part, options)
+        try:
+            _STORED[kind][0](path, "test", options)
+        except DataError as error:
+            if not error.missing_part:
+                raise
+        else:
+            raise DataError(f"{uri}: the data have a test part already: take `test={options['test']}` away")
+        return PartRecords(_STORED[kind][0](path, "train", options), part, options["test"], uri)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(f"{uri}: {why(error)}{place}") from error
+
+
+class PartRecords:
+    """The training or the test part of `records` that have no parts: `count` of them, at most a fifth, are for testing,
+    the same ones each time. Equal images are on one side."""
+
+    def __init__(self, records: Records, part: Part, count: int, uri: str) -> None:
+        side: Split = "train" if part == "train" else "heldout"
+        split = SplitIndices(len(records), side, count, _SEED_OF_TEST, equal_images(records))
+        self._records, self.numbers = records, split.all()
+        if not len(self.numbers):
+            raise DataError(f"{uri}: too few different images to keep some for testing; it takes at least five")
+        self.uri, self.class_names, self.notes = uri, records.class_names, records.notes
+        self.labels: Labels = records.labels[self.numbers]
+        self.fingerprint = f"{derive_key(split.fingerprint(records.fingerprint), part, count):016x}"
+        self.shard_sizes = None if records.shard_sizes is None else split.sizes_of(records.shard_sizes)
+        self.is_remote: bool = getattr(records, "is_remote", False)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, index: int) -> bytes:
+        """See `Records.read`."""
+        return self._records.read(int(self.numbers[index]))
+
+    def name(self, index: int) -> str:
+        """See `Records.name`."""
+        return self._records.name(int(self.numbers[index]))
+
+
+_SEED_OF_TEST = 1  # fixed: who names the data names the test part
 
 
 GENERATED = frozenset((*_GENERATED, "scenes"))
@@ -264,7 +305,8 @@ def open_to_judge(
     """Stored images to evaluate a classifier on: the records, the numbers of those to take, and which these are.
 
     Args:
-        part: by default the test part; without one, what the run held out if it was trained on these images; else all.
+        part: by default the test part; without one, that which the run made (`test=N`), or what it held out, if it was
+            trained on these images; else all.
         trained_on: the data of the run, with the fingerprint and the number of its training images.
 
     Raises DataError. Warns where the run was trained on the images.
@@ -278,6 +320,12 @@ def open_to_judge(
         records, what = open_records(uri, "train"), "all images"
     _tell(records, uri, None)
     everything = np.arange(len(records), dtype=np.int64)
+    if part is None and what == "all images" and trained_on is not None:
+        data, fingerprint, images = trained_on
+        if (count := parse_uri(data.source)[2].get("test")) and _held_out(
+            PartRecords(records, "train", count, uri), data, fingerprint, images
+        ) is not None:
+            return records, PartRecords(records, "test", count, uri).numbers, "the test part"
     held = None if what == "the test part" or trained_on is None else _held_out(records, *trained_on)
     if held is None:
         return records, everything, what
@@ -334,6 +382,8 @@ def parse_uri(uri: str) -> tuple[str, str, Options]:
         raise DataError(f"`decode={options['decode']}` in `{uri}` must be once or each")
     if options.get("balance", 1) not in (0, 1):
         raise DataError(f"`balance={options['balance']}` in `{uri}` must be 0 or 1")
+    if options.get("test", 1) < 1:
+        raise DataError(f"`test={options['test']}` in `{uri}` must be 1 or more")
     return kind, path, options
 
 

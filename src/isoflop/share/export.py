@@ -48,7 +48,7 @@ def write_onnx(folder: Path, subject: Subject) -> float:
     try:
         onnx: Any
         onnxruntime: Any
-        onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
+        onnx, onnxruntime, _ = map(importlib.import_module, PACKAGES["onnx"])
     except ImportError as error:
         raise ConfigError(f"export to ONNX needs {error.name}: pip install 'isoflop[export]'") from error
     model = subject.model if subject.classifies else _Features(subject).eval()
@@ -112,6 +112,21 @@ def _quiet() -> Iterator[None]:
 
 FORMATS = ("timm", "huggingface", "onnx", "safetensors")
 READERS = {"timm": "timm", "huggingface": "transformers", "onnx": "ONNX Runtime", "safetensors": "isoflop"}
+PACKAGES = {
+    "timm": (),
+    "huggingface": ("transformers",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "safetensors": (),
+}
+"""What a format needs beside what isoflop does."""
+
+
+def find_format(name: str) -> str:
+    """The format called `name`, or `hf`; ConfigError where there is none."""
+    format = "huggingface" if name == "hf" else name
+    if format not in FORMATS:
+        raise ConfigError(f"`--to` is one of {', '.join(FORMATS)}, not {name!r}")
+    return format
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ def export(checkpoint: str, format: str, output: Path, *, licence: str | None = 
 
     Args:
         checkpoint: a finished run, or anything else that `isoflop transfer` takes.
-        format: one of `FORMATS`.
+        format: one of `FORMATS`, or `hf`.
         licence: of the weights, for the card: an SPDX identifier. Left out, the card names none.
 
     Raises ConfigError for an unknown format or a package that is missing, CheckpointError for what is no checkpoint or
@@ -141,8 +156,7 @@ def export(checkpoint: str, format: str, output: Path, *, licence: str | None = 
     """
     if licence is not None and not re.fullmatch(r"[\w.+() -]+", licence):
         raise ConfigError(f"`--licence` is an SPDX identifier (`apache-2.0`), not {licence!r}")
-    if format not in FORMATS:
-        raise ConfigError(f"`--to` is one of {', '.join(FORMATS)}, not {format!r}")
+    format = find_format(format)
     with whole_folder(output) as folder:
         subject = open_subject(checkpoint)
         found = _write(folder, subject, format, licence)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isoflop.config import Loaded, StudyConfig, TransferConfig, plain
+from isoflop.data import CheckReport
 from isoflop.errors import Preempted, StudyError
 from isoflop.report.savings import own_cost
 from isoflop.runs.lock import sole_writer
@@ -26,13 +27,19 @@ from isoflop.study.store import Store, finite_loss
 from isoflop.train.device import choose_device
 from isoflop.train.identity import environment
 from isoflop.train.optim.build import trunk_steps
-from isoflop.transfer import open_backbone, transfer
+from isoflop.transfer import Evaluation, open_backbone, transfer
 
 # What a study reports while it works. The base class prints nothing; the command line overrides it.
 
 
 class Narrator:
     """Listens to a study. Every method may be left as it is."""
+
+    def checking(self, done: int, total: int) -> None:
+        """Of `auto`: so many of the images are checked."""
+
+    def checked(self, report: CheckReport) -> None:
+        """Of `auto`: what the check of the images has found."""
 
     def planned(self, plan: Plan, workers: int) -> None:
         """Before anything is trained."""
@@ -70,6 +77,9 @@ class Narrator:
 
     def ended(self, document: dict[str, Any]) -> None:
         """All is done: hours planned and spent."""
+
+    def evaluated(self, found: Evaluation) -> None:
+        """Of `auto`: the run that is handed over, on the test part."""
 
 
 # The stages of a study, one after another: fixed rungs, or batches that are chosen for what they are worth.

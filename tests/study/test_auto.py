@@ -1,0 +1,277 @@
+"""`isoflop auto`: from a folder of images to a judged and exported classifier; stopped, it goes on; told again at once."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import isoflop
+from isoflop.cli import main
+from isoflop.config.problems import literal
+from isoflop.errors import ConfigError, StudyError
+from isoflop.study.auto import EVALUATION, SIDES, auto, held_out, image_size, study_name, summary
+from isoflop.study.executors import Event, RunTask
+from tests.study.here import Here
+
+TINY: dict[str, Any] = {  # in place of hours: a ladder of FLOPs, the same wherever it is trained
+    "study.hours": None,
+    "study.budgets": [4e7, 8e7, 1.6e8],
+    "study.target_budget": 3.2e8,
+    "study.workers": 1,
+    "batch_size": 8,
+    "families": {"vit": {"sizes": ["vit_w4d1p8", "vit_w8d1p8"], "learning_rates": [1e-2]}},
+    "laws.bootstrap": 20,
+}
+OVERRIDES = [f"{key}={literal(value)}" for key, value in TINY.items()]
+
+
+def picture(folder: Path, name: str, level: int, side: int = 32) -> None:
+    """A noisy image whose brightness is that of its class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(list(folder.iterdir())) + 1000 * level).integers(0, 100, (side, side, 3))
+    Image.fromarray((noise + level).astype(np.uint8)).save(folder / name)
+
+
+def pictures(root: Path, counts: dict[str, int], side: int = 32) -> Path:
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            picture(root / name, f"{number}.png", 100 * label, side)
+    return root
+
+
+@pytest.fixture(scope="module")
+def day_and_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures(tmp_path_factory.mktemp("data") / "My images", {"night": 40, "day": 40})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """The figures of a report take most of the time of a tiny study; tests/report has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isoflop.report.write_report", lambda rows, answer, curves, path, pictures: path.touch())
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(day_and_night: Path, tmp_path_factory: pytest.TempPathFactory) -> isoflop.study.StudyResult:
+    """The study of the images, not interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    return auto(day_and_night, output=folder, overrides=OVERRIDES, executor=Here())
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["auto", *arguments])
+    return int(caught.value.code or 0), *capsys.readouterr()
+
+
+def test_images_become_a_judged_and_exported_classifier(done: isoflop.study.StudyResult, day_and_night: Path) -> None:
+    config = done.answer["study"]["config"]
+    assert config["data"]["source"] == f"folder:{day_and_night}?test=12"
+    assert (config["data"]["image_size"], config["data"]["heldout"]) == (32, 12)
+    accuracy = done.answer["selected"]["accuracy"]
+    assert (accuracy["part"], accuracy["images"], accuracy["accuracy"]) == ("test", 12, 1.0)  # easily told apart
+    assert (done.directory / "report.html").exists()
+    page = (done.directory / EVALUATION).read_text(encoding="utf-8")
+    assert "Right on 12 of 12 images" in page
+    assert "Matrix of confusion" in page
+    import timm
+
+    exported = timm.create_model(f"local-dir:{done.directory / 'export-timm'}", pretrained=True)
+    assert exported.num_classes == 2
+    use, good, cost, more, following = summary(done)
+    assert re.fullmatch(
+        r"Use: vit_w\dd1p8, .* parameters, images of 32 px, after .* epochs at learning rate 0.01: .*", use
+    )
+    assert str(done.directory / "export-timm") in use
+    assert "Test accuracy 100.0\u00a0% (95\u00a0% interval 75.8–100.0\u00a0%) on 12 images" in good
+    assert re.fullmatch(r"Cost: .* hours, \d+ runs\.", cost)
+    assert more.startswith("More: ")
+    assert following.startswith("Next: isoflop predict ")
+
+
+def test_the_folder_alone_is_judged_on_the_same_test_part(
+    done: isoflop.study.StudyResult, day_and_night: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = isoflop.transfer.evaluate(str(done.directory), str(day_and_night))
+    again = isoflop.transfer.evaluate(str(done.directory), f"folder:{day_and_night}?test=12")
+    assert (found.part, found.images) == (again.part, again.images) == ("the test part", 12)
+    assert [one.file for one in found.each] == [one.file for one in again.each]
+
+
+def test_a_finished_study_is_told_again_and_not_run(
+    done: isoflop.study.StudyResult,
+    day_and_night: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("isoflop.study.auto.run_study", lambda *_, **__: pytest.fail("it was run again"))
+    monkeypatch.setattr("isoflop.study.auto.check", lambda *_, **__: pytest.fail("it was checked again"))
+    status, out, err = told(capsys, str(day_and_night), *OVERRIDES, "--output", str(done.directory))
+    assert (status, out.split("\n"), err) == (0, ["", *summary(done), ""], "")
+    # another study in its place is refused, as are other images
+    status, _, err = told(capsys, str(day_and_night), "--output", str(done.directory), "--hours", "3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is a study of no hours, not of 3.0; give --hours" in err
+    picture(day_and_night / "day", "new.png", 7)
+    try:
+        status, _, err = told(capsys, str(day_and_night), *OVERRIDES, "--output", str(done.directory))
+    finally:
+        (day_and_night / "day" / "new.png").unlink()
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the data have changed since the study started" in err
+
+
+class Killed(Here):
+    """Kills the process when a run has ended while the file `deadly` is there."""
+
+    def __init__(self, deadly: Path) -> None:
+        self.deadly = deadly
+
+    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
+        for event in super().run(tasks):
+            yield event
+            if event.kind == "ended" and self.deadly.exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_it_goes_on_to_the_same_answer(
+    done: isoflop.study.StudyResult, day_and_night: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly").touch()
+    code = (
+        "import sys; from pathlib import Path; from tests.study.test_auto import *\n"
+        "auto(sys.argv[1], output=sys.argv[2], overrides=OVERRIDES, executor=Killed(Path(sys.argv[3])))"
+    )
+    arguments = [str(day_and_night), str(tmp_path / "study"), str(tmp_path / "deadly")]
+    root = Path(__file__).resolve().parents[2]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "study" / "runs").glob("*/status.json"))) == 1
+    again = auto(day_and_night, output=tmp_path / "study", overrides=OVERRIDES, executor=Here())
+    for key in ("best", "selected", "final"):
+        ours, theirs = (_without_clocks(study.answer[key]) for study in (again, done))
+        assert ours == theirs
+    assert [row["heldout_loss"] for row in again.rows] == [row["heldout_loss"] for row in done.rows]
+
+
+def _without_clocks(value: Any) -> Any:
+    """What does not depend on the clock."""
+    clocks = ("seconds", "images_per_second")
+    return {key: item for key, item in value.items() if key not in clocks} if isinstance(value, dict) else value
+
+
+def test_a_format_that_the_winner_lacks_is_replaced_by_one_that_it_has(
+    done: isoflop.study.StudyResult,
+    day_and_night: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from isoflop.errors import ModelError
+    from isoflop.share import export
+
+    def picky(checkpoint: str, format: str, output: Path) -> Any:
+        if format != "safetensors":
+            raise ModelError(f"{format} has nothing like it")
+        return export(checkpoint, format, output)
+
+    monkeypatch.setattr("isoflop.study.auto.export", picky)
+    (done.directory / "export-timm").rename(done.directory / "aside")
+    try:
+        status, out, _ = told(capsys, str(day_and_night), *OVERRIDES, "--output", str(done.directory), "--to", "hf")
+    finally:
+        (done.directory / "aside").rename(done.directory / "export-timm")
+    assert status == 0
+    assert "warning: huggingface has nothing like it" in out
+    assert f"(for isoflop: {done.directory / 'export-safetensors'})" in out
+    with pytest.raises(ConfigError, match="one of timm, huggingface, onnx, safetensors, not 'keras'"):
+        auto(day_and_night, to="keras")
+    monkeypatch.setattr("isoflop.study.auto.find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match="export to onnx needs onnx: pip install"):
+        auto(day_and_night, to="onnx")
+
+
+def nothing(_: Path) -> None:
+    """Leaves the folder empty."""
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "said"),
+    [
+        (lambda root: root.rmdir(), [], "no such file or folder"),
+        (nothing, [], "no images; expected one subfolder per class"),
+        (lambda root: pictures(root, {"only": 30}), [], "one class, `only`: there is nothing to tell apart"),
+        (lambda root: pictures(root, {"a": 1}), [], "one class, `a`"),
+        (lambda root: picture(root, "loose.png", 0), [], "no classes: there is nothing to tell apart"),
+        (lambda root: pictures(root, {"a": 12, "b": 9}), [], "21 images of 2 classes, 10 a class, are too few"),
+        (lambda root: pictures(root, {"a": 60, "b": 2}), [], "are of class `a`"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "1e-6"], "raise it to"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "-1"], "`study.hours` = -1"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["optim.wieght_decay=1"], "did you mean `optim.weight_decay`"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["--to", "keras"], "`--to` is one of"),
+        (lambda root: (root / "a").mkdir() or (root / "a" / "b.png").write_bytes(b"no image"), [], "broken"),
+    ],
+)  # fmt: skip
+def test_images_that_cannot_be_studied_are_one_line(
+    make: Callable[[Path], Any],
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "mine").mkdir()
+    make(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = told(capsys, "mine", *arguments)
+    errors = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert status == 2
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert not Path("studies/mine/study.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "images", "flops", "size"),
+    [
+        (28, 60_000, 1e18, 32),  # never below the smallest
+        (32, 50_000, 1e13, 32),
+        (288, 1_000, 1e13, 64),  # a quarter of an hour on two cores: 100,000 images at 79 px
+        (288, 1_000, 2e13, 96),  # half an hour
+        (288, 20_000, 2e13, 48),  # each 20 times: 56 px
+        (100, 1_000, 1e18, 96),  # nothing is enlarged
+        (4000, 1_000_000, 1e20, 224),
+        (288, 1_000, 1e9, 32),
+    ],
+)
+def test_the_image_size_grows_with_the_hours_and_falls_with_the_images(
+    side: int, images: int, flops: float, size: int
+) -> None:
+    assert image_size(side, images, flops) == size
+    assert size in SIDES
+
+
+def test_few_images_are_for_training_first() -> None:
+    assert held_out(60_000, 10, has_test=False) == (1000, 2000)
+    assert held_out(60_000, 10, has_test=True) == (1000, 0)
+    assert held_out(1000, 10, has_test=False) == (150, 150)
+    assert held_out(210, 10, has_test=False) == (31, 10)  # a study asks for 20 a class
+    assert held_out(150, 10, has_test=False) == (22, 0)
+
+
+def test_a_study_is_called_like_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert study_name("folder:/data/My images") == "My-images"
+    assert study_name("parquet:sets/cifar10.parquet") == "cifar10"
+    assert study_name("shards:sets/birds/*.tar") == "birds"
+    monkeypatch.chdir(tmp_path)
+    assert study_name("folder:.") == re.sub(r"[^A-Za-z0-9._-]+", "-", tmp_path.name).strip("._-")
+    assert study_name("folder:..") != ""
