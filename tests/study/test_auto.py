@@ -1,6 +1,5 @@
-"""`isoflop auto`: from a folder of images to a judged and exported classifier; stopped, it goes on; told again at once."""
+"""`isoflop auto`: from images to a judged and exported classifier; stopped, it goes on; told again at once."""
 
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from PIL import Image
 import isoflop
 from isoflop.cli import main
 from isoflop.config.problems import literal
-from isoflop.errors import ConfigError, StudyError
+from isoflop.errors import ConfigError
 from isoflop.study.auto import EVALUATION, SIDES, auto, held_out, image_size, study_name, summary
 from isoflop.study.executors import Event, RunTask
 from tests.study.here import Here
@@ -216,7 +215,7 @@ def nothing(_: Path) -> None:
         (lambda root: pictures(root, {"a": 60, "b": 2}), [], "are of class `a`"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "1e-6"], "raise it to"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "-1"], "`study.hours` = -1"),
-        (lambda root: pictures(root, {"a": 30, "b": 30}), ["optim.wieght_decay=1"], "did you mean `optim.weight_decay`"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["optim.wieght_decay=1"], "did you mean"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--to", "keras"], "`--to` is one of"),
         (lambda root: (root / "a").mkdir() or (root / "a" / "b.png").write_bytes(b"no image"), [], "broken"),
     ],
