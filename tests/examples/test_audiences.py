@@ -4,44 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from isoflop.config import load_study
 from isoflop.study import plan_study
 from tests.examples.scripts import EXAMPLES, example
-
-TINY = {"sizes": ["vit_w4d1p8", "vit_w8d1p8"], "learning_rates": [1e-2]}
-BUDGETS = {"budgets": [1e8, 2e8, 4e8], "target_budget": 8e8, "workers": 1}
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Eighty small images of two classes, one of them brighter, to train on, and as many to test on."""
-    generator = np.random.default_rng(0)
-    for label, name in enumerate(("night", "day")):
-        for part in ("train", "test"):
-            (tmp_path / "my_images" / part / name).mkdir(parents=True)
-            for k in range(40):
-                pixels = generator.integers(0, 120, (32, 32, 3)) + 100 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "my_images" / part / name / f"{k}.png")
-    return tmp_path / "my_images"
-
-
-def test_own_images_are_studied_and_judged(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = {
-        "batch_size": 20,
-        "study": {"name": "mine", "output": str(tmp_path / "mine"), **BUDGETS},
-        "data": {"source": f"folder:{pictures}", "image_size": 32, "heldout": 16},
-        "families": {"vit": TINY},
-        "laws": {"bootstrap": 20},
-    }
-    example("own_images").main([str(pictures), "--output", str(tmp_path / "mine")], changes)
-    told = capsys.readouterr().out
-    assert "80 images" in told
-    assert "Test accuracy 100.0" in told  # bright and dark are easily told apart
-    assert "random weights: accuracy" in told
-    weights = next(line for line in told.splitlines() if line.startswith("weights: "))
-    assert Path(weights.removeprefix("weights: ")).exists()
 
 
 def test_architectures_are_compared_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
