@@ -27,10 +27,12 @@ TINY: dict[str, Any] = {  # in place of hours: a ladder of FLOPs, the same where
     "study.target_budget": 3.2e8,
     "study.workers": 1,
     "batch_size": 8,
+    "precision": "float32",
     "families": {"vit": {"sizes": ["vit_w4d1p8", "vit_w8d1p8"], "learning_rates": [1e-2]}},
     "laws.bootstrap": 20,
 }
 OVERRIDES = [f"{key}={literal(value)}" for key, value in TINY.items()]
+VIT = f"families={literal(TINY['families'])}"
 
 
 def picture(folder: Path, name: str, level: int, side: int = 32) -> None:
@@ -89,7 +91,7 @@ def test_images_become_a_judged_and_exported_classifier(done: isoflop.study.Stud
     assert exported.num_classes == 2
     use, good, cost, more, following = summary(done)
     assert re.fullmatch(
-        r"Use: vit_w\dd1p8, .* parameters, images of 32 px, after .* epochs at learning rate 0.01: .*", use
+        r"Use: vit_w\dd1p8 \([\d,]+ parameters, 32 px\), \d+ epochs at learning rate 0.010; weights: .*", use
     )
     assert str(done.directory / "export-timm") in use
     assert "Test accuracy 100.0\u00a0% (95\u00a0% interval 75.8–100.0\u00a0%) on 12 images" in good
@@ -116,7 +118,7 @@ def test_a_finished_study_is_told_again_and_not_run(
     monkeypatch.setattr("isoflop.study.auto.run_study", lambda *_, **__: pytest.fail("it was run again"))
     monkeypatch.setattr("isoflop.study.auto.check", lambda *_, **__: pytest.fail("it was checked again"))
     status, out, err = told(capsys, str(day_and_night), *OVERRIDES, "--output", str(done.directory))
-    assert (status, out.split("\n"), err) == (0, ["", *summary(done), ""], "")
+    assert (status, out.split("\n"), err) == (0, ["", *(line.replace("\u00a0", " ") for line in summary(done)), ""], "")
     # another study in its place is refused, as are other images
     status, _, err = told(capsys, str(day_and_night), "--output", str(done.directory), "--hours", "3")
     assert (status, err.count("\n")) == (2, 1)
@@ -191,7 +193,7 @@ def test_a_format_that_the_winner_lacks_is_replaced_by_one_that_it_has(
         (done.directory / "aside").rename(done.directory / "export-timm")
     assert status == 0
     assert "warning: huggingface has nothing like it" in out
-    assert f"(for isoflop: {done.directory / 'export-safetensors'})" in out
+    assert f", for isoflop: {done.directory / 'export-safetensors'}\n" in out
     with pytest.raises(ConfigError, match="one of timm, huggingface, onnx, safetensors, not 'keras'"):
         auto(day_and_night, to="keras")
     monkeypatch.setattr("isoflop.study.auto.find_spec", lambda package: None)
@@ -213,7 +215,7 @@ def nothing(_: Path) -> None:
         (lambda root: picture(root, "loose.png", 0), [], "no classes: there is nothing to tell apart"),
         (lambda root: pictures(root, {"a": 12, "b": 9}), [], "21 images of 2 classes, 10 a class, are too few"),
         (lambda root: pictures(root, {"a": 60, "b": 2}), [], "are of class `a`"),
-        (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "1e-6"], "raise it to"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "1e-6", "precision=float32", VIT], "raise it to"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "-1"], "`study.hours` = -1"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["optim.wieght_decay=1"], "did you mean"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--to", "keras"], "`--to` is one of"),
@@ -246,7 +248,7 @@ def test_images_that_cannot_be_studied_are_one_line(
         (32, 50_000, 1e13, 32),
         (288, 1_000, 1e13, 64),  # a quarter of an hour on two cores: 100,000 images at 79 px
         (288, 1_000, 2e13, 96),  # half an hour
-        (288, 20_000, 2e13, 48),  # each 20 times: 56 px
+        (288, 20_000, 2e13, 64),  # each 10 times: 79 px
         (100, 1_000, 1e18, 96),  # nothing is enlarged
         (4000, 1_000_000, 1e20, 224),
         (288, 1_000, 1e9, 32),
