@@ -116,7 +116,7 @@ def _resumable(as_json: bool) -> Iterator[Callable[[], bool]]:
 
 
 AUTO_EXAMPLES = examples(
-    "isoflop auto my_images --hours 0.5", "isoflop auto my_images --start timm:resnet18.a1_in1k --to onnx"
+    "isoflop auto my_images --hours 0.5", "isoflop auto my_images --start=timm:resnet18.a1_in1k --to onnx"
 )
 
 
