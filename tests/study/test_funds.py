@@ -134,14 +134,14 @@ def test_rungs_that_were_chosen_stay_those_of_the_study(tmp_path: Path) -> None:
     config = study_config(study={"name": "toy", "hours": 0.5, "output": str(tmp_path / "toy")})
     store = Store(config.directory)
     config.directory.mkdir()
-    assert store.rungs() == ()
+    assert store.rungs() == ((), 0)
     begun = plan(config).catalogue.budgets
     store.write_prices(SECONDS, 1e10, rungs=begun)
     slower = {key: 1.5 * seconds for key, seconds in SECONDS.items()}
-    again = plan_study(config, known=slower, overheads=NOTHING_BESIDE, known_rungs=store.rungs())
+    again = plan_study(config, known=slower, overheads=NOTHING_BESIDE, known_rungs=store.rungs()[0])
     assert again.catalogue.budgets == begun != plan_study(config, slower, "", NOTHING_BESIDE).catalogue.budgets
     (config.directory / "prices.json").write_text('{"rungs": [3, 2]}')
-    assert store.rungs() == ()
+    assert store.rungs() == ((), 0)
 
 
 def test_families_that_would_train_the_same_runs_are_refused() -> None:

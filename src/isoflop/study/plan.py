@@ -408,11 +408,12 @@ def plan_study(
     overheads: Overheads | None = None,
     times: Times | None = None,
     known_rungs: tuple[float, ...] = (),
+    known_fewer: int = 0,
 ) -> Plan:
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
-    `known` seconds an image and `overheads`, measured before, are not measured again, nor are rungs chosen again: the
-    same prices give the same plan. `begun_at` is where the data lay when the study began, `times` what has counted its
+    `known` seconds an image and `overheads`, measured before, are not measured again, nor are rungs and the number of
+    starting sizes chosen again: the same prices give the same plan. `begun_at` is where the data lay when the study began, `times` what has counted its
     preparation so far.
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
@@ -429,8 +430,10 @@ def plan_study(
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
     if config.study.budgets is None:
-        chosen = known_rungs or _chosen_budgets(config, catalogue, seconds, overheads, times, open_ended)
-        catalogue = catalogue.on(chosen)
+        if known_rungs:
+            catalogue = catalogue.beginning_with(known_fewer).on(known_rungs)
+        else:
+            catalogue = _on_chosen_rungs(catalogue, seconds, overheads, times, open_ended)
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
     overheads = overheads or _overheads(catalogue, seconds, times)
@@ -479,15 +482,27 @@ def _measure(catalogue: Catalogue, sizes: Sizes, seconds: Seconds) -> None:
     seconds |= measure_seconds_per_image(catalogue, missing)
 
 
+def _on_chosen_rungs(
+    catalogue: Catalogue, seconds: Seconds, overheads: Overheads | None, times: Times, open_ended: bool
+) -> Catalogue:
+    """`catalogue` on the rungs that what is left after the answers can pay for: with all sizes that families ask for,
+    or where there is too little for these, with fewer of each."""
+    most = max((family.sizes for family in catalogue.config.families.values() if isinstance(family.sizes, int)), default=1)
+    for fewer in range(most):
+        begun = catalogue.beginning_with(fewer)
+        try:
+            return begun.on(_chosen_budgets(begun, seconds, overheads, times, open_ended))
+        except StudyError:
+            if fewer == most - 1:
+                raise
+    raise AssertionError
+
+
 def _chosen_budgets(
-    config: StudyConfig,
-    catalogue: Catalogue,
-    seconds: Seconds,
-    overheads: Overheads | None,
-    times: Times,
-    open_ended: bool,
+    catalogue: Catalogue, seconds: Seconds, overheads: Overheads | None, times: Times, open_ended: bool
 ) -> tuple[float, ...]:
-    """The rungs that what is left after the answers can pay for."""
+    """The rungs that what is left after the answers can pay for; StudyError where that is too little."""
+    config = catalogue.config
     study = config.study
     unit, total, per_second = limit_of(study)
     if per_second is None:
@@ -496,10 +511,13 @@ def _chosen_budgets(
     else:
         near = study.target_flops / TARGET_DISTANCE
         provisional = catalogue.on((near / 20, near))
-        _measure(provisional, {family: provisional.starting_sizes(family) for family in config.families}, seconds)
+        starting = {family: provisional.starting_sizes(family) for family in config.families}
+        _measure(provisional, starting, seconds)
         overheads = overheads or _overheads(provisional, seconds, times)
         funds = funds_of(config, provisional, seconds, overheads, open_ended=open_ended)
-        kept, price = funds.total - funds.allowance, max(funds.per_flop.values())
+        # Every starting size gets its runs: a FLOP of the ladder costs what it does in the mean over them.
+        prices = [funds.per_flop[family, name] for family, names in starting.items() for name in names]
+        kept, price = funds.total - funds.allowance, sum(prices) / len(prices)
         fixed = funds.beside if open_ended else kept
 
     def enough(factor: float) -> str:

@@ -150,6 +150,7 @@ class Catalogue:
         self.heldout = len(open_split(config.data, "heldout"))  # of few stored images a fifth at most
         self._costs: dict[tuple[str, str], Cost] = {}
         self.latency_ms: dict[str, float] = dict(latency_ms or {})  # of models, on one image
+        self.fewer = 0  # sizes that families begin with than they ask for, where the limit pays for no more
         check_images(config, self.source, self.heldout)
         self._choose_batch()
 
@@ -195,6 +196,7 @@ class Catalogue:
         sizes = self.config.families[family].sizes
         if isinstance(sizes, tuple):
             return len(self.within_limits(family, sizes))
+        sizes = max(1, sizes - self.fewer)
         return min(sizes, len(self.within_limits(family, self.ladder(family)))) if self._has_limits else sizes
 
     def starting_sizes(self, family: str) -> tuple[str, ...]:
@@ -211,6 +213,13 @@ class Catalogue:
         distance = [abs(math.log(self.flops_per_image(family, name) / usual)) for name in ladder]
         first = max(0, min(distance.index(min(distance)) - sizes // 2, len(ladder) - sizes))
         return ladder[first : first + sizes]
+
+    def beginning_with(self, fewer: int) -> Catalogue:
+        """The same models, where families that name no sizes begin with `fewer` than they ask for, with one at least;
+        `batch_size` stays."""
+        other = copy.copy(self)
+        other.fewer = fewer
+        return other
 
     def on(self, budgets: tuple[float, ...]) -> Catalogue:
         """The same models on other rungs: those that were chosen for a study that names none."""

@@ -271,11 +271,13 @@ def run_study(
     store = Store(config.directory, config.target.protocol(config.transfer))
     with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
         # What cannot be planned is refused before anything is written.
-        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times, store.rungs())
+        rungs, fewer = store.rungs()
+        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times, rungs, fewer)
         with sole_writer(config.directory, StudyError):
             store.claim(plan.catalogue.config, plan.catalogue.source.fingerprint)
             peak = plan.peak.fastest if plan.peak else None
-            store.write_prices(plan.seconds_per_image, peak, plan.overheads, plan.catalogue.budgets)
+            chosen = plan.catalogue.budgets, plan.catalogue.fewer
+            store.write_prices(plan.seconds_per_image, peak, plan.overheads, *chosen)
             times.add_earlier(config.directory)
             return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run()
 

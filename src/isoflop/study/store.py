@@ -160,23 +160,26 @@ class Store:
         peak: float | None = None,
         overheads: Overheads = NOTHING_BESIDE,
         rungs: tuple[float, ...] = (),
+        fewer: int = 0,
     ) -> None:
-        """Keeps what the plan was made with, and the rungs that it chose: with others a study that was stopped might go
-        another way. The peak of a worker stays that of the machine on which the study began."""
+        """Keeps what the plan was made with, the rungs that it chose, and with how many sizes `fewer` families begin
+        than they ask for: with others a study that was stopped might go another way. The peak of a worker stays that of the machine on which the study began."""
         with suppress(StudyError, KeyError, TypeError, ValueError):
             peak = float(read_whole(self.directory, "prices.json")["peak"])
         self.peak = peak
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
-        planned = {"prices": rows, "peak": peak, "overheads": asdict(overheads), "rungs": rungs}
+        planned = {"prices": rows, "peak": peak, "overheads": asdict(overheads), "rungs": rungs, "fewer": fewer}
         self.write("prices.json", planned)
 
-    def rungs(self) -> tuple[float, ...]:
-        """The rungs that were chosen when the study was planned; () where nobody has, or an earlier version did."""
+    def rungs(self) -> tuple[tuple[float, ...], int]:
+        """The rungs that were chosen when the study was planned, () where nobody has, or an earlier version did; and
+        with how many sizes fewer than asked for families begin."""
         with suppress(StudyError, KeyError, TypeError, ValueError):
-            found = tuple(float(budget) for budget in read_whole(self.directory, "prices.json")["rungs"])
+            stored = read_whole(self.directory, "prices.json")
+            found = tuple(float(budget) for budget in stored["rungs"])
             if found and all(0 < low < high for low, high in pairwise((*found, math.inf))):
-                return found
-        return ()
+                return found, int(stored.get("fewer", 0))
+        return (), 0
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
