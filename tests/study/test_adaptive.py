@@ -225,3 +225,23 @@ def test_answers_are_compared_at_equal_time_where_time_is_the_limit(
     for trial in answers(replace(question, families=timed), "late", belief, results):
         assert trial.d == paid[trial.model]
         assert trial.budget == TARGET
+
+
+@pytest.mark.parametrize(("images", "best"), [(1e3, "strong"), (1.2e4, "medium"), (4e6, "light")])
+def test_the_level_of_regularisation_of_the_answer_is_that_of_its_epochs(images: float, best: str) -> None:
+    """Planted: each tenfold of the epochs wants one level more, the middle one at 30 epochs."""
+    levels = ("light", "medium", "strong")
+    question = space(unique_images=images, sure=0.999)
+    question = replace(question, families={f: replace(c, recipes=levels) for f, c in question.families.items()})
+
+    def loss(trial: Trial) -> float:
+        wanted = min(max(math.log10(trial.d / images / 30) + 1, -0.5), 2.5)
+        return planted(trial, 0.01) * math.exp(0.08 * (levels.index(trial.recipe) - wanted) ** 2)
+
+    results, told = replay(question, loss)
+    assert told[-1].outlook is not None
+    answer = told[-1].outlook.standings[0].answer
+    assert answer.recipe == best
+    first = [result.trial for result in results if result.trial.budget == BUDGETS[0]]
+    assert len({trial.recipe for trial in first}) > 1  # it was searched
+    assert len({result.trial.recipe for result in results if result.trial.budget > BUDGETS[1]}) <= 3

@@ -11,7 +11,7 @@ from isoflop.cli.output import duration, is_quiet, over_the_line, power, print_t
 from isoflop.cli.predict import tell_evaluation
 from isoflop.config import TransferConfig
 from isoflop.data import CheckReport
-from isoflop.report.law import accuracy_sentence, expected_accuracy
+from isoflop.report.law import accuracy_sentence, expected_accuracy, with_recipe
 from isoflop.report.rows import metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, limit_sentence
 from isoflop.report.text import between, percent
@@ -73,7 +73,7 @@ class TerminalNarrator(ResultNarrator):
                 power(run.flops_per_image),
                 f"{run.config.steps:,}",
                 f"{run.images:,}",
-                power(run.config.optim.learning_rate),
+                power(run.config.optim.learning_rate) + (f", {run.recipe}" if run.recipe else ""),
                 "–" if (share := plan.utilisation_of(run)) is None else percent(share),
             )
             for run in plan.first
@@ -311,7 +311,8 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     best = families[document["best"]]
     print(
         f"\nThe answer: train {best['model']} on {best['images']:,} images at learning rate "
-        f"{power(best['learning_rate'])}. Predicted {metric_of(document).name} {best['predicted_loss']:.3f} "
+        f"{power(best['learning_rate'])}{with_recipe(best)}. "
+        f"Predicted {metric_of(document).name} {best['predicted_loss']:.3f} "
         f"({level:.0%} interval {between(best['interval'])}){expected_accuracy(best)}; "
         + (
             "no other family could be compared."

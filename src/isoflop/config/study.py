@@ -246,6 +246,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 """Levels of regularisation: what each sets of a run. Their order is that of the epochs for which they are best."""
 
 
+SEARCH = "search"
+
+
 class FamilyConfig(Table):
     """One candidate: its ladder of sizes, its learning rates, and what it does differently from the others."""
 
@@ -255,10 +258,10 @@ class FamilyConfig(Table):
     """Learning rates to try, ascending; default a grid around the usual rate of the family."""
     ladder: Maybe[Text] = later_option(None)
     """The ladder of presets, for a family under a name of its own; default the ladder of that name."""
-    recipe: Maybe[Literal["light", "medium", "strong"]] = later_option(None)
+    recipe: Maybe[Literal["light", "medium", "strong", "search"]] = later_option(None)
     """Regularisation in place of that of `[data]` and `[optim]`: random crops and flips (`light`), random erasing and
-    label smoothing 0.1 with them (`medium`), CutMix too (`strong`). Few images and many epochs want more of it: two
-    families of one `ladder` compare two levels."""
+    label smoothing 0.1 with them (`medium`), CutMix too (`strong`). Few images and many epochs want more of it.
+    `search`: the planner of a study with a limit chooses the level, as it does the learning rate."""
     model: dict[str, Scalar] = Field(default={})
     """Values that override those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
@@ -337,6 +340,10 @@ class StudyConfig(SharedConfig):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
+        for name, family in self.families.items():
+            if family.recipe == SEARCH and not self.study.limited:
+                raise problem(f"families.{name}.recipe", "= search is for a study with a limit (`study.hours`, "
+                              "`study.budget`), whose planner chooses: name a level")  # fmt: skip
         if self.study.finals > len(self.families):
             raise problem("study.finals", f"= {self.study.finals}, but there are {len(self.families)} families to "
                           "answer: each has one answer")  # fmt: skip
@@ -361,11 +368,12 @@ class StudyConfig(SharedConfig):
         learning_rate: float,
         seed: int | None = None,
         warmup: int | None = None,
+        recipe: str = "",
     ) -> RunConfig:
         """One run of the study: the shared tables, the family's, and what the planner chose.
 
-        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it. Raises ConfigError
-        where such a run cannot be.
+        `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it; `recipe` is the
+        level where the family searches it, by default the first. Raises ConfigError where such a run cannot be.
         """
         own = self.families[family]
         values = {name: getattr(self, name) for name in SharedConfig.model_fields} | {
@@ -377,7 +385,8 @@ class StudyConfig(SharedConfig):
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             "schedule": own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
         }
-        for table, changes in RECIPES.get(own.recipe or "", {}).items():
+        named = own.recipe or ""
+        for table, changes in RECIPES.get(recipe or next(iter(RECIPES)) if named == SEARCH else named, {}).items():
             values[table] = values[table].model_copy(update=changes)
         try:
             return RunConfig.model_validate(values)

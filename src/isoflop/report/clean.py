@@ -87,6 +87,7 @@ def _entry(entry: Any) -> dict[str, Any]:
         **_repeats(entry),
         "model": str(entry.get("model") or ""),
         "run_id": str(entry.get("run_id") or ""),
+        "recipe": str(entry.get("recipe") or ""),
         "interval": bounds if len(bounds) == 2 and None not in bounds else None,
         "accuracy_interval": accuracies if len(accuracies) == 2 and None not in accuracies else None,
         "warnings": [str(text) for text in _sequence(entry.get("warnings"))],

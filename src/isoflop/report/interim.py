@@ -53,6 +53,16 @@ def ladder_of_family(rows: Sequence[Row], family: str) -> list[Row]:
     return [row for row in table.of_family(rows, family) if (row.get("role") or "ladder") == "ladder"]
 
 
+def at_the_best_recipe(rows: Sequence[Row]) -> list[Row]:
+    """`rows` without those whose level of regularisation is not that of the best run of their model and budget."""
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in table.measured(rows):
+        at = row.get("model"), table.rung(row)
+        if at not in best or row["heldout_loss"] < best[at]["heldout_loss"]:
+            best[at] = row
+    return [r for r in rows if r.get("recipe") == best.get((r.get("model"), table.rung(r)), r).get("recipe")]
+
+
 def best_table(rows: Iterable[Row]) -> Table:
     """(n, d, loss) of the best learning rates among `rows`."""
     best = best_rates(rows)
@@ -80,11 +90,12 @@ def without_law(rows: Sequence[Row], problem: str) -> str:
 
 
 def best_rates(rows: Iterable[Row]) -> list[Row]:
-    """The finished run with the best learning rate of each model, budget and set of images, small to large; copies are
-    one run of their mean loss."""
+    """The finished run with the best learning rate and recipe of each model, budget and set of images, small to large;
+    copies are one run of their mean loss."""
     copies: dict[tuple[Any, ...], list[Row]] = {}
     for row in table.measured(rows):
-        key = row.get("model"), table.rung(row), row.get("unique_images"), row.get("learning_rate")
+        tried = row.get("learning_rate"), row.get("recipe")
+        key = row.get("model"), table.rung(row), row.get("unique_images"), *tried
         copies.setdefault(key, []).append(row)
     best: dict[tuple[Any, ...], Row] = {}
     for copy, alike in copies.items():

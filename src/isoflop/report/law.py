@@ -174,7 +174,7 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
     size = f" ({quantity(entry['parameters'])} parameters)" if table.finite(entry.get("parameters")) else ""
     text = (
         f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training{hours}, "
-        f"train {_model(str(best), entry)}{size} on {quantity(entry.get('images'))} images{rate}: "
+        f"train {_model(str(best), entry)}{size} on {quantity(entry.get('images'))} images{rate}{with_recipe(entry)}: "
         f"expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}{_interval(entry)}"
         f"{expected_accuracy(entry)}"
     )
@@ -188,6 +188,11 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
     if table.finite(loss):
         text += f" Trained, it reached {number(loss)}, {_verdict(entry, loss)}."
     return " ".join([text, *answer.get("advice", ()), *filter(None, [accuracy_sentence(answer)])])
+
+
+def with_recipe(entry: Row) -> str:
+    """What follows a learning rate: the level of regularisation, where it was chosen, too."""
+    return f" with the {entry['recipe']} recipe" if entry.get("recipe") else ""
 
 
 def expected_accuracy(entry: Row) -> str:

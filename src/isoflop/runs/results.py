@@ -28,6 +28,7 @@ COLUMNS = (
     "train_flops",
     "budget",
     "learning_rate",
+    "recipe",
     "seed",
     "batch_size",
     "steps",
@@ -41,7 +42,7 @@ COLUMNS = (
     "error",
 )
 PUBLISHED = "published.json"
-LATER = {"trunk_steps", "target", "utilisation"}  # columns that old tables lack
+LATER = {"recipe", "trunk_steps", "target", "utilisation"}  # columns that old tables lack
 Row = dict[str, Any]
 
 
@@ -154,7 +155,7 @@ def judged(rows: Iterable[Row]) -> list[Row]:
     return [{**row, "heldout_loss": row.get("target", row["heldout_loss"])} for row in rows]
 
 
-TEXT = {"run_id", "family", "model", "status", "role", "error"}
+TEXT = {"run_id", "family", "model", "status", "role", "recipe", "error"}
 WHOLE = {"images", "unique_images", "seed", "batch_size", "steps", "trunk_steps", "stopped_at", "parameters"}
 
 

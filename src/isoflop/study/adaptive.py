@@ -32,7 +32,16 @@ from isoflop.study.planned import (
     TARGET_DISTANCE,
     Catalogue,
 )
-from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
+from isoflop.study.search_space import (
+    Ledger,
+    SearchSpace,
+    TrialResult,
+    answers,
+    candidates,
+    rates_near,
+    recipes_near,
+    trunk,
+)
 from isoflop.train.device import usable_cores
 
 # What is decided now, how sure that is, and what each further run would be worth.
@@ -250,24 +259,31 @@ def decide(space: SearchSpace, results: Sequence[TrialResult]) -> Decision:
 
 
 def opening(space: SearchSpace) -> list[Trial]:
-    """The first rung: every size that starts, at every rate it starts with."""
+    """The first rung: every size that starts, at every rate it starts with; where the level of regularisation is
+    searched, at the one that is usual, and the size that tries several rates at its neighbours, too."""
     lowest = space.budgets[0]
-    return [
-        space.trial(family, model, lowest, rate)
-        for family, candidate in space.families.items()
-        for model in candidate.start
-        if space.trains(family, model, lowest)
-        for rate in candidate.first.get(model, candidate.rates[model])
-    ]
+    trials = []
+    for family, candidate in space.families.items():
+        for model in candidate.start:
+            if not space.trains(family, model, lowest):
+                continue
+            at = space.trial(family, model, lowest, 1.0)
+            usual, *others = space.usual_recipes(at)
+            rates = candidate.first.get(model, candidate.rates[model])
+            trials += [replace(at, rate=rate, recipe=usual) for rate in rates]
+            if len(rates) > 1:
+                trials += [replace(at, rate=rates[len(rates) // 2], recipe=other) for other in others[:1]]
+    return trials
 
 
 def second_rung(space: SearchSpace, beliefs: Mapping[str, Belief], results: Sequence[TrialResult]) -> list[Trial]:
-    """The second rung: every size that starts, at the rate that the first rung makes the best."""
+    """The second rung: every size that starts, at the rate and level that the first rung makes the best."""
     trials = []
     for family, belief in beliefs.items():
         for model in space.families[family].start:
             if space.trains(family, model, space.budgets[1]):
                 at = space.trial(family, model, space.budgets[1], 1.0)
+                at = replace(at, recipe=recipes_near(space, belief, at)[0])
                 trials += [replace(at, rate=rate) for rate in rates_near(space, belief, at, results)[:1]]
     return trials
 

@@ -12,7 +12,15 @@ from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.compare import naive_ranking
-from isoflop.report.interim import best_table, fit_families, images_entry, ladder_of_family, p_best, without_law
+from isoflop.report.interim import (
+    at_the_best_recipe,
+    best_table,
+    fit_families,
+    images_entry,
+    ladder_of_family,
+    p_best,
+    without_law,
+)
 from isoflop.report.savings import savings, total_cost, utilisation
 from isoflop.runs.results import Row
 from isoflop.runs.times import Times
@@ -117,7 +125,8 @@ def _believed_answer(catalogue: Catalogue, belief: FamilyStanding, problem: str)
     """The answer of a family that has no law: all of it is the planner's belief."""
     chosen, level = belief.answer, catalogue.config.laws.level
     rate = float(f"{chosen.rate:.2g}")
-    run = catalogue.run(chosen.family, chosen.model, chosen.n * chosen.d, rate, role="final")
+    target = chosen.n * chosen.d
+    run = catalogue.run(chosen.family, chosen.model, target, rate, role="final", recipe=chosen.recipe)
     half = NormalDist().inv_cdf(0.5 + level / 2) * belief.deviation
     return FamilyAnswer(
         family=chosen.family,
@@ -144,7 +153,7 @@ def _family_answer(
     family, target, level = standing.family, config.study.target_flops, config.laws.level
     chosen = belief.answer if belief else None
     model = chosen.model if chosen else _nearest_preset(catalogue, family, law.size(target))
-    runs = ladder_of_family(rows, family)
+    runs = at_the_best_recipe(ladder_of_family(rows, family))
     rates = laws.fit_learning_rate(
         [row["flops_per_image"] for row in runs],
         [row["learning_rate"] for row in runs],
@@ -155,7 +164,7 @@ def _family_answer(
     target = chosen.n * chosen.d if chosen else target
     best_rate = chosen.rate if chosen else float(rates.predict(flops, target / flops))
     rate = float(f"{best_rate:.2g}")
-    run = catalogue.run(family, model, target, rate, role="final")
+    run = catalogue.run(family, model, target, rate, role="final", recipe=chosen.recipe if chosen else "")
     low, high = law.interval(flops, run.images, level, best=True)
     return FamilyAnswer(
         family=family,
@@ -206,6 +215,7 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
         "images": family.run.images,
         "steps": family.run.config.steps,
         "learning_rate": family.run.config.optim.learning_rate,
+        **({"recipe": family.run.recipe} if family.run.recipe else {}),
         "predicted_loss": family.predicted_loss,
         "interval": list(family.interval),
         "level": level,

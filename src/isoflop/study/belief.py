@@ -1,10 +1,11 @@
 """The belief of the planner about runs that were not made: a linear-Gaussian model per family, fitted in milliseconds.
 
 log loss = log(E + A·n^-α + B·d^-β) + bowl(log lr − log lr*(n, d)) + walk(budget) + noise, with log lr* = k + p·log n
-+ q·log d. The walk models the error of the form: a random walk over log budget, from the lowest rung to the target, so
-that runs far below the target carry less information about it. Parameters are fitted by Gauss-Newton with weak priors;
-their covariance is that of the linearised problem. The answer itself comes from `isoflop.laws`, whose intervals are
-calibrated; the belief only decides which runs to make next.
++ q·log d. Where a family searches its level of regularisation, ½·κ·(level − level*)² comes on top, with level* = r +
+s·log epochs. The walk models the error of the form: a random walk over log budget, from the lowest rung to the target,
+so that runs far below the target carry less information about it. Parameters are fitted by Gauss-Newton with weak
+priors; their covariance is that of the linearised problem. The answer itself comes from `isoflop.laws`, whose intervals
+are calibrated; the belief only decides which runs to make next.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.config.study import RECIPES
 from isoflop.laws.curve import forecast
 from isoflop.laws.size_data import effective_images
 
@@ -33,6 +35,12 @@ EXPONENT = 0.4
 """Of size and of data, before anything is known."""
 REPEATS = 15.4
 """R* of arXiv 2305.16264: repeats are worth at most so many times the different images."""
+EPOCHS_OF_A_LEVEL = 10.0
+"""Each further level of regularisation is usually best for so many times the epochs. After a ResNet's 90 epochs of
+ImageNet-1k with random crops, DeiT's 300 with CutMix and erasing, and 80 epochs of 1,000 images of CIFAR-10, for which
+level 1.2 is the best of a parabola through three runs."""
+FIRST_LEVEL = 5.0  # epochs at which the first level is usually best
+LEVEL_DOUBT, LEVEL_SLOPE_DOUBT = 0.5, 0.15  # of level*, in levels; of its slope in log epochs
 SIZE_DOUBT = 1.5
 """How far the best size may be from the usual one at the mean budget: a factor of e^±1.5."""
 
@@ -43,9 +51,23 @@ def usual_size(budget: float) -> float:
     return 8.0 * math.sqrt(budget)
 
 
+LEVELS = {name: float(level) for level, name in enumerate(RECIPES)}
+
+
+def level_of(recipe: str) -> float:
+    """The place of a recipe among the levels of regularisation; 0 where none is chosen."""
+    return LEVELS.get(recipe, 0.0)
+
+
+def usual_level(epochs: float) -> float:
+    """The level of regularisation that is usually best for so many epochs, any real number."""
+    return math.log(max(epochs, 1e-3) / FIRST_LEVEL) / math.log(EPOCHS_OF_A_LEVEL)
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A run that could be or was made: FLOPs an image `n`, images `d`, learning rate, which copy of it (0, 1, …)."""
+    """A run that could be or was made: FLOPs an image `n`, images `d`, learning rate, level of regularisation where
+    that is chosen, which copy of it (0, 1, …)."""
 
     family: str
     model: str
@@ -53,6 +75,7 @@ class Trial:
     d: float
     budget: float
     rate: float
+    recipe: str = ""
     copy: int = 0
 
 
@@ -61,7 +84,8 @@ class Belief:
     """Mean and covariance of a family's parameters, and the noise of a run about them.
 
     `levels` are the budgets where the walk steps, the target last; `centre` the mean log n and log d that the
-    parameters refer to; `runs` how many finished runs are behind it; `unique_images` how many images there are.
+    parameters refer to; `runs` how many finished runs are behind it; `unique_images` how many images there are. Where
+    levels of regularisation are searched, the last three parameters are theirs: r and s of level*, log κ.
     """
 
     mean: Array
@@ -76,7 +100,17 @@ class Belief:
         """Expected log loss (m,) of trials without their noise, and its gradient in the parameters (m, parameters)."""
         value, gradient = _model(self.mean, _columns(trials, self.levels, self.centre, self.unique_images))
         # The bowl's mean is above its value at the mean rate: half its curvature times the variance of log lr*.
-        return value + 0.5 * math.exp(self.mean[8]) * self._rate_variance(trials), gradient
+        value = value + 0.5 * math.exp(self.mean[8]) * self._rate_variance(trials)
+        if self._searches_levels:
+            epochs = _columns(trials, self.levels, self.centre, self.unique_images)[-1][:, 1]
+            x = np.stack([np.ones(epochs.size), epochs], axis=1)
+            own = self.covariance[-3:-1, -3:-1]
+            value = value + 0.5 * math.exp(self.mean[-1]) * np.einsum("mi,ij,mj->m", x, own, x)
+        return value, gradient
+
+    @property
+    def _searches_levels(self) -> bool:
+        return self.mean.size > SHARED + len(self.levels) - 1
 
     def best_rate(self, n: float, d: float) -> float:
         """The learning rate believed best for size n and d images."""
@@ -84,8 +118,14 @@ class Belief:
         seen = float(effective_images(d, self.unique_images, REPEATS))
         return math.exp(k + p * (math.log(n) - self.centre[0]) + q * (math.log(seen) - self.centre[1]))
 
+    def best_level(self, d: float) -> float:
+        """The level of regularisation believed best for d images, any real number; 0 where none is chosen."""
+        return (
+            float(self.mean[-3] + self.mean[-2] * _log_epochs(d, self.unique_images)) if self._searches_levels else 0.0
+        )
+
     def _rate_variance(self, trials: Sequence[Trial]) -> Array:
-        n, d, _, _ = _columns(trials, self.levels, self.centre, self.unique_images)
+        n, d, *_ = _columns(trials, self.levels, self.centre, self.unique_images)
         x = np.stack([np.ones(n.size), n, d], axis=1)
         return np.asarray(np.einsum("mi,ij,mj->m", x, self.covariance[5:8, 5:8], x))
 
@@ -114,7 +154,7 @@ def fit_belief(
     seen = np.log(effective_images([t.d for t in done], unique_images, REPEATS))
     centre = float(np.mean([math.log(t.n) for t in done])), float(np.mean(seen))
     columns = _columns(done, levels, centre, unique_images)
-    mean, precision = _opinions(float(y.min()), levels, usual_rate, centre)
+    mean, precision = _opinions(float(y.min()), levels, usual_rate, centre, has_levels=any(t.recipe for t in done))
     theta, noise, weight = mean.copy(), NOISE, np.ones(y.size)
     for _ in range(6):
         theta = _minimise(theta, columns, y, weight / noise**2, mean, precision)
@@ -150,14 +190,22 @@ def _anchored(belief: Belief, done: Sequence[Trial], y: Array) -> Belief:
     value, deviation = law.moments(target)
     sizes = np.geomspace(min(t.n for t in done) / 2, 4 * max(t.n for t in done) * math.sqrt(target / budgets[-1]), 40)
     trials = [Trial("", "", n, target / n, target, belief.best_rate(n, target / n)) for n in sizes]
+    if done[0].recipe:
+        trials = [replace(trial, recipe=name) for trial in trials for name in LEVELS]
     mean, covariance = belief.mean.copy(), belief.covariance.copy()
-    mean[-1] += float(value) - float(belief.predict(trials)[0].min())
-    covariance[-1, -1] = max(float(deviation) ** 2, covariance[-1, -1])
+    last = SHARED + len(belief.levels) - 2
+    mean[last] += float(value) - float(belief.predict(trials)[0].min())
+    covariance[last, last] = max(float(deviation) ** 2, covariance[last, last])
     return replace(belief, mean=mean, covariance=covariance)
 
 
 def _opinions(
-    lowest: float, levels: tuple[float, ...], usual_rate: tuple[float, float, float], centre: tuple[float, float]
+    lowest: float,
+    levels: tuple[float, ...],
+    usual_rate: tuple[float, float, float],
+    centre: tuple[float, float],
+    *,
+    has_levels: bool,
 ) -> tuple[Array, Array]:
     """Mean and precision of the parameters before anything but the scale of the loss is known."""
     steps = DRIFT * np.sqrt(np.diff(np.log(levels)))
@@ -174,8 +222,13 @@ def _opinions(
         (-0.1, 0.1),  # longer runs want lower rates
         (math.log(0.06), 0.7),  # a factor of 2 costs about 1.5 %
     ]
-    mean = np.array([m for m, _ in shared] + [0.0] * len(steps))
-    precision = np.diag(np.concatenate([[s for _, s in shared], steps]) ** -2.0)
+    of_levels = [
+        (usual_level(1.0), LEVEL_DOUBT),
+        (1 / math.log(EPOCHS_OF_A_LEVEL), LEVEL_SLOPE_DOUBT),
+        (math.log(0.15), 0.7),  # a level more or less costs about 7 %
+    ] if has_levels else []  # fmt: skip
+    mean = np.array([m for m, _ in shared] + [0.0] * len(steps) + [m for m, _ in of_levels])
+    precision = np.diag(np.concatenate([[s for _, s in shared], steps, [s for _, s in of_levels]]) ** -2.0)
     ratio = np.zeros(mean.size)
     ratio[1], ratio[2] = 1.0, -1.0  # log A - log B
     precision += np.outer(ratio, ratio) / (2 * EXPONENT * SIZE_DOUBT) ** 2
@@ -185,16 +238,22 @@ def _opinions(
 def _columns(
     trials: Sequence[Trial], levels: tuple[float, ...], centre: tuple[float, float], unique_images: float
 ) -> tuple[Array, ...]:
-    """Centred log n and log d, log rate, and which steps of the walk each budget has behind it (m, levels - 1)."""
+    """Centred log n and log d, log rate, which steps of the walk each budget has behind it (m, levels - 1), and the
+    level of regularisation and log epochs (m, 2)."""
     x = np.array([math.log(t.n) for t in trials]) - centre[0]
     y = np.log(effective_images([t.d for t in trials], unique_images, REPEATS)) - centre[1]
     rate = np.array([math.log(t.rate) for t in trials])
     walked = np.array([[float(t.budget >= level * 0.99) for level in levels[1:]] for t in trials])
-    return x, y, rate, walked
+    regularised = np.array([(level_of(t.recipe), _log_epochs(t.d, unique_images)) for t in trials])
+    return x, y, rate, walked, regularised
+
+
+def _log_epochs(d: float, unique_images: float) -> float:
+    return math.log(d / unique_images) if math.isfinite(unique_images) else 0.0
 
 
 def _model(theta: Array, columns: tuple[Array, ...]) -> tuple[Array, Array]:
-    x, y, rate, walked = columns
+    x, y, rate, walked, regularised = columns
     e, a, b, alpha, beta = np.exp(theta[:5])
     size, data = a * np.exp(-alpha * x), b * np.exp(-beta * y)
     total = e + size + data
@@ -216,7 +275,15 @@ def _model(theta: Array, columns: tuple[Array, ...]) -> tuple[Array, Array]:
         ],
         axis=1,
     )  # fmt: skip
-    return np.log(total) + bowl + walked @ theta[SHARED:], gradient
+    value = np.log(total) + bowl + walked @ theta[SHARED : SHARED + walked.shape[1]]
+    if theta.size > gradient.shape[1]:
+        intercept, rise, log_curvature = theta[-3:]
+        level, epochs = regularised.T
+        off, stiffness = level - (intercept + rise * epochs), math.exp(log_curvature)
+        cost = 0.5 * stiffness * off**2
+        of_levels = np.stack([-stiffness * off, -stiffness * off * epochs, cost], axis=1)
+        value, gradient = value + cost, np.concatenate([gradient, of_levels], axis=1)
+    return value, gradient
 
 
 def _information(theta: Array, columns: tuple[Array, ...], weights: Array) -> Array:

@@ -31,7 +31,8 @@ def run_document(row: Row) -> dict[str, Any]:
     """A finished run as JSON values, for `answer.json`."""
     kept = ("run_id", "family", "model", "role", "budget", "images", "learning_rate", "parameters", "heldout_accuracy")
     speed = row["images"] / row["seconds"] if row["seconds"] else None
-    return {**{name: row[name] for name in kept}, "loss": finite_loss(row), "images_per_second": speed}
+    recipe = {"recipe": row["recipe"]} if row.get("recipe") else {}
+    return {**{name: row[name] for name in kept}, **recipe, "loss": finite_loss(row), "images_per_second": speed}
 
 
 def _named(run: Mapping[str, Any]) -> str:

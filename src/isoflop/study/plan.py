@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
+from isoflop.config.study import RECIPES, SEARCH
 from isoflop.errors import StudyError
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
@@ -413,8 +414,8 @@ def plan_study(
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
     `known` seconds an image and `overheads`, measured before, are not measured again, nor are rungs and the number of
-    starting sizes chosen again: the same prices give the same plan. `begun_at` is where the data lay when the study began, `times` what has counted its
-    preparation so far.
+    starting sizes chosen again: the same prices give the same plan. `begun_at` is where the data lay when the study
+    began, `times` what has counted its preparation so far.
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
@@ -447,6 +448,7 @@ def plan_study(
     funds = funds_of(config, catalogue, seconds, overheads, open_ended=open_ended)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
+    first = [catalogue.run(t.family, t.model, t.budget, t.rate, recipe=t.recipe) for t in opening(space)]
     return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space, overheads)
 
 
@@ -487,7 +489,9 @@ def _on_chosen_rungs(
 ) -> Catalogue:
     """`catalogue` on the rungs that what is left after the answers can pay for: with all sizes that families ask for,
     or where there is too little for these, with fewer of each."""
-    most = max((family.sizes for family in catalogue.config.families.values() if isinstance(family.sizes, int)), default=1)
+    most = max(
+        (family.sizes for family in catalogue.config.families.values() if isinstance(family.sizes, int)), default=1
+    )
     for fewer in range(most):
         begun = catalogue.beginning_with(fewer)
         try:
@@ -553,6 +557,7 @@ def search_space_of(
             exponent=usual_exponent(config, family),
             doubt=CARRIED_DOUBT if transfers(config, family) else Candidate.doubt,
             first=first_rates(config, catalogue, family, start),
+            recipes=tuple(RECIPES) if options.recipe == SEARCH else ("",),
             answer_images={name: funds.answer_images(family, n, share) for name, n in every.items()}
             if funds.open_ended
             else {},

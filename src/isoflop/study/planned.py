@@ -67,6 +67,8 @@ class PlannedRun:
     config: RunConfig
     begun_at: str = ""
     """Where the data lay when the study began, if they have moved since: runs keep their names."""
+    recipe: str = ""
+    """The level of regularisation, where the planner chose it."""
 
     @property
     def run_id(self) -> str:
@@ -322,10 +324,11 @@ class Catalogue:
         *,
         role: str = "ladder",
         number: int = 0,
+        recipe: str = "",
     ) -> PlannedRun:
         """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared.
 
-        `number` tells copies of a run apart: each has a seed of its own.
+        `number` tells copies of a run apart: each has a seed of its own. `recipe` is the level that the planner chose.
         """
         shortest = self.steps(family, model, self.budgets[0])
         warmup = min(self.config.families[family].schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
@@ -336,6 +339,7 @@ class Catalogue:
             learning_rate=learning_rate,
             warmup=warmup,
             seed=self.config.study.seed + number,
+            recipe=recipe,
         )
         if role == "final":
             config = self._keeping_its_best(config)
@@ -349,6 +353,7 @@ class Catalogue:
             parameters=counted.parameters,
             config=config,
             begun_at=self.begun_at,
+            recipe=recipe,
         )
 
     def _keeping_its_best(self, config: RunConfig) -> RunConfig:

@@ -169,8 +169,8 @@ def _adaptive(
         stage = next_stage(now.space, results, allowance, size)
         number += 1
         runs = [
-            plan.catalogue.run(trial.family, trial.model, trial.budget, trial.rate, number=trial.copy)
-            for trial in stage.trials
+            plan.catalogue.run(t.family, t.model, t.budget, t.rate, number=t.copy, recipe=t.recipe)
+            for t in stage.trials
         ]
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
         if stage.stop and now.funds.open_ended:  # they get all that the ladder left

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from isoflop.study.belief import Belief, Trial
+from isoflop.study.belief import Belief, Trial, level_of, usual_level
 
 RATE_RATIO = 2.0  # between neighbours on a grid of learning rates
 
@@ -38,6 +38,7 @@ class Candidate:
         shared: share of a run's steps that longer runs can start from: 1 - cooldown, 0 for a schedule without a trunk.
         first: preset → the rates it tries on the first rung, where they are not all of `rates`.
         answer_images: preset → the images that an answer trains on, where a limit in time decides that and not FLOPs.
+        recipes: levels of regularisation to choose from, or one that is not chosen, ("",).
         exponent: of FLOPs an image in the learning rate, as far as anybody knows beforehand, give or take `doubt`.
     """
 
@@ -53,6 +54,7 @@ class Candidate:
     doubt: float = 0.2
     first: dict[str, tuple[float, ...]] = field(default_factory=dict)
     answer_images: dict[str, float] = field(default_factory=dict)
+    recipes: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ class SearchSpace:
     sure: float = 0.95
     unique_images: float = math.inf
 
-    def trial(self, family: str, model: str, budget: float, rate: float, copy: int = 0) -> Trial:
+    def trial(self, family: str, model: str, budget: float, rate: float, recipe: str = "", copy: int = 0) -> Trial:
         candidate = self.families[family]
         n = candidate.sizes[model] if model in candidate.sizes else candidate.answers[model]
         steps = max(1, round(budget / n / self.batch_size))
-        return Trial(family, model, n, float(steps * self.batch_size), budget, rate, copy)
+        return Trial(family, model, n, float(steps * self.batch_size), budget, rate, recipe, copy)
+
+    def usual_recipes(self, at: Trial) -> list[str]:
+        """The levels of regularisation of a family, the one that is usual for the epochs of `at` first."""
+        usual = usual_level(at.d / self.unique_images)
+        return sorted(self.families[at.family].recipes, key=lambda name: abs(level_of(name) - usual))
 
     def trains(self, family: str, model: str, budget: float) -> bool:
         """Whether `budget` buys enough steps of the preset."""
@@ -84,7 +91,7 @@ class Ledger:
     """What runs cost, given that longer ones start from the trunks of shorter ones."""
 
     space: SearchSpace
-    longest: dict[tuple[str, str, float, int], float] = field(default_factory=dict)
+    longest: dict[tuple[str, str, float, str, int], float] = field(default_factory=dict)
 
     def cost(self, trial: Trial) -> float:
         """What training `trial` would cost now."""
@@ -106,14 +113,15 @@ class Ledger:
         return cost
 
 
-def trunk(trial: Trial) -> tuple[str, str, float, int]:
+def trunk(trial: Trial) -> tuple[str, str, float, str, int]:
     """What runs share that differ only in length."""
-    return trial.family, trial.model, trial.rate, trial.copy
+    return trial.family, trial.model, trial.rate, trial.recipe, trial.copy
 
 
 def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
-    """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that; at
-    the target's FLOPs, or on the images that its share of a limit in time pays for.
+    """What a family could answer: each preset at the rate believed best for it, and up to a grid step around that, at
+    the level of regularisation believed best; at that rate at the other levels; at the target's FLOPs, or on the images
+    that its share of a limit in time pays for.
 
     Presets reach from half the smallest size tried to twice the size that the largest one tried becomes when the best
     size grows as √compute: nothing is known about others.
@@ -129,7 +137,9 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
         if not low <= at.n <= high or at.d < space.min_steps * space.batch_size:
             continue
         middle = belief.best_rate(at.n, at.d)
-        trials += [replace(at, rate=middle * RATE_RATIO**step) for step in (-1, -0.5, 0, 0.5, 1)]
+        best, *others = recipes_near(space, belief, at)
+        trials += [replace(at, rate=middle * RATE_RATIO**step, recipe=best) for step in (-1, -0.5, 0, 0.5, 1)]
+        trials += [replace(at, rate=middle, recipe=other) for other in others]
     if not trials:  # nothing is left to pay for a run, and still there is an answer: the shortest of what was tried
         smallest = min(own, key=lambda trial: trial.n)
         at = replace(smallest, budget=space.target, d=float(space.min_steps * space.batch_size), copy=0)
@@ -137,8 +147,15 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
     return trials
 
 
+def recipes_near(space: SearchSpace, belief: Belief, at: Trial) -> list[str]:
+    """The levels of regularisation of a family, the one nearest to what is believed best for `at` first."""
+    best = belief.best_level(at.d)
+    return sorted(space.families[at.family].recipes, key=lambda name: abs(level_of(name) - best))
+
+
 def candidates(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
-    """Sizes tried and their neighbours, up to one rung above the family's highest, at the rates nearest to the law."""
+    """Sizes tried and their neighbours, up to one rung above the family's highest, at the rates nearest to the law, and
+    at the nearest of these at other levels of regularisation."""
     own = [result for result in results if result.trial.family == family]
     highest = max(result.trial.budget for result in own)
     reach = space.budgets[: space.budgets.index(highest) + 2]
@@ -151,7 +168,10 @@ def candidates(space: SearchSpace, family: str, belief: Belief, results: Sequenc
             if not space.trains(family, model, budget):
                 continue
             at = space.trial(family, model, budget, 1.0)
-            trials += [replace(at, rate=rate) for rate in rates_near(space, belief, at, own)[:3]]
+            best, *others = recipes_near(space, belief, at)
+            rates = rates_near(space, belief, at, own)[:3]
+            trials += [replace(at, rate=rate, recipe=best) for rate in rates]
+            trials += [replace(at, rate=rate, recipe=other) for rate in rates[:1] for other in others]
     return trials
 
 

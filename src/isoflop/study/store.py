@@ -163,7 +163,8 @@ class Store:
         fewer: int = 0,
     ) -> None:
         """Keeps what the plan was made with, the rungs that it chose, and with how many sizes `fewer` families begin
-        than they ask for: with others a study that was stopped might go another way. The peak of a worker stays that of the machine on which the study began."""
+        than they ask for: with others a study that was stopped might go another way. The peak of a worker stays that of
+        the machine on which the study began."""
         with suppress(StudyError, KeyError, TypeError, ValueError):
             peak = float(read_whole(self.directory, "prices.json")["peak"])
         self.peak = peak
@@ -206,6 +207,7 @@ class Store:
             "train_flops": run.train_flops,
             "budget": run.budget,
             "learning_rate": run.config.optim.learning_rate,
+            "recipe": run.recipe,
             "seed": run.config.seed,
             "batch_size": run.config.batch_size,
             "steps": run.config.steps,
