@@ -235,7 +235,7 @@ def test_the_level_of_regularisation_of_the_answer_is_that_of_its_epochs(images:
     question = replace(question, families={f: replace(c, recipes=levels) for f, c in question.families.items()})
 
     def loss(trial: Trial) -> float:
-        wanted = min(max(math.log10(trial.d / images / 30) + 1, -0.5), 2.5)
+        wanted = min(max(math.log10(trial.d / images / 30) + 1, -0.8), 2.7)
         return planted(trial, 0.01) * math.exp(0.08 * (levels.index(trial.recipe) - wanted) ** 2)
 
     results, told = replay(question, loss)
@@ -245,3 +245,28 @@ def test_the_level_of_regularisation_of_the_answer_is_that_of_its_epochs(images:
     first = [result.trial for result in results if result.trial.budget == BUDGETS[0]]
     assert len({trial.recipe for trial in first}) > 1  # it was searched
     assert len({result.trial.recipe for result in results if result.trial.budget > BUDGETS[1]}) <= 3
+
+
+@pytest.mark.parametrize("limit", [3.0, 40.0])
+def test_what_repeats_are_worth_is_measured_on_parts_of_the_images(limit: float) -> None:
+    """Planted: repeats of 20,000 images are worth `limit` times these at most (arXiv 2305.16264)."""
+    question = space(unique_images=2e4, sure=0.999)
+
+    def loss(trial: Trial, noise: float = 0.005) -> float:
+        different = trial.unique_images or 2e4
+        return planted(replace(trial, d=float(effective_images(trial.d, different, limit))), noise)
+
+    results, told = replay(question, loss)
+    parts = [result.trial for result in results if result.trial.unique_images]
+    assert parts
+    assert told[-1].outlook is not None
+    standing = told[-1].outlook.standings[0]
+    epochs = standing.answer.d / 2e4
+    assert min(abs(math.log(trial.d / (trial.unique_images or 1) / epochs)) for trial in parts) < 1.5
+    own = [result for result in results if result.trial.family == standing.answer.family]
+    levels = (*question.budgets, question.target)
+    usual = (0.02, -0.2, 0.2)
+    with_parts = fit_belief([r.trial for r in own], [r.loss for r in own], levels, usual, 2e4)
+    assert with_parts is not None
+    assert (with_parts.repeats < REPEATS) == (limit < REPEATS)
+    assert abs(standing.log_loss - math.log(loss(standing.answer, 0.0))) < 0.06

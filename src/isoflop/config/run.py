@@ -297,6 +297,8 @@ class DataConfig(Table):
     """Height and width of the images of the model, in pixels."""
     heldout: Count = 8192
     """Images that are excluded from training and used for evaluation."""
+    images: Maybe[Count] = later_option(None)
+    """Of the training images only so many, drawn by `data.seed`; fewer are a part of more. Default: all."""
     augment: Literal[
         "none",
         "crop_flip",

@@ -31,7 +31,15 @@ from isoflop.config import DataConfig
 from isoflop.data.dense import CocoRecords, DenseSource, MapRecords, SceneRecords
 from isoflop.data.dense.objects import DenseRecords
 from isoflop.data.duplicates import equal_images
-from isoflop.data.order import BalancedOrder, GlobalOrder, Order, RepeatedOrder, WindowedOrder, derive_key
+from isoflop.data.order import (
+    BalancedOrder,
+    GlobalOrder,
+    Order,
+    RepeatedOrder,
+    WindowedOrder,
+    derive_key,
+    permute,
+)
 from isoflop.data.records import Labels, Note, Part, Records, why
 from isoflop.data.source import Source, Split, SplitIndices
 from isoflop.data.sources.arrays import ArraySource, ImageSource, array_statistics, decoded_images, digits
@@ -119,7 +127,14 @@ def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Sou
     )
     if not len(source):
         raise DataError(f"{data.source}: too few different images to keep some for evaluation; it takes at least five")
-    return source
+    if data.images is None or split != "train":
+        return source
+    if data.images > len(source):
+        raise DataError(f"{data.source}: `data.images` = {data.images:,}, but there are {len(source):,} to train on")
+    if not isinstance(source.order, GlobalOrder):
+        raise DataError(f"{data.source}: `data.images` does not go with an order of its own (balance, window, mixture)")
+    chosen = permute(np.arange(data.images, dtype=np.int64), len(source), derive_key("part of the images", data.seed))
+    return source.subset(np.sort(chosen))
 
 
 def _is_remote(uri: str) -> bool:

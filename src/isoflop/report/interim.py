@@ -44,13 +44,19 @@ def fit_families(rows: Sequence[Row], families: Iterable[str], *, seed: int = 0,
         except LawError as error:
             fits.left_out[family] = without_law(own, str(error))
             continue
-        fits.tables[family] = columns
+        fits.tables[family] = best_table(on_all_images(own))
     return fits
 
 
 def ladder_of_family(rows: Sequence[Row], family: str) -> list[Row]:
     """The rows of a family's ladder."""
     return [row for row in table.of_family(rows, family) if (row.get("role") or "ladder") == "ladder"]
+
+
+def on_all_images(rows: Sequence[Row]) -> list[Row]:
+    """`rows` without the runs on a part of the training images."""
+    most = max((row.get("unique_images") or 0 for row in rows), default=0)
+    return [row for row in rows if (row.get("unique_images") or most) == most]
 
 
 def at_the_best_recipe(rows: Sequence[Row]) -> list[Row]:

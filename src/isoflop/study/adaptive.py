@@ -186,6 +186,9 @@ NO_GAIN = 1e-4
 """A batch that is expected to remove less regret than this is not worth training."""
 MAX_COPIES = 3  # of a run, with different seeds
 LAW_RUNGS = 3  # that a law needs
+REPEATING = 2.0  # epochs of an answer from which on runs on a part of the images are made
+PARTS_SHARE = 0.15  # of the allowance, for those runs at most
+FEWEST_IMAGES = 100  # of such a part
 HOPELESS = 0.002
 """P(best) below which a family does not even get the rungs that its law needs."""
 
@@ -235,8 +238,13 @@ def next_stage(space: SearchSpace, results: Sequence[TrialResult], allowance: fl
                 lacking.append(trial)
     if lacking:
         return Stage(tuple(lacking), outlook, decision.gain(lacking), spent=spent)
-    dropped = tuple(family for family in space.families if outlook.p_best(family) < NEGLIGIBLE)
     leader = outlook.standings[0]
+    on_parts = _on_parts_of_the_images(space, leader, results)
+    while on_parts and sum(map(ledger.cost, on_parts)) > min(allowance - spent, PARTS_SHARE * allowance):
+        on_parts = on_parts[:-1]
+    if on_parts:
+        return Stage(tuple(on_parts), outlook, decision.gain(on_parts), spent=spent)
+    dropped = tuple(family for family in space.families if outlook.p_best(family) < NEGLIGIBLE)
     if leader.p_best >= space.sure and outlook.regret <= SMALL_REGRET:
         sure = f"P(best) of {leader.answer.family} is {leader.p_best:.2f}"
         return Stage((), outlook, 0.0, dropped, sure, spent)
@@ -304,6 +312,22 @@ def _for_the_law(
             best.setdefault(trial.model, trial)
     nearest = sorted(best.values(), key=lambda trial: abs(math.log(trial.n / standing.answer.n)))
     return nearest[: 3 if standing.p_best >= NEGLIGIBLE else 1]
+
+
+def _on_parts_of_the_images(space: SearchSpace, leader: FamilyStanding, results: Sequence[TrialResult]) -> list[Trial]:
+    """Where the answer sees its images several times: the best run of the second rung on so small a part of them that
+    it repeats them as often, and on twice that. [] where they were made, or images do not repeat."""
+    answer, whole = leader.answer, space.unique_images
+    own = [result for result in results if result.trial.family == answer.family and math.isfinite(result.loss)]
+    rungs = sorted({result.trial.budget for result in own})
+    if not space.in_parts or answer.d < REPEATING * whole or len(rungs) < 2:
+        return []
+    if any(r.trial.unique_images for r in results):
+        return []
+    best = min((r for r in own if r.trial.budget == rungs[1]), key=lambda result: result.loss).trial
+    images = max(best.d / answer.d * whole, FEWEST_IMAGES, space.batch_size)
+    parts = [round(part) for part in (images, 2 * images) if part <= 0.75 * whole]
+    return [replace(best, unique_images=part, copy=0) for part in parts]
 
 
 def believe(space: SearchSpace, results: Sequence[TrialResult]) -> dict[str, Belief]:

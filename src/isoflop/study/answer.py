@@ -18,6 +18,7 @@ from isoflop.report.interim import (
     fit_families,
     images_entry,
     ladder_of_family,
+    on_all_images,
     p_best,
     without_law,
 )
@@ -153,7 +154,7 @@ def _family_answer(
     family, target, level = standing.family, config.study.target_flops, config.laws.level
     chosen = belief.answer if belief else None
     model = chosen.model if chosen else _nearest_preset(catalogue, family, law.size(target))
-    runs = at_the_best_recipe(ladder_of_family(rows, family))
+    runs = at_the_best_recipe(on_all_images(ladder_of_family(rows, family)))
     rates = laws.fit_learning_rate(
         [row["flops_per_image"] for row in runs],
         [row["learning_rate"] for row in runs],

@@ -35,10 +35,15 @@ EXPONENT = 0.4
 """Of size and of data, before anything is known."""
 REPEATS = 15.4
 """R* of arXiv 2305.16264: repeats are worth at most so many times the different images."""
+REPEATS_TRIED = tuple(REPEATS * 2.0**power for power in (-3, -2, -1, 0, 1, 2))
+"""Where runs on a part of the images tell."""
+REPEATS_DOUBT = 0.7  # of log R*
 EPOCHS_OF_A_LEVEL = 10.0
 """Each further level of regularisation is usually best for so many times the epochs. After a ResNet's 90 epochs of
 ImageNet-1k with random crops, DeiT's 300 with CutMix and erasing, and 80 epochs of 1,000 images of CIFAR-10, for which
 level 1.2 is the best of a parabola through three runs."""
+LEVEL_BOUNDS = -0.5, 2.5
+"""Of the best level: beyond, what a level costs does not grow further."""
 FIRST_LEVEL = 5.0  # epochs at which the first level is usually best
 LEVEL_DOUBT, LEVEL_SLOPE_DOUBT = 0.5, 0.15  # of level*, in levels; of its slope in log epochs
 SIZE_DOUBT = 1.5
@@ -67,7 +72,7 @@ def usual_level(epochs: float) -> float:
 @dataclass(frozen=True)
 class Trial:
     """A run that could be or was made: FLOPs an image `n`, images `d`, learning rate, level of regularisation where
-    that is chosen, which copy of it (0, 1, …)."""
+    that is chosen, which copy of it (0, 1, …), the number of different images where they are not all that there are."""
 
     family: str
     model: str
@@ -77,6 +82,7 @@ class Trial:
     rate: float
     recipe: str = ""
     copy: int = 0
+    unique_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Belief:
 
     `levels` are the budgets where the walk steps, the target last; `centre` the mean log n and log d that the
     parameters refer to; `runs` how many finished runs are behind it; `unique_images` how many images there are. Where
-    levels of regularisation are searched, the last three parameters are theirs: r and s of level*, log κ.
+    levels of regularisation are searched, the last three parameters are theirs: r and s of level*, log κ. `repeats` is
+    R* of these images, `REPEATS` where no runs on a part of them tell.
     """
 
     mean: Array
@@ -95,18 +102,22 @@ class Belief:
     centre: tuple[float, float]
     runs: int
     unique_images: float = math.inf
+    repeats: float = REPEATS
 
     def predict(self, trials: Sequence[Trial]) -> tuple[Array, Array]:
         """Expected log loss (m,) of trials without their noise, and its gradient in the parameters (m, parameters)."""
-        value, gradient = _model(self.mean, _columns(trials, self.levels, self.centre, self.unique_images))
+        value, gradient = _model(self.mean, self._columns(trials))
         # The bowl's mean is above its value at the mean rate: half its curvature times the variance of log lr*.
         value = value + 0.5 * math.exp(self.mean[8]) * self._rate_variance(trials)
         if self._searches_levels:
-            epochs = _columns(trials, self.levels, self.centre, self.unique_images)[-1][:, 1]
+            epochs = self._columns(trials)[-1][:, 1]
             x = np.stack([np.ones(epochs.size), epochs], axis=1)
             own = self.covariance[-3:-1, -3:-1]
             value = value + 0.5 * math.exp(self.mean[-1]) * np.einsum("mi,ij,mj->m", x, own, x)
         return value, gradient
+
+    def _columns(self, trials: Sequence[Trial]) -> tuple[Array, ...]:
+        return _columns(trials, self.levels, self.centre, self.unique_images, self.repeats)
 
     @property
     def _searches_levels(self) -> bool:
@@ -115,7 +126,7 @@ class Belief:
     def best_rate(self, n: float, d: float) -> float:
         """The learning rate believed best for size n and d images."""
         k, p, q = self.mean[5:8]
-        seen = float(effective_images(d, self.unique_images, REPEATS))
+        seen = float(effective_images(d, self.unique_images, self.repeats))
         return math.exp(k + p * (math.log(n) - self.centre[0]) + q * (math.log(seen) - self.centre[1]))
 
     def best_level(self, d: float) -> float:
@@ -125,7 +136,7 @@ class Belief:
         )
 
     def _rate_variance(self, trials: Sequence[Trial]) -> Array:
-        n, d, *_ = _columns(trials, self.levels, self.centre, self.unique_images)
+        n, d, *_ = self._columns(trials)
         x = np.stack([np.ones(n.size), n, d], axis=1)
         return np.asarray(np.einsum("mi,ij,mj->m", x, self.covariance[5:8, 5:8], x))
 
@@ -146,14 +157,33 @@ def fit_belief(
             that may be off.
         unique_images: how many there are; those seen again count less and less.
     """
+    fits = []
+    parts = {trial.unique_images for trial in trials} - {None}
+    for repeats in REPEATS_TRIED if parts and math.isfinite(unique_images) else (REPEATS,):
+        if (found := _fit(trials, losses, levels, usual_rate, unique_images, repeats)) is None:
+            return None
+        fits.append((found[1] + (math.log(repeats / REPEATS) / REPEATS_DOUBT) ** 2, repeats, found[0]))
+    return min(fits, key=lambda fit: fit[:2])[2]
+
+
+def _fit(
+    trials: Sequence[Trial],
+    losses: Sequence[float],
+    levels: tuple[float, ...],
+    usual_rate: tuple[float, float, float],
+    unique_images: float,
+    repeats: float,
+) -> tuple[Belief, float] | None:
+    """The belief where repeats are worth `repeats` times the images, and its misfit: squared residuals in units of the
+    usual noise, with those of the opinions."""
     known = [row for row in zip(trials, losses, strict=True) if math.isfinite(row[1])]
     if not known:
         return None
     done = [trial for trial, _ in known]
     y = np.log([loss for _, loss in known])
-    seen = np.log(effective_images([t.d for t in done], unique_images, REPEATS))
+    seen = np.log(effective_images([t.d for t in done], _different(done, unique_images), repeats))
     centre = float(np.mean([math.log(t.n) for t in done])), float(np.mean(seen))
-    columns = _columns(done, levels, centre, unique_images)
+    columns = _columns(done, levels, centre, unique_images, repeats)
     mean, precision = _opinions(float(y.min()), levels, usual_rate, centre, has_levels=any(t.recipe for t in done))
     theta, noise, weight = mean.copy(), NOISE, np.ones(y.size)
     for _ in range(6):
@@ -174,17 +204,20 @@ def fit_belief(
             break
     information = _information(theta, columns, weight / noise**2)
     covariance: Array = np.linalg.inv(information + precision).astype(np.float64)
-    belief = Belief(theta, covariance, noise, levels, centre, len(done), unique_images)
-    return _anchored(belief, done, y)
+    belief = Belief(theta, covariance, noise, levels, centre, len(done), unique_images, repeats)
+    residual = y - _model(theta, columns)[0]
+    misfit = float((weight * residual**2).sum()) / NOISE**2 + float((theta - mean) @ precision @ (theta - mean))
+    return _anchored(belief, done, y), misfit
 
 
 def _anchored(belief: Belief, done: Sequence[Trial], y: Array) -> Belief:
     """`belief` with the last step of its walk, about which no run tells anything, such that the least loss at the
     target is what the forecaster of `isoflop.laws` makes of the best loss of each budget."""
-    budgets = sorted({trial.budget for trial in done})
+    whole = [(trial.budget, v) for trial, v in zip(done, y, strict=True) if trial.unique_images is None]
+    budgets = sorted({budget for budget, _ in whole})
     if len(budgets) < 2:
         return belief
-    best = [min(v for trial, v in zip(done, y, strict=True) if trial.budget == budget) for budget in budgets]
+    best = [min(v for at, v in whole if at == budget) for budget in budgets]
     target = belief.levels[-1]
     law = forecast(budgets, np.exp(best))
     value, deviation = law.moments(target)
@@ -236,16 +269,25 @@ def _opinions(
 
 
 def _columns(
-    trials: Sequence[Trial], levels: tuple[float, ...], centre: tuple[float, float], unique_images: float
+    trials: Sequence[Trial],
+    levels: tuple[float, ...],
+    centre: tuple[float, float],
+    unique_images: float,
+    repeats: float,
 ) -> tuple[Array, ...]:
     """Centred log n and log d, log rate, which steps of the walk each budget has behind it (m, levels - 1), and the
     level of regularisation and log epochs (m, 2)."""
     x = np.array([math.log(t.n) for t in trials]) - centre[0]
-    y = np.log(effective_images([t.d for t in trials], unique_images, REPEATS)) - centre[1]
+    different = _different(trials, unique_images)
+    y = np.log(effective_images([t.d for t in trials], different, repeats)) - centre[1]
     rate = np.array([math.log(t.rate) for t in trials])
     walked = np.array([[float(t.budget >= level * 0.99) for level in levels[1:]] for t in trials])
-    regularised = np.array([(level_of(t.recipe), _log_epochs(t.d, unique_images)) for t in trials])
+    regularised = np.array([(level_of(t.recipe), _log_epochs(t.d, u)) for t, u in zip(trials, different, strict=True)])
     return x, y, rate, walked, regularised
+
+
+def _different(trials: Sequence[Trial], unique_images: float) -> Array:
+    return np.array([unique_images if t.unique_images is None else float(t.unique_images) for t in trials])
 
 
 def _log_epochs(d: float, unique_images: float) -> float:
@@ -279,9 +321,10 @@ def _model(theta: Array, columns: tuple[Array, ...]) -> tuple[Array, Array]:
     if theta.size > gradient.shape[1]:
         intercept, rise, log_curvature = theta[-3:]
         level, epochs = regularised.T
-        off, stiffness = level - (intercept + rise * epochs), math.exp(log_curvature)
-        cost = 0.5 * stiffness * off**2
-        of_levels = np.stack([-stiffness * off, -stiffness * off * epochs, cost], axis=1)
+        best = intercept + rise * epochs
+        off, stiffness = level - np.clip(best, *LEVEL_BOUNDS), math.exp(log_curvature)
+        cost, slope = 0.5 * stiffness * off**2, np.where(best == np.clip(best, *LEVEL_BOUNDS), -stiffness * off, 0.0)
+        of_levels = np.stack([slope, slope * epochs, cost], axis=1)
         value, gradient = value + cost, np.concatenate([gradient, of_levels], axis=1)
     return value, gradient
 

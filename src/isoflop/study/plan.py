@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.config.study import RECIPES, SEARCH
+from isoflop.data.order import GlobalOrder
 from isoflop.errors import StudyError
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
@@ -571,6 +572,7 @@ def search_space_of(
         MIN_STEPS,
         study.sure,
         catalogue.source.unique_images or math.inf,
+        isinstance(catalogue.source.order, GlobalOrder) and config.data.images is None,
     )
 
 

@@ -325,10 +325,12 @@ class Catalogue:
         role: str = "ladder",
         number: int = 0,
         recipe: str = "",
+        images: int | None = None,
     ) -> PlannedRun:
         """The run of `model` at `budget`; its warm-up is the same at every budget, so that trunks are shared.
 
-        `number` tells copies of a run apart: each has a seed of its own. `recipe` is the level that the planner chose.
+        `number` tells copies of a run apart: each has a seed of its own. `recipe` is the level that the planner chose,
+        `images` of how many training images it takes.
         """
         shortest = self.steps(family, model, self.budgets[0])
         warmup = min(self.config.families[family].schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
@@ -341,6 +343,8 @@ class Catalogue:
             seed=self.config.study.seed + number,
             recipe=recipe,
         )
+        if images is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"images": images})})
         if role == "final":
             config = self._keeping_its_best(config)
         counted = self.cost(family, model)

@@ -169,7 +169,9 @@ def _adaptive(
         stage = next_stage(now.space, results, allowance, size)
         number += 1
         runs = [
-            plan.catalogue.run(t.family, t.model, t.budget, t.rate, number=t.copy, recipe=t.recipe)
+            plan.catalogue.run(
+                t.family, t.model, t.budget, t.rate, number=t.copy, recipe=t.recipe, images=t.unique_images
+            )
             for t in stage.trials
         ]
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
@@ -481,7 +483,8 @@ class _Study:
         return f"{run.model} at {run.budget:g} FLOPs, lr {run.config.optim.learning_rate:g}" if run else "a worker"
 
     def _row(self, run: PlannedRun) -> Row:
-        return self.store.row(run, self.catalogue.source.unique_images, self.failures.get(run.run_id, ""))
+        unique = run.config.data.images or self.catalogue.source.unique_images
+        return self.store.row(run, unique, self.failures.get(run.run_id, ""))
 
     def _rows(self) -> list[Row]:
         return [self._row(run) for run in self.runs.values()]

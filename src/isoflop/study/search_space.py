@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from isoflop.study.belief import Belief, Trial, level_of, usual_level
 
+Trunk = tuple[str, str, float, str, int, int | None]
 RATE_RATIO = 2.0  # between neighbours on a grid of learning rates
 
 
@@ -60,7 +61,7 @@ class Candidate:
 @dataclass(frozen=True)
 class SearchSpace:
     """The question: families, rungs, the target; batch size and the fewest steps that make a run; the P(best) at which
-    the study ends; how many different images there are."""
+    the study ends; how many different images there are, and whether runs may take a part of them."""
 
     families: dict[str, Candidate]
     budgets: tuple[float, ...]
@@ -69,6 +70,7 @@ class SearchSpace:
     min_steps: int = 20
     sure: float = 0.95
     unique_images: float = math.inf
+    in_parts: bool = True
 
     def trial(self, family: str, model: str, budget: float, rate: float, recipe: str = "", copy: int = 0) -> Trial:
         candidate = self.families[family]
@@ -91,7 +93,7 @@ class Ledger:
     """What runs cost, given that longer ones start from the trunks of shorter ones."""
 
     space: SearchSpace
-    longest: dict[tuple[str, str, float, str, int], float] = field(default_factory=dict)
+    longest: dict[Trunk, float] = field(default_factory=dict)
 
     def cost(self, trial: Trial) -> float:
         """What training `trial` would cost now."""
@@ -113,9 +115,9 @@ class Ledger:
         return cost
 
 
-def trunk(trial: Trial) -> tuple[str, str, float, str, int]:
+def trunk(trial: Trial) -> Trunk:
     """What runs share that differ only in length."""
-    return trial.family, trial.model, trial.rate, trial.recipe, trial.copy
+    return trial.family, trial.model, trial.rate, trial.recipe, trial.copy, trial.unique_images
 
 
 def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
