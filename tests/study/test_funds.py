@@ -13,7 +13,16 @@ from PIL import Image
 from isoflop.config import StudyConfig
 from isoflop.errors import ConfigError, DataError, DataNotice, StudyError
 from isoflop.runs.times import Times
-from isoflop.study.adaptive import NOTHING_BESIDE, TARGET_DISTANCE, Overheads, choose_budgets, decide, next_stage
+from isoflop.study.adaptive import (
+    NOTHING_BESIDE,
+    TARGET_DISTANCE,
+    UNCHOSEN,
+    Ladder,
+    Overheads,
+    choose_budgets,
+    decide,
+    next_stage,
+)
 from isoflop.study.plan import Plan, plan_study
 from isoflop.study.planned import EVALUATION_SHARE, Catalogue
 from isoflop.study.run import Ended, run_study, stages
@@ -134,14 +143,14 @@ def test_rungs_that_were_chosen_stay_those_of_the_study(tmp_path: Path) -> None:
     config = study_config(study={"name": "toy", "hours": 0.5, "output": str(tmp_path / "toy")})
     store = Store(config.directory)
     config.directory.mkdir()
-    assert store.rungs() == ((), 0)
+    assert store.ladder() == UNCHOSEN
     begun = plan(config).catalogue.budgets
-    store.write_prices(SECONDS, 1e10, rungs=begun)
+    store.write_prices(SECONDS, 1e10, ladder=Ladder(begun))
     slower = {key: 1.5 * seconds for key, seconds in SECONDS.items()}
-    again = plan_study(config, known=slower, overheads=NOTHING_BESIDE, known_rungs=store.rungs()[0])
+    again = plan_study(config, known=slower, overheads=NOTHING_BESIDE, known_ladder=store.ladder())
     assert again.catalogue.budgets == begun != plan_study(config, slower, "", NOTHING_BESIDE).catalogue.budgets
     (config.directory / "prices.json").write_text('{"rungs": [3, 2]}')
-    assert store.rungs() == ((), 0)
+    assert store.ladder() == UNCHOSEN
 
 
 def test_families_that_would_train_the_same_runs_are_refused() -> None:

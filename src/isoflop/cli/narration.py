@@ -81,6 +81,8 @@ class TerminalNarrator(ResultNarrator):
         print_table(
             ("family", "model", "training FLOPs/image", "steps", "images", "learning rate", "utilisation"), rows
         )
+        for family, why in plan.ladder.left_out.items():
+            print(f"{family} is {why}")
         if plan.funds:
             self._tell_funds(plan, plan.funds)
         else:

@@ -433,6 +433,23 @@ NOTHING_BESIDE = Overheads()
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """What a limit makes of a ladder whose rungs are not named.
+
+    Attributes:
+        rungs: those chosen. fewer: sizes that families begin with than they ask for.
+        left_out: families whose smallest sizes the limit cannot pay for, with the reason.
+    """
+
+    rungs: tuple[float, ...] = ()
+    fewer: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+UNCHOSEN = Ladder()
+
+
+@dataclass(frozen=True)
 class Funds:
     """What there is, what the answers take, and what training costs, all in `unit` (FLOPs, hours, device-hours, money).
 
@@ -579,6 +596,14 @@ def _key(unit: str) -> str:
     return {"FLOPs": "budget", "device-hours": "device_hours"}.get(unit, unit)
 
 
+def lowest_rung(catalogue: Catalogue, family: str) -> float:
+    """FLOPs of `ENOUGH_STEPS` of the smallest size that a family may train."""
+    named = isinstance(catalogue.config.families[family].sizes, tuple)
+    names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, catalogue.ladder(family))
+    smallest = min(catalogue.flops_per_image(family, name) for name in names)
+    return ENOUGH_STEPS * catalogue.batch_size * smallest
+
+
 def choose_budgets(
     config: StudyConfig, catalogue: Catalogue, flops: float, enough: Callable[[float], str], *, open_ended: bool = False
 ) -> tuple[float, ...]:
@@ -588,12 +613,7 @@ def choose_budgets(
     `TARGET_DISTANCE`; the lowest a factor of `RUNGS_SPAN` below it, or what the smallest presets need. `enough` says
     which limit would do, given how many times `flops` are needed; `open_ended` targets grow with the limit, too.
     """
-    starting, floors = catalogue.starting, []
-    for family, options in config.families.items():
-        named = isinstance(options.sizes, tuple)
-        names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, catalogue.ladder(family))
-        smallest = min(catalogue.flops_per_image(family, name) for name in names)
-        floors.append(ENOUGH_STEPS * catalogue.batch_size * smallest)
+    starting, floors = catalogue.starting, [lowest_rung(catalogue, family) for family in config.families]
     top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
     bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
     if top < LADDER_SPAN * bottom:

@@ -14,13 +14,16 @@ from isoflop.errors import StudyError
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
     NOTHING_BESIDE,
+    UNCHOSEN,
     Funds,
+    Ladder,
     Overheads,
     answer_price,
     choose_budgets,
     clock_price,
     funds_of,
     limit_of,
+    lowest_rung,
     nearest_measured,
     opening,
 )
@@ -284,6 +287,7 @@ class Plan:
         peak: of a worker. funds: what a study with a limit may cost; None without one.
         space: the question as the adaptive planner sees it; None without a limit.
         overheads: what it takes beside the runs, and how the answers are trained.
+        ladder: what the limit has made of it, where rungs are not named.
     """
 
     catalogue: Catalogue
@@ -296,6 +300,7 @@ class Plan:
     funds: Funds | None = None
     space: SearchSpace | None = None
     overheads: Overheads = NOTHING_BESIDE
+    ladder: Ladder = UNCHOSEN
 
     def __repr__(self) -> str:
         runs, families = sum(rung.runs for rung in self.rungs), ", ".join(self.sizes)
@@ -409,14 +414,13 @@ def plan_study(
     begun_at: str = "",
     overheads: Overheads | None = None,
     times: Times | None = None,
-    known_rungs: tuple[float, ...] = (),
-    known_fewer: int = 0,
+    known_ladder: Ladder = UNCHOSEN,
 ) -> Plan:
     """The plan of `config`, priced by a few steps of each model on this machine; nothing is written.
 
-    `known` seconds an image and `overheads`, measured before, are not measured again, nor are rungs and the number of
-    starting sizes chosen again: the same prices give the same plan. `begun_at` is where the data lay when the study
-    began, `times` what has counted its preparation so far.
+    `known` seconds an image and `overheads`, measured before, are not measured again, nor is a `known_ladder` chosen
+    again: the same prices give the same plan. `begun_at` is where the data lay when the study began, `times` what has
+    counted its preparation so far.
 
     Raises StudyError, ConfigError, DataError, ModelError for a study that cannot be, its transfer task included.
     """
@@ -432,10 +436,10 @@ def plan_study(
     config = catalogue.config
     why = f"{config.precision}, {'as the study was begun' if was_decided else why}"
     if config.study.budgets is None:
-        if known_rungs:
-            catalogue = catalogue.beginning_with(known_fewer).on(known_rungs)
-        else:
-            catalogue = _on_chosen_rungs(catalogue, seconds, overheads, times, open_ended)
+        if not known_ladder.rungs:
+            config, known_ladder = _ladder_of_limit(catalogue, seconds, overheads, times, open_ended)
+        catalogue = catalogue.of(config).beginning_with(known_ladder.fewer).on(known_ladder.rungs)
+        seconds = {key: value for key, value in seconds.items() if key[0] in config.families}
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
     overheads = overheads or _overheads(catalogue, seconds, times)
@@ -445,12 +449,12 @@ def plan_study(
     _refuse_twins(first)
     _check_transfer(first[0], catalogue)
     if not config.study.limited:
-        return Plan(catalogue, sizes, first, rungs, seconds, why, peak, overheads=overheads)
+        return Plan(catalogue, sizes, first, rungs, seconds, why, peak, overheads=overheads, ladder=known_ladder)
     funds = funds_of(config, catalogue, seconds, overheads, open_ended=open_ended)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
     first = [catalogue.run(t.family, t.model, t.budget, t.rate, recipe=t.recipe) for t in opening(space)]
-    return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space, overheads)
+    return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space, overheads, known_ladder)
 
 
 def _overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
@@ -485,22 +489,35 @@ def _measure(catalogue: Catalogue, sizes: Sizes, seconds: Seconds) -> None:
     seconds |= measure_seconds_per_image(catalogue, missing)
 
 
-def _on_chosen_rungs(
+def _ladder_of_limit(
     catalogue: Catalogue, seconds: Seconds, overheads: Overheads | None, times: Times, open_ended: bool
-) -> Catalogue:
-    """`catalogue` on the rungs that what is left after the answers can pay for: with all sizes that families ask for,
-    or where there is too little for these, with fewer of each."""
-    most = max(
-        (family.sizes for family in catalogue.config.families.values() if isinstance(family.sizes, int)), default=1
-    )
-    for fewer in range(most):
-        begun = catalogue.beginning_with(fewer)
-        try:
-            return begun.on(_chosen_budgets(begun, seconds, overheads, times, open_ended))
-        except StudyError:
-            if fewer == most - 1:
-                raise
-    raise AssertionError
+) -> tuple[StudyConfig, Ladder]:
+    """The ladder that what is left after the answers can pay for, and the study without the families left out.
+
+    Where there is too little for all sizes that families ask for, they begin with fewer; where there is too little for
+    one of each, the family that needs the most is left out, the last one never. StudyError where that one needs more,
+    or all families name their sizes.
+    """
+    left_out: dict[str, str] = {}
+    while True:
+        config = catalogue.config
+        counted = {name: family.sizes for name, family in config.families.items() if isinstance(family.sizes, int)}
+        for fewer in range(max(counted.values(), default=1)):
+            begun = catalogue.beginning_with(fewer)
+            try:
+                rungs = _chosen_budgets(begun, seconds, overheads, times, open_ended)
+            except StudyError as error:
+                problem = error
+            else:
+                return config, Ladder(rungs, fewer, left_out)
+        if len(config.families) == 1 or not counted:
+            raise problem
+        dearest = max(counted, key=lambda name: lowest_rung(catalogue, name))
+        left_out[dearest] = f"left out: {problem}"
+        rest = {name: family for name, family in config.families.items() if name != dearest}
+        catalogue = catalogue.of(config.model_copy(update={"families": rest}))
+        for key in [key for key in seconds if key[0] == dearest]:
+            del seconds[key]
 
 
 def _chosen_budgets(

@@ -273,13 +273,11 @@ def run_study(
     store = Store(config.directory, config.target.protocol(config.transfer))
     with executor or make_executor(config, stop) as team:  # first: a cluster that does not answer is told at once
         # What cannot be planned is refused before anything is written.
-        rungs, fewer = store.rungs()
-        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times, rungs, fewer)
+        plan = plan_study(config, store.prices(), store.begun_at(config), store.overheads(), times, store.ladder())
         with sole_writer(config.directory, StudyError):
             store.claim(plan.catalogue.config, plan.catalogue.source.fingerprint)
             peak = plan.peak.fastest if plan.peak else None
-            chosen = plan.catalogue.budgets, plan.catalogue.fewer
-            store.write_prices(plan.seconds_per_image, peak, plan.overheads, *chosen)
+            store.write_prices(plan.seconds_per_image, peak, plan.overheads, plan.ladder)
             times.add_earlier(config.directory)
             return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run()
 
@@ -330,6 +328,7 @@ class _Study:
         open_ended = plan.funds is not None and plan.funds.open_ended
         answer = answer_from(config, self.catalogue, self._rows(), outlook, open_ended=open_ended)
         document = answer_document(answer)
+        document["left_out"] |= plan.ladder.left_out
         priced = last.plan or plan
         document["planner"] = planner_document(priced, last.thought, self._rows(), self.times)
         document |= compared_with_runs(document, self._rows(), config)

@@ -20,7 +20,7 @@ from isoflop.runs.directory import Status, read_identity, read_status
 from isoflop.runs.files import remove_partial_files, to_json, write_json
 from isoflop.runs.journal import read_attempts
 from isoflop.runs.results import Row, publish, read_document, read_results, read_whole, write_results
-from isoflop.study.adaptive import NOTHING_BESIDE, Overheads
+from isoflop.study.adaptive import NOTHING_BESIDE, UNCHOSEN, Ladder, Overheads
 from isoflop.study.executors.worker import read_target
 from isoflop.study.planned import PlannedRun
 
@@ -47,7 +47,8 @@ class Store:
         return str(found.get("begun_at") or found["config"]["data"]["source"])
 
     def as_begun(self, config: StudyConfig) -> StudyConfig:
-        """`config` with what it leaves open as the study in the directory was begun: precision, batch size, target."""
+        """`config` with what it leaves open as the study in the directory was begun: precision, batch size, target; and
+        without the families that the limit has left out."""
         if not (self.directory / "study.json").exists():
             return config
         try:
@@ -62,7 +63,9 @@ class Store:
             config = config.model_copy(update={"batch_size": batch_size})
         if config.study.target_budget is None and isinstance(target, int | float) and target > 0:
             config = config.model_copy(update={"study": config.study.model_copy(update={"target_budget": target})})
-        return config
+        left_out = self.ladder().left_out if config.study.limited else {}
+        kept = {name: family for name, family in config.families.items() if name not in left_out}
+        return config.model_copy(update={"families": kept}) if 0 < len(kept) < len(config.families) else config
 
     def claim(self, config: StudyConfig, fingerprint: str) -> None:
         """Makes the directory that of `config` on data of that `fingerprint`, or checks that it is; StudyError when it
@@ -159,28 +162,27 @@ class Store:
         seconds: Mapping[tuple[str, str], float],
         peak: float | None = None,
         overheads: Overheads = NOTHING_BESIDE,
-        rungs: tuple[float, ...] = (),
-        fewer: int = 0,
+        ladder: Ladder = UNCHOSEN,
     ) -> None:
-        """Keeps what the plan was made with, the rungs that it chose, and with how many sizes `fewer` families begin
-        than they ask for: with others a study that was stopped might go another way. The peak of a worker stays that of
-        the machine on which the study began."""
+        """Keeps what the plan was made with and the ladder that it chose: with another a study that was stopped might
+        go another way. The peak of a worker stays that of the machine on which the study began."""
         with suppress(StudyError, KeyError, TypeError, ValueError):
             peak = float(read_whole(self.directory, "prices.json")["peak"])
         self.peak = peak
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
-        planned = {"prices": rows, "peak": peak, "overheads": asdict(overheads), "rungs": rungs, "fewer": fewer}
+        planned = {"prices": rows, "peak": peak, "overheads": asdict(overheads), **asdict(ladder)}
         self.write("prices.json", planned)
 
-    def rungs(self) -> tuple[tuple[float, ...], int]:
-        """The rungs that were chosen when the study was planned, () where nobody has, or an earlier version did; and
-        with how many sizes fewer than asked for families begin."""
-        with suppress(StudyError, KeyError, TypeError, ValueError):
+    def ladder(self) -> Ladder:
+        """The ladder that was chosen when the study was planned; without rungs where nobody has, or an earlier version
+        did."""
+        with suppress(StudyError, KeyError, TypeError, ValueError, AttributeError):
             stored = read_whole(self.directory, "prices.json")
             found = tuple(float(budget) for budget in stored["rungs"])
+            left_out = {str(name): str(why) for name, why in stored.get("left_out", {}).items()}
             if found and all(0 < low < high for low, high in pairwise((*found, math.inf))):
-                return found, int(stored.get("fewer", 0))
-        return (), 0
+                return Ladder(found, int(stored.get("fewer", 0)), left_out)
+        return UNCHOSEN
 
     def row(self, run: PlannedRun, unique_images: int | None, failure: str = "") -> Row:
         """The results row of `run` as its directory tells it now; `failure` when its worker gave it up."""
