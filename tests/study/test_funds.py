@@ -361,3 +361,37 @@ def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_ho
     assert spent + last.funds.reserved < elapsed(0) + last.funds.reserved <= hours
     again = [run.run_id for batch in stages(study, lambda: ended, 1, elapsed) for run in batch.runs]
     assert again == list(ended)
+
+
+def test_a_short_limit_leaves_fewer_sizes_and_then_fewer_families_and_says_so(tmp_path: Path) -> None:
+    families = {"vit": {"sizes": 2}, "poolformer": {"sizes": 2, "recipe": "search"}}
+    told = []
+    for budget in (3e13, 8e12, 2.5e12):
+        config = study_config(study={"name": "toy", "budget": budget, "output": str(tmp_path)}, families=families)
+        planned = plan_study(config)
+        told.append((sum(map(len, planned.sizes.values())), len(planned.sizes)))
+        assert planned.ladder.left_out.keys() == set(families) - set(planned.sizes)
+    assert told[0] == (4, 2)
+    assert told == sorted(told, reverse=True)
+    assert (2, 2) in told
+    assert told[-1][1] == 1
+    (why,) = planned.ladder.left_out.values()
+    assert "would do" in why
+
+    # The study goes on with the families that it began with.
+    store = Store(tmp_path)
+    store.claim(planned.catalogue.config, "fingerprint")
+    store.write_prices(planned.seconds_per_image, ladder=planned.ladder)
+    again = plan_study(config, store.prices(), overheads=NOTHING_BESIDE, known_ladder=store.ladder())
+    assert (again.sizes, again.ladder, again.first) == (planned.sizes, planned.ladder, planned.first)
+    store.claim(again.catalogue.config, "fingerprint")  # the same study
+
+
+def test_a_recipe_is_searched_within_a_limit_only() -> None:
+    families = {"vit": {"sizes": list(SIZES), "recipe": "search"}}
+    with pytest.raises(ConfigError, match=r"families.vit.recipe.* = search is for a study with a limit"):
+        study_config(families=families)
+    planned = plan_study(study_config(study={"name": "toy", "budget": 3e12}, families=families), known=SECONDS)
+    augment = {run.recipe: (run.config.data.augment, run.config.optim.label_smoothing) for run in planned.first}
+    assert augment["light"] == ("crop_flip", 0.0)
+    assert augment["medium"] == ("crop_flip_erase", 0.1)

@@ -111,7 +111,6 @@ class TerminalNarrator(ResultNarrator):
         print_table(("a run", "runs", "new FLOPs", "minutes"), table)
 
     def _tell_funds(self, plan: Plan, funds: Funds) -> None:
-        first = plan.rungs[0]
         every = sum(rung.flops for rung in plan.rungs)
         self.say(f"\nThe limit, {power(funds.total)} {funds.unit}:")
         rows = [
@@ -122,7 +121,7 @@ class TerminalNarrator(ResultNarrator):
         print_table(("what for", funds.unit, "share"), rows)
         self.say(
             f"\nThe ladder's rungs: {', '.join(power(budget) for budget in plan.catalogue.budgets)} FLOPs per run.\n"
-            f"The first rung has {first.runs} runs of all families, the second one run per size. Later runs\n"
+            f"The first rung has {len(plan.first)} runs of all families, the second one run per size. Later runs\n"
             f"reduce the uncertainty of the answer; every size on every rung would take {power(every)} FLOPs."
         )
 

@@ -427,10 +427,10 @@ def plan_study(
     config, times = plain(config), times or Times()
     open_ended = config.study.target_budget is None
     begun = Store(config.directory).as_begun(config)
-    seconds = {key: value for key, value in (known or {}).items() if key[0] in config.families}
+    seconds = {key: value for key, value in (known or {}).items() if key[0] in begun.families}
     known_latency = overheads.latency_ms if overheads else {}
     catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times, known_latency)
-    for family in config.families:
+    for family in begun.families:
         catalogue.presets(family)  # refuses a limit that leaves no size before models are timed
     was_decided = config.precision == "auto" != begun.precision
     config = catalogue.config
