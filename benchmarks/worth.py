@@ -682,6 +682,7 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
         "study.seed": cell.seed,
         "data.source": json.dumps(cell.source),
         "data.image_size": cell.image_size,
+        "data.heldout": min(5000, len(cell.open()) // 10),
     }
     if cell.steps is not None:
         smallest = {family: family_ladder(family, cell.image_size)[:2] for family in study_table()["families"]}
@@ -705,7 +706,8 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
     told_of_it = {
         "model": answer["model"],
         "rate": answer["learning_rate"],
-        "epochs": round(answer["images"] / len(cell.open(heldout=study_table()["data"]["heldout"])), 2),
+        "recipe": answer.get("recipe"),
+        "epochs": round(answer["images"] / len(cell.open(heldout=told["data.heldout"])), 2),
         "predicted_loss": answer["predicted_loss"],
         "measured_loss": final["measured_loss"],
         "weights_after": weights.stat().st_mtime - began_at,

@@ -64,7 +64,10 @@ def test_money_is_device_hours_times_their_price_at_measured_speed() -> None:
 
 
 def test_a_family_under_its_own_name_needs_no_ladder_of_that_name() -> None:
-    config = study_config(study={"name": "toy", "budget": 3e12}, families={"mine": {"sizes": list(SIZES)}})
+    config = study_config(
+        study={"name": "toy", "budget": 3e12},
+        families={"mine": {"sizes": list(SIZES), "learning_rates": [0.005, 0.01, 0.02]}},
+    )
     catalogue = plan_study(config).catalogue
     assert catalogue.budgets == plan(study_config(study={"name": "toy", "budget": 3e12})).catalogue.budgets
 
@@ -366,7 +369,7 @@ def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_ho
 def test_a_short_limit_leaves_fewer_sizes_and_then_fewer_families_and_says_so(tmp_path: Path) -> None:
     families = {"vit": {"sizes": 2}, "poolformer": {"sizes": 2, "recipe": "search"}}
     told = []
-    for budget in (3e13, 8e12, 2.5e12):
+    for budget in (3e13, 1.5e13, 1.1e13, 8e12, 4.5e12):
         config = study_config(study={"name": "toy", "budget": budget, "output": str(tmp_path)}, families=families)
         planned = plan_study(config)
         told.append((sum(map(len, planned.sizes.values())), len(planned.sizes)))
@@ -395,3 +398,30 @@ def test_a_recipe_is_searched_within_a_limit_only() -> None:
     augment = {run.recipe: (run.config.data.augment, run.config.optim.label_smoothing) for run in planned.first}
     assert augment["light"] == ("crop_flip", 0.0)
     assert augment["medium"] == ("crop_flip_erase", 0.1)
+
+
+def test_an_answer_is_as_long_as_its_measured_speed_allows() -> None:
+    """The ladder's small models use the machine badly; the answer, timed, gets all that is left, not a third of it."""
+    planned = plan(study_config(study={"name": "toy", "hours": 0.5}))
+    asked: list[tuple[str, str]] = []
+
+    def timed(family: str, model: str) -> float:
+        asked.append((family, model))
+        flops = planned.catalogue.flops_per_image(family, model)
+        return flops / 4e9 if (family, model) not in SECONDS else SECONDS[family, model] / 3
+
+    def answer(timed: Any) -> tuple[float, float]:
+        done: dict[str, Ended] = {}
+        for batch in stages(planned, done.copy, 1, lambda stage: 0.05 * stage, timed):
+            done |= {run.run_id: Ended(1 + (run.train_flops / 1e9) ** -0.3) for run in batch.runs}
+        assert batch.thought
+        assert batch.thought.outlook
+        assert batch.plan
+        chosen = batch.thought.outlook.standings[0].answer
+        return chosen.d * chosen.n, chosen.d * batch.plan.seconds_an_image("vit", chosen.n)
+
+    before, after = answer(None), answer(timed)
+    assert asked
+    assert len(set(asked)) == len(asked)
+    assert after[0] > 1.5 * before[0]
+    assert after[1] == pytest.approx(before[1], rel=0.1)  # the time that is left

@@ -17,6 +17,7 @@ from itertools import accumulate
 import numpy as np
 
 from isoflop.config import StudyConfig, StudyTable
+from isoflop.config.study import SEARCH
 from isoflop.errors import StudyError
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
@@ -32,6 +33,7 @@ from isoflop.study.planned import (
     TARGET_DISTANCE,
     Catalogue,
 )
+from isoflop.study.rungs import first_rates
 from isoflop.study.search_space import (
     Ledger,
     SearchSpace,
@@ -508,6 +510,12 @@ class Funds:
         paid = ANSWER_MARGIN * share - self.price_of_evaluation(family, flops_per_image)
         return max(paid, 0.0) / self.price_of_answer(family, flops_per_image, 1)
 
+    def at_price(self, model: tuple[str, str], flops_per_image: float, seconds: float) -> Funds:
+        """The same, where `model` takes so many seconds of a worker to train on an image."""
+        price = seconds / flops_per_image * self.per_second
+        per_flop = {**self.per_flop, model: price}
+        return replace(self, flops={**self.flops, model: flops_per_image}, per_flop=per_flop)
+
     def _efficiency(self, family: str, flops_per_image: float) -> float:
         return self.per_flop[nearest_measured(self.flops, family, flops_per_image)]
 
@@ -604,6 +612,15 @@ def lowest_rung(catalogue: Catalogue, family: str) -> float:
     return ENOUGH_STEPS * catalogue.batch_size * smallest
 
 
+def _opening_runs(config: StudyConfig, catalogue: Catalogue) -> int:
+    """Of the first rung: see `opening`."""
+    count = 0
+    for family, options in config.families.items():
+        rates = first_rates(config, catalogue, family, catalogue.starting_sizes(family)).values()
+        count += sum(map(len, rates)) + (options.recipe == SEARCH) * sum(len(each) > 1 for each in rates)
+    return count
+
+
 def choose_budgets(
     config: StudyConfig, catalogue: Catalogue, flops: float, enough: Callable[[float], str], *, open_ended: bool = False
 ) -> tuple[float, ...]:
@@ -614,11 +631,12 @@ def choose_budgets(
     which limit would do, given how many times `flops` are needed; `open_ended` targets grow with the limit, too.
     """
     starting, floors = catalogue.starting, [lowest_rung(catalogue, family) for family in config.families]
-    top = min(config.study.target_flops / TARGET_DISTANCE, flops / (LADDER_RUNS * starting))
-    bottom = max(*floors, top / RUNGS_SPAN) if len(floors) > 1 else max(floors[0], top / RUNGS_SPAN)
+    floor, opened = max(floors), _opening_runs(config, catalogue)
+    top = min(config.study.target_flops / TARGET_DISTANCE, (flops - opened * floor) / (LADDER_RUNS * starting))
+    bottom = max(floor, top / RUNGS_SPAN)
     if top < LADDER_SPAN * bottom:
         target = LADDER_SPAN * TARGET_DISTANCE * bottom
-        needed = LADDER_SPAN * bottom * LADDER_RUNS * starting
+        needed = bottom * (opened + LADDER_SPAN * LADDER_RUNS * starting)
         if config.study.target_flops < target and not open_ended:
             raise StudyError(
                 f"study.target_budget = {config.study.target_flops:g} is too near to what the smallest presets need "

@@ -90,6 +90,12 @@ def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
     return catalogue.run(family, model, budget, 1e-3).config
 
 
+def time_answer(catalogue: Catalogue, family: str, model: str, threads: int) -> float:
+    """Seconds of training an image in which `threads` of this machine train the answer `model`, from a few steps."""
+    with on_threads(threads):
+        return seconds_per_image(_timed(catalogue, family, model), catalogue.source)
+
+
 def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
     """What the study takes beside its runs, and how its answers are trained on several threads of this machine.
 

@@ -41,7 +41,7 @@ LADDER_SPAN = 4.0
 ANSWER_SHARE = 0.7
 """Of the limit, for training the answers of a study that names no target."""
 LADDER_RUNS = 1.3
-"""How often the highest rung's budget each starting size is allowed for, in all: lower rungs and searches included."""
+"""How often the highest rung's budget each starting size is allowed for, lower rungs but the first included."""
 IMAGES_OF_A_THREAD = 16  # of a batch: fewer leave a thread waiting more than working
 BEST_OF = 20  # evaluations of an answer, whose best weights are kept
 EVALUATION_SHARE = 0.05

@@ -15,11 +15,11 @@ from isoflop.report.savings import own_cost
 from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row, judged
 from isoflop.runs.times import Times
-from isoflop.study.adaptive import Stage, decide, next_stage
+from isoflop.study.adaptive import Outlook, Stage, decide, next_stage
 from isoflop.study.answer import answer_document, answer_from, grade, hours_document, planner_document, spending
 from isoflop.study.executors import Executor, RunTask, make_executor
 from isoflop.study.handover import accuracy_of, compared_with_runs, predicted_accuracy, selected_run
-from isoflop.study.plan import Plan, plan_study, search_space_of
+from isoflop.study.plan import Plan, plan_study, search_space_of, time_answer
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
 from isoflop.study.search_space import Ledger, TrialResult
@@ -115,20 +115,25 @@ class StageRuns:
     plan: Plan | None = None
 
 
+TimeAnswer = Callable[[str, str], float]
+
+
 def stages(
     plan: Plan,
     ended: Callable[[], Mapping[str, Ended]],
     batch: int,
     elapsed: Callable[[int], float] = lambda stage: 0.0,
+    timed: TimeAnswer | None = None,
 ) -> Iterator[StageRuns]:
     """The ladder of `plan`; `ended` gives by id how runs have ended so far, `batch` is the number of workers, `elapsed`
-    the hours by the clock at the end of a stage of the ladder, which is kept.
+    the hours by the clock at the end of a stage of the ladder, which is kept. `timed` gives the seconds of a worker in
+    which an answer of a family and model trains on an image, where they are to be measured; they are kept, too.
 
     What comes depends on nothing but the plan, `batch`, how runs ended and what a stage took: a study that was stopped
     goes through the same stages again, and finds their runs done.
     """
     if plan.space:
-        return _adaptive(plan, ended, batch, elapsed)
+        return _adaptive(plan, ended, batch, elapsed, timed)
     return _fixed(plan, lambda: {run_id: end.loss for run_id, end in ended().items()})
 
 
@@ -151,7 +156,11 @@ def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[StageRuns]:
 
 
 def _adaptive(
-    plan: Plan, ended: Callable[[], Mapping[str, Ended]], batch: int, elapsed: Callable[[int], float]
+    plan: Plan,
+    ended: Callable[[], Mapping[str, Ended]],
+    batch: int,
+    elapsed: Callable[[int], float],
+    timed: TimeAnswer | None,
 ) -> Iterator[StageRuns]:
     assert plan.space
     assert plan.funds
@@ -177,8 +186,9 @@ def _adaptive(
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
         if stage.stop and now.funds.open_ended:  # they get all that the ladder left
             left = now.funds.total - now.funds.beside - max(stage.spent, passed)
-            space = search_space_of(plan.catalogue.config, plan.catalogue, plan.sizes, now.funds, left)
-            stage = replace(stage, outlook=decide(space, results).outlook())
+            answering, outlook = _answering(now, results, left, timed)
+            yield StageRuns(runs, number, None, later, replace(stage, outlook=outlook), answering)
+            return
         yield StageRuns(runs, number, None, later, stage, now)
         if stage.stop:
             return
@@ -194,6 +204,33 @@ def _adaptive(
         results += [TrialResult(t, end.loss, cost) for t, end, cost in zip(stage.trials, ends, costs, strict=True)]
         if now.funds.unit == "hours":
             passed, accounted = elapsed(number), sum(map(Ledger(now.space).spent, results))
+
+
+TIMED_ANSWERS = 4  # models, at most
+
+
+def _answering(
+    plan: Plan, results: Sequence[TrialResult], left: float, timed: TimeAnswer | None
+) -> tuple[Plan, Outlook]:
+    """How the families stand when answers share what is `left`, and `plan` with the prices of those that were timed.
+
+    The runs of the ladder are small and short, and a larger model uses a machine better: the answer is timed, and where
+    it is then another one, that too.
+    """
+    catalogue = plan.catalogue
+    known: set[tuple[str, str]] = set()
+    while True:
+        assert plan.funds
+        space = search_space_of(catalogue.config, catalogue, plan.sizes, plan.funds, left)
+        outlook = decide(space, results).outlook()
+        answer = outlook.standings[0].answer
+        model = answer.family, answer.model
+        if timed is None or model in known or len(known) == TIMED_ANSWERS:
+            return plan, outlook
+        known.add(model)
+        seconds = timed(*model)
+        prices = {**plan.seconds_per_image, model: seconds}
+        plan = replace(plan, seconds_per_image=prices, funds=plan.funds.at_price(model, answer.n, seconds))
 
 
 SECONDS_BETWEEN_TIMES = 10.0  # that are written: so much of its hours a study that is killed may forget
@@ -316,7 +353,8 @@ class _Study:
         self.narrator.planned(plan, self.executor.workers)
         last: StageRuns | None = None
         self.times.begin("ladder")
-        for batch in stages(plan, self._ends, self.executor.workers, self._hours_at):
+        timed = self._timed if config.study.executor == "local" else None  # where the answer will be trained
+        for batch in stages(plan, self._ends, self.executor.workers, self._hours_at, timed):
             if batch.thought:
                 self.narrator.thought(batch.thought, last.thought if last else None)
             self._train(batch)
@@ -368,6 +406,16 @@ class _Study:
         self._write_answer(document)
         self.narrator.ended(document)
         return document
+
+    def _timed(self, family: str, model: str) -> float:
+        """Seconds of a worker of this machine in which an answer trains on an image, measured on its threads."""
+        answers = self.store.answer_prices()
+        key = f"{family}/{model}"
+        if key not in answers:
+            overheads = self.plan.overheads
+            answers[key] = time_answer(self.catalogue, family, model, overheads.threads) / (overheads.share or 1.0)
+            self.store.write_answer_prices(answers)
+        return answers[key]
 
     def _hours_at(self, stage: int) -> float:
         hours = self.times.stage(stage) / 3600

@@ -24,6 +24,8 @@ from isoflop.study.adaptive import NOTHING_BESIDE, UNCHOSEN, Ladder, Overheads
 from isoflop.study.executors.worker import read_target
 from isoflop.study.planned import PlannedRun
 
+ANSWER_PRICES = "answer_prices.json"
+
 
 class Store:
     """Reads and writes one study directory. Everything in it but `study.json` and `runs/` can be made again."""
@@ -172,6 +174,16 @@ class Store:
         rows = [{"family": f, "model": m, "seconds_per_image": s} for (f, m), s in seconds.items()]
         planned = {"prices": rows, "peak": peak, "overheads": asdict(overheads), **asdict(ladder)}
         self.write("prices.json", planned)
+
+    def answer_prices(self) -> dict[str, float]:
+        """Seconds of a worker in which answers train on an image, by family/model, as measured after the ladder."""
+        with suppress(StudyError, AttributeError, TypeError, ValueError):
+            return {str(k): float(v) for k, v in read_whole(self.directory, ANSWER_PRICES)["seconds"].items()}
+        return {}
+
+    def write_answer_prices(self, seconds: Mapping[str, float]) -> None:
+        """Keeps `answer_prices`: with others a study that was stopped might train another answer."""
+        self.write(ANSWER_PRICES, {"seconds": dict(seconds)})
 
     def ladder(self) -> Ladder:
         """The ladder that was chosen when the study was planned; without rungs where nobody has, or an earlier version
