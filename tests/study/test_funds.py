@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from isoflop.config import StudyConfig
-from isoflop.errors import ConfigError, DataError, DataNotice, StudyError
+from isoflop.errors import CheckpointError, ConfigError, DataError, DataNotice, StudyError
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
     NOTHING_BESIDE,
@@ -28,6 +28,7 @@ from isoflop.study.planned import EVALUATION_SHARE, Catalogue
 from isoflop.study.run import Ended, run_study, stages
 from isoflop.study.search_space import Ledger, TrialResult
 from isoflop.study.store import Store
+from isoflop.train import train
 from tests.study.test_rungs import SIZES, study_config
 
 SECONDS = {("vit", name): 1e-4 * (k + 1) for k, name in enumerate(SIZES)}
@@ -425,3 +426,24 @@ def test_an_answer_is_as_long_as_its_measured_speed_allows() -> None:
     assert len(set(asked)) == len(asked)
     assert after[0] > 1.5 * before[0]
     assert after[1] == pytest.approx(before[1], rel=0.1)  # the time that is left
+
+
+def test_a_family_may_start_from_trained_weights(tmp_path: Path) -> None:
+    size = SIZES[0]
+    trained = study_config().run_config("vit", model=size, steps=2, learning_rate=1e-3, warmup=0)
+    train(trained, tmp_path / "before")
+    start = {"weights": str(tmp_path / "before")}
+    families = {"vit": {"sizes": list(SIZES)}, "tuned": {"sizes": [size], "start": start}}
+    planned = plan_study(study_config(study={"name": "toy", "budget": 3e12}, families=families), known=SECONDS)
+    runs = {run.family: run for run in planned.first if run.model == size}
+    assert runs["tuned"].config.start is not None
+    assert runs["vit"].config.start is None
+    assert runs["tuned"].run_id != runs["vit"].run_id
+    assert runs["tuned"].flops_per_image == runs["vit"].flops_per_image
+
+    families["tuned"]["sizes"] = [SIZES[1]]
+    with pytest.raises(CheckpointError, match="weights of another architecture than"):
+        plan_study(study_config(study={"name": "toy", "budget": 3e12}, families=families), known=SECONDS)
+    families["tuned"]["sizes"] = list(SIZES)
+    with pytest.raises(ConfigError, match=r"families.tuned.*start.weights.* are of one model"):
+        study_config(study={"name": "toy", "budget": 3e12}, families=families)

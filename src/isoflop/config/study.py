@@ -42,6 +42,7 @@ from isoflop.config.run import (
     RunConfig,
     ScheduleConfig,
     SharedConfig,
+    StartConfig,
 )
 from isoflop.errors import ConfigError
 
@@ -262,6 +263,9 @@ class FamilyConfig(Table):
     """Regularisation in place of that of `[data]` and `[optim]`: random crops and flips (`light`), random erasing and
     label smoothing 0.1 with them (`medium`), CutMix too (`strong`). Few images and many epochs want more of it.
     `search`: the planner of a study with a limit chooses the level, as it does the learning rate."""
+    start: Maybe[StartConfig] = later_option(None)
+    """Trained weights that every run of the family starts from: fine-tuning, beside families that learn from nothing.
+    They are of one model, the only one in `sizes`. (`model.pretrained` of a `timm:` model takes timm's.)"""
     model: dict[str, Scalar] = Field(default={})
     """Values that override those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
@@ -274,6 +278,8 @@ class FamilyConfig(Table):
         _check_ascending("learning_rates", self.learning_rates or ())
         if isinstance(self.sizes, tuple) and len(set(self.sizes)) < len(self.sizes):
             raise problem("sizes", "names a preset twice")
+        if self.start and not (isinstance(self.sizes, tuple) and len(self.sizes) == 1):
+            raise problem("start.weights", "are of one model: name it as the only one in `sizes`")
         for key, reason in ({"name": "is one of `sizes`"} | NOT_OF_THE_MODEL).items():
             if key in self.model:
                 raise problem(f"model.{key}", f"cannot be set: it {reason}")
@@ -350,6 +356,11 @@ class StudyConfig(SharedConfig):
         return self
 
     @property
+    def has_scratch(self) -> bool:
+        """Whether a family learns from nothing, without trained weights."""
+        return any(not family.start and not family.model.get("pretrained") for family in self.families.values())
+
+    @property
     def has_transfer(self) -> bool:
         """Whether the answers are tried on another task: there is a `[transfer]` table."""
         return "transfer" in self.model_fields_set
@@ -381,6 +392,7 @@ class StudyConfig(SharedConfig):
             "steps": steps,
             "batch_size": self.batch_size or DEFAULT_BATCH,
             "seed": self.study.seed if seed is None else seed,
+            "start": own.start,
             "threads": 1,
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             "schedule": own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),

@@ -110,7 +110,7 @@ LABELS_READ = 100_000
 def check_images(config: StudyConfig, source: Source, heldout: int) -> None:
     """Raises StudyError where the images of classes are too few, or nearly all of one class, for models that learn from
     nothing: a study would compare noise. `heldout` images are apart from `source`."""
-    is_classified = isinstance(config.objective, SupervisedConfig | DistilledConfig)
+    is_classified = config.has_scratch and isinstance(config.objective, SupervisedConfig | DistilledConfig)
     classes, uri = source.num_classes, printable(config.data.source)
     generated = parse_uri(config.data.source)[0] == "fractals"
     if not is_classified or generated or source.unique_images is None or source.has_several_labels or classes < 2:
