@@ -82,7 +82,7 @@ class TerminalNarrator(ResultNarrator):
             ("family", "model", "training FLOPs/image", "steps", "images", "learning rate", "utilisation"), rows
         )
         for family, why in plan.ladder.left_out.items():
-            print(f"{family} is {why}")
+            print(f"{family} is left out: {why}")
         if plan.funds:
             self._tell_funds(plan, plan.funds)
         else:

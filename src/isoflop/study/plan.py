@@ -519,7 +519,7 @@ def _ladder_of_limit(
         if len(config.families) == 1 or not counted:
             raise problem
         dearest = max(counted, key=lambda name: lowest_rung(catalogue, name))
-        left_out[dearest] = f"left out: {problem}"
+        left_out[dearest] = str(problem)
         rest = {name: family for name, family in config.families.items() if name != dearest}
         catalogue = catalogue.of(config.model_copy(update={"families": rest}))
         for key in [key for key in seconds if key[0] == dearest]:
