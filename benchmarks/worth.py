@@ -67,7 +67,7 @@ from isoflop.objectives import objective_cost
 from isoflop.runs.files import write_json
 from isoflop.study import open_study
 from isoflop.study.belief import usual_size
-from isoflop.study.rungs import USUAL_RATE
+from isoflop.study.rungs import usual_rate
 from isoflop.train import train
 from isoflop.train.device import (
     Precision,
@@ -422,11 +422,6 @@ def flops(preset: str, source: Source) -> float:
     return float(objective_cost(SupervisedConfig(), preset, **shape).train_flops_per_image)
 
 
-def usual_rate(optimizer: str, flops_per_image: float) -> float:
-    rate, exponent = USUAL_RATE[optimizer]
-    return float(rate * (flops_per_image / 1e6) ** exponent)
-
-
 def backbone(preset: str, source: Source, seed: int) -> nn.Module:
     return create_model(
         preset, num_classes=source.num_classes, image_size=source.image_size, in_channels=source.channels, seed=seed
@@ -453,6 +448,10 @@ def search_space(source: Source, seconds: float, is_rehearsal: bool) -> dict[str
     return {name: presets for name, presets in near.items() if presets}
 
 
+def preset_batch(source: Source) -> int:
+    return batch_size(len(source), 128 if source.image_size <= 64 else 64)
+
+
 def train_preset(
     preset: str,
     family: str,
@@ -464,8 +463,7 @@ def train_preset(
 ) -> tuple[nn.Module, Recipe, int]:
     """A preset trained by the family's recipe, 5 % warm-up and a cosine."""
     optim = family_recipe(family)
-    most = 128 if source.image_size <= 64 else 64
-    recipe = Recipe(batch_size(len(source), most), clip=1.0)
+    recipe = Recipe(preset_batch(source), clip=1.0)
     model = prepared(backbone(preset, source, seed), recipe)
     optimizer = import_module("timm.optim").create_optimizer_v2(
         model, opt=optim["name"], lr=rate, momentum=optim.get("momentum", 0.9), weight_decay=optim["weight_decay"]
@@ -499,7 +497,8 @@ def _search(cell: Cell, journal: str, space: dict[str, list[str]], end: float, p
         family = trial.suggest_categorical("family", sorted(space))
         preset = space[family][trial.suggest_int(f"{family} size", 0, len(space[family]) - 1)]
         factor = trial.suggest_float(f"{family} rate", 1 / RATE_REACH, RATE_REACH, log=True)
-        rate = factor * usual_rate(family_recipe(family)["name"], flops(preset, source))
+        usual = usual_rate(family_recipe(family)["name"], flops(preset, source), preset_batch(source))
+        rate = factor * usual
         for key, value in (("family", family), ("preset", preset), ("rate", rate)):
             trial.set_user_attr(key, value)
         reported = list(RUNGS)
@@ -583,12 +582,13 @@ def fixed(cell: Cell) -> tuple[Judge, Facts]:
         preset = min(presets, key=lambda name: abs(math.log(flops(name, source) / usual)))
 
     def config(steps: int) -> RunConfig:
-        rate = float(f"{usual_rate(optim['name'], flops(preset, source)):.2g}")
+        batch = batch_size(len(source), 128)
+        rate = float(f"{usual_rate(optim['name'], flops(preset, source), batch):.2g}")
         table = {
             "model": {"name": preset},
             "steps": steps,
             "seed": cell.seed,
-            "batch_size": batch_size(len(source), 128),
+            "batch_size": batch,
             "tensorboard": False,
             "data": {"source": cell.source, "image_size": cell.image_size, "heldout": 500, "augment": "crop_flip"},
             "optim": {**optim, "learning_rate": rate},
@@ -691,7 +691,8 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
         told |= {"transfer.protocols": '["ridge"]', "transfer.seeds": "[0]"}
         told["study.budgets"] = json.dumps([least, 1.5 * least, 2 * least])
         for family, names in smallest.items():
-            rate = usual_rate(family_recipe(family)["name"], flops(names[0], cell.open()))
+            rate = usual_rate(family_recipe(family)["name"], flops(names[0], cell.open()), 4)
+            told[f"families.{family}.recipe"] = "medium"  # levels are searched within a limit
             told[f"families.{family}.sizes"] = json.dumps(names)
             told[f"families.{family}.learning_rates"] = json.dumps([rate])
     command = ["study", "run", str(EXAMPLE), *(f"{key}={value}" for key, value in told.items())]

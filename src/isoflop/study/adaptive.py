@@ -317,8 +317,9 @@ def _for_the_law(
 
 
 def _on_parts_of_the_images(space: SearchSpace, leader: FamilyStanding, results: Sequence[TrialResult]) -> list[Trial]:
-    """Where the answer sees its images several times: the best run of the second rung on so small a part of them that
-    it repeats them as often, and on twice that. [] where they were made, or images do not repeat."""
+    """Where the answer sees its images several times: the best run of the second rung, at the answer's level of
+    regularisation, on so small a part of them that it repeats them as often, a quarter at least, and on twice that.
+    [] where they were made, or images do not repeat."""
     answer, whole = leader.answer, space.unique_images
     own = [result for result in results if result.trial.family == answer.family and math.isfinite(result.loss)]
     rungs = sorted({result.trial.budget for result in own})
@@ -327,9 +328,9 @@ def _on_parts_of_the_images(space: SearchSpace, leader: FamilyStanding, results:
     if any(r.trial.unique_images for r in results):
         return []
     best = min((r for r in own if r.trial.budget == rungs[1]), key=lambda result: result.loss).trial
-    images = max(best.d / answer.d * whole, FEWEST_IMAGES, space.batch_size)
+    images = max(best.d / answer.d * whole, whole / 4, FEWEST_IMAGES, space.batch_size)
     parts = [round(part) for part in (images, 2 * images) if part <= 0.75 * whole]
-    return [replace(best, unique_images=part, copy=0) for part in parts]
+    return [replace(best, unique_images=part, recipe=answer.recipe, copy=0) for part in parts]
 
 
 def believe(space: SearchSpace, results: Sequence[TrialResult]) -> dict[str, Belief]:

@@ -35,6 +35,19 @@ USUAL_RATE = {
 }
 
 
+USUAL_BATCH = 64, 128
+"""Of the rates above: of optimizers that normalise their steps, and of SGD. The rate goes with the root of the batch for
+the first (arXiv 2205.10287), and with the batch for SGD (arXiv 1706.02677)."""
+
+
+def usual_rate(optimizer: str, flops_per_image: float, batch_size: int) -> float:
+    """The peak rate to expect of a model with so many training FLOPs an image."""
+    rate, exponent = USUAL_RATE[optimizer]
+    normalised, plain = (batch_size / usual for usual in USUAL_BATCH)
+    factor = plain if optimizer == "sgd" else normalised**0.5
+    return rate * factor * (flops_per_image / 1e6) ** exponent
+
+
 SEARCHED = 2  # sizes that try all rates where the others take theirs over
 Rates = tuple[float, ...]
 
@@ -46,8 +59,8 @@ def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str
         return own.learning_rates
     if transfers(config, family):
         model = catalogue.presets(family)[0]
-    rate, exponent = USUAL_RATE[_optimizer(config, family)]
-    centre = float(f"{rate * (catalogue.flops_per_image(family, model) / 1e6) ** exponent:.1g}")
+    flops, batch_size = catalogue.flops_per_image(family, model), catalogue.batch_size
+    centre = float(f"{usual_rate(_optimizer(config, family), flops, batch_size):.1g}")
     return (centre / 2, centre, centre * 2)
 
 
