@@ -6,7 +6,7 @@ import pytest
 
 from isoflop.config import OptimizerConfig, StudyConfig, parse
 from isoflop.study.planned import Catalogue
-from isoflop.study.rungs import USUAL_RATE, rate_grid
+from isoflop.study.rungs import USUAL_RATE, rate_grid, usual_rate
 from isoflop.train.optim.build import OPTIMIZERS
 
 
@@ -33,3 +33,14 @@ def test_sharpness_aware_runs_get_half_of_the_steps() -> None:
     assert sam.flops_per_image("vit", "vit_w16d2p8") == 2 * plain.flops_per_image("vit", "vit_w16d2p8")
     assert sam.run("vit", "vit_w16d2p8", 1e9, 1e-3).flops_per_image == sam.flops_per_image("vit", "vit_w16d2p8")
     assert sam.steps("vit", "vit_w16d2p8", 3e9) == pytest.approx(plain.steps("vit", "vit_w16d2p8", 3e9) / 2, abs=1)
+
+
+@pytest.mark.parametrize(("name", "power"), [("sgd", 1.0), ("adamw", 0.5)])
+def test_the_usual_rate_follows_the_batch_size(name: str, power: float) -> None:
+    """Linear for SGD (arXiv 1706.02677), by the root for AdamW (arXiv 2205.10287)."""
+    small, large = (usual_rate(name, 1e6, batch) for batch in (16, 128))
+    assert large / small == pytest.approx(8**power)
+    found = catalogue({"name": name})
+    batch = found.of(found.config.model_copy(update={"batch_size": 4 * found.batch_size}))
+    centres = [rate_grid(c.config, c, "vit", "vit_w16d2p8")[1] for c in (found, batch)]
+    assert centres[1] / centres[0] == pytest.approx(4**power, rel=0.15)  # of one digit

@@ -36,8 +36,8 @@ USUAL_RATE = {
 
 
 USUAL_BATCH = 64, 128
-"""Of the rates above: of optimizers that normalise their steps, and of SGD. The rate goes with the root of the batch for
-the first (arXiv 2205.10287), and with the batch for SGD (arXiv 1706.02677)."""
+"""Of the rates above: of optimizers that normalise their steps, and of SGD. The rate goes with the root of the batch
+for the first (arXiv 2205.10287), and with the batch for SGD (arXiv 1706.02677)."""
 
 
 def usual_rate(optimizer: str, flops_per_image: float, batch_size: int) -> float:
