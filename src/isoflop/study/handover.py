@@ -92,14 +92,19 @@ def selected_run(document: Mapping[str, Any], rows: Sequence[Row], config: Study
 
 
 FEWEST_ACCURACIES = 4
+USUAL_POWER, POWER_DOUBT = 1.2, 0.25
+"""−log accuracy grows with about this power of the loss: 1 where a model is as sure as it is right; small ResNets on
+CIFAR-10 go from a loss of 1.5 with 47 % to 0.6 with 78 %."""
+SCATTER = 0.06  # of a run's log(−log accuracy) about that
+NEAR = 0.5  # runs whose log loss is so much farther away count 0.6 times as much
 
 
 def predicted_accuracy(rows: Sequence[Row], entry: Mapping[str, Any]) -> dict[str, Any]:
     """`predicted_accuracy` of an answer and its `accuracy_interval`, from its predicted loss, both None where the runs
     do not tell.
 
-    The study's own finished runs give the map: the logit of the held-out accuracy is a line in the logarithm of the
-    held-out loss, fitted by least squares, which falls.
+    The study's own finished runs give the map, above all those of about that loss: log(−log accuracy) is a line in the
+    logarithm of the held-out loss, whose slope is about the usual one.
     """
     nothing = {"predicted_accuracy": None, "accuracy_interval": None}
     told = [
@@ -111,13 +116,15 @@ def predicted_accuracy(rows: Sequence[Row], entry: Mapping[str, Any]) -> dict[st
     if len({x for x, _ in told}) < FEWEST_ACCURACIES:
         return nothing
     x, accuracy = np.array(told).T
-    slope, offset = np.polyfit(x, np.log(accuracy / (1 - accuracy)), 1)
-    if not slope < 0:
-        return nothing
+    y = np.log(-np.log(accuracy))
+    weight = np.exp(-0.5 * ((x - math.log(entry["predicted_loss"])) / NEAR) ** 2) + 1e-3
+    middle, level = np.average(x, weights=weight), np.average(y, weights=weight)
+    weight, opinion = weight / SCATTER**2, POWER_DOUBT**-2
+    power = (weight @ ((x - middle) * (y - level)) + opinion * USUAL_POWER) / (weight @ (x - middle) ** 2 + opinion)
     loss = np.array([entry["predicted_loss"], *entry["interval"]])
     with np.errstate(all="ignore"):
-        found = [float(value) for value in 1 / (1 + np.exp(-(offset + slope * np.log(loss))))]
-    if not all(map(math.isfinite, found)):
+        found = [float(value) for value in np.exp(-np.exp(level + power * (np.log(loss) - middle)))]
+    if power <= 0 or not all(map(math.isfinite, found)):
         return nothing
     return {"predicted_accuracy": found[0], "accuracy_interval": [found[2], found[1]]}
 
