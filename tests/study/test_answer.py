@@ -192,7 +192,9 @@ def test_a_planted_law_comes_back_in_the_answer_document(tmp_path: Path) -> None
     assert answer["law"]["irreducible"] == pytest.approx(floor, rel=1e-6)
 
 
-def test_the_planners_best_family_is_the_answer_though_its_runs_are_too_few_for_a_law() -> None:
+def test_the_planners_best_family_is_the_answer_though_its_runs_are_too_few_for_a_law(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As on CIFAR-10 within 12 minutes: 97 % for a ResNet of eight runs, and a PoolFormer was answered."""
     sizes = {"vit": ["vit_w8d2p8", "vit_w12d2p8"], "poolformer": ["poolformer_w4d2p8", "poolformer_w6d2p8"]}
     study = {"name": "toy", "budgets": [1e9, 3e9, 1e10], "target_budget": 1e11, "device_hours": 1.0}
@@ -223,3 +225,8 @@ def test_the_planners_best_family_is_the_answer_though_its_runs_are_too_few_for_
     assert "poolformer_w6d2p8" in page
     nobody = Outlook((standing("vit", 1.2, 0.999), standing("poolformer", 2.0, 0.001)))
     assert "given up early" in answer_from(catalogue.config, catalogue, rows, nobody).left_out["poolformer"]
+    # A law whose interval tells nothing predicts nothing either.
+    monkeypatch.setattr("isoflop.study.answer.tells_nothing", lambda low, high: True)
+    vit = next(f for f in answer_from(catalogue.config, catalogue, rows, outlook).families if f.family == "vit")
+    assert vit.law is None
+    assert vit.predicted_loss == pytest.approx(1.2)

@@ -23,6 +23,7 @@ from isoflop.report.interim import (
     without_law,
 )
 from isoflop.report.savings import savings, total_cost, utilisation
+from isoflop.report.text import tells_nothing
 from isoflop.runs.results import Row
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import NEGLIGIBLE, FamilyStanding, Outlook, Stage
@@ -115,6 +116,9 @@ def answer_from(
         s.family: _family_answer(catalogue, s, (fitted[s.family], frontiers[s.family]), rows, beliefs.get(s.family))
         for s in standings
     }
+    for name, found in by_law.items():
+        if name in beliefs and tells_nothing(*found.interval):
+            lawless[name] = "its runs do not determine the interval of a law"
     by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
     answers = by_law | by_belief
     families = tuple(answers[family] for family in beliefs or by_law if family in answers)
