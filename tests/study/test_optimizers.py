@@ -41,6 +41,6 @@ def test_the_usual_rate_follows_the_batch_size(name: str, power: float) -> None:
     small, large = (usual_rate(name, 1e6, batch) for batch in (16, 128))
     assert large / small == pytest.approx(8**power)
     found = catalogue({"name": name})
-    batch = found.of(found.config.model_copy(update={"batch_size": 4 * found.batch_size}))
+    batch = found.of(found.config.model_copy(update={"batch_size": 16 * found.batch_size}))
     centres = [rate_grid(c.config, c, "vit", "vit_w16d2p8")[1] for c in (found, batch)]
-    assert centres[1] / centres[0] == pytest.approx(4**power, rel=0.15)  # of one digit
+    assert centres[1] / centres[0] == pytest.approx(16**power, rel=0.4)  # of one digit
