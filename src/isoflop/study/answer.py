@@ -11,6 +11,7 @@ from typing import Any
 from isoflop import laws
 from isoflop.config import StudyConfig
 from isoflop.errors import LawError, StudyError
+from isoflop.laws.columns import tells_nothing
 from isoflop.laws.compare import naive_ranking
 from isoflop.report.interim import (
     at_the_best_recipe,
@@ -23,7 +24,6 @@ from isoflop.report.interim import (
     without_law,
 )
 from isoflop.report.savings import savings, total_cost, utilisation
-from isoflop.report.text import tells_nothing
 from isoflop.runs.results import Row
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import NEGLIGIBLE, FamilyStanding, Outlook, Stage

@@ -45,7 +45,7 @@ def usual_rate(optimizer: str, flops_per_image: float, batch_size: int) -> float
     rate, exponent = USUAL_RATE[optimizer]
     normalised, plain = (batch_size / usual for usual in USUAL_BATCH)
     factor = plain if optimizer == "sgd" else normalised**0.5
-    return rate * factor * (flops_per_image / 1e6) ** exponent
+    return float(rate * factor * (flops_per_image / 1e6) ** exponent)
 
 
 SEARCHED = 2  # sizes that try all rates where the others take theirs over
