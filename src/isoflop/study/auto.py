@@ -29,7 +29,7 @@ from isoflop.share import FORMATS, export
 from isoflop.share.export import PACKAGES, READERS, find_format
 from isoflop.study.executors import Executor
 from isoflop.study.plan import USUAL_UTILISATION
-from isoflop.study.planned import ANSWER_SHARE, FEWEST_OF_A_CLASS
+from isoflop.study.planned import ANSWER_SHARE, FEWEST_OF_A_CLASS, SMALLEST_BATCH
 from isoflop.study.run import Narrator, run_study
 from isoflop.study.store import Store
 from isoflop.train.device import choose_device, peak_of, usable_cores
@@ -94,10 +94,13 @@ class Choice(NamedTuple):
 
 def _choose(report: CheckReport, has_test: bool, study: StudyConfig) -> Choice:
     heldout, test = held_out(report.images, len(report.classes), has_test=has_test)
-    joint = "&" if "?" in report.uri else "?"
-    source = f"{report.uri}{joint}test={test}" if test else report.uri
     side = min(report.widths[1], report.heights[1])
-    return Choice(source, image_size(side, report.images - heldout - test, _answer_flops(study)), heldout)
+    size = image_size(side, report.images - heldout - test, _answer_flops(study))
+    return Choice(_with_test(report.uri, test), size, heldout)
+
+
+def _with_test(uri: str, test: int | None) -> str:
+    return f"{uri}{'&' if '?' in uri else '?'}test={test}" if test else uri
 
 
 def _answer_flops(config: StudyConfig) -> float:
@@ -146,7 +149,8 @@ def _config(name: str, hours: float, choice: Choice, starts: Sequence[str], over
 def _family(start: str) -> str:
     """The name of the family that starts from these weights: `resnet18` of `timm:resnet18.a1_in1k`."""
     name = start.partition(":")[2] if ":" in start else Path(start).stem
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "started"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "started"
+    return f"{name}-started" if name in FAMILIES else name
 
 
 def study_name(uri: str) -> str:
@@ -170,8 +174,7 @@ def _begun(config: StudyConfig, uri: str) -> Choice | None:
             f"{hours} to go on with it, or another folder as --output"
         )
     test = parse_uri(found["data"]["source"])[2].get("test")
-    joint = "&" if "?" in uri else "?"
-    return Choice(f"{uri}{joint}test={test}" if test else uri, found["data"]["image_size"], found["data"]["heldout"])
+    return Choice(_with_test(uri, test), found["data"]["image_size"], found["data"]["heldout"])
 
 
 def _ended(config: StudyConfig) -> dict[str, Any] | None:
@@ -238,7 +241,18 @@ def auto(
     config = configured(choice)
     directory = config.directory
     if _ended(config) is None:
-        run_study(config, narrator, command=command, executor=executor, stop=stop, times=times)
+        small = configured(choice._replace(image_size=SIDES[0]))
+        cheaper = [
+            each.model_copy(update={"batch_size": each.batch_size or SMALLEST_BATCH}) for each in (config, small)
+        ]
+        attempts = [config, *(each for each in cheaper if each != config)]
+        for attempt in attempts:  # hours that are too few for a ladder may do for smaller batches, or smaller images
+            try:
+                run_study(attempt, narrator, command=command, executor=executor, stop=stop, times=times)
+                break
+            except StudyError:
+                if attempt is attempts[-1] or (directory / "study.json").exists():
+                    raise
     page = directory / EVALUATION
     if not page.exists():
         found = evaluate(str(directory), config.data.source)
