@@ -242,11 +242,11 @@ def auto(
     directory = config.directory
     if _ended(config) is None:
         small = configured(choice._replace(image_size=SIDES[0]))
-        cheaper = [
-            each.model_copy(update={"batch_size": each.batch_size or SMALLEST_BATCH}) for each in (config, small)
-        ]
-        attempts = [config, *(each for each in cheaper if each != config)]
-        for attempt in attempts:  # hours that are too few for a ladder may do for smaller batches, or smaller images
+        attempts = [config]  # hours that are too few for a ladder may do for smaller batches, or smaller images
+        for each in (config, small):
+            cheaper = each.model_copy(update={"batch_size": each.batch_size or SMALLEST_BATCH})
+            attempts += [cheaper] if cheaper not in attempts else []
+        for attempt in attempts:
             try:
                 run_study(attempt, narrator, command=command, executor=executor, stop=stop, times=times)
                 break
