@@ -17,7 +17,7 @@ import isoflop
 from isoflop.cli import main
 from isoflop.config.problems import literal
 from isoflop.errors import ConfigError
-from isoflop.study.auto import EVALUATION, SIDES, auto, held_out, image_size, study_name, summary
+from isoflop.study.auto import EVALUATION, SIDES, Choice, _config, auto, held_out, image_size, study_name, summary
 from isoflop.study.executors import Event, RunTask
 from tests.study.here import Here
 
@@ -201,6 +201,17 @@ def test_a_format_that_the_winner_lacks_is_replaced_by_one_that_it_has(
         auto(day_and_night, to="onnx")
 
 
+def test_weights_to_start_from_are_contenders(done: isoflop.study.StudyResult) -> None:
+    weights = ["timm:resnet18.a1_in1k", str(done.directory)]
+    config = _config("mine", 1.0, Choice("folder:images", 32, 10), weights, [])
+    assert list(config.families) == ["resnet", "vit", "resnet18-a1_in1k", "study"]
+    run = config.run_config("study", model="vit_w8d1p8", steps=10, learning_rate=1e-3)
+    assert run.start is not None
+    assert run.start.weights == str(done.run_directory())
+    run = config.run_config("resnet18-a1_in1k", model=weights[0], steps=10, learning_rate=1e-3)
+    assert run.model.overrides == {"pretrained": True}
+
+
 def nothing(_: Path) -> None:
     """Leaves the folder empty."""
 
@@ -219,6 +230,7 @@ def nothing(_: Path) -> None:
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--hours", "-1"], "`study.hours` = -1"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["optim.wieght_decay=1"], "did you mean"),
         (lambda root: pictures(root, {"a": 30, "b": 30}), ["--to", "keras"], "`--to` is one of"),
+        (lambda root: pictures(root, {"a": 30, "b": 30}), ["--start", "nowhere"], "nowhere: "),
         (lambda root: (root / "a").mkdir() or (root / "a" / "b.png").write_bytes(b"no image"), [], "broken"),
     ],
 )  # fmt: skip

@@ -440,6 +440,8 @@ def test_a_family_may_start_from_trained_weights(tmp_path: Path) -> None:
     assert runs["vit"].config.start is None
     assert runs["tuned"].run_id != runs["vit"].run_id
     assert runs["tuned"].flops_per_image == runs["vit"].flops_per_image
+    assert planned.space
+    assert set(planned.space.families["tuned"].answers) == {size}  # the weights are of no other
 
     families["tuned"]["sizes"] = [SIZES[1]]
     with pytest.raises(CheckpointError, match="weights of another architecture than"):

@@ -29,20 +29,20 @@ from isoflop.share import FORMATS, export
 from isoflop.share.export import PACKAGES, READERS, find_format
 from isoflop.study.executors import Executor
 from isoflop.study.plan import USUAL_UTILISATION
-from isoflop.study.planned import ANSWER_SHARE, FEWEST_OF_A_CLASS, SMALLEST_BATCH
+from isoflop.study.planned import ANSWER_SHARE, FEWEST_OF_A_CLASS
 from isoflop.study.run import Narrator, run_study
 from isoflop.study.store import Store
 from isoflop.train.device import choose_device, peak_of, usable_cores
-from isoflop.transfer import evaluate
+from isoflop.transfer import evaluate, open_backbone
 
 HOURS = 0.5
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "resnet": {"sizes": 2, "recipe": "medium", "optim": SGD},
-    "resnet_strong": {"ladder": "resnet", "sizes": 2, "recipe": "strong", "optim": SGD},  # for few images, seen often
-    "vit": {"sizes": 2, "recipe": "medium"},
+    "resnet": {"sizes": 2, "recipe": "search", "optim": SGD},
+    "vit": {"sizes": 2, "recipe": "search"},
 }
 """The contenders, beside those that start from weights."""
+FINE_TUNING_RATES = [1e-4, 3e-4, 1e-3]  # of AdamW
 
 # What is chosen for the images: a size, and how many are held out.
 
@@ -139,7 +139,7 @@ def _config(name: str, hours: float, choice: Choice, starts: Sequence[str], over
         "study": {"name": name, "hours": hours},
         "data": {"image_size": choice.image_size, "heldout": choice.heldout, "augment": "crop_flip"},
         "schedule": {"name": "constant", "warmup": 20, "cooldown": 0.2},
-        "families": FAMILIES | {_family(start): {"start": {"weights": start}} for start in starts},
+        "families": FAMILIES | {_family(start): _started(start) for start in starts},
     }
     tables["data"]["source"] = choice.source
     given = [f"{dotted(path)}={literal(value)}" for path, value in flatten(tables)]
@@ -151,6 +151,16 @@ def _family(start: str) -> str:
     name = start.partition(":")[2] if ":" in start else Path(start).stem
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "started"
     return f"{name}-started" if name in FAMILIES else name
+
+
+def _started(start: str) -> dict[str, Any]:
+    """The table of a family that starts from these weights; CheckpointError where they are not there."""
+    tuned = {"recipe": "search", "learning_rates": FINE_TUNING_RATES}
+    if start.startswith("timm:"):
+        return {**tuned, "sizes": [start], "model": {"pretrained": True}}
+    found = open_backbone(start)
+    model, weights = dict(found.options), str(found.run or start)
+    return {**tuned, "sizes": [found.preset], "start": {"weights": weights}} | ({"model": model} if model else {})
 
 
 def study_name(uri: str) -> str:
@@ -241,18 +251,7 @@ def auto(
     config = configured(choice)
     directory = config.directory
     if _ended(config) is None:
-        small = configured(choice._replace(image_size=SIDES[0]))
-        attempts = [config]  # hours that are too few for a ladder may do for smaller batches, or smaller images
-        for each in (config, small):
-            cheaper = each.model_copy(update={"batch_size": each.batch_size or SMALLEST_BATCH})
-            attempts += [cheaper] if cheaper not in attempts else []
-        for attempt in attempts:
-            try:
-                run_study(attempt, narrator, command=command, executor=executor, stop=stop, times=times)
-                break
-            except StudyError:
-                if attempt is attempts[-1] or (directory / "study.json").exists():
-                    raise
+        run_study(config, narrator, command=command, executor=executor, stop=stop, times=times)
     page = directory / EVALUATION
     if not page.exists():
         found = evaluate(str(directory), config.data.source)
