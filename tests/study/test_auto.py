@@ -205,10 +205,10 @@ def test_weights_to_start_from_are_contenders(done: isoflop.study.StudyResult) -
     weights = ["timm:resnet18.a1_in1k", str(done.directory)]
     config = _config("mine", 1.0, Choice("folder:images", 32, 10), weights, [])
     assert list(config.families) == ["resnet", "vit", "resnet18-a1_in1k", "study"]
-    run = config.run_config("study", model="vit_w8d1p8", steps=10, learning_rate=1e-3)
+    run = config.run_config("study", model="vit_w8d1p8", steps=100, learning_rate=1e-3)
     assert run.start is not None
     assert run.start.weights == str(done.run_directory())
-    run = config.run_config("resnet18-a1_in1k", model=weights[0], steps=10, learning_rate=1e-3)
+    run = config.run_config("resnet18-a1_in1k", model=weights[0], steps=100, learning_rate=1e-3)
     assert run.model.overrides == {"pretrained": True}
 
 
