@@ -1,6 +1,16 @@
 """isoflop finds the best vision backbone, size and length of training by measuring small runs at equal compute.
 
-Names are imported on first use (PEP 562), so `import isoflop` does not load torch.
+    isoflop.open_study("studies/demo")       a study from its folder: answer, table of runs, figures, trained weights
+    isoflop.study.run_study(config)          run a study of a StudyConfig, or resume it
+    isoflop.train.train(config, "runs/vit")  train one run of a RunConfig, or resume it
+    isoflop.create_model("vit_s16")          a backbone by name
+    isoflop.transfer.evaluate(...)           a classifier on labelled images; `predict` on others
+    isoflop.laws.fit_table("runs.csv")       scaling laws of any table
+    isoflop.config.load_study("study.toml")  a configuration, and where each value comes from
+
+A study, a figure and the laws of a table show themselves in a notebook. All errors are IsoflopError. Names are imported
+on first use (PEP 562), so `import isoflop` does not load torch; without the extra `train`, names that need it are not
+listed, and raise MissingExtra.
 """
 
 from importlib import import_module
@@ -38,6 +48,7 @@ _PACKAGES = (
     *("config", "data", "errors", "laws", "models", "objectives"),
     *("report", "share", "study", "train", "transfer"),
 )
+_TRAINING = ("create_model", "data", "models", "objectives", "share", "study", "train", "transfer")
 
 __all__ = [*_HOME, "__version__", *_PACKAGES]
 
@@ -55,4 +66,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:  # `help(isoflop)` and completion get every name that is listed
+        return sorted(name for name in __all__ if name not in _TRAINING)
     return sorted(__all__)

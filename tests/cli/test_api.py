@@ -22,6 +22,7 @@ READS = {
     "keys": "main(['config', 'keys', 'study'])",
     "show": "main(['config', 'show', 'run.toml'])",
     "doctor": "main(['doctor'])",
+    "dir": "print([getattr(isoflop, name) for name in dir(isoflop)]); sys.exit(0)",
     "status": "main(['study', 'status', 'study'])",
     "report": "main(['report', 'study'])",
     "masked": "main(['report', 'masked'])",

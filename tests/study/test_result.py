@@ -1,13 +1,17 @@
 """What stands in a notebook when its last line is one of our objects."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import isoflop
 from isoflop.config import RunConfig, parse
-from isoflop.errors import StudyError
+from isoflop.errors import MissingExtra, StudyError
 from isoflop.laws import fit_size_data, fit_table
+from isoflop.runs.results import COLUMNS
 from isoflop.study import open_study
 
 KEPT = Path(__file__).resolve().parents[2] / "docs" / "results" / "demo" / "results-seed0.csv"
@@ -28,12 +32,33 @@ def test_a_study_says_what_it_found_and_shows_its_figures(folder: Path) -> None:
     assert f"No answer yet: {finished} of {len(study.rows)} runs have finished." in repr(study)
     assert "profiles" in study.figures
     assert all(figure.panels for figure in study.figures.values())
+    assert repr(study.figures["profiles"]).startswith("Figure('profiles', 'IsoFLOP profiles")
     page = study._repr_html_()
     assert page.startswith("<iframe ")
     assert 'sandbox="allow-scripts"' in page
     assert page.count("<iframe") == 1  # the page inside is text of an attribute
     assert "data-figure=&quot;profiles&quot;" in page
     assert "data-figure=&quot;frontier&quot;" not in study.figures["profiles"]._repr_html_()
+
+
+@pytest.mark.parametrize("installed", ["pandas", "polars", ""])
+def test_the_table_is_a_frame_of_what_is_installed(
+    folder: Path, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ModuleType(installed)
+    made.__dict__["DataFrame"] = lambda columns, **options: (columns, options)
+    made.__spec__ = ModuleSpec(installed, None)
+    for name in ("pandas", "polars"):
+        monkeypatch.setitem(sys.modules, name, made if name == installed else None)
+    study = open_study(folder)
+    if not installed:
+        with pytest.raises(MissingExtra, match="needs pandas or polars"):
+            _ = study.table
+        return
+    columns, options = study.table
+    assert options == ({"strict": False} if installed == "polars" else {})
+    assert list(columns) == list(COLUMNS)
+    assert [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] == study.rows
 
 
 def test_the_folder_of_an_answer_is_named_or_refused(folder: Path, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ class Figure:
     stacked: bool = False
     legend_title: str = ""
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
+        return f"Figure({self.key!r}, {self.title!r}, {len(self.panels)} panel{'s' * (len(self.panels) != 1)})"
 
+    def _repr_html_(self) -> str:
         return inline_page(self.title, "", [self])
 
     @staticmethod

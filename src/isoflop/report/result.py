@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import StudyError
+from isoflop.errors import MissingExtra, StudyError
 from isoflop.report import report_figures
 from isoflop.report.figure import Figure, inline_page
 from isoflop.report.law import answer_sentence, study_name
 from isoflop.report.watch.state import read_curves
-from isoflop.runs.results import Row, answer_directory, judged, read_document, read_results
+from isoflop.runs.results import COLUMNS, Row, answer_directory, judged, read_document, read_results
 
 
 class StudyResult:
     """A study as it is in its folder now. `repr` gives the answer in a sentence; a notebook shows the figures.
 
     Attributes:
-        rows: one dict a run, as in `results.csv`.
+        rows: one dict a run, as in `results.csv`; `table` is the same as a frame.
         answer: what `answer.json` says; empty before there is one.
     """
 
@@ -31,6 +34,20 @@ class StudyResult:
             self.answer: dict[str, Any] = read_document(self.directory, "answer.json")
         except StudyError:
             self.answer = {}
+
+    @property
+    def table(self) -> Any:
+        """`rows` as a frame of pandas or polars: of the one that is imported, else of the one that is installed.
+
+        Raises MissingExtra where neither is installed.
+        """
+        columns = {column: [row[column] for row in self.rows] for column in COLUMNS}
+        for name in sorted(("pandas", "polars"), key=lambda name: name not in sys.modules):
+            if find_spec(name) is not None:
+                # A column may have whole and other numbers, which polars refuses unless told.
+                options = {"strict": False} if name == "polars" else {}
+                return import_module(name).DataFrame(columns, **options)
+        raise MissingExtra("a table needs pandas or polars: install one of them, or use `rows`")
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
