@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,36 @@ def test_nothing_offers_to_share_the_figures(visit: Visit) -> None:
     assert not [t for t in titles if re.search("cloud|studio|share|edit|plotly", t, re.I)]
 
 
+def test_axe_finds_nothing_serious(visit: Visit) -> None:
+    """Names and roles of what can be reached, contrast, order of headings, landmarks: the rules of axe-core."""
+    visit.page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8") + "; 0")
+    # Thousands of points and cells, all alike.
+    run = "axe.run({exclude: ['.main-svg', 'tbody tr:nth-child(n+3)', '#reproduce pre']}, %s)"
+    found = visit.page.evaluate(run % "{}")["violations"]
+    visit.page.emulate_media(color_scheme="dark")
+    found += visit.page.evaluate(run % "{runOnly: ['color-contrast']}")["violations"]
+    visit.page.emulate_media(color_scheme="light")
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+
+
+def test_panels_stand_below_each_other_where_there_is_no_room(visit: Visit) -> None:
+    """On a tablet and a phone nothing is cut off, and no title of an axis lies on another panel."""
+    inside = """[...document.querySelectorAll("[data-figure]")].flatMap((plot) => {
+      const size = plot.getBoundingClientRect(), boxes = (query) =>
+        [...plot.querySelectorAll(query)].map((part) => part.getBoundingClientRect()).filter((box) => box.width);
+      const titles = boxes("[class*=title] text, [class*=title], .legendtext");
+      return titles.filter((t) => t.left < size.left - 1 || t.right > size.right + 1).map(() => plot.dataset.figure);
+    })"""
+    for width, columns in ((1400, 3), (800, 2), (390, 1)):
+        visit.page.set_viewport_size({"width": width, "height": 800})
+        left = "Object.entries(document.querySelector('[data-figure=optima]').layout)"
+        left += ".filter(([k]) => /^xaxis/.test(k)).map(([, axis]) => axis.domain[0].toFixed(3))"
+        visit.until(f"new Set({left}).size === {columns}")
+        assert visit.page.evaluate(inside) == []
+        assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visit.page.set_viewport_size({"width": 1280, "height": 800})
+
+
 def test_a_laptop_needs_no_sideways_scrolling(visit: Visit) -> None:
     assert visit.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert visit.page.evaluate("(t => t.scrollWidth <= t.parentNode.clientWidth)(document.getElementById('summary'))")
@@ -64,7 +95,7 @@ def test_the_table_of_runs_sorts_by_keyboard(visit: Visit) -> None:
     head.locator("button").focus()
     visit.page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
-    column = "rows => rows.map((r) => Number(r.cells[9].dataset.order)).filter((v) => !isNaN(v))"
+    column = "rows => rows.map((r) => Number(r.cells[1].dataset.order)).filter((v) => !isNaN(v))"
     shown = visit.page.eval_on_selector_all("#runs-table tbody tr", column)
     assert shown == sorted(shown)
     visit.page.keyboard.press("Enter")
@@ -117,10 +148,10 @@ def test_paper_has_the_heads_of_tables_on_every_page_and_all_warnings(
     answer = copy.deepcopy(planted.answer)
     answer["families"]["vit"]["warnings"] = [f"warning {k}" for k in range(9)]
     made = Visit(chromium, write_report(planted.rows, answer, {}, tmp_path / "report.html"))
-    head, folded = "document.querySelector('#runs-table th')", "document.querySelector('details.warnings').open"
+    head, folded = "document.querySelector('#runs-table th')", "document.querySelector('.warnings details').open"
     made.page.emulate_media(media="print")
     assert made.page.evaluate(f"getComputedStyle({head}.querySelector('button')).display") == "none"
-    assert made.page.evaluate(f"getComputedStyle({head}, '::after').content") == '"run"'
+    assert made.page.evaluate(f"getComputedStyle({head}, '::after').content") == '"model"'
     assert not made.page.evaluate(folded)
     made.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert made.page.evaluate(folded)

@@ -1,3 +1,4 @@
+import copy
 import math
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 
 from isoflop.laws import FrontierLaw
 from isoflop.report import figures as draw
+from isoflop.report import tables
 from isoflop.report.figure import DARK, LIGHT, Figure, to_plotly
 from isoflop.report.figures.curves import thin
 from isoflop.report.law import family_laws
@@ -36,18 +38,33 @@ def test_the_rings_of_the_profiles_are_the_bottoms_of_the_valleys(planted: Any) 
         rings = [s for s in panel.series if s.symbol == "circle-open"]
         for ring in rings:
             valley = next(
-                s for s in panel.series if s.group == ring.group and s.symbol == "circle" and s.kind == "points"
+                s
+                for s in panel.series
+                if s.group == ring.group and s.symbol == "circle" and s.kind == "points" and not s.name
             )
             assert ring.y[0] == min(valley.y)
 
 
-def test_the_law_that_is_drawn_is_the_law_of_the_answer(planted: Any) -> None:
+def test_line_diamond_and_table_agree(planted: Any) -> None:
+    """Up to the last run the line is the fitted law; beyond it leads to the prediction that the table says."""
     law = family_laws(planted.answer)["poolformer"]
     figure = draw.frontier(planted.rows, planted.answer)
     line = next(s for s in figure.panels[0].series if s.kind == "line" and s.group == "poolformer")
     fitted = FrontierLaw.from_dict(planted.answer["families"]["poolformer"]["frontier"])
-    expected = fitted.predict(np.array(line.x))
-    np.testing.assert_allclose(line.y, expected, rtol=1e-9)
+    x, y, entry = np.array(line.x), np.array(line.y), planted.answer["families"]["poolformer"]
+    fitted_part = x <= max(row["train_flops"] for row in planted.rows if row["role"] == "ladder")
+    assert 30 < fitted_part.sum() < 60
+    np.testing.assert_allclose(y[fitted_part], fitted.predict(x[fitted_part]), rtol=1e-9)
+    diamond = next(s for s in figure.panels[0].series if s.symbol == "diamond-open" and s.group == "poolformer")
+    assert (x[-1], y[-1]) == (pytest.approx(diamond.x[0]), pytest.approx(diamond.y[0]))
+    band = next(s for s in figure.panels[0].series if s.kind == "band" and s.group == "poolformer")
+    assert [band.lower[-1], band.upper[-1]] == pytest.approx(entry["interval"])
+    assert f'<td data-order="{entry["predicted_loss"]:.8g}"' in tables.summary(planted.rows, planted.answer)
+    without = copy.deepcopy(planted.answer)
+    without["families"]["poolformer"] |= {"law": None, "frontier": None}
+    series = draw.frontier(planted.rows, without).panels[0].series
+    line = next(s for s in series if s.kind == "line" and s.group == "poolformer")
+    assert (line.dash, line.y[-1]) == ("dash", pytest.approx(entry["predicted_loss"]))
     n, d = law.optimum(np.array([1e12]))
     np.testing.assert_allclose(n * d, 1e12)
 
@@ -147,7 +164,7 @@ def test_families_are_compared_at_the_largest_budget_that_all_have(planted: Any)
             best[row["family"]] = min(best.get(row["family"], math.inf), row["heldout_loss"])
     (bars,) = figure.panels[0].series
     assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(
-        {family: best[family] - best["vit"] for family in ("poolformer", "nfnet")}
+        {family: best[family] - best["poolformer"] for family in ("vit", "nfnet")}  # the answer's
     )
     assert bars.colors == ["family1", "family2"]
     assert f"{min(best, key=lambda family: best[family])} is the best" in figure.caption

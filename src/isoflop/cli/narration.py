@@ -11,7 +11,14 @@ from isoflop.cli.output import duration, is_quiet, over_the_line, power, print_t
 from isoflop.cli.predict import tell_evaluation
 from isoflop.config import TransferConfig
 from isoflop.data import CheckReport
-from isoflop.report.law import accuracy_sentence, expected_accuracy, with_recipe
+from isoflop.report.law import (
+    MOST_WARNINGS,
+    accuracy_sentence,
+    answer_warnings,
+    expected_accuracy,
+    with_recipe,
+)
+from isoflop.report.rows import families as family_order
 from isoflop.report.rows import metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, limit_sentence
 from isoflop.report.text import between, percent
@@ -276,7 +283,7 @@ BAR = 30  # characters
 
 def tell_answer(document: Mapping[str, Any]) -> None:
     """Print an `answer.json`: every family at the target budget, and the recommended run."""
-    families = document["families"]
+    families = {name: document["families"][name] for name in family_order((), document) if name in document["families"]}
     print(f"At {power(document['target_flops'])} training FLOPs:")
     rows = [
         (
@@ -323,11 +330,11 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     )
     if "finals" not in document:
         print(*document.get("advice", ()), sep="\n")
-    for name, reason in left_out.items():
-        print(f"  {name} is not compared: {reason}")
-    for name, family in families.items():
-        for warning in family["warnings"]:
-            print(f"  {name}: {warning}")
+    warnings = answer_warnings(document)
+    for warning in warnings[:MOST_WARNINGS]:
+        print(f"  {warning}")
+    if (others := len(warnings) - MOST_WARNINGS) > 0:
+        print(f"  {others} more in the report")
 
 
 def tell_grades(document: Mapping[str, Any]) -> None:

@@ -158,6 +158,16 @@ def ramp_color(position: int, count: int) -> str:
     return f"ramp{last if count <= 1 else round(position * last / (count - 1))}"
 
 
+def ramp_legend(names: Sequence[str], kind: Kind = "points", most: int = 6) -> tuple[Series, ...]:
+    """The legend of the ordered steps of a ramp: at most so many of them, the first and the last among them.
+
+    They are series of their own, so that the legend has their order in whatever panel a step is drawn first.
+    """
+    steps = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(most, len(names)))})
+    gap = [math.nan]
+    return tuple(Series(kind, gap, gap, name=names[i], group=names[i], color=ramp_color(i, len(names))) for i in steps)
+
+
 def css_variables(colors: dict[str, str]) -> str:
     """`colors` as CSS custom properties, for the inside of a rule."""
     return "".join(f"--{name}:{value};" for name, value in colors.items())
@@ -198,10 +208,20 @@ def to_plotly(figure: Figure) -> Json:
         "annotations": [],
         "barmode": "stack" if figure.stacked else "group",
         "bargap": 0.35,
+        # For the page's script, which sets fewer columns where there is less room.
+        "meta": {
+            "columns": columns,
+            "panels": len(figure.panels),
+            "headed": [bool(panel.title) for panel in figure.panels],
+            "names": [],
+        },
     }
     if layout["showlegend"]:
+        named = [label(s.name) for p in figure.panels for s in p.series if s.name]
+        layout["meta"]["names"] = named
         if figure.legend_title:
             layout["legend"]["title"] = {"text": label(figure.legend_title) + "  ", "side": "left"}
+            named.append(label(figure.legend_title))
         layout["margin"]["t"] = 66 if any(panel.title for panel in figure.panels) else 44
     gap = GAP_SHARED if figure.share_y else GAP
     for index, panel in enumerate(figure.panels):
@@ -434,7 +454,7 @@ def figure_slot(figure: Figure, position: int) -> str:
     empty, drawn = ("", " hidden") if figure.panels else (" hidden", "")
     return (
         f'<section id="{escape(figure.key)}" data-slot>{heading}<p class="empty"{drawn}>{escape(figure.empty)}</p>'
-        f'<figure{empty}><div class="plot h{figure.height}" data-figure="{escape(figure.key)}" role="img" '
+        f'<figure{empty}><div class="plot h{figure.height}" data-figure="{escape(figure.key)}" role="group" '
         f'aria-label="{escape(figure.alt)}"></div>'
         f"<figcaption>{escape(figure.caption)}</figcaption>"
         f'<details class="data"><summary>Data of this figure</summary><div class="scroll"></div></details>'

@@ -259,15 +259,62 @@ def _verdict(entry: Row, loss: float) -> str:
     return "with no prediction to compare it with"
 
 
+def headline(rows: Sequence[Row], answer: Answer) -> str:
+    """What to use or to train, in one short sentence; what is missing where there is no answer."""
+    entry = (answer.get("families") or {}).get(answer.get("best"))
+    if not entry:
+        return answer_sentence(rows, answer)
+    run: Row | None = answer.get("selected") or table.final_run(rows, answer)
+    shown = run or entry
+    size = f" ({quantity(shown['parameters'])} parameters)" if table.finite(shown.get("parameters")) else ""
+    rate = f" at learning rate {quantity(shown['learning_rate'])}" if shown.get("learning_rate") else ""
+    how = f"on {quantity(shown.get('images'))} images{rate}"
+    model = _model(str(shown.get("family") or answer.get("best")), shown)
+    if run is None:
+        return f"{'So far: train' if answer.get('interim') else 'Train'} {model}{size} {how}."
+    text = f"Use {model}{size}, which this study has trained {how}."
+    return text if run.get("role") == "final" else f"{text} No other run of the study has a lower loss."
+
+
+MOST_WARNINGS = 3  # that are read where there are many
+
+# What a warning says, from the one that matters most, and what to do where it does not say so itself.
+_REMEDIES = (
+    ("did worse than a smaller one", ""),
+    ("no law was fitted", "give the study more hours"),
+    ("backtests fell inside", "expect misses of the intervals until a larger budget is measured"),
+    ("no budget has three sizes", "give the study more hours, or name more sizes"),
+    ("epochs, but no run had more", "add images, or expect less of the last epochs"),
+    ("left out", "give the study more hours to compare it"),
+    ("one of the two terms vanished", "measure sizes that lie further apart"),
+    ("smallest or largest", ""),
+    ("of the grid", ""),
+    ("no irreducible loss", "measure a larger budget before trusting the law far beyond the ladder"),
+    ("weak opinions fill in", "measure more budgets"),
+)
+
+
 def answer_warnings(answer: Answer) -> list[str]:
-    """The warnings of every family's entry and law, each with the family's name, without repeats."""
-    found: list[str] = []
-    for family, entry in (answer.get("families") or {}).items():
-        entry = entry or {}
+    """The warnings of the families and their laws, the weightiest first, those of the best family before others; each
+    with the families that it is of, and with what to do."""
+    found: dict[str, list[str]] = {}
+    for family in table.families((), answer):
+        entry = (answer.get("families") or {}).get(family) or {}
         sources: list[Any] = [entry, entry.get("law") or {}, entry.get("frontier") or {}]
-        found += [f"{family}: {text}" for source in sources for text in source.get("warnings") or ()]
-    found += [f"{family}: left out: {why}" for family, why in (answer.get("left_out") or {}).items()]
-    return list(dict.fromkeys(found))
+        texts = [str(text) for source in sources for text in source.get("warnings") or ()]
+        if why := (answer.get("left_out") or {}).get(family):
+            texts.append(f"left out: {why}")
+        for text in dict.fromkeys(texts):
+            found.setdefault(text, []).append(family)
+
+    def weight(text: str) -> int:
+        return next((place for place, (part, _) in enumerate(_REMEDIES) if part in text), len(_REMEDIES) // 2)
+
+    told = []
+    for text in sorted(found, key=lambda text: (answer.get("best") not in found[text], weight(text))):
+        what = next((remedy for part, remedy in _REMEDIES if part in text), "")
+        told.append(f"{', '.join(found[text])}: {text}" + (f" – {what}" if what else ""))
+    return told
 
 
 def study_name(answer: Answer) -> str:

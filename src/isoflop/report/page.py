@@ -18,10 +18,10 @@ from isoflop.report import rows as table
 from isoflop.report import tables
 from isoflop.report.clean import clean_answer, clean_curves, clean_rows
 from isoflop.report.figure import Figure, document, figure_slot
-from isoflop.report.law import answer_sentence, answer_warnings, study_name
+from isoflop.report.law import MOST_WARNINGS, answer_sentence, answer_warnings, headline, study_name
 from isoflop.report.rows import Answer, Row, metric_of
-from isoflop.report.savings import limit_sentence, savings, total_cost, utilisation
-from isoflop.report.text import duration, escape, percent, quantity
+from isoflop.report.savings import hours_rows, limit_sentence, price_per_hour, savings, total_cost, utilisation
+from isoflop.report.text import between, duration, escape, number, percent, quantity, share_of
 from isoflop.runs.files import write_atomically
 
 # Pictures in a page: PNG files inside of the HTML, each with a title and what it shows.
@@ -118,14 +118,20 @@ def _figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[s
 def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures: Sequence[Picture] = ()) -> str:
     """Everything between `<body>` and the scripts."""
     transfer = tables.transfer(answer)
+    first, *others = (figure_slot(figure, position) for position, figure in enumerate(shown, 1))
+    numbers = (
+        f'<section id="numbers"><h2>The answer in numbers</h2><p class="told">{escape(answer_sentence(rows, answer))}'
+        f"</p>{tables.summary(rows, answer)}{facts(rows, answer)}{tables.hours(answer)}</section>"
+    )
     sections = [
-        *(figure_slot(figure, position) for position, figure in enumerate(shown, 1)),
+        numbers,
+        *others,
         picture_section(pictures),
         f'<section id="transfer-numbers"><h2>Transfer in numbers</h2>{transfer}</section>' if transfer else "",
         f'<section id="runs"><h2>Runs</h2>{tables.runs(rows, answer) if rows else _EMPTY}</section>',
         _reproduce(rows, answer),
     ]
-    links = [(f.key, f.title.split(":")[0]) for f in shown]
+    links = [("numbers", "The answer in numbers"), *((f.key, f.title.split(":")[0]) for f in shown[1:])]
     links += [("reconstructions", "Reconstructions")] if pictures else []
     links += [("runs", "Runs"), ("reproduce", "How to reproduce")]
     nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
@@ -133,8 +139,8 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
         '<a class="skip" href="#main">Skip to the answer</a>'
         f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
         f'<main id="main"><section id="answer" aria-label="The answer">'
-        f'<p class="answer">{escape(answer_sentence(rows, answer))}</p>'
-        f"{tables.summary(rows, answer)}{warnings(answer)}{facts(rows, answer)}{tables.hours(answer)}</section>"
+        f'<p class="answer">{escape(headline(rows, answer))}</p>'
+        f"{_tiles(rows, answer)}{first}{warnings(answer)}</section>"
         f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
         "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
         + "\n".join(filter(None, sections))
@@ -145,15 +151,58 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
 _EMPTY = '<p class="empty">The study has no runs.</p>'
 
 
+def _tiles(rows: Sequence[Row], answer: Answer) -> str:
+    """How good the answer is, how sure, what it took: a list of a few numbers."""
+    entry, metric = (answer.get("families") or {}).get(answer.get("best")) or {}, metric_of(answer)
+    run = answer.get("selected") or table.final_run(rows, answer) or {}
+    bounds = table.interval(entry)
+    found: list[tuple[str, str, str]] = []
+    judged = run.get("accuracy") if isinstance(run.get("accuracy"), Mapping) else {}
+    if table.finite(judged.get("accuracy")):
+        ends = table.interval(judged)
+        span = f"{number(100 * ends[0], 1)}–{share_of(ends[1])}, " if ends else ""
+        part = "test" if judged.get("part") == "test" else "held-out"
+        found.append((f"{part} accuracy", share_of(judged["accuracy"]), f"{span}{quantity(judged['images'])} images"))
+    elif table.finite(run.get("heldout_accuracy")):
+        found.append(("held-out accuracy", share_of(run["heldout_accuracy"]), "of the run that is handed over"))
+    elif table.finite(entry.get("predicted_accuracy")):
+        found.append(("held-out accuracy", f"≈ {share_of(entry['predicted_accuracy'])}", "expected"))
+    expected = f"expected {number(entry.get('predicted_loss'))}" + (f" ({between(bounds)})" if bounds else "")
+    loss = run.get("loss", run.get("heldout_loss"))
+    if table.finite(loss):
+        found.append((metric.name, number(loss), expected))
+    elif entry:
+        found.append((metric.name, number(entry.get("predicted_loss")), expected))
+    if entry and table.finite(entry.get("p_best")) and len(answer.get("families") or ()) > 1:
+        count = len(answer["families"])
+        found.append((f"P({answer['best']} is best)", number(entry["p_best"], 2), f"of {count} families"))
+    flops, seconds = total_cost(rows)
+    hours = (hours_rows(answer) or [None])[-1]
+    if hours:
+        found.append(("time", duration(3600 * float(hours[2])), f"{duration(3600 * float(hours[1]))} planned"))
+    elif seconds:
+        found.append(("run time", duration(seconds), "of all runs"))
+    if seconds and (price := price_per_hour(answer)):
+        found.append(("cost", quantity(price * seconds / 3600, 3), f"at {quantity(price, 3)} a device-hour"))
+    elif flops:
+        found.append(("compute", quantity(flops), "training FLOPs"))
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b> <span>{escape(note)}</span></dd></div>"
+        for name, value, note in found
+    )
+    return f'<dl class="tiles">{items}</dl>' if items else ""
+
+
 def warnings(answer: Answer) -> str:
-    """The warnings as HTML: open when they are few, folded when they are many."""
-    found = answer_warnings(answer)
-    if not found:
+    """The weightiest warnings as HTML, the others folded."""
+    items = [f"<li>{escape(text)}</li>" for text in answer_warnings(answer)]
+    if not items:
         return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in found)
-    title = "Read before trusting" if len(found) <= 4 else f"Read before trusting: {len(found)} warnings"
-    shown = " open" if len(found) <= 4 else ""
-    return f'<details class="warnings"{shown}><summary>{title}</summary><ul>{items}</ul></details>'
+    first, others = "".join(items[:MOST_WARNINGS]), items[MOST_WARNINGS:]
+    count = f"{len(others)} more warning{'s' if len(others) > 1 else ''}"
+    folded = f"<details><summary>{count}</summary><ul>{''.join(others)}</ul></details>" if others else ""
+    title = '<p id="warnings">Read before trusting</p>'
+    return f'<div class="warnings" role="group" aria-labelledby="warnings">{title}<ul>{first}</ul>{folded}</div>'
 
 
 def facts(rows: Sequence[Row], answer: Answer) -> str:

@@ -118,11 +118,16 @@ def measured(rows: Iterable[Row], role: str | None = None) -> list[Row]:
 
 
 def families(rows: Iterable[Row], answer: Answer) -> tuple[str, ...]:
-    """The families in the order of the table's first mention; those only in the answer come last, as do those that it
-    left out."""
+    """The families in the order of the answer: the best, then by their probability to be it, then those that it left
+    out, then those of the table alone by first mention."""
+    entries = answer.get("families") or {}
+
+    def rank(name: str) -> tuple[bool, float]:
+        share = (entries[name] or {}).get("p_best")
+        return name != answer.get("best"), -share if finite(share) else 0.0
+
     seen = dict.fromkeys(str(row["family"]) for row in rows if row.get("family"))
-    named = [str(name) for part in ("families", "left_out") for name in answer.get(part) or {}]
-    return tuple(dict.fromkeys([*seen, *named]))
+    return tuple(dict.fromkeys([*sorted(map(str, entries), key=rank), *map(str, answer.get("left_out") or ()), *seen]))
 
 
 def of_family(rows: Iterable[Row], family: str) -> list[Row]:

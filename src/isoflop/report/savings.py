@@ -99,6 +99,14 @@ def hours_rows(answer: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 HOURS_HEADS = ("what for", "hours planned", "hours spent", "share")
 
 
+def price_per_hour(answer: Mapping[str, Any]) -> float | None:
+    """What a device-hour costs, where the study says so."""
+    config = (answer.get("study") or {}).get("config")
+    study = config.get("study") if isinstance(config, Mapping) else None
+    price = study.get("price_per_hour") if isinstance(study, Mapping) else None
+    return float(price) if finite(price) and price > 0 else None
+
+
 def total_cost(rows: Sequence[Row]) -> tuple[float, float]:
     """Training FLOPs and seconds of all runs that have begun, each step counted once. What the page and the command
     print of a study's cost is this."""

@@ -10,7 +10,7 @@ from isoflop.report import rows as table
 from isoflop.report.figure import family_color
 from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, utilisation
-from isoflop.report.text import between, duration, escape, number, percent, quantity
+from isoflop.report.text import UNTOLD, between, duration, escape, number, percent, quantity
 
 
 @dataclass(frozen=True)
@@ -76,37 +76,43 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         entry = entries.get(family) or {}
         left_out = (answer.get("left_out") or {}).get(family)
         bounds = between(table.interval(entry))
-        cost = " / ".join(quantity(entry.get(key), 3) for key in ("parameters", "flops_per_image"))
+        run = trained.get(family, {})
+        spent = run.get("seconds")
+        hours = spent / 3600 if table.finite(spent) else entry.get("hours")
+        images = run.get("images", entry.get("images"))
+        speed = images / (3600 * hours) if table.finite(images) and table.finite(hours) and hours > 0 else None
         body.append(
             [
                 Cell(
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
                 Cell("no law" if left_out else str(entry.get("model", "–"))),
-                Cell(cost, style="number"),
-                _quantity(entry.get("images")),
-                Cell(quantity(entry.get("learning_rate")), style="number"),
-                _number(entry.get("predicted_loss")),
-                Cell(bounds, style="number"),
-                _number(trained.get(family, {}).get("heldout_loss")),
-                _accuracy(entry.get("predicted_accuracy"), trained.get(family, {}).get("heldout_accuracy")),
+                _accuracy(entry.get("predicted_accuracy"), run.get("heldout_accuracy")),
                 _number(entry.get("p_best"), 2),
+                _number(entry.get("predicted_loss")),
+                Cell("not known" if bounds == UNTOLD else bounds, style="number"),
+                _number(run.get("heldout_loss")),
+                _quantity(entry.get("parameters")),
+                _quantity(entry.get("images")),
+                Cell(f"{number(hours, 2)}", float(hours)) if table.finite(hours) else Cell("–", style="number"),
+                _quantity(speed),
+                Cell(quantity(entry.get("learning_rate")), style="number"),
             ]
         )
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
     heads = [
         "family",
         "model",
-        "parameters / FLOPs per image",
-        "images",
-        "learning rate",
-        f"predicted {metric_of(answer).short}",
-        f"{100 * level:.0f} % interval",
-    ]
-    heads += [
-        "measured",
         "accuracy",
         f"P(best){' of those that trained' if answer.get('left_out') else ''}",
+        f"predicted {metric_of(answer).short}",
+        f"{100 * level:.0f} % interval",
+        "measured",
+        "parameters",
+        "images",
+        "hours",
+        "images/s",
+        "learning rate",
     ]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, or in the time of the best, "
@@ -116,7 +122,13 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     if known := [f"{family} {percent(share)}" for family, share in shares.items() if share is not None]:
         caption += f" Utilisation of the device's peak: {', '.join(known)}."
     caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
-    return html_table("summary", caption, heads, body)
+    return html_table("summary", caption, *_filled(heads, body))
+
+
+def _filled(heads: Sequence[str], body: Sequence[Sequence[Cell]]) -> tuple[list[str], list[list[Cell]]]:
+    """A table without the columns in which no cell says anything."""
+    kept = [i for i in range(len(heads)) if not body or any(cells[i].text not in ("–", "") for cells in body)]
+    return [heads[i] for i in kept], [[cells[i] for i in kept] for cells in body]
 
 
 def hours(answer: Answer) -> str:
@@ -154,31 +166,33 @@ def runs(rows: Sequence[Row], answer: Answer) -> str:
     """Every run of the study, finished or not, in the order of the plan."""
     body = [
         [
-            Cell(str(row.get("run_id", "–"))[:10], style="code"),
-            Cell(str(row.get("family", "–"))),
             Cell(str(row.get("model", "–"))),
-            Cell(str(row.get("role", "–"))),
-            _outcome(row),
-            _quantity(row.get("flops_per_image")),
-            _quantity(row.get("images")),
-            _quantity(row.get("train_flops")),
-            _quantity(row.get("learning_rate")),
             _number(row.get("heldout_loss")),
             _number(row.get("heldout_accuracy")),
+            _quantity(row.get("images")),
+            _quantity(row.get("learning_rate")),
             Cell(duration(row["seconds"]), row["seconds"])
             if table.finite(row.get("seconds"))
             else Cell("–", style="number"),
+            _quantity(row["images"] / row["seconds"] if table.positive(row, "images", "seconds") else None),
+            _quantity(row.get("parameters")),
+            _quantity(row.get("flops_per_image")),
+            _quantity(row.get("train_flops")),
             _share(row.get("utilisation")),
+            Cell(str(row.get("family", "–"))),
+            Cell(str(row.get("role", "–"))),
+            _outcome(row),
+            Cell(str(row.get("run_id", "–"))[:10], style="code"),
         ]
         for row in rows
     ]
     metric = metric_of(answer)
     heads = (
-        "run", "family", "model", "role", "outcome", "FLOPs per image", "images", "training FLOPs", "learning rate",
-        metric.name, "held-out accuracy", "time", "utilisation",
+        "model", metric.name, "held-out accuracy", "images", "learning rate", "time", "images/s", "parameters",
+        "FLOPs per image", "training FLOPs", "utilisation", "family", "role", "outcome", "run",
     )  # fmt: skip
     caption = f"All {len(rows)} runs; {len(table.measured(rows))} finished with a {metric.short}."
-    return html_table("runs-table", f"{caption} A column's head sorts by it.", heads, body, sortable=True)
+    return html_table("runs-table", f"{caption} A column's head sorts by it.", *_filled(heads, body), sortable=True)
 
 
 def _outcome(row: Row) -> Cell:

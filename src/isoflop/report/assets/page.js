@@ -21,7 +21,37 @@
     return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, k)]));
   }
 
-  function layout(figure, width) {
+  const AXES = 84; // pixels between panels, for the ticks and the title of an axis
+  const LEAST = 220; // of a panel beside another
+
+  // Panels stand beside each other as far as there is room, else below; ticks are thinned, and legends get their lines.
+  function arrange(made, width) {
+    const { columns, panels, headed, names } = made.meta;
+    const margin = made.margin, wide = width - margin.l - margin.r;
+    const across = Math.max(1, Math.min(columns, Math.floor((wide + AXES) / (LEAST + AXES))));
+    const rows = Math.ceil(panels / across), planned = Math.ceil(panels / columns);
+    const high = (made.height - margin.t - margin.b - (planned - 1) * AXES) / planned;
+    const total = rows * high + (rows - 1) * AXES;
+    const share = (1 - (across - 1) * AXES / wide) / across;
+    const titles = [...made.annotations];
+    for (let i = 0; i < panels; i++) {
+      const suffix = i ? i + 1 : "", left = (i % across) * (share + AXES / wide);
+      const top = 1 - Math.floor(i / across) * (high + AXES) / total;
+      made["xaxis" + suffix].domain = [left, left + share];
+      made["yaxis" + suffix].domain = [Math.max(0, top - high / total), top];
+      if (headed[i]) Object.assign(titles.shift(), { x: left, y: top });
+      const axis = made["xaxis" + suffix], fits = Math.max(2, Math.floor(share * wide / 58));
+      const every = axis.tickvals ? Math.ceil(axis.tickvals.length / fits) : 1;
+      for (const key of every > 1 ? ["tickvals", "ticktext"] : []) axis[key] = axis[key].filter((_, k) => k % every === 0);
+    }
+    const room = names.map((name) => 50 + 7.2 * name.length);
+    const lines = room.reduce((a, b) => a + b, 0) <= wide ? 1 : Math.ceil(names.length / Math.max(1, Math.floor(wide / Math.max(...room))));
+    if (lines > 1 && made.legend.title) made.legend.title.side = "top";
+    margin.t += 20 * (lines - 1);
+    made.height = total + margin.t + margin.b;
+  }
+
+  function layout(figure, width, room) {
     const made = themed(figure.layout, "");
     made.paper_bgcolor = made.plot_bgcolor = theme.panel;
     made.font = { family: page.font, size: 13, color: theme.soft };
@@ -36,6 +66,7 @@
       Object.assign(axis, { gridcolor: theme.grid, linecolor: theme.muted, tickcolor: theme.muted, zerolinecolor: theme.muted });
       axis.title = Object.assign(axis.title || {}, { font: { color: theme.ink, size: 13 } });
     }
+    arrange(made, width || room);
     // On paper, figures are flatter, so that a page holds three of most of them and has no blank foot.
     if (width) Object.assign(made, { width, height: Math.round(0.82 * made.height) });
     else made.autosize = true;
@@ -58,7 +89,7 @@
       const figure = page.figures[slot.dataset.figure];
       if (!figure || (changed && !changed.has(slot.dataset.figure))) continue;
       const first = !slot.data;
-      const made = layout(figure, width);
+      const made = layout(figure, width, slot.clientWidth);
       if (!first && !width) keepZoom(slot, made);
       Plotly.react(slot, themed(figure.data, "data"), made, config);
       slot.planned = figure.layout;
@@ -198,12 +229,20 @@
   document.querySelectorAll("main table").forEach(alignHeads);
   document.querySelectorAll("table.sortable").forEach(sortable);
   dark.addEventListener("change", () => redraw());
+  let shown = document.body.clientWidth, printing = false;
+  addEventListener("resize", () => {
+    if (printing || document.body.clientWidth === shown) return;
+    shown = document.body.clientWidth;
+    redraw();
+  });
   // Paper is light. The style sheet scales these 920 px to the width of A4 within its margins.
   addEventListener("beforeprint", () => {
-    document.querySelectorAll("details.warnings:not([open])").forEach((d) => { d.open = true; d.dataset.folded = ""; });
+    document.querySelectorAll(".warnings details:not([open])").forEach((d) => { d.open = true; d.dataset.folded = ""; });
+    printing = true;
     redraw(920);
   });
   addEventListener("afterprint", () => {
+    printing = false;
     document.querySelectorAll("details[data-folded]").forEach((d) => { d.open = false; delete d.dataset.folded; });
     redraw();
   });

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color, ramp_legend
 from isoflop.report.rows import Answer, Metric, Row, metric_of
-from isoflop.report.savings import own_cost, total_cost
+from isoflop.report.savings import own_cost, price_per_hour, total_cost
 from isoflop.report.text import duration, number, quantity, time_unit
 
 KEY, TITLE = "cost", "Where the compute went"
@@ -70,10 +70,8 @@ def cost(rows: Sequence[Row], answer: Answer) -> Figure:
 
 def _money(answer: Answer, seconds: float) -> str:
     """The end of the caption: what that has cost, where the study says what a device-hour does."""
-    config = (answer.get("study") or {}).get("config")
-    study = config.get("study") if isinstance(config, Mapping) else None
-    price = study.get("price_per_hour") if isinstance(study, Mapping) else None
-    if not table.finite(price) or price <= 0:
+    price = price_per_hour(answer)
+    if price is None:
         return "."
     return f", which cost {quantity(price * seconds / 3600, 3)} at {quantity(price, 3)} an hour."
 
@@ -155,18 +153,20 @@ def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
         )
     metric = metric_of(answer)
     every = sorted({size for family in names for size in sizes[family]})
+    legend = ramp_legend([quantity(size, 3) for size in every])
     panels = []
     for family in names:
         series: list[Series] = []
         for size in sorted(sizes[family]):
             points = sorted(sizes[family][size], key=lambda row: float(row["images"]))
             color = ramp_color(every.index(size), len(every))
-            group = f"{family} {size:g}"
+            group = quantity(size, 3)
             x, y = [row["images"] for row in points], [row["heldout_loss"] for row in points]
             notes = [f"{quantity(size)} FLOPs an image: {table.describe(row, metric)}" for row in points]
             series.append(Series("line", x, y, group=group, color=color, width=1.6))
             series.append(Series("points", x, y, group=group, color=color, size=6, notes=notes))
-        panels.append(Panel(X, Axis(metric.axis, "log"), tuple(series), title=family))
+        panels.append(Panel(X, Axis(metric.axis, "log"), (*legend, *series), title=family))
+        legend = ()
     return Figure(
         key=EFFICIENCY,
         title=EFFICIENCY_TITLE,
@@ -176,7 +176,7 @@ def efficiency(rows: Sequence[Row], answer: Answer) -> Figure:
         panels=tuple(panels),
         height=380 if len(names) <= 3 else 680,
         share_y=True,
-        legend=False,
+        legend_title="size (FLOPs per image):",
     )
 
 

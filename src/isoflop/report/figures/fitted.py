@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from isoflop.laws import GroupFit, TableFit
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color, ramp_legend
 from isoflop.report.law import FamilyLaw, family_laws
 from isoflop.report.rows import Answer, Metric, Row, metric_of
 from isoflop.report.text import number, quantity
@@ -124,9 +125,9 @@ def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
     budgets = table.rungs(runs)
     laws, metric = family_laws(answer), metric_of(answer)
     names = [family for family in table.families(rows, answer) if table.of_family(runs, family)]
-    panels = [
-        _panel(family, table.of_family(runs, family), budgets, laws.get(family), names[0], metric) for family in names
-    ]
+    legend = ramp_legend([quantity(budget) for budget in budgets])
+    panels = [_panel(family, table.of_family(runs, family), budgets, laws.get(family), metric) for family in names]
+    panels[0] = replace(panels[0], series=(*legend, *panels[0].series))
     drawn = " Dotted lines are the law at the same budget." if laws else ""
     return Figure(
         key=KEY,
@@ -141,9 +142,7 @@ def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
     )
 
 
-def _panel(
-    family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | None, legend_from: str, metric: Metric
-) -> Panel:
+def _panel(family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | None, metric: Metric) -> Panel:
     series: list[Series] = []
     for position, budget in enumerate(budgets):
         points = [row for row in runs if table.rung(row) == budget]
@@ -162,8 +161,6 @@ def _panel(
                 "points",
                 sizes,
                 losses,
-                # The legend is shared by all panels, so only the first one with every budget feeds it.
-                name=group if family == legend_from else "",
                 group=group,
                 color=color,
                 size=7,

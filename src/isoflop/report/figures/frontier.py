@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.laws.columns import tells_nothing
 from isoflop.report import rows as table
 from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol
-from isoflop.report.law import family_laws
+from isoflop.report.law import FamilyLaw, family_laws
 from isoflop.report.rows import Answer, Metric, Row, metric_of
 from isoflop.report.text import between, number, quantity
 
@@ -27,7 +29,6 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
     target = answer.get("target_flops")
     low = min(row["train_flops"] for row in runs)
     high = max([row["train_flops"] for row in runs] + ([target] if table.finite(target) else []))
-    compute = np.geomspace(low, max(high, 1.001 * low), 60)
     series: list[Series] = []
     for position, family in enumerate(table.families(rows, answer)):
         color, own = family_color(position), table.of_family(runs, family)
@@ -45,14 +46,7 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
                 notes=[table.describe(row, metric) for row in own],
             )
         )
-        law = laws.get(family)
-        if law is not None:
-            lower, upper = law.band(compute)
-            if lower is not None and upper is not None:
-                series.append(
-                    Series("band", compute, lower=lower, upper=upper, group=family, color=color, opacity=0.13)
-                )
-            series.append(Series("line", compute, law.frontier(compute), group=family, color=color))
+        series += _law(family, laws.get(family), best, (low, high), color, answer)
         series.append(
             Series(
                 "points",
@@ -76,6 +70,50 @@ def frontier(rows: Sequence[Row], answer: Answer) -> Figure:
         panels=(Panel(X, Axis(metric.axis, "log"), tuple(series)),),
         height=500,
     )
+
+
+def _law(
+    family: str,
+    law: FamilyLaw | None,
+    best: Sequence[Row],
+    span: tuple[float, float],
+    color: str,
+    answer: Answer,
+) -> list[Series]:
+    """The law of a family and its interval, from the first run to what was predicted: it ends where the diamond is.
+
+    A family without a law gets a dashed line from its best run to its prediction.
+    """
+    entry = (answer.get("families") or {}).get(family) or {}
+    target, loss = table.compute_of(entry, answer), entry.get("predicted_loss")
+    predicted = target is not None and table.finite(loss) and loss > 0
+    last = best[-1]["train_flops"] if best else span[0]
+    if law is None:
+        if not predicted or not best:
+            return []
+        line = [last, target], [best[-1]["heldout_loss"], loss]
+        return [Series("line", *line, group=family, color=color, dash="dash", width=1.5)]
+    end = max(target if predicted and target else span[1], 1.001 * span[0])
+    compute = np.geomspace(span[0], end, 60)
+    bounds = table.interval(entry) if predicted else None
+    series = []
+    lower, upper = law.band(compute)
+    if lower is not None and upper is not None:
+        if bounds and not tells_nothing(*bounds):
+            lower, upper = _led_to(bounds[0], lower, compute, last), _led_to(bounds[1], upper, compute, last)
+        series.append(Series("band", compute, lower=lower, upper=upper, group=family, color=color, opacity=0.13))
+    values = law.frontier(compute)
+    if predicted:
+        values = _led_to(float(loss), values, compute, last)
+    return [*series, Series("line", compute, values, group=family, color=color)]
+
+
+def _led_to(value: float, curve: NDArray[np.float64], compute: NDArray[np.float64], last: float) -> Any:
+    """`curve` over `compute`, bent beyond the `last` run of the ladder so that it ends at `value`."""
+    if compute[-1] <= last or not (value > 0 and curve[-1] > 0):
+        return curve
+    share = np.clip(np.log(compute / last) / np.log(compute[-1] / last), 0, 1)
+    return curve * (value / curve[-1]) ** share
 
 
 def _prediction(family: str, color: str, answer: Answer) -> list[Series]:
@@ -125,9 +163,11 @@ def _outcomes(rows: Sequence[Row], answer: Answer, metric: Metric) -> list[Serie
 def _caption(has_laws: bool, trained: bool) -> str:
     text = "Each small marker is a finished run; the large ones are the best of their budget."
     if has_laws:
-        text += " Lines are the frontier laws a(C + d)⁻ᵇ + c, bent beyond the ladder by what their backtests missed;"
-        text += " bands are the interval in which the best run should fall;"
-        text += " open diamonds are the predictions at the target compute."
+        text += (
+            " Lines are the frontier laws a(C + d)⁻ᵇ + c; beyond the ladder they lead to the prediction of the table,"
+        )
+        text += " the open diamond (dashed where there is no law);"
+        text += " bands are the interval in which the best run should fall."
     if trained:
         text += " A star is a run that trained an answer; no law saw it."
     return text

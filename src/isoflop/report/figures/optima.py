@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.report import rows as table
-from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color
+from isoflop.report.figure import Axis, Figure, Panel, Series, family_color, family_symbol, ramp_color, ramp_legend
 from isoflop.report.law import Array, FamilyLaw, family_laws
 from isoflop.report.rows import Answer, Metric, Row, metric_of
 from isoflop.report.text import number, quantity
@@ -123,20 +123,24 @@ def learning_rates(rows: Sequence[Row], answer: Answer) -> Figure:
     highest = max(max(_excess(points)) for family in names for points in searched[family].values())
     limits = (-0.04 * CEILING, CEILING) if highest > CEILING else None
     metric = metric_of(answer)
+    lines = [points for family in names for points in searched[family].values()]
+    sizes = sorted({float(row["flops_per_image"]) for points in lines for row in points})
+    legend = ramp_legend([quantity(size, 3) for size in sizes])
     y = Axis(f"{metric.name} above the best rate's (%)", limits=limits)
     caption = "One line a model and budget, from the smallest models (yellow) to the largest (blue)."
     caption += f" In {edges} of {total} searches the best rate is at the edge of the grid"
     caption += f"; what is more than {CEILING:.0f} % above the best is cut off." if limits else "."
+    panels = [_panel(family, searched[family], y, metric, sizes, () if i else legend) for i, family in enumerate(names)]
     return Figure(
         key=RATES,
         title=RATES_TITLE,
         caption=caption,
         alt=f"{metric.capital} above the best rate's against learning rate for {total} pairs of model and budget in "
         f"{len(names)} families; the best rate is inside the grid in {total - edges} of them.",
-        panels=tuple(_panel(family, searched[family], y, metric) for family in names),
+        panels=tuple(panels),
         height=380 if len(names) <= 3 else 680,
         share_y=True,
-        legend=False,
+        legend_title="size (FLOPs per image):",
     )
 
 
@@ -151,15 +155,22 @@ def _excess(points: Sequence[Row]) -> list[float]:
     return [100 * (row["heldout_loss"] / best - 1) for row in points]
 
 
-def _panel(family: str, lines: dict[tuple[str, float], list[Row]], y: Axis, metric: Metric) -> Panel:
-    sizes = sorted({float(row["flops_per_image"]) for points in lines.values() for row in points})
-    series: list[Series] = []
-    for (model, budget), points in lines.items():
+def _panel(
+    family: str,
+    lines: dict[tuple[str, float], list[Row]],
+    y: Axis,
+    metric: Metric,
+    sizes: list[float],
+    legend: tuple[Series, ...],
+) -> Panel:
+    series = [*legend]
+    for (_, budget), points in lines.items():
         # One point a rate: the best of its repetitions.
         points = sorted(table.best_by(points, "learning_rate"), key=lambda row: float(row["learning_rate"]))
-        color = ramp_color(sizes.index(float(points[0]["flops_per_image"])), len(sizes))
+        size = float(points[0]["flops_per_image"])
+        color = ramp_color(sizes.index(size), len(sizes))
         rates, excess = [row["learning_rate"] for row in points], _excess(points)
-        group = f"{family} {model} {budget:g}"
+        group = quantity(size, 3)
         notes = [f"at {quantity(budget)} FLOPs: {table.describe(row, metric)}" for row in points]
         series.append(Series("line", rates, excess, group=group, color=color, width=1.4, opacity=0.8))
         series.append(Series("points", rates, excess, group=group, color=color, size=6, notes=notes))
