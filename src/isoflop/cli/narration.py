@@ -283,7 +283,9 @@ BAR = 30  # characters
 
 def tell_answer(document: Mapping[str, Any]) -> None:
     """Print an `answer.json`: every family at the target budget, and the recommended run."""
-    families = {name: document["families"][name] for name in family_order((), document) if name in document["families"]}
+    families = {
+        name: document["families"][name] for name in family_order((), dict(document)) if name in document["families"]
+    }
     print(f"At {power(document['target_flops'])} training FLOPs:")
     rows = [
         (
@@ -330,7 +332,7 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     )
     if "finals" not in document:
         print(*document.get("advice", ()), sep="\n")
-    warnings = answer_warnings(document)
+    warnings = answer_warnings(dict(document))
     for warning in warnings[:MOST_WARNINGS]:
         print(f"  {warning}")
     if (others := len(warnings) - MOST_WARNINGS) > 0:

@@ -140,7 +140,7 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
         f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
         f'<main id="main"><section id="answer" aria-label="The answer">'
         f'<p class="answer">{escape(headline(rows, answer))}</p>'
-        f"{_tiles(rows, answer)}{first}{warnings(answer)}</section>"
+        f"{_tiles(rows, answer)}{first}{warnings(answer_warnings(answer))}</section>"
         f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
         "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
         + "\n".join(filter(None, sections))
@@ -157,9 +157,10 @@ def _tiles(rows: Sequence[Row], answer: Answer) -> str:
     run = answer.get("selected") or table.final_run(rows, answer) or {}
     bounds = table.interval(entry)
     found: list[tuple[str, str, str]] = []
-    judged = run.get("accuracy") if isinstance(run.get("accuracy"), Mapping) else {}
+    judged: Any = run.get("accuracy")
+    judged = judged if isinstance(judged, Mapping) else {}
     if table.finite(judged.get("accuracy")):
-        ends = table.interval(judged)
+        ends = table.interval(dict(judged))
         span = f"{number(100 * ends[0], 1)}–{share_of(ends[1])}, " if ends else ""
         part = "test" if judged.get("part") == "test" else "held-out"
         found.append((f"{part} accuracy", share_of(judged["accuracy"]), f"{span}{quantity(judged['images'])} images"))
@@ -177,9 +178,9 @@ def _tiles(rows: Sequence[Row], answer: Answer) -> str:
         count = len(answer["families"])
         found.append((f"P({answer['best']} is best)", number(entry["p_best"], 2), f"of {count} families"))
     flops, seconds = total_cost(rows)
-    hours = (hours_rows(answer) or [None])[-1]
-    if hours:
-        found.append(("time", duration(3600 * float(hours[2])), f"{duration(3600 * float(hours[1]))} planned"))
+    if by_clock := hours_rows(answer):
+        planned, spent = (duration(3600 * float(told)) for told in by_clock[-1][1:3])
+        found.append(("time", spent, f"{planned} planned"))
     elif seconds:
         found.append(("run time", duration(seconds), "of all runs"))
     if seconds and (price := price_per_hour(answer)):
@@ -193,9 +194,9 @@ def _tiles(rows: Sequence[Row], answer: Answer) -> str:
     return f'<dl class="tiles">{items}</dl>' if items else ""
 
 
-def warnings(answer: Answer) -> str:
-    """The weightiest warnings as HTML, the others folded."""
-    items = [f"<li>{escape(text)}</li>" for text in answer_warnings(answer)]
+def warnings(texts: Sequence[str]) -> str:
+    """The first of the warnings as HTML, the others folded."""
+    items = [f"<li>{escape(text)}</li>" for text in texts]
     if not items:
         return ""
     first, others = "".join(items[:MOST_WARNINGS]), items[MOST_WARNINGS:]

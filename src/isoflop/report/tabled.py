@@ -20,7 +20,7 @@ from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
 from isoflop.report.figure import Figure, document, figure_slot
 from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
 from isoflop.report.interim import FamilyFits, answer_of_laws, comparison_entries, interim_answer
-from isoflop.report.page import body, report_figures, write_whole
+from isoflop.report.page import body, report_figures, warnings, write_whole
 from isoflop.report.rows import Answer, Row
 from isoflop.report.tables import Cell, html_table
 from isoflop.report.text import between, escape, number, quantity
@@ -153,12 +153,10 @@ def _page(table: Path, rows: list[Row], found: Answer, study: dict[str, Any]) ->
 
 
 def _law_body(fit: laws.TableFit, figures: Sequence[Figure], command: str) -> str:
-    noted = "".join(f"<li>{escape(text)}</li>" for text in law_notes(fit.groups))
-    warned = f'<details class="warnings" open><summary>Read before trusting</summary><ul>{noted}</ul></details>'
     return (
         '<a class="skip" href="#main">Skip to the figures</a>'
         f"<header><p class=kicker>isoflop report of a table</p><h1>{escape(fit.source)}</h1></header>"
-        f'<main id="main"><section id="answer">{_predictions(fit)}{warned if noted else ""}</section>'
+        f'<main id="main"><section id="answer">{_predictions(fit)}{warnings(law_notes(fit.groups))}</section>'
         + "\n".join(figure_slot(figure, i) for i, figure in enumerate(figures, 1))
         + f'<section id="reproduce"><h2>How to reproduce</h2><pre><code>{escape(command)}</code></pre></section></main>'
     )

@@ -71,6 +71,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     if not entries:
         return ""
     trained = table.final_runs(rows, answer)
+    sized = any(table.finite((entry or {}).get("parameters")) for entry in entries.values())
     body = []
     for position, family in enumerate(table.families(rows, answer)):
         entry = entries.get(family) or {}
@@ -97,6 +98,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 Cell(f"{number(hours, 2)}", float(hours)) if table.finite(hours) else Cell("–", style="number"),
                 _quantity(speed),
                 Cell(quantity(entry.get("learning_rate")), style="number"),
+                _quantity(None if sized else entry.get("flops_per_image")),
             ]
         )
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
@@ -104,7 +106,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         "family",
         "model",
         "accuracy",
-        f"P(best){' of those that trained' if answer.get('left_out') else ''}",
+        "P(best)",
         f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
         "measured",
@@ -113,6 +115,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         "hours",
         "images/s",
         "learning rate",
+        "FLOPs per image",
     ]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, or in the time of the best, "
@@ -121,6 +124,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     shares = {family: utilisation(table.of_family(rows, family)) for family in table.families(rows, answer)}
     if known := [f"{family} {percent(share)}" for family, share in shares.items() if share is not None]:
         caption += f" Utilisation of the device's peak: {', '.join(known)}."
+    caption += " P(best) compares those that trained." if answer.get("left_out") else ""
     caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
     return html_table("summary", caption, *_filled(heads, body))
 

@@ -85,13 +85,13 @@ def _law(
     A family without a law gets a dashed line from its best run to its prediction.
     """
     entry = (answer.get("families") or {}).get(family) or {}
-    target, loss = table.compute_of(entry, answer), entry.get("predicted_loss")
-    predicted = target is not None and table.finite(loss) and loss > 0
+    target = table.compute_of(entry, answer)
+    predicted = target is not None and table.positive(entry, "predicted_loss")
     last = best[-1]["train_flops"] if best else span[0]
     if law is None:
         if not predicted or not best:
             return []
-        line = [last, target], [best[-1]["heldout_loss"], loss]
+        line = [last, target], [best[-1]["heldout_loss"], entry["predicted_loss"]]
         return [Series("line", *line, group=family, color=color, dash="dash", width=1.5)]
     end = max(target if predicted and target else span[1], 1.001 * span[0])
     compute = np.geomspace(span[0], end, 60)
@@ -104,7 +104,7 @@ def _law(
         series.append(Series("band", compute, lower=lower, upper=upper, group=family, color=color, opacity=0.13))
     values = law.frontier(compute)
     if predicted:
-        values = _led_to(float(loss), values, compute, last)
+        values = _led_to(float(entry["predicted_loss"]), values, compute, last)
     return [*series, Series("line", compute, values, group=family, color=color)]
 
 

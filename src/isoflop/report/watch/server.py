@@ -19,7 +19,7 @@ from isoflop.report import tables
 from isoflop.report.clean import clean_answer, clean_rows
 from isoflop.report.figure import asset, document, figure_slot, payload
 from isoflop.report.figures.curves import run_loss, run_pace
-from isoflop.report.law import answer_sentence
+from isoflop.report.law import answer_sentence, answer_warnings
 from isoflop.report.page import facts, report_figures, warnings
 from isoflop.report.rows import finite
 from isoflop.report.text import duration, escape, number, quantity
@@ -55,7 +55,7 @@ def snapshot(live: Live) -> dict[str, Any]:
         "text": {"live-title": name, "live-sentence": answer_sentence(rows, answer)},
         "html": {
             "live-progress": _study_progress(progress),
-            "live-summary": tables.summary(rows, answer) + warnings(answer) + facts(rows, answer),
+            "live-summary": tables.summary(rows, answer) + warnings(answer_warnings(answer)) + facts(rows, answer),
             "live-running": _running(live),
             "live-runs": tables.runs(rows, answer)
             if rows
