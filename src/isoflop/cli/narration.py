@@ -332,6 +332,8 @@ def tell_answer(document: Mapping[str, Any]) -> None:
     )
     if "finals" not in document:
         print(*document.get("advice", ()), sep="\n")
+    for name, reason in left_out.items():
+        print(f"  {name} is not compared: {reason}")
     warnings = answer_warnings(dict(document))
     for warning in warnings[:MOST_WARNINGS]:
         print(f"  {warning}")

@@ -285,7 +285,6 @@ _REMEDIES = (
     ("backtests fell inside", "expect misses of the intervals until a larger budget is measured"),
     ("no budget has three sizes", "give the study more hours, or name more sizes"),
     ("epochs, but no run had more", "add images, or expect less of the last epochs"),
-    ("left out", "give the study more hours to compare it"),
     ("one of the two terms vanished", "measure sizes that lie further apart"),
     ("smallest or largest", ""),
     ("of the grid", ""),
@@ -302,8 +301,6 @@ def answer_warnings(answer: Answer) -> list[str]:
         entry = (answer.get("families") or {}).get(family) or {}
         sources: list[Any] = [entry, entry.get("law") or {}, entry.get("frontier") or {}]
         texts = [str(text) for source in sources for text in source.get("warnings") or ()]
-        if why := (answer.get("left_out") or {}).get(family):
-            texts.append(f"left out: {why}")
         for text in dict.fromkeys(texts):
             found.setdefault(text, []).append(family)
 

@@ -27,7 +27,7 @@
   // Panels stand beside each other as far as there is room, else below; ticks are thinned, and legends get their lines.
   function arrange(made, width) {
     const { columns, panels, headed, names } = made.meta;
-    const margin = made.margin, wide = width - margin.l - margin.r;
+    const margin = made.margin, wide = Math.max(LEAST, width - margin.l - margin.r);
     const across = Math.max(1, Math.min(columns, Math.floor((wide + AXES) / (LEAST + AXES))));
     const rows = Math.ceil(panels / across), planned = Math.ceil(panels / columns);
     const high = (made.height - margin.t - margin.b - (planned - 1) * AXES) / planned;
