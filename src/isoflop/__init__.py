@@ -48,7 +48,7 @@ _PACKAGES = (
     *("config", "data", "errors", "laws", "models", "objectives"),
     *("report", "share", "study", "train", "transfer"),
 )
-_TRAINING = ("create_model", "data", "models", "objectives", "share", "study", "train", "transfer")
+_TRAINING = ("auto", "create_model", "data", "models", "objectives", "share", "study", "train", "transfer")
 
 __all__ = [*_HOME, "__version__", *_PACKAGES]
 

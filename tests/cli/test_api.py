@@ -34,6 +34,7 @@ READS = {
 }
 TRAINS = {
     "train": "main(['train', 'run.toml'])",
+    "auto": "main(['auto', 'study'])",
     "study run": "main(['study', 'run', 'study.toml'])",
     "models": "main(['models'])",
     "inspect": "main(['inspect', 'study'])",

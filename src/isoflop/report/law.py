@@ -268,6 +268,7 @@ def headline(rows: Sequence[Row], answer: Answer) -> str:
     shown = run or entry
     size = f" ({quantity(shown['parameters'])} parameters)" if table.finite(shown.get("parameters")) else ""
     rate = f" at learning rate {quantity(shown['learning_rate'])}" if shown.get("learning_rate") else ""
+    rate += with_recipe(entry) if shown.get("family", answer.get("best")) == answer.get("best") else ""
     how = f"on {quantity(shown.get('images'))} images{rate}"
     model = _model(str(shown.get("family") or answer.get("best")), shown)
     if run is None:
