@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from timm.layers import GroupNormAct, StdConv2d
+from timm.layers import BatchNormAct2d, GroupNormAct, StdConv2d, create_conv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,13 +19,14 @@ from isoflop.models.presets import LADDERS, SIDES
 FAMILIES = tuple(LADDERS)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_a_resnet_is_timm_s_of_basic_blocks_with_standardised_weights_and_group_norm(stride: int) -> None:
-    ours = create_model("resnet_w32d18", num_classes=5, image_size=64, stem_stride=stride, seed=0)
-    conv = partial(StdConv2d, eps=1e-10)
+@pytest.mark.parametrize(("stride", "norm"), [(1, "group"), (2, "group"), (4, "group"), (2, "batch")])
+def test_a_resnet_is_timm_s_of_basic_blocks(stride: int, norm: str) -> None:
+    """With standardised weights and GroupNorm, or plain ones and BatchNorm."""
+    ours = create_model("resnet_w32d18", num_classes=5, image_size=64, stem_stride=stride, norm=norm, seed=0)
+    conv = partial(StdConv2d, eps=1e-10) if norm == "group" else create_conv2d
     theirs = ResNetV2(
         [2, 2, 2, 2], (32, 64, 128, 256), 5, stem_chs=32, stem_type="fixed", basic=True, bottle_ratio=1.0,
-        norm_layer=partial(GroupNormAct, group_size=16), conv_layer=conv,
+        norm_layer=partial(GroupNormAct, group_size=16) if norm == "group" else BatchNormAct2d, conv_layer=conv,
     )  # fmt: skip
     if stride < 4:
         theirs.stem = nn.Sequential()

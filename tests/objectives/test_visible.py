@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, create_model
-from isoflop.models.bit import BiT
+from isoflop.models.bit import BiT, PlainConv
 from isoflop.models.mixers import Attention
 from isoflop.models.standardised import PlainStandardisedConv, StandardisedConv
 from isoflop.objectives import Masked
@@ -39,6 +39,7 @@ MODELS: tuple[tuple[str, int | tuple[int, int], dict[str, Any]], ...] = (
     ("nfnet_f0", (96, 64), {"depths": (1, 1, 1, 1), "widths": (32, 32, 64, 64), "group_width": 16, "final_width": 64}),
     ("bit_r50x1", 64, {"depths": (1, 1)}),
     ("resnet_w8d8", 32, {}),
+    ("resnet_w8d8", 32, {"norm": "batch"}),
     ("resnet_w8d8", (64, 32), {"stem_stride": 4}),
 )
 LABELS = torch.zeros(2, dtype=torch.int64)
@@ -107,7 +108,7 @@ def test_whatever_is_at_hidden_places_on_the_way_reaches_no_visible_one(
         if not isinstance(out, Tensor) or out.ndim != 4:
             return None
         channels_first = isinstance(module, nn.Conv2d) and not isinstance(
-            module, StandardisedConv | PlainStandardisedConv
+            module, StandardisedConv | PlainStandardisedConv | PlainConv
         )
         rows, columns = out.shape[2:] if channels_first else out.shape[1:3]
         if rows % objective.grid[0] or columns % objective.grid[1]:

@@ -1,10 +1,12 @@
-"""Pre-activation ResNets with GroupNorm and standardised weights: BiT (arXiv 1912.11370), and ResNets of basic blocks.
+"""Pre-activation ResNets with GroupNorm and standardised weights: BiT (arXiv 1912.11370), and ResNets of basic blocks,
+these with BatchNorm and plain convolutions (arXiv 1603.05027), too.
 
 Inside, maps are (batch, rows, columns, width).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models.backbone import Backbone
+from isoflop.models.layers import BatchNorm
 from isoflop.models.operators import GroupNorm, group_norm_relu
 from isoflop.models.standardised import PlainStandardisedConv
 
@@ -28,6 +31,7 @@ class BiTConfig:
         basic: blocks of two 3x3 convolutions (ResNet-18) and not bottlenecks, which are a quarter as wide inside.
         stem_stride: 4 is ImageNet's, 7x7 with stride 2 and max pooling; 1 and 2 are those of a 3x3 convolution.
         group_width: channels in a group of GroupNorm; 32 groups when left out.
+        norm: "group", with standardised weights, or "batch", with plain ones.
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -37,6 +41,7 @@ class BiTConfig:
     basic: bool = False
     stem_stride: int = 4
     group_width: int | None = None
+    norm: str = "group"
 
 
 class GroupNormReLU(GroupNorm):
@@ -49,6 +54,26 @@ class GroupNormReLU(GroupNorm):
         return group_norm_relu(x, self.weight, self.bias, self.groups, self.eps)  # type: ignore[arg-type]
 
 
+class BatchNormReLU(BatchNorm):
+    """BatchNorm, then ReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class PlainConv(nn.Conv2d):
+    """A convolution without bias of maps (batch, rows, columns, width), with symmetric padding."""
+
+    def __init__(self, width: int, new_width: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(width, new_width, kernel, stride, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+
+
 class BiTBlock(nn.Module):
     """1x1, 3x3 (strided) and 1x1 convolutions, or two of 3x3; norm and ReLU before each.
 
@@ -57,7 +82,7 @@ class BiTBlock(nn.Module):
 
     def __init__(self, config: BiTConfig, width: int, new_width: int, stride: int) -> None:
         super().__init__()
-        conv = partial(PlainStandardisedConv, eps=config.weight_eps)
+        conv = _conv(config)
         middle = new_width if config.basic else new_width // 4
         self.norm1 = _norm(config, width)
         self.conv1 = conv(width, middle, 3, stride) if config.basic else conv(width, middle, 1)
@@ -78,7 +103,15 @@ class BiTBlock(nn.Module):
         return total
 
 
-def _norm(config: BiTConfig, width: int) -> GroupNormReLU:
+def _conv(config: BiTConfig) -> Callable[..., nn.Conv2d]:
+    return PlainConv if config.norm == "batch" else partial(PlainStandardisedConv, eps=config.weight_eps)
+
+
+def _norm(config: BiTConfig, width: int) -> GroupNormReLU | BatchNormReLU:
+    if config.norm not in ("group", "batch"):
+        raise ModelError(f"`norm` is group or batch, not {config.norm}")
+    if config.norm == "batch":
+        return BatchNormReLU(width)
     groups = 32 if config.group_width is None else max(1, width // config.group_width)
     if width % groups:
         raise ModelError(f"a norm of {groups} groups does not divide {width} channels: see `width` and `group_width`")
@@ -102,7 +135,7 @@ class BiT(Backbone):
         self.num_features = self.feature_widths[-1]
         width = self.feature_widths[0] // (1 if config.basic else 4)
         kernel, step = (7, 2) if stride == 4 else (3, stride)
-        self.stem = PlainStandardisedConv(in_channels, width, kernel, step, eps=config.weight_eps)
+        self.stem = _conv(config)(in_channels, width, kernel, step)
         self.stages = nn.ModuleList()
         for stage, (depth, new_width) in enumerate(zip(config.depths, self.feature_widths, strict=True)):
             blocks = []

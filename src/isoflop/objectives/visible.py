@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone
-from isoflop.models.bit import BiT, GroupNormReLU
+from isoflop.models.bit import BiT, GroupNormReLU, PlainConv
 from isoflop.models.blocks import Block
 from isoflop.models.layers import BatchNorm
 from isoflop.models.metaformer import MetaFormer
@@ -193,6 +193,7 @@ def _squeeze_excite(module: SqueezeExcite, sight: VisibleCells, x: Tensor) -> Te
 STAND_INS: tuple[tuple[type[nn.Module], Callable[..., Tensor]], ...] = (
     (StandardisedConv, _map_conv),
     (PlainStandardisedConv, _map_conv),
+    (PlainConv, _map_conv),
     (nn.Conv2d, _image_conv),
     (Pooling, _pooling),
     (RandomMixing, _random),

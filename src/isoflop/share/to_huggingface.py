@@ -17,7 +17,7 @@ from isoflop.data import open_split
 from isoflop.data.transforms import crop_share
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models import Backbone
-from isoflop.models.bit import BiT
+from isoflop.models.bit import BiT, BiTConfig
 from isoflop.models.interop import shaped_like, to_layout
 from isoflop.models.interop.names import in_files
 from isoflop.models.metaformer import MetaFormer
@@ -223,6 +223,10 @@ def _pvt(model: Backbone) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _is_hugging_face_s(config: BiTConfig) -> bool:
+    return config.factor == 1 and config.norm == "group"
+
+
 def _bit(model: Backbone) -> tuple[str, dict[str, Any]]:
     assert isinstance(model, BiT)
     return "Bit", {
@@ -238,5 +242,5 @@ _NATIVE: tuple[tuple[Callable[[Backbone], bool], Callable[[Backbone], tuple[str,
     (lambda model: model.family == "pvt", _pvt),
     # One eps for all norms: PVT v2 with the authors' two goes through timm, which has both.
     (lambda model: isinstance(model, MetaFormer) and model.family == "pvt_v2" and model.config.norm_eps == 1e-5, _pvt),
-    (lambda model: model.family == "bit" and isinstance(model, BiT) and model.config.factor == 1, _bit),
+    (lambda model: model.family == "bit" and isinstance(model, BiT) and _is_hugging_face_s(model.config), _bit),
 )

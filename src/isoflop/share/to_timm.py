@@ -210,7 +210,7 @@ def _nfnet(model: NFNet) -> tuple[str, dict[str, Any]]:
 def _fixed_size(model: Backbone) -> str:
     """timm's name of the size of `model`, in a family whose sizes timm does not take as arguments."""
     config: Any = getattr(model, "config", None)
-    same = ("depths", "widths", "mlp_widths", "mixer_widths", "stem_stride", "factor")
+    same = ("depths", "widths", "mlp_widths", "mixer_widths", "stem_stride", "factor", "norm")
     for preset, name in TIMM_NAMES.items():
         family, known = PRESETS.get(preset, ("", None))
         if family == model.family and all(getattr(known, f, None) == getattr(config, f, None) for f in same):
