@@ -12,7 +12,7 @@
 | timm_resnet18 | (b) timm's model with the defaults of timm's training script |
 | timm_vit_tiny | (b) timm's `vit_tiny_patch16_224` with smaller patches, the same script with AdamW |
 | optuna | (c) half of the time for TPE with ASHA over the presets and learning rates of the study, then its best anew |
-| fixed | (d) `isoflop train` of a ResNet of the usual size with the study's recipe |
+| fixed | (d) `isoflop train` of a ResNet-9 of the usual size with the study's recipe |
 | frozen | (e) shown beside: EfficientNet-Lite0 with ImageNet weights, logistic regression on its features |
 
 FOLDER holds the data sets from which the named sets are made (`worth_sets.py`); a URI of `data.source` is taken as it
@@ -569,7 +569,7 @@ def optuna_asha(cell: Cell) -> tuple[Judge, Facts]:
 # (d) A recipe of ours without a study.
 
 
-FIXED_FAMILY = "resnet"
+FIXED_FAMILY = "resnet9"
 FIXED_SHARE = 0.97  # of the time that is left: steps are counted beforehand
 
 

@@ -28,6 +28,10 @@ def kaiming(weight: Tensor) -> float:
     return math.sqrt(2 / weight[0].numel())
 
 
+def torch_default(weight: Tensor) -> float:
+    return 1 / math.sqrt(3 * weight[0].numel())
+
+
 def xavier(weight: Tensor) -> float:
     return math.sqrt(2 / (weight.shape[0] + weight.shape[1]))
 
@@ -61,6 +65,7 @@ STARTS: dict[str, tuple[str, str, Rule]] = {
     "nfnet": ("nfnet_f0", "stages.1.0.conv2.weight", lecun),  # arXiv 2102.06171: standardised, so the scale is a start
     "bit": ("bit_r50x1", "stages.1.0.conv2.weight", kaiming),  # arXiv 1912.11370: standardised as well
     "resnet": ("resnet_w16d14", "stages.1.0.conv2.weight", kaiming),  # as BiT
+    "resnet9": ("resnet9_w16", "stages.2.2.body.0.0.weight", torch_default),  # DAWNBench's script
 }
 
 

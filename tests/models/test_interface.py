@@ -40,6 +40,7 @@ ONE_OF_EACH = (
     ("bit_r50x1", {"depths": (1, 1, 1, 1)}),
     ("resnet_w16d14", {}),
     ("resnet_w8d8p2", {}),
+    ("resnet9_w4", {}),
     ("timm:resnet18", {}),
     ("timm:vit_tiny_patch16_224", {"depth": 2}),
     ("timm:convnext_atto", {}),

@@ -143,3 +143,31 @@ def test_even_the_smallest_models_learn_digits(family: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-4:]) / 4 < 0.8 * sum(losses[:4]) / 4
+
+
+def test_a_resnet9_is_dawnbench_s() -> None:
+    """Layer by layer as David Page's network, written down with PyTorch's modules: 6.6 M parameters at width 64."""
+
+    def conv(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    ours = create_model("resnet9_w8", num_classes=10, image_size=32, seed=0)
+    parts = [conv(3, 8), [*conv(8, 16), nn.MaxPool2d(2)], [*conv(16, 16), *conv(16, 16)]]
+    parts += [[*conv(16, 32), nn.MaxPool2d(2)], [*conv(32, 64), nn.MaxPool2d(2)], [*conv(64, 64), *conv(64, 64)]]
+    theirs = nn.ModuleList(nn.Sequential(*part) for part in parts)
+    head = nn.Linear(64, 10, bias=False)
+    mine = [value for name, value in ours.state_dict().items() if not name.startswith("head")]
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), mine, strict=True)))
+    head.load_state_dict(ours.head.state_dict())
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for train in (True, False):
+        x = images
+        ours.train(train), theirs.train(train)
+        for k, part in enumerate(theirs):
+            x = x + part(x) if k in (2, 5) else part(x)
+        logits = 0.125 * head(F.max_pool2d(x, 4).flatten(1))
+        torch.testing.assert_close(ours(images), logits, rtol=1e-4, atol=1e-5)
+    assert cost("resnet9_w64", image_size=32, num_classes=10).parameters == pytest.approx(6.57e6, rel=0.01)
+    assert create_model("resnet9_w8p2", num_classes=10, image_size=64).feature_maps(torch.zeros(2, 3, 64, 64))[
+        -1
+    ].shape == (2, 64, 4, 4)

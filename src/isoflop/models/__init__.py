@@ -1,4 +1,4 @@
-"""Backbones: MetaFormers (ViT and its relatives), NFNet and BiT, and their cost."""
+"""Backbones: MetaFormers (ViT and its relatives), NFNet, BiT and ResNet-9, and their cost."""
 
 from isoflop import needs_training  # noqa: F401
 from isoflop.models.backbone import Backbone

@@ -20,6 +20,7 @@ from isoflop.models.bit import BiT
 from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config, as_of
+from isoflop.models.resnet9 import ResNet9, ResNet9Config
 from isoflop.models.user_code import load_code, told
 
 # Integer options that may also be 0: all others count or measure something that has to be there.
@@ -90,6 +91,8 @@ def _build(config: Config, num_classes: int, image_size: tuple[int, int], in_cha
         return MetaFormer(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
     if isinstance(config, NFNetConfig):
         return NFNet(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
+    if isinstance(config, ResNet9Config):
+        return ResNet9(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
     return BiT(config, num_classes=num_classes, image_size=image_size, in_channels=in_channels)
 
 

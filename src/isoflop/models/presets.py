@@ -15,15 +15,16 @@ from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.bit import BiTConfig
 from isoflop.models.metaformer import MetaFormerConfig
 from isoflop.models.nfnet import NFNetConfig
+from isoflop.models.resnet9 import ResNet9Config
 
-Config = MetaFormerConfig | NFNetConfig | BiTConfig
+Config = MetaFormerConfig | NFNetConfig | BiTConfig | ResNet9Config
 
 # The ladders: models that a study compares at equal compute, by the size of the images that they are for.
 #
 # A name says what varies: `vit_w64d4p4` is a ViT of width 64, depth 4 and 4x4 patches; `poolformer_w16d4p4` and
 # `nfnet_w16d2` count the width of the first stage and the depth of all. A ResNet's depth counts layers, as papers do:
 # the stem, two a block, the classifier; its patch is the stem's stride, 1 without. Three stages are CIFAR's ResNets
-# (arXiv 1512.03385, section 4.2), four ImageNet's.
+# (arXiv 1512.03385, section 4.2), four ImageNet's. A ResNet-9 has one depth and a width.
 #
 # A ladder begins where training reaches a quarter of the rate of `F.linear` on one core: below, a step is overhead.
 # `EARLIER` models are smaller, or see their images less finely: they can be named, but are of no ladder.
@@ -61,6 +62,11 @@ LADDER_ROWS: dict[str, tuple[tuple[str, str], ...]] = {  # for each of `SIDES`: 
         ("", "w8d8p4 w12d8p4 w16d8p4 w24d8p4 w32d8p4 w48d8p4 w64d8p4 w64d14p4 w96d14p4 w48d18p2 w64d18p2 w96d18p2"),
         ("p4", "w8d18 w12d18 w16d18 w24d18 w32d18 w48d18 w64d18 w64d34 w80d34 w96d34"),
     ),
+    "resnet9": (
+        ("", "w4 w6 w8 w12 w16 w24 w32 w48 w64 w80 w96 w128"),
+        ("p2", "w4 w6 w8 w12 w16 w24 w32 w48 w64 w80 w96 w128"),
+        ("p4", "w4 w6 w8 w12 w16 w24 w32 w48 w64 w80 w96 w128"),
+    ),
 }  # fmt: skip
 EARLIER: dict[str, tuple[tuple[str, str], ...]] = {
     "vit": (("p8", "w4d1 w4d2 w6d1 w6d2 w8d1 w8d2 w12d2 w16d2 w24d2 w24d4 w40d4 w96d3 w160d4"),),
@@ -87,6 +93,8 @@ DEPTHS: dict[str, dict[int, tuple[int, ...]]] = {  # of each stage, by the depth
 
 def _small(name: str) -> Config:
     """The model that a name of the ladders' grammar stands for."""
+    if found := re.fullmatch(r"resnet9_w(\d+)(?:p(\d+))?", name):
+        return ResNet9Config(int(found[1]), int(found[2] or 1))
     found = re.fullmatch(r"([a-z]+)_w(\d+)d(\d+)(?:p(\d+))?", name)
     assert found is not None, name
     family, width, depth, patch = found[1], int(found[2]), int(found[3]), int(found[4] or 1)
