@@ -168,6 +168,5 @@ def test_a_resnet9_is_dawnbench_s() -> None:
         logits = 0.125 * head(F.max_pool2d(x, 4).flatten(1))
         torch.testing.assert_close(ours(images), logits, rtol=1e-4, atol=1e-5)
     assert cost("resnet9_w64", image_size=32, num_classes=10).parameters == pytest.approx(6.57e6, rel=0.01)
-    assert create_model("resnet9_w8p2", num_classes=10, image_size=64).feature_maps(torch.zeros(2, 3, 64, 64))[
-        -1
-    ].shape == (2, 64, 4, 4)
+    larger = create_model("resnet9_w8p2", num_classes=10, image_size=64)
+    assert larger.feature_maps(torch.zeros(2, 3, 64, 64))[-1].shape == (2, 64, 4, 4)
