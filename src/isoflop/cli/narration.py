@@ -255,7 +255,8 @@ class BarNarrator(TerminalNarrator):
             self.answer = self.answer or (spent, done_seconds, max(left, 1.0))
             began, before, left_then = self.answer
             share = (done_seconds - before) / (total_seconds - before) if total_seconds > before else 1.0
-            left = (1 - share) * (spent - began + TRUST) / (share + TRUST / left_then)
+            trust = max(TRUST, left_then / 4)  # seconds of pace that the clock's forecast counts like
+            left = (1 - share) * (spent - began + trust) / (share + trust / left_then)
         share = spent / (spent + left) if spent + left > 0 else 1.0
         filled = round(share * BAR)
         what = "training the answer" if self.at_answer else f"{finished} runs compared"
