@@ -287,9 +287,12 @@ def _formats(to: str | None) -> list[str]:
 
 def _export(directory: Path, formats: Sequence[str], to: str | None, narrator: Narrator) -> None:
     """Exports the winner to the first of `formats` that it exists in, unless that was done."""
+    done = [name for name in formats if (directory / f"export-{name}").is_dir()]
+    if done and (not to or done[0] == formats[0]):
+        return
     for name in formats:
         folder = directory / f"export-{name}"
-        if folder.is_dir():
+        if name in done:
             return
         try:
             export(str(directory), name, folder)
