@@ -1,5 +1,6 @@
 """`isoflop auto`: from images to a judged and exported classifier; stopped, it goes on; told again at once."""
 
+import itertools
 import os
 import re
 import signal
@@ -14,9 +15,10 @@ import pytest
 from PIL import Image
 
 import isoflop
-from isoflop.cli import main
+from isoflop.cli import main, narration
 from isoflop.config.problems import literal
 from isoflop.errors import ConfigError
+from isoflop.runs.times import Times
 from isoflop.study.auto import EVALUATION, SIDES, Choice, _config, auto, held_out, image_size, study_name, summary
 from isoflop.study.executors import Event, RunTask
 from tests.study.here import Here
@@ -210,6 +212,29 @@ def test_weights_to_start_from_are_contenders(done: isoflop.study.StudyResult) -
     assert run.start.weights == str(done.run_directory())
     run = config.run_config("resnet18-a1_in1k", model=weights[0], steps=100, learning_rate=1e-3)
     assert run.model.overrides == {"pretrained": True}
+
+
+@pytest.mark.parametrize("pace", [0.8, 1.0, 1.25])
+def test_the_time_left_falls_with_the_clock(
+    pace: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narration, "duration", lambda seconds: f"{seconds:.1f} s")
+    monkeypatch.setattr(narration, "SECONDS_BETWEEN_LINES", -1.0)
+    clock = [0.0]
+    bar = narration.BarNarrator(Times(lambda: clock[0]))
+    bar.planned_seconds = 1000.0
+    for second in range(0, 301, 10):
+        clock[0] = second
+        bar.progress(2.0 * second, 1000.0, 1, 9)
+    bar.rung(2, 2, [])
+    ends = 300 + round(700 / pace)  # of the answer, which takes longer or shorter than the clock has left for it
+    for second in range(300, ends + 1, 10):
+        clock[0] = second
+        bar.progress(600 + 400 * (second - 300) / (ends - 300), 1000.0, 9, 10)
+    left = [float(found) for found in re.findall(r"([\d.]+) s left", capsys.readouterr().out)]
+    assert (left[0], left[30], left[31]) == (1000.0, 700.0, 700.0)
+    assert left[-1] < 11
+    assert all(-15 < after - before < 0.1 for before, after in itertools.pairwise(left))
 
 
 def nothing(_: Path) -> None:

@@ -231,13 +231,16 @@ class BarNarrator(TerminalNarrator):
         done = self.times.total
         whole = sum(clock.values())
         self.planned_seconds = 3600 * limit if limit and plan.funds and plan.funds.open_ended else done + whole
-        if not is_quiet():
-            training, heldout = len(plan.catalogue.source), plan.catalogue.heldout
-            self.say(
-                f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
-                f"{heldout:,} others to choose by; about {duration(max(self.planned_seconds - done, 0.0))}, "
-                f"{duration(clock['answer'])} of it to train the answer"
-            )
+        if is_quiet():
+            return
+        left, training = max(self.planned_seconds - done, 0.0), len(plan.catalogue.source)
+        answer = f", {duration(clock['answer'])} of it to train the answer" if clock["answer"] < left else ""
+        for family, why in plan.ladder.left_out.items():
+            self.say(f"{family} is {why}")
+        self.say(
+            f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
+            f"{plan.catalogue.heldout:,} others to choose by; about {duration(left)}{answer}"
+        )
 
     def thought(self, stage: Stage, before: Stage | None) -> None: ...
 
@@ -250,16 +253,16 @@ class BarNarrator(TerminalNarrator):
             return
         self.told = now
         spent = self.times.total
-        left = max(self.planned_seconds - spent, 0.0)
+        left = max(self.planned_seconds - spent, TRUST)  # the answer is trained whatever the ladder has taken
         if self.at_answer:
-            self.answer = self.answer or (spent, done_seconds, max(left, 1.0))
+            self.answer = self.answer or (spent, done_seconds, left)
             began, before, left_then = self.answer
             share = (done_seconds - before) / (total_seconds - before) if total_seconds > before else 1.0
-            trust = max(TRUST, left_then / 4)  # seconds of pace that the clock's forecast counts like
-            left = (1 - share) * (spent - began + trust) / (share + trust / left_then)
+            # What the clock left counts like a quarter of the answer, at the pace that takes as long.
+            left = (1 - share) * (spent - began + left_then / 4) / (share + 1 / 4)
         share = spent / (spent + left) if spent + left > 0 else 1.0
         filled = round(share * BAR)
-        what = "training the answer" if self.at_answer else f"{finished} runs compared"
+        what = "training the answer" if self.at_answer else f"{finished} run{'' if finished == 1 else 's'} compared"
         text = f"[{'█' * filled}{'·' * (BAR - filled)}] {share:4.0%}  {duration(left)} left, {what}"
         if self.in_place:
             over_the_line(text)
