@@ -206,7 +206,7 @@ def test_a_format_that_the_winner_lacks_is_replaced_by_one_that_it_has(
 def test_weights_to_start_from_are_contenders(done: isoflop.study.StudyResult) -> None:
     weights = ["timm:resnet18.a1_in1k", str(done.directory)]
     config = _config("mine", 1.0, Choice("folder:images", 32, 10), weights, [])
-    assert list(config.families) == ["resnet", "vit", "resnet18-a1_in1k", "study"]
+    assert list(config.families) == ["resnet9", "vit", "resnet18-a1_in1k", "study"]
     run = config.run_config("study", model="vit_w8d1p8", steps=100, learning_rate=1e-3)
     assert run.start is not None
     assert run.start.weights == str(done.run_directory())
@@ -234,7 +234,7 @@ def test_the_time_left_falls_with_the_clock(
     left = [float(found) for found in re.findall(r"([\d.]+) s left", capsys.readouterr().out)]
     assert (left[0], left[30], left[31]) == (1000.0, 700.0, 700.0)
     assert left[-1] < 11
-    assert all(-15 < after - before < 0.1 for before, after in itertools.pairwise(left))
+    assert all(-25 < after - before < 0.1 for before, after in itertools.pairwise(left))
 
 
 def nothing(_: Path) -> None:

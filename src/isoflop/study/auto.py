@@ -38,7 +38,7 @@ from isoflop.transfer import evaluate, open_backbone
 HOURS = 0.5
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "resnet": {"sizes": 2, "recipe": "search", "optim": SGD},
+    "resnet9": {"sizes": 2, "recipe": "search", "optim": SGD},
     "vit": {"sizes": 2, "recipe": "search"},
 }
 """The contenders, beside those that start from weights."""
