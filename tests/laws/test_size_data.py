@@ -147,6 +147,7 @@ def test_tables_without_a_law_are_refused(change, message):
         fit_size_data(*change(*ladder()))
 
 
+@pytest.mark.long
 def test_given_runs_of_larger_budgets_are_predicted_within_the_planted_error():
     """At their own size and data, which need not be the best: what a frontier does next says little about them."""
     errors, inside = [], []

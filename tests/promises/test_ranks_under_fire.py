@@ -60,6 +60,7 @@ def test_a_preempted_run_goes_on_with_any_number_of_ranks(tmp_path: Path) -> Non
     check_close(config, tmp_path / "calm", elastic)
 
 
+@pytest.mark.long
 def test_killed_ranks_change_nothing_at_the_same_layout(tmp_path: Path) -> None:
     config = config_of(40)
     train_whole(config, tmp_path / "calm", world=2)

@@ -89,6 +89,7 @@ def test_a_worker_that_alone_is_asked_to_stop_saves_its_run_which_goes_on_in_ano
     assert second[0]["step"] >= first[-1]["step"] > 0  # to the step
 
 
+@pytest.mark.long
 def test_a_study_that_is_asked_to_stop_saves_its_runs_and_goes_on_from_there(tmp_path: Path) -> None:
     """SIGTERM for the whole group, as schedulers send it: command, workers and their helpers."""
     file = tmp_path / "toy.toml"
