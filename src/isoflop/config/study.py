@@ -265,7 +265,7 @@ class FamilyConfig(Table):
     `search`: the planner of a study with a limit chooses the level, as it does the learning rate."""
     start: Maybe[StartConfig] = later_option(None)
     """Trained weights that every run of the family starts from: fine-tuning, beside families that learn from nothing.
-    They are of one model, the only one in `sizes`. (`model.pretrained` of a `timm:` model takes timm's.)"""
+    They are of one model, the only one in `sizes`. `model.pretrained` of a `timm:` model takes timm's."""
     model: dict[str, Scalar] = Field(default={})
     """Values that override those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
