@@ -58,7 +58,8 @@ def test_the_table_is_a_frame_of_what_is_installed(
     columns, options = study.table
     assert options == ({"strict": False} if installed == "polars" else {})
     assert list(columns) == list(COLUMNS)
-    assert [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] == study.rows
+    found = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    assert found == [dict.fromkeys(COLUMNS) | row for row in study.rows]  # a table of earlier versions lacks some
 
 
 def test_the_folder_of_an_answer_is_named_or_refused(folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class StudyResult:
 
         Raises MissingExtra where neither is installed.
         """
-        columns = {column: [row[column] for row in self.rows] for column in COLUMNS}
+        columns = {column: [row.get(column) for row in self.rows] for column in COLUMNS}
         for name in sorted(("pandas", "polars"), key=lambda name: name not in sys.modules):
             if find_spec(name) is not None:
                 # A column may have whole and other numbers, which polars refuses unless told.

@@ -124,7 +124,8 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     shares = {family: utilisation(table.of_family(rows, family)) for family in table.families(rows, answer)}
     if known := [f"{family} {percent(share)}" for family, share in shares.items() if share is not None]:
         caption += f" Utilisation of the device's peak: {', '.join(known)}."
-    caption += " P(best) compares those that trained." if answer.get("left_out") else ""
+    compared = any(table.finite(entry.get("p_best")) for entry in entries.values() if entry)
+    caption += " P(best) compares those that trained." if answer.get("left_out") and compared else ""
     caption += "".join(f" {family} is not compared: {why}." for family, why in (answer.get("left_out") or {}).items())
     return html_table("summary", caption, *_filled(heads, body))
 
