@@ -301,9 +301,9 @@ def test_the_image_size_grows_with_the_hours_and_falls_with_the_images(
 def test_few_images_are_for_training_first() -> None:
     assert held_out(60_000, 10, has_test=False) == (1000, 2000)
     assert held_out(60_000, 10, has_test=True) == (1000, 0)
-    assert held_out(1000, 10, has_test=False) == (150, 150)
-    assert held_out(210, 10, has_test=False) == (31, 10)  # a study asks for 20 a class
-    assert held_out(150, 10, has_test=False) == (22, 0)
+    assert held_out(1000, 10, has_test=False) == (100, 150)
+    assert held_out(210, 10, has_test=False) == (21, 10)  # a study asks for 20 a class
+    assert held_out(150, 10, has_test=False) == (15, 0)
 
 
 def test_a_study_is_called_like_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
