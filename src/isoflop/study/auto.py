@@ -77,8 +77,8 @@ def held_out(images: int, classes: int, *, has_test: bool) -> tuple[int, int]:
 
     10 % to choose by, for images that nothing trains on cost accuracy: a ResNet-9 with 980 images of CIFAR-10 was 2.6
     points better than with 800. 15 % to test: an accuracy on 150 images is known to ±8 points at worst. No more than
-    1,000 to choose by, for every run is evaluated on them, and 2,000 to test (±2 points). Classes keep the images that a
-    study asks for, or there is no test part: with few images an answer matters more than its judgement.
+    1,000 to choose by, for every run is evaluated on them, and 2,000 to test (±2 points). Classes keep the images that
+    a study asks for, or there is no test part: with few images an answer matters more than its judgement.
     """
     heldout = max(1, min(int(HELDOUT_SHARE * images), MOST_HELDOUT))
     test = min(int(TEST_SHARE * images), MOST_TEST, images - FEWEST_OF_A_CLASS * classes)
