@@ -206,7 +206,8 @@ def _adaptive(
             passed, accounted = elapsed(number), sum(map(Ledger(now.space).spent, results))
 
 
-TIMED_ANSWERS = 4  # models, at most
+TIMED_ANSWERS = 6  # models, at most
+LARGER = 4.0  # times the FLOPs of the answer: so much larger a model is timed beside it
 
 
 def _answering(
@@ -214,23 +215,29 @@ def _answering(
 ) -> tuple[Plan, Outlook]:
     """How the families stand when answers share what is `left`, and `plan` with the prices of those that were timed.
 
-    The runs of the ladder are small and short, and a larger model uses a machine better: the answer is timed, and where
-    it is then another one, that too.
+    The runs of the ladder are small and short, and a larger model uses a machine better: the answer is timed, and one
+    of its family that is `LARGER`; where another one is the answer then, that and one larger, too.
     """
     catalogue = plan.catalogue
-    known: set[tuple[str, str]] = set()
+    known: set[str] = set()
     while True:
         assert plan.funds
         space = search_space_of(catalogue.config, catalogue, plan.sizes, plan.funds, left)
         outlook = decide(space, results).outlook()
         answer = outlook.standings[0].answer
-        model = answer.family, answer.model
-        if timed is None or model in known or len(known) == TIMED_ANSWERS:
+        family, sizes = answer.family, space.families[answer.family].answers
+        larger = min(sizes, key=lambda name: abs(math.log(sizes[name] / (LARGER * answer.n))))
+        wanted = [name for name in {answer.model: 0, larger: 0} if f"{family}/{name}" not in known]
+        if timed is None or not wanted or len(known) >= TIMED_ANSWERS:
             return plan, outlook
-        known.add(model)
-        seconds = timed(*model)
-        prices = {**plan.seconds_per_image, model: seconds}
-        plan = replace(plan, seconds_per_image=prices, funds=plan.funds.at_price(model, answer.n, seconds))
+        for name in wanted:
+            known.add(f"{family}/{name}")
+            seconds = timed(family, name)
+            prices = {**plan.seconds_per_image, (family, name): seconds}
+            plan = replace(
+                plan, seconds_per_image=prices, funds=plan.funds.at_price((family, name), sizes[name], seconds)
+            )
+            assert plan.funds
 
 
 SECONDS_BETWEEN_TIMES = 10.0  # that are written: so much of its hours a study that is killed may forget
