@@ -236,7 +236,7 @@ class BarNarrator(TerminalNarrator):
         left, training = max(self.planned_seconds - done, 0.0), len(plan.catalogue.source)
         answer = f", {duration(clock['answer'])} of it to train the answer" if clock["answer"] < left else ""
         for family, why in plan.ladder.left_out.items():
-            self.say(f"{family} is {why}")
+            self.say(f"{family} is left out: {why}")
         self.say(
             f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
             f"{plan.catalogue.heldout:,} others to choose by; about {duration(left)}{answer}"
