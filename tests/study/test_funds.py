@@ -12,6 +12,7 @@ from PIL import Image
 
 from isoflop.config import StudyConfig
 from isoflop.errors import CheckpointError, ConfigError, DataError, DataNotice, StudyError
+from isoflop.models import family_ladder
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
     NOTHING_BESIDE,
@@ -369,10 +370,11 @@ def test_prices_that_were_wrong_are_corrected_by_what_runs_took_and_the_limit_ho
 
 def test_a_short_limit_leaves_fewer_sizes_and_then_fewer_families_and_says_so(tmp_path: Path) -> None:
     families = {"vit": {"sizes": 2}, "poolformer": {"sizes": 2, "recipe": "search"}}
+    known = {(family, name): 1e-4 for family in families for name in family_ladder(family)}
     told = []
     for budget in (3e13, 1.5e13, 1.1e13, 8e12, 4.5e12):
         config = study_config(study={"name": "toy", "budget": budget, "output": str(tmp_path)}, families=families)
-        planned = plan_study(config)
+        planned = plan_study(config, known, overheads=NOTHING_BESIDE)
         told.append((sum(map(len, planned.sizes.values())), len(planned.sizes)))
         assert planned.ladder.left_out.keys() == set(families) - set(planned.sizes)
     assert told[0] == (4, 2)
