@@ -203,7 +203,8 @@ def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(visit: 
     page = visit.page
     assert page.locator("h1").count() == 1
     assert page.locator("html").get_attribute("lang") == "en"
-    labels = page.eval_on_selector_all("[data-figure][role=group]", "all => all.map((e) => e.getAttribute('aria-label'))")
+    plots = "[data-figure][role=group]"
+    labels = page.eval_on_selector_all(plots, "all => all.map((e) => e.getAttribute('aria-label'))")
     assert len(labels) == 11
     assert min(map(len, labels)) > 40
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map((e) => Number(e.tagName[1]))")
