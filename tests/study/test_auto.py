@@ -80,7 +80,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def test_images_become_a_judged_and_exported_classifier(done: isoflop.study.StudyResult, day_and_night: Path) -> None:
     config = done.answer["study"]["config"]
     assert config["data"]["source"] == f"folder:{day_and_night}?test=12"
-    assert (config["data"]["image_size"], config["data"]["heldout"]) == (32, 12)
+    assert (config["data"]["image_size"], config["data"]["heldout"]) == (32, 8)
     accuracy = done.answer["selected"]["accuracy"]
     assert (accuracy["part"], accuracy["images"], accuracy["accuracy"]) == ("test", 12, 1.0)  # easily told apart
     assert (done.directory / "report.html").exists()
