@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -78,6 +79,15 @@ class Backbone(nn.Module, ABC):
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter by name: 0 the stem, 1…L the blocks, L + 1 what follows (for layer decay)."""
         raise ModelError(f"{self.preset} defines no `layer_ids`, which layer decay needs")
+
+
+def outputs_of(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """What each of the stages, one after another, makes of `x`."""
+    outputs = []
+    for stage in stages:
+        x = stage(x)
+        outputs.append(x)
+    return outputs
 
 
 # From tokens to one vector per image: the class token, the mean, or attention pooling (MAP).

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
-from isoflop.models.backbone import Backbone
+from isoflop.models.backbone import Backbone, outputs_of
 from isoflop.models.layers import BatchNorm
 from isoflop.models.operators import GroupNorm, group_norm_relu
 from isoflop.models.standardised import PlainStandardisedConv
@@ -56,9 +56,6 @@ class GroupNormReLU(GroupNorm):
 
 class BatchNormReLU(BatchNorm):
     """BatchNorm, then ReLU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu()
@@ -154,11 +151,7 @@ class BiT(Backbone):
         if self.config.stem_stride == 4:
             # Zeros around, then no padding in the pooling: not the same as padding the pooling, whose border is -inf.
             x = F.max_pool2d(_zeros_around(x).movedim(-1, 1), 3, 2).movedim(1, -1)
-        outputs = []
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
+        return outputs_of(self.stages, x)
 
     def tokens(self, images: Tensor) -> Tensor:
         return self.norm(self._stages(images)[-1]).flatten(1, 2)  # type: ignore[no-any-return]

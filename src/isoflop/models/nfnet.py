@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
-from isoflop.models.backbone import Backbone
+from isoflop.models.backbone import Backbone, outputs_of
 from isoflop.models.blocks import Dropout, drop_path
 from isoflop.models.operators import Linear
 from isoflop.models.parameters import Kinds
@@ -171,11 +171,7 @@ class NFNet(Backbone):
         x = images.contiguous(memory_format=torch.channels_last).movedim(1, -1)
         for index, conv in enumerate(self.stem):
             x = conv(x) if index == 0 else conv(act(x), gain)
-        outputs = []
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
+        return outputs_of(self.stages, x)
 
     def tokens(self, images: Tensor) -> Tensor:
         act, gain = ACTIVATION[self.config.activation], ACTIVATION_GAIN[self.config.activation]

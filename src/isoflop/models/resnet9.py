@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.errors import ModelError
-from isoflop.models.backbone import Backbone
+from isoflop.models.backbone import Backbone, outputs_of
 
 LOGIT_SCALE = 0.125
 
@@ -80,11 +80,7 @@ class ResNet9(Backbone):
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
-        outputs = []
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
+        return outputs_of(self.stages, x)
 
     def tokens(self, images: Tensor) -> Tensor:
         return LOGIT_SCALE * self.feature_maps(images)[-1].flatten(2).transpose(1, 2)
