@@ -103,7 +103,7 @@ def extras() -> list[str]:
 
 
 def missing_packages(extra: str) -> list[str]:
-    """Which packages of an extra are not installed; those of `train` are told of that alone."""
+    """Which packages of an extra are not installed, without those that the extra `train` has, too."""
     found = _optional()
     other = {package for package, name in found if name == "train"} if extra != "train" else set()
     return [p for p, name in found if name == extra and p not in other and not _is_installed(p)]

@@ -88,8 +88,7 @@ class TerminalNarrator(ResultNarrator):
         print_table(
             ("family", "model", "training FLOPs/image", "steps", "images", "learning rate", "utilisation"), rows
         )
-        for family, why in plan.ladder.left_out.items():
-            print(f"{family} is left out: {why}")
+        self._tell_left_out(plan)
         if plan.funds:
             self._tell_funds(plan, plan.funds)
         else:
@@ -186,10 +185,17 @@ class TerminalNarrator(ResultNarrator):
         left = duration((total_seconds - done_seconds) / self.workers * pace)
         text = f"{share:4.0%}  {finished} of {total} runs, {left} left"
         text += f", utilisation {percent(self.utilisation)}" if self.utilisation else ""
+        self._tell_progress(text)
+
+    def _tell_progress(self, text: str) -> None:
         if self.in_place:
             over_the_line(text)
         else:
             print(text, flush=True)
+
+    def _tell_left_out(self, plan: Plan) -> None:
+        for family, why in plan.ladder.left_out.items():
+            self.say(f"{family} is left out: {why}")
 
     def judged(self, name: str, task: TransferConfig) -> None:
         self.say(f"{name} on {task.dataset}: {', '.join(task.protocols)}")
@@ -235,8 +241,7 @@ class BarNarrator(TerminalNarrator):
             return
         left, training = max(self.planned_seconds - done, 0.0), len(plan.catalogue.source)
         answer = f", {duration(clock['answer'])} of it to train the answer" if clock["answer"] < left else ""
-        for family, why in plan.ladder.left_out.items():
-            self.say(f"{family} is left out: {why}")
+        self._tell_left_out(plan)
         self.say(
             f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
             f"{plan.catalogue.heldout:,} others to choose by; about {duration(left)}{answer}"
@@ -264,10 +269,7 @@ class BarNarrator(TerminalNarrator):
         filled = round(share * BAR)
         what = "training the answer" if self.at_answer else f"{finished} run{'' if finished == 1 else 's'} compared"
         text = f"[{'█' * filled}{'·' * (BAR - filled)}] {share:4.0%}  {duration(left)} left, {what}"
-        if self.in_place:
-            over_the_line(text)
-        else:
-            print(text, flush=True)
+        self._tell_progress(text)
 
     def answered(self, document: dict[str, Any]) -> None: ...
 

@@ -397,8 +397,8 @@ class StudyConfig(SharedConfig):
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             "schedule": own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
         }
-        named = own.recipe or ""
-        for table, changes in RECIPES.get(recipe or next(iter(RECIPES)) if named == SEARCH else named, {}).items():
+        level = (recipe or next(iter(RECIPES))) if own.recipe == SEARCH else own.recipe
+        for table, changes in RECIPES.get(level or "", {}).items():
             values[table] = values[table].model_copy(update=changes)
         try:
             return RunConfig.model_validate(values)

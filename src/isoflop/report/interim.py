@@ -61,11 +61,7 @@ def on_all_images(rows: Sequence[Row]) -> list[Row]:
 
 def at_the_best_recipe(rows: Sequence[Row]) -> list[Row]:
     """`rows` without those whose level of regularisation is not that of the best run of their model and budget."""
-    best: dict[tuple[Any, ...], Row] = {}
-    for row in table.measured(rows):
-        at = row.get("model"), table.rung(row)
-        if at not in best or row["heldout_loss"] < best[at]["heldout_loss"]:
-            best[at] = row
+    best = {(r.get("model"), table.rung(r)): r for r in table.best_by(table.measured(rows), "model", "budget")}
     return [r for r in rows if r.get("recipe") == best.get((r.get("model"), table.rung(r)), r).get("recipe")]
 
 

@@ -22,7 +22,7 @@ from isoflop.errors import StudyError
 from isoflop.report.rows import Row
 from isoflop.report.savings import total_cost
 from isoflop.runs.times import Times
-from isoflop.study.belief import Array, Belief, Trial, fit_belief
+from isoflop.study.belief import Array, Belief, Trial, fit_belief, usual_level
 from isoflop.study.planned import (
     ANSWER_SHARE,
     ENOUGH_STEPS,
@@ -34,16 +34,7 @@ from isoflop.study.planned import (
     Catalogue,
 )
 from isoflop.study.rungs import first_rates
-from isoflop.study.search_space import (
-    Ledger,
-    SearchSpace,
-    TrialResult,
-    answers,
-    candidates,
-    rates_near,
-    recipes_near,
-    trunk,
-)
+from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
 from isoflop.train.device import usable_cores
 
 # What is decided now, how sure that is, and what each further run would be worth.
@@ -136,9 +127,10 @@ class Decision:
         """Regret that each trial of one family is expected to remove, per unit of its cost (m,)."""
         family = trials[0].family
         family_answers, belief = self.answers[family], self.beliefs[family]
-        gradient = belief.predict(trials)[1] @ self.covariance[family]
+        own = belief.predict(trials)[1]
+        gradient = own @ self.covariance[family]
         shift = gradient @ family_answers.gradient.T  # covariance of each trial with each answer
-        variance = (gradient * belief.predict(trials)[1]).sum(axis=1)
+        variance = (gradient * own).sum(axis=1)
         others = min((a.mean.min() for f, a in self.answers.items() if f != family), default=np.inf)
         now = min(float(family_answers.mean.min()), others)
         best = np.zeros(len(trials))
@@ -278,7 +270,7 @@ def opening(space: SearchSpace) -> list[Trial]:
             if not space.trains(family, model, lowest):
                 continue
             at = space.trial(family, model, lowest, 1.0)
-            usual, *others = space.usual_recipes(at)
+            usual, *others = space.recipes_near(family, usual_level(at.d / space.unique_images))
             rates = candidate.first.get(model, candidate.rates[model])
             trials += [replace(at, rate=rate, recipe=usual) for rate in rates]
             if len(rates) > 1:
@@ -293,7 +285,7 @@ def second_rung(space: SearchSpace, beliefs: Mapping[str, Belief], results: Sequ
         for model in space.families[family].start:
             if space.trains(family, model, space.budgets[1]):
                 at = space.trial(family, model, space.budgets[1], 1.0)
-                at = replace(at, recipe=recipes_near(space, belief, at)[0])
+                at = replace(at, recipe=space.recipes_near(family, belief.best_level(at.d))[0])
                 trials += [replace(at, rate=rate) for rate in rates_near(space, belief, at, results)[:1]]
     return trials
 

@@ -116,7 +116,7 @@ def _answer_flops(config: StudyConfig) -> float:
 
 
 def _refuse(report: CheckReport) -> None:
-    """Raises DataError for data that no study can use; what `check` has found is told already."""
+    """Raises DataError for data that no study can use."""
     if not report.is_usable:
         first = report.broken[0].line
         raise DataError(

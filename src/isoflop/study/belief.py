@@ -106,21 +106,18 @@ class Belief:
 
     def predict(self, trials: Sequence[Trial]) -> tuple[Array, Array]:
         """Expected log loss (m,) of trials without their noise, and its gradient in the parameters (m, parameters)."""
-        value, gradient = _model(self.mean, self._columns(trials))
+        columns = _columns(trials, self.levels, self.centre, self.unique_images, self.repeats)
+        value, gradient = _model(self.mean, columns)
+        n, d, *_, regularised = columns
         # The bowl's mean is above its value at the mean rate: half its curvature times the variance of log lr*.
-        value = value + 0.5 * math.exp(self.mean[8]) * self._rate_variance(trials)
-        if self._searches_levels:
-            epochs = self._columns(trials)[-1][:, 1]
-            x = np.stack([np.ones(epochs.size), epochs], axis=1)
-            own = self.covariance[-3:-1, -3:-1]
-            value = value + 0.5 * math.exp(self.mean[-1]) * np.einsum("mi,ij,mj->m", x, own, x)
+        value = value + 0.5 * math.exp(self.mean[8]) * _variance(self.covariance[5:8, 5:8], n, d)
+        if self.searches_levels:
+            value = value + 0.5 * math.exp(self.mean[-1]) * _variance(self.covariance[-3:-1, -3:-1], regularised[:, 1])
         return value, gradient
 
-    def _columns(self, trials: Sequence[Trial]) -> tuple[Array, ...]:
-        return _columns(trials, self.levels, self.centre, self.unique_images, self.repeats)
-
     @property
-    def _searches_levels(self) -> bool:
+    def searches_levels(self) -> bool:
+        """Whether the level of regularisation is a parameter."""
         return self.mean.size > SHARED + len(self.levels) - 1
 
     def best_rate(self, n: float, d: float) -> float:
@@ -131,14 +128,15 @@ class Belief:
 
     def best_level(self, d: float) -> float:
         """The level of regularisation believed best for d images, any real number; 0 where none is chosen."""
-        return (
-            float(self.mean[-3] + self.mean[-2] * _log_epochs(d, self.unique_images)) if self._searches_levels else 0.0
-        )
+        if not self.searches_levels:
+            return 0.0
+        return float(self.mean[-3] + self.mean[-2] * _log_epochs(d, self.unique_images))
 
-    def _rate_variance(self, trials: Sequence[Trial]) -> Array:
-        n, d, *_ = self._columns(trials)
-        x = np.stack([np.ones(n.size), n, d], axis=1)
-        return np.asarray(np.einsum("mi,ij,mj->m", x, self.covariance[5:8, 5:8], x))
+
+def _variance(covariance: Array, *columns: Array) -> Array:
+    """Of a constant and the coefficients of `columns` (m,), whose covariance is given, at each row (m,)."""
+    x = np.stack([np.ones(columns[0].size), *columns], axis=1)
+    return np.asarray(np.einsum("mi,ij,mj->m", x, covariance, x))
 
 
 def fit_belief(
@@ -223,7 +221,7 @@ def _anchored(belief: Belief, done: Sequence[Trial], y: Array) -> Belief:
     value, deviation = law.moments(target)
     sizes = np.geomspace(min(t.n for t in done) / 2, 4 * max(t.n for t in done) * math.sqrt(target / budgets[-1]), 40)
     trials = [Trial("", "", n, target / n, target, belief.best_rate(n, target / n)) for n in sizes]
-    if done[0].recipe:
+    if belief.searches_levels:
         trials = [replace(trial, recipe=name) for trial in trials for name in LEVELS]
     mean, covariance = belief.mean.copy(), belief.covariance.copy()
     last = SHARED + len(belief.levels) - 2
@@ -321,9 +319,10 @@ def _model(theta: Array, columns: tuple[Array, ...]) -> tuple[Array, Array]:
     if theta.size > gradient.shape[1]:
         intercept, rise, log_curvature = theta[-3:]
         level, epochs = regularised.T
-        best = intercept + rise * epochs
-        off, stiffness = level - np.clip(best, *LEVEL_BOUNDS), math.exp(log_curvature)
-        cost, slope = 0.5 * stiffness * off**2, np.where(best == np.clip(best, *LEVEL_BOUNDS), -stiffness * off, 0.0)
+        best, stiffness = intercept + rise * epochs, math.exp(log_curvature)
+        inside = np.clip(best, *LEVEL_BOUNDS)
+        off = level - inside
+        cost, slope = 0.5 * stiffness * off**2, np.where(best == inside, -stiffness * off, 0.0)
         of_levels = np.stack([slope, slope * epochs, cost], axis=1)
         value, gradient = value + cost, np.concatenate([gradient, of_levels], axis=1)
     return value, gradient

@@ -445,7 +445,6 @@ def plan_study(
         if not known_ladder.rungs:
             config, known_ladder = _ladder_of_limit(catalogue, seconds, overheads, times, open_ended)
         catalogue = catalogue.of(config).beginning_with(known_ladder.fewer).on(known_ladder.rungs)
-        seconds = {key: value for key, value in seconds.items() if key[0] in config.families}
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
     overheads = overheads or _overheads(catalogue, seconds, times)
@@ -459,7 +458,7 @@ def plan_study(
     funds = funds_of(config, catalogue, seconds, overheads, open_ended=open_ended)
     space = search_space_of(config, catalogue, sizes, funds)
     _check_opening(space, funds)
-    first = [catalogue.run(t.family, t.model, t.budget, t.rate, recipe=t.recipe) for t in opening(space)]
+    first = list(map(catalogue.run_of, opening(space)))
     return Plan(catalogue, sizes, first, rungs, seconds, why, peak, funds, space, overheads, known_ladder)
 
 

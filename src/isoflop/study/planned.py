@@ -19,7 +19,7 @@ from isoflop.escapes import printable
 from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.models.presets import LADDERS
 from isoflop.objectives import objective_cost
-from isoflop.study.belief import usual_size
+from isoflop.study.belief import Trial, usual_size
 from isoflop.train.device import on_threads
 from isoflop.train.loop import latency_ms
 from isoflop.train.optim.build import TRUNK_SCHEDULES
@@ -362,6 +362,11 @@ class Catalogue:
             begun_at=self.begun_at,
             recipe=recipe,
         )
+
+    def run_of(self, trial: Trial) -> PlannedRun:
+        """The run of the ladder that the adaptive planner calls `trial`."""
+        at = trial.family, trial.model, trial.budget, trial.rate
+        return self.run(*at, number=trial.copy, recipe=trial.recipe, images=trial.unique_images)
 
     def _keeping_its_best(self, config: RunConfig) -> RunConfig:
         """`config` with evaluations on the way, whose best weights are those that the run publishes: a long run on

@@ -177,12 +177,7 @@ def _adaptive(
             allowance = accounted + (allowance - passed) * accounted / passed
         stage = next_stage(now.space, results, allowance, size)
         number += 1
-        runs = [
-            plan.catalogue.run(
-                t.family, t.model, t.budget, t.rate, number=t.copy, recipe=t.recipe, images=t.unique_images
-            )
-            for t in stage.trials
-        ]
+        runs = list(map(plan.catalogue.run_of, stage.trials))
         later = now.ladder_seconds * max(0.0, 1 - stage.spent / allowance) if allowance > 0 else 0.0
         if stage.stop and now.funds.open_ended:  # they get all that the ladder left
             left = now.funds.total - now.funds.beside - max(stage.spent, passed)
@@ -227,7 +222,7 @@ def _answering(
         answer = outlook.standings[0].answer
         family, sizes = answer.family, space.families[answer.family].answers
         larger = min(sizes, key=lambda name: abs(math.log(sizes[name] / (LARGER * answer.n))))
-        wanted = [name for name in {answer.model: 0, larger: 0} if f"{family}/{name}" not in known]
+        wanted = [name for name in dict.fromkeys((answer.model, larger)) if f"{family}/{name}" not in known]
         if timed is None or not wanted or len(known) >= TIMED_ANSWERS:
             return plan, outlook
         for name in wanted:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from isoflop.study.belief import Belief, Trial, level_of, usual_level
+from isoflop.study.belief import Belief, Trial, level_of
 
 Trunk = tuple[str, str, float, str, int, int | None]
 RATE_RATIO = 2.0  # between neighbours on a grid of learning rates
@@ -78,10 +78,9 @@ class SearchSpace:
         steps = max(1, round(budget / n / self.batch_size))
         return Trial(family, model, n, float(steps * self.batch_size), budget, rate, recipe, copy)
 
-    def usual_recipes(self, at: Trial) -> list[str]:
-        """The levels of regularisation of a family, the one that is usual for the epochs of `at` first."""
-        usual = usual_level(at.d / self.unique_images)
-        return sorted(self.families[at.family].recipes, key=lambda name: abs(level_of(name) - usual))
+    def recipes_near(self, family: str, level: float) -> list[str]:
+        """The levels of regularisation of a family, the one nearest to `level` first."""
+        return sorted(self.families[family].recipes, key=lambda name: abs(level_of(name) - level))
 
     def trains(self, family: str, model: str, budget: float) -> bool:
         """Whether `budget` buys enough steps of the preset."""
@@ -139,7 +138,7 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
         if not low <= at.n <= high or at.d < space.min_steps * space.batch_size:
             continue
         middle = belief.best_rate(at.n, at.d)
-        best, *others = recipes_near(space, belief, at)
+        best, *others = space.recipes_near(family, belief.best_level(at.d))
         trials += [replace(at, rate=middle * RATE_RATIO**step, recipe=best) for step in (-1, -0.5, 0, 0.5, 1)]
         trials += [replace(at, rate=middle, recipe=other) for other in others]
     if not trials:  # nothing is left to pay for a run, and still there is an answer: the shortest of what was tried
@@ -147,12 +146,6 @@ def answers(space: SearchSpace, family: str, belief: Belief, results: Sequence[T
         at = replace(smallest, budget=space.target, d=float(space.min_steps * space.batch_size), copy=0)
         trials = [replace(at, rate=belief.best_rate(at.n, at.d))]
     return trials
-
-
-def recipes_near(space: SearchSpace, belief: Belief, at: Trial) -> list[str]:
-    """The levels of regularisation of a family, the one nearest to what is believed best for `at` first."""
-    best = belief.best_level(at.d)
-    return sorted(space.families[at.family].recipes, key=lambda name: abs(level_of(name) - best))
 
 
 def candidates(space: SearchSpace, family: str, belief: Belief, results: Sequence[TrialResult]) -> list[Trial]:
@@ -170,7 +163,7 @@ def candidates(space: SearchSpace, family: str, belief: Belief, results: Sequenc
             if not space.trains(family, model, budget):
                 continue
             at = space.trial(family, model, budget, 1.0)
-            best, *others = recipes_near(space, belief, at)
+            best, *others = space.recipes_near(family, belief.best_level(at.d))
             rates = rates_near(space, belief, at, own)[:3]
             trials += [replace(at, rate=rate, recipe=best) for rate in rates]
             trials += [replace(at, rate=rate, recipe=other) for rate in rates[:1] for other in others]
