@@ -7,10 +7,12 @@ from isoflop.config.objective import (
     DenseTransferConfig,
     DetectConfig,
     DistilledConfig,
+    LeJEPAConfig,
     MaskedConfig,
     ObjectiveConfig,
     SegmentConfig,
     SupervisedConfig,
+    UnlabelledConfig,
 )
 from isoflop.config.problems import dotted, flatten, literal
 from isoflop.config.reference import Key, reference
@@ -56,6 +58,7 @@ __all__ = [
     "GroupConfig",
     "Key",
     "LawsConfig",
+    "LeJEPAConfig",
     "Loaded",
     "MaskedConfig",
     "ModelConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "Table",
     "TargetConfig",
     "TransferConfig",
+    "UnlabelledConfig",
     "canonical_json",
     "config_hash",
     "dotted",

@@ -121,6 +121,29 @@ class MaskedConfig(Table):
         return self
 
 
+class LeJEPAConfig(Table):
+    """Views of an image agree, and the views of all images are spread as a Gaussian (arXiv 2511.08544)."""
+
+    name: Literal["lejepa"]
+    """Learn from pairs of views of an image."""
+    sigreg_weight: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """λ: weight of SIGReg, the distance to a Gaussian; the distance between views has 1 - λ."""
+    views: Annotated[Count, Field(ge=2)] = 4
+    """Views of each image; each costs a forward and a backward pass."""
+    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Smallest area of a view, as a fraction of the image."""
+    color_jitter: Fraction = 0.8
+    """Largest relative change of brightness, contrast and saturation; 0 keeps the colours of the image."""
+    projector_width: Count = 2048
+    """Width of the two hidden layers of the projector, which is used only in training."""
+    projection: Count = 16
+    """Width of the projections, which the loss compares."""
+
+
+UnlabelledConfig = MaskedConfig | LeJEPAConfig
+"""Objectives that look at no labels, of any kind"""
+
+
 class DistilledConfig(Table):
     """A trained teacher is imitated (arXiv 2012.12877)."""
 
@@ -153,7 +176,7 @@ def _by_name(value: Any) -> Any:
 
 
 ObjectiveConfig = Annotated[
-    SupervisedConfig | MaskedConfig | DistilledConfig | DetectConfig | SegmentConfig,
+    SupervisedConfig | MaskedConfig | LeJEPAConfig | DistilledConfig | DetectConfig | SegmentConfig,
     Field(discriminator="name"),
     BeforeValidator(_by_name),
 ]

@@ -25,7 +25,7 @@ from isoflop.config.fields import (
     no_effect,
     problem,
 )
-from isoflop.config.objective import DistilledConfig, ObjectiveConfig, SupervisedConfig
+from isoflop.config.objective import DistilledConfig, LeJEPAConfig, ObjectiveConfig, SupervisedConfig
 
 # Trained weights that a run starts from.
 
@@ -507,6 +507,14 @@ class RunConfig(SharedConfig):
     def _best_is_saved(self) -> Self:
         if self.evaluation.restore_best and self.guards.spike:
             raise problem("evaluation.restore_best", "does not go with `guards.spike`, which saves other steps")
+        return self
+
+    @model_validator(mode="after")
+    def _has_images_to_compare(self) -> Self:
+        if isinstance(self.objective, LeJEPAConfig) and self.batch_size < 2:
+            raise problem(
+                "batch_size", f"= {self.batch_size}, and lejepa compares the images of a batch: use 2 or more"
+            )
         return self
 
     @model_validator(mode="after")

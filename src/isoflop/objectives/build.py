@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop.config import (
     DetectConfig,
     DistilledConfig,
+    LeJEPAConfig,
     MaskedConfig,
     ObjectiveConfig,
     SegmentConfig,
     SupervisedConfig,
+    UnlabelledConfig,
     canonical_json,
 )
 from isoflop.data import Source
@@ -23,6 +25,7 @@ from isoflop.errors import DataError, ModelError
 from isoflop.models import Backbone, Cost, cost, create_model
 from isoflop.models.saved import Moments
 from isoflop.objectives.distilled import Distilled, load_teacher, open_teacher, teacher_moments
+from isoflop.objectives.lejepa import LeJEPA
 from isoflop.objectives.masked import Masked
 from isoflop.objectives.supervised import Objective, Supervised
 
@@ -62,6 +65,10 @@ def make_objective(
                     decoder_width=config.decoder_width,
                     decoder_heads=config.decoder_heads,
                 )
+        case LeJEPAConfig():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return LeJEPA(backbone, **config.model_dump(exclude={"name"}), moments=moments)
         case DetectConfig() | SegmentConfig():
             # Here, since torchvision takes its time with them.
             from isoflop.objectives.dense.detector import Detector
@@ -169,5 +176,5 @@ def check_fit(config: ObjectiveConfig, source: Source, *, mixes: bool) -> None:
             raise DataError(f"{source.uri}: Mixup and CutMix mix classes, not {_WHAT[config.name]}")
         if isinstance(config, DetectConfig) and config.head == "mask_rcnn" and not source.has_masks:
             raise DataError(f"{source.uri}: Mask R-CNN learns from masks: ask for them (`masks=1`), or use RetinaNet")
-    elif has and not isinstance(config, MaskedConfig):
+    elif has and not isinstance(config, UnlabelledConfig):
         raise DataError(f"{source.uri}: these pictures have {_WHAT[has]}, not a class each: set `objective` to {has}")

@@ -24,6 +24,14 @@ class Objective(nn.Module, ABC):
     """A backbone and how it learns. Its `forward` is the training loss, so that hooks of parallel engines see it."""
 
     backbone: Backbone
+    views: int = 1
+    """How many images the backbone sees of each that is given."""
+    is_of_batch: bool = False
+    """Whether the loss compares the images of a batch: it is then that of a whole batch of training, or undefined."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the backbone makes of `images` (B, C, H, W): pooled features (B, D)."""
+        return self.backbone.features(images)
 
     @abstractmethod
     def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:

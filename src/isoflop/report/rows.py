@@ -62,8 +62,9 @@ def metric_of(answer: Mapping[str, Any]) -> Metric:
         return Metric(str(judged_by), str(judged_by))
     match = re.fullmatch(rf"({'|'.join(_PROTOCOLS)})(\d*)", metric_key(config))
     if match is None:
-        masked = _table(config.get("objective")).get("name") == "masked"
-        return Metric("held-out reconstruction loss") if masked else Metric()
+        objective = _table(config.get("objective")).get("name")
+        named = {"masked": Metric("held-out reconstruction loss"), "lejepa": Metric("held-out LeJEPA loss")}
+        return named.get(str(objective), Metric())
     shots, protocol = match[2], _PROTOCOLS[match[1]]
     # Few-shot ridge regression is what papers plainly call the 10-shot error.
     name = f"{shots}-shot error" if shots and match[1] == "fewshot" else f"{protocol} error"

@@ -314,7 +314,8 @@ class Attempt:
         return epochs, indices
 
     def _evaluate(self) -> dict[str, float]:
-        size, precision = self.config.evaluation.batch_size, self.step.precision
+        precision, config = self.step.precision, self.config
+        size = config.batch_size if self.objective.is_of_batch else config.evaluation.batch_size
         with self.step.shown_weights():
             found = evaluate(
                 self.objective,

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from isoflop.config import RunConfig
 from isoflop.errors import ConfigError, ModelError
 from isoflop.models.blocks import Dropout, DropPath
-from isoflop.objectives import Masked, Objective
+from isoflop.objectives import LeJEPA, Masked, Objective
 from isoflop.train.device import give_back_memory, to_device
 from isoflop.train.ranks import Ranks
 from isoflop.train.sharded import is_sharded
@@ -290,6 +290,13 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
     whole batch. ModelError as `built`, for what is settled.
     """
     parallel = config.parallel
+    if parallel.device_batch_size and objective.is_of_batch:
+        raise ConfigError(
+            f"the objective `{config.objective.name}` compares the images of a batch: train without "
+            "`parallel.device_batch_size`, on more processes or with a smaller `batch_size`"
+        )
+    if isinstance(objective, LeJEPA) and not ranks.is_alone:
+        objective.divide()
     if not ranks.is_alone or parallel.device_batch_size:
         make_independent_of_layout(objective)
     if config.precision == "float8":
@@ -322,7 +329,7 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
 def make_independent_of_layout(objective: nn.Module) -> None:
     """Has random layers draw for the whole batch; ConfigError where a layer looks at other images of its batch."""
     for name, module in list(objective.named_modules()):
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and not getattr(module, "is_divided", False):
             raise ConfigError(
                 f"{name} takes statistics of a batch, which would be of a part of it here: train this model on one "
                 "process without `parallel.device_batch_size`, or take one with another norm"
@@ -395,6 +402,7 @@ def _shard(objective: Objective, config: RunConfig, ranks: Ranks, deferred: Defe
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(objective, "evaluate")
+    register_fsdp_forward_method(objective, "features")
     if isinstance(objective, Masked):
         register_fsdp_forward_method(objective, "reconstruct")
 

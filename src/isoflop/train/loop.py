@@ -21,9 +21,9 @@ from isoflop.config import (
     DetectConfig,
     DistilledConfig,
     Loaded,
-    MaskedConfig,
     RunConfig,
     SegmentConfig,
+    UnlabelledConfig,
     plain,
     stored_run,
 )
@@ -270,7 +270,7 @@ def _is_whole(directory: Path, status: Status) -> bool:
 def build_objective(config: RunConfig, source: Source) -> Objective:
     """What `config` trains: a backbone as it starts and how it learns. Raises DataError if it needs labels in vain."""
     mixes = config.data.mixup > 0 or config.data.cutmix > 0
-    needs_labels = not isinstance(config.objective, MaskedConfig | DetectConfig | SegmentConfig)
+    needs_labels = not isinstance(config.objective, UnlabelledConfig | DetectConfig | SegmentConfig)
     check_fit(config.objective, source, mixes=mixes)
     check_augmentation(source, config.data)
     if not source.num_classes and (mixes or needs_labels):

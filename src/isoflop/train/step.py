@@ -160,7 +160,7 @@ class Step:
                 mixup_alpha=data.mixup,
                 cutmix_alpha=data.cutmix,
             )
-        total, count = self.config.batch_size, len(images)
+        total, count, views = self.config.batch_size, len(images), self.objective.views
         losses = []
         for number in range(self.microbatches):
             start, stop = rank_part(count, number, self.microbatches)
@@ -168,7 +168,7 @@ class Step:
             noise = sample_uniforms(self.config.seed, batch.epochs[start:stop], batch.indices[start:stop], self.device)
             is_whole = stop - start == total
             # Until the backward pass is done: recomputed activations draw again.
-            with nullcontext() if is_whole else rows_of_batch(batch.first + start, total):
+            with nullcontext() if is_whole else rows_of_batch(views * (batch.first + start), views * total):
                 with self.precision.autocast(self.device):
                     loss: Tensor = self.objective(images[start:stop], labels[start:stop], noise)
                 if not is_whole:

@@ -52,7 +52,12 @@ from isoflop.transfer.metrics import (
 )
 
 BATCH = 64
-_WITHOUT_CLASSIFIER = {"masked": "by masking", "detect": "to detect", "segment": "to segment"}
+_WITHOUT_CLASSIFIER = {
+    "masked": "by masking",
+    "lejepa": "by comparing views",
+    "detect": "to detect",
+    "segment": "to segment",
+}
 
 
 class Classifier:
