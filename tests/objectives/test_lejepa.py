@@ -23,6 +23,7 @@ from tests.promises.chaos import run_config, train_whole
 
 LIGHT = {"name": "lejepa", "views": 2, "projector_width": 24, "projection": 8}
 NONE = torch.zeros(6, dtype=torch.int64)
+PIXELS = torch.tensor(0.0), torch.tensor(1.0)  # mean and deviation
 
 
 def config(name: str = "vit_w8d1p8", **changes: Any) -> RunConfig:
@@ -101,23 +102,23 @@ def test_views_are_crops_of_their_image_with_other_colours() -> None:
     ramp = torch.linspace(0, 1, 16)
     images = torch.stack([ramp.expand(16, 16), ramp.expand(16, 16).T, torch.full((16, 16), 0.5)])[None]
     whole = torch.tensor([[[0.0, 0.5, 0.5, 0.5, 0.9, 1, 0, 0, 0, 1]]]) + torch.tensor([1.0] + [0.0] * 9)
-    assert torch.allclose(make_views(images, whole, 0.08, 0.8, 0.0, 1.0)[:, 0], images, atol=1e-6)
+    assert torch.allclose(make_views(images, whole, 0.08, 0.8, *PIXELS)[:, 0], images, atol=1e-6)
     flipped = whole.clone()
     flipped[..., 4] = 0.1
-    assert torch.allclose(make_views(images, flipped, 0.08, 0.8, 0.0, 1.0)[:, 0], images.flip(3), atol=1e-6)
+    assert torch.allclose(make_views(images, flipped, 0.08, 0.8, *PIXELS)[:, 0], images.flip(3), atol=1e-6)
     corner = torch.tensor([[[0.0, 0.5, 0.0, 1.0, 0.9, 1, 0, 0, 0, 1]]])  # a quarter of the image: left, below
-    quarter = make_views(images, corner, 0.25, 0.8, 0.0, 1.0)[0, 0]
+    quarter = make_views(images, corner, 0.25, 0.8, *PIXELS)[0, 0]
     assert quarter[0].mean().item() == pytest.approx(ramp[:8].mean().item(), abs=0.01)
     assert quarter[1].mean().item() == pytest.approx(ramp[8:].mean().item(), abs=0.01)
     # Brightness 1.4, then contrast and saturation as they are; without a jitter, nothing.
     bright = torch.cat([whole[..., :5], torch.tensor([[[0.0, 0.75, 0.5, 0.5, 0.9]]])], dim=2)
-    assert torch.allclose(make_views(images, bright, 0.08, 0.8, 0.0, 1.0)[0], (1.4 * images).clamp(0, 1), atol=1e-6)
-    assert torch.allclose(make_views(images, bright, 0.08, 0.0, 0.0, 1.0)[0], images, atol=1e-6)
+    assert torch.allclose(make_views(images, bright, 0.08, 0.8, *PIXELS)[0], (1.4 * images).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(make_views(images, bright, 0.08, 0.0, *PIXELS)[0], images, atol=1e-6)
     grey = bright.clone()
     grey[..., 6], grey[..., 9] = 0.5, 0.1
-    made = make_views((images - 0.3) / 0.2, grey, 0.08, 0.8, 0.3, 0.2)[0, 0] * 0.2 + 0.3
+    made = make_views((images - 0.3) / 0.2, grey, 0.08, 0.8, torch.tensor(0.3), torch.tensor(0.2))[0, 0] * 0.2 + 0.3
     assert torch.allclose(made[0], made[2], atol=1e-6)
-    assert make_views(images[:, :2], normalize(torch.rand(1, 4, 10)), 0.1, 0.8, 0.0, 1.0).shape == (1, 4, 2, 16, 16)
+    assert make_views(images[:, :2], normalize(torch.rand(1, 4, 10)), 0.1, 0.8, *PIXELS).shape == (1, 4, 2, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,8 @@ def test_on_several_processes_the_batch_is_compared_as_a_whole(tmp_path: Path) -
     assert [row["loss"] for row in both] == pytest.approx([row["loss"] for row in alone], abs=2e-6)
     norms = [row["gradient_norm"] for row in alone]
     assert [row["gradient_norm"] for row in both] == pytest.approx(norms, rel=1e-4)
-    assert both[-1]["heldout_loss"] == pytest.approx(alone[-1]["heldout_loss"], abs=2e-5)
+    # A bias before BatchNorm has no gradient but rounding, which Adam magnifies, and running means follow it.
+    assert both[-1]["heldout_loss"] == pytest.approx(alone[-1]["heldout_loss"], rel=1e-3)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ class BatchNorm(nn.BatchNorm1d):
             for running, now in ((self.running_mean, mean), (self.running_var, var * count / (count - 1))):
                 assert running is not None
                 running.lerp_(now, self.momentum or 0.1)
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
         return centred * (var + self.eps).rsqrt() * self.weight + self.bias
 
 
@@ -103,7 +104,7 @@ _NUMBERS = 10  # that a view is made of
 
 
 def make_views(
-    images: Tensor, u: Tensor, smallest_crop: float, color_jitter: float, mean: Tensor | float, std: Tensor | float
+    images: Tensor, u: Tensor, smallest_crop: float, color_jitter: float, mean: Tensor, std: Tensor
 ) -> Tensor:
     """Views (B, V, C, H, W) of normalised `images` (B, C, H, W), of numbers `u` (B, V, 10) in [0, 1).
 
@@ -112,21 +113,21 @@ def make_views(
     hue, blur and solarisation.
     """
     batch, views = u.shape[:2]
-    u = u.flatten(0, 1).unbind(dim=1)
-    area = smallest_crop + (1 - smallest_crop) * u[0]
-    aspect = torch.exp((2 * u[1] - 1) * ASPECT)
+    numbers = u.flatten(0, 1).unbind(dim=1)
+    area = smallest_crop + (1 - smallest_crop) * numbers[0]
+    aspect = torch.exp((2 * numbers[1] - 1) * ASPECT)
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     # Centres in -1 … 1, as grid_sample counts.
-    x, y = (2 * u[2] - 1) * (1 - width), (2 * u[3] - 1) * (1 - height)
-    width = torch.where(u[4] < 0.5, -width, width)
+    x, y = (2 * numbers[2] - 1) * (1 - width), (2 * numbers[3] - 1) * (1 - height)
+    width = torch.where(numbers[4] < 0.5, -width, width)
     nothing = torch.zeros_like(x)
     theta = torch.stack([width, nothing, x, nothing, height, y], dim=1).view(-1, 2, 3)
     repeated = images.repeat_interleave(views, dim=0)
     grid = F.affine_grid(theta, list(repeated.shape), align_corners=False)
     made = F.grid_sample(repeated, grid.to(images.dtype), padding_mode="border", align_corners=False)
     if color_jitter:
-        made = (_jittered(made * std + mean, u[5:], color_jitter) - mean) / std
-    return made.unflatten(0, (batch, views))
+        made = (_jittered(made * std + mean, numbers[5:], color_jitter) - mean) / std
+    return made.view(batch, views, *images.shape[1:])
 
 
 def _jittered(pixels: Tensor, u: tuple[Tensor, ...], most: float) -> Tensor:
@@ -221,9 +222,8 @@ class LeJEPA(Objective):
 
     def _terms(self, images: Tensor, uniforms: Uniforms, seed: int, is_divided: bool) -> tuple[Tensor, Tensor]:
         """The distance between views, and the distance of the projections from a Gaussian."""
-        mean, std = 0.0, 1.0
-        if self.moments:
-            mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in self.moments)
+        moments = self.moments or ((0.0,), (1.0,))
+        mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in moments)
         u = uniforms("views", self.views * _NUMBERS).view(-1, self.views, _NUMBERS)
         views = make_views(images, u, self.smallest_crop, self.color_jitter, mean, std)
         projections = self.projector(self.backbone.features(views.flatten(0, 1))).float()
