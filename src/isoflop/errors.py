@@ -1,6 +1,7 @@
 """The exceptions of isoflop. Each message is one line: what is wrong, where, and what to do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -23,6 +24,16 @@ def did_you_mean(
 
 class IsoflopError(Exception):
     """Base of every error that isoflop raises on purpose; the command line prints it in one line and exits 2."""
+
+
+@contextmanager
+def said_of(what: str) -> Iterator[None]:
+    """Puts `what` in front of the message of an error of ours."""
+    try:
+        yield
+    except IsoflopError as error:
+        error.args = (f"{what}: {error}", *error.args[1:])
+        raise
 
 
 class ConfigError(IsoflopError):

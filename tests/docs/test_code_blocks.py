@@ -113,6 +113,8 @@ def build(config: RunConfig) -> None:
         if not isinstance(config.objective, DistilledConfig) and not is_dense:
             objective = make_objective(config.objective, objective)
     parameter_groups(objective, config.optim)
+    if config.pretraining:
+        build(config.pretraining_run())
 
 
 def test_the_first_example_of_a_run_trains(folder: Path) -> None:

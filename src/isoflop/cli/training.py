@@ -72,7 +72,7 @@ def train(
 
     with _placed(loaded.origins), aside(as_json), asked_to_stop() as stop:
         directory = output or run_directory(Path("runs"), file.stem, loaded.config)
-        result = train_run(loaded.config, directory, on_row=_Progress(loaded.config.steps), stop=stop)
+        result = train_run(loaded.config, directory, on_row=_Progress(loaded.config), stop=stop)
     speaks = is_first_process()
     if as_json and speaks:
         print_json({"directory": directory, **vars(result)})
@@ -106,24 +106,29 @@ def _placed(origins: Mapping[str, str]) -> Iterator[None]:
 class _Progress:
     """Prints rows of the journal: on a terminal one updated line, elsewhere only evaluations."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, config: RunConfig) -> None:
+        first = config.pretraining
+        self.steps = {"": config.steps} | ({"pretraining": first.steps} if first else {})
+        self.phase = ""
         self.first: tuple[int, float] | None = None  # the step and moment of the first row
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        now = time.monotonic()
+        now, phase = time.monotonic(), row.get("phase", "")
+        if phase != self.phase:
+            self.phase, self.first = phase, None
         self.first = self.first or (row["step"], now)
         evaluated = "heldout_loss" in row
         if is_quiet() or (not evaluated and not sys.stdout.isatty()):
             return
-        text = f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}"
+        steps = self.steps[phase]
+        text = f"{phase} step {row['step']}/{steps}  loss {row['loss']:.4f}".lstrip()
         if evaluated:
             text += f"  held-out loss {row['heldout_loss']:.4f}"
             text += f"  accuracy {row['heldout_accuracy']:.3f}" if "heldout_accuracy" in row else ""
         done, began = self.first
         if row["step"] > done:
-            left = (self.steps - row["step"]) * (now - began) / (row["step"] - done)
-            text += f"  {left:.0f} s left"
+            left = (steps - row["step"]) * (now - began) / (row["step"] - done)
+            text += f"  {left:.0f} s left" + (f" of the {phase}" if phase else "")
         if sys.stdout.isatty():
             over_the_line(text, end="\n" if evaluated else "")
         else:
@@ -178,6 +183,7 @@ def _rows(told: Forecast, *, chosen: bool) -> list[tuple[str, str]]:
         ("precision", f"{layout.precision}{by_auto}"),
         ("parameters", f"{told.work.parameters / 1e6:,.1f} M"),
         ("steps", f"{told.steps:,} of {layout.batch_size:,} images: {told.images:,} images"),
+        *_pretraining_row(told.pretraining),
         ("FLOPs", f"{told.work.flops_per_image:.3g} per image, {told.flops:.3g} in total"),
         ("memory of a device", f"{_gb(memory.total)}, {limit} {_gb(told.device.memory_bytes)}"),
         ("  weights", _gb(memory.weights)),
@@ -203,6 +209,14 @@ def _rows(told: Forecast, *, chosen: bool) -> list[tuple[str, str]]:
         ("energy", f"{told.energy_kwh:,.0f} kWh"),
     ]
     return rows
+
+
+def _pretraining_row(first: Forecast | None) -> list[tuple[str, str]]:
+    if first is None:
+        return []
+    took = f", {_time(first.seconds)}" if first.fits else ""
+    steps = f"{first.steps:,} steps: {first.images:,} images"
+    return [("pretraining", f"{steps}, {first.flops:.3g} FLOPs, {_gb(first.memory.total)} of a device{took}")]
 
 
 def _document(told: Forecast, accelerator: str) -> dict[str, Any]:

@@ -89,10 +89,16 @@ def later_option(default: Any) -> Any:
 
 
 def variants(annotation: Any) -> tuple[type[Table], ...]:
-    """The table types that may stand at a field of this type: one, several that differ by their `name`, or none."""
-    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    tables = tuple(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Table))
-    return tables if len(tables) == len(choices) else ()
+    """The table types that may stand at a field of this type, where there may be nothing else but none: one, several
+    that differ by their `name`, or ()."""
+    if get_origin(annotation) is Annotated:
+        return variants(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return (annotation,)
+    if get_origin(annotation) not in (Union, UnionType):
+        return ()
+    choices = [variants(choice) for choice in get_args(annotation) if choice is not type(None)]
+    return tuple(table for choice in choices for table in choice) if all(choices) else ()
 
 
 def problem(key: str, message: str) -> PydanticCustomError:

@@ -30,6 +30,9 @@ def reference(kind: type[Table], prefix: str = "") -> Iterator[Key]:
         if get_origin(inner) is dict and variants(get_args(inner)[1]):
             inner, key = get_args(inner)[1], f"{key}.NAME"
         tables = variants(inner)
+        is_optional = tables and not field.is_required() and field.get_default() is None
+        if is_optional:
+            yield Key(key, "table | none", "none", field.description or "")
         if len(tables) > 1:
             yield from _choice(tables, f"{key}.", field)
         elif tables:
@@ -42,7 +45,7 @@ def reference(kind: type[Table], prefix: str = "") -> Iterator[Key]:
 def _choice(tables: tuple[type[Table], ...], prefix: str, field: FieldInfo) -> Iterator[Key]:
     """The name that chooses among several tables, then the keys of each, with that name before their meaning."""
     names: list[Any] = [table.model_fields["name"].annotation for table in tables]
-    default = literal(field.get_default().name)
+    default = "required" if field.is_required() or not field.get_default() else literal(field.get_default().name)
     yield Key(f"{prefix}name", " | ".join(map(allowed, names)), default, field.description or "")
     for table, name in zip(tables, names, strict=True):
         for key in reference(table, prefix):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from isoflop.config.fields import (
     BelowOne,
@@ -25,7 +25,16 @@ from isoflop.config.fields import (
     no_effect,
     problem,
 )
-from isoflop.config.objective import DistilledConfig, LeJEPAConfig, ObjectiveConfig, SupervisedConfig
+from isoflop.config.objective import (
+    DetectConfig,
+    DistilledConfig,
+    LeJEPAConfig,
+    ObjectiveConfig,
+    SegmentConfig,
+    SupervisedConfig,
+    UnlabelledConfig,
+)
+from isoflop.config.problems import sentences
 
 # Trained weights that a run starts from.
 
@@ -287,6 +296,24 @@ RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 WITH_RANDAUGMENT = ("randaugment", "deit")
 
 
+Augment = Literal[
+    "none",
+    "crop_flip",
+    "crop_flip_erase",
+    "inception",
+    "mae",
+    "jitter",
+    "randaugment",
+    "deit",
+    "big_vision",
+    "nfnet",
+    "flip",
+    "multi_scale",
+    "scale_crop",
+    "large_scale_jitter",
+]
+
+
 class DataConfig(Table):
     """Which images, at what size, in which order."""
 
@@ -299,22 +326,7 @@ class DataConfig(Table):
     """Images that are excluded from training and used for evaluation."""
     images: Maybe[Count] = later_option(None)
     """Of the training images only so many, drawn by `data.seed`; fewer are a part of more. Default: all."""
-    augment: Literal[
-        "none",
-        "crop_flip",
-        "crop_flip_erase",
-        "inception",
-        "mae",
-        "jitter",
-        "randaugment",
-        "deit",
-        "big_vision",
-        "nfnet",
-        "flip",
-        "multi_scale",
-        "scale_crop",
-        "large_scale_jitter",
-    ] = "none"
+    augment: Augment = "none"
     """Augmentation of training images: a random crop and flip (`crop_flip`: a shift by up to 1/8; `inception`: 8–100 %
     of the area, `mae`: 20–100 %; as TensorFlow draws it, `nfnet`: 8–100 %, `big_vision`: 5–100 %), to which the others
     add colour jitter, RandAugment or random erasing. Where there are boxes or maps of classes: a flip alone, or after a
@@ -447,6 +459,35 @@ class SharedConfig(Table):
     """What is watched."""
 
 
+class PretrainingTable(Table):
+    """What a run learns first, in a run of its own, whose weights it then starts from under a new classifier."""
+
+    objective: ObjectiveConfig
+    """Its training objective: one without labels (`masked`), or one with labels on other images."""
+    learning_rate: Positive = 1e-3
+    """Its learning rate at the peak of the schedule."""
+    source: Maybe[Text] = names_data(None)
+    """Its images, as in `data.source`; default the training images of the run. The source of the run by name: all of
+    its training images, where the run itself learns from `data.images` of them."""
+    augment: Maybe[Augment] = None
+    """Its augmentation, as in `data.augment`; default that of the run. Objectives without labels mix no images."""
+
+    @model_validator(mode="after")
+    def _teaches_something_else(self) -> Self:
+        if isinstance(self.objective, DetectConfig | SegmentConfig):
+            raise problem("objective", f"= {self.objective.name} is not for pretraining: take one of whole images")
+        if isinstance(self.objective, SupervisedConfig) and self.source is None:
+            raise problem("objective", "= supervised is what the run itself does: give other images as `source`")
+        return self
+
+
+class PretrainingConfig(PretrainingTable):
+    """What one run learns first."""
+
+    steps: Count
+    """Its optimizer steps, of the batch size of the run."""
+
+
 class RunConfig(SharedConfig):
     """One training run."""
 
@@ -456,6 +497,8 @@ class RunConfig(SharedConfig):
     """Global batch size: images per step."""
     start: Maybe[StartConfig] = None
     """Trained weights to start from; default random."""
+    pretraining: Maybe[PretrainingConfig] = later_option(None)
+    """What it learns first, from `start` where there are such weights; default nothing."""
     steps: Count
     """Optimizer steps; the run sees steps × batch_size images."""
     epochs: Maybe[Positive] = no_effect(None)
@@ -524,6 +567,52 @@ class RunConfig(SharedConfig):
                 if getattr(self.optim, key):
                     raise problem(f"optim.{key}", f"is of a classifier, which {self.objective.name} does not train")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_pretrained(self) -> Self:
+        if self.pretraining is None:
+            return self
+        if self.start and self.start.head == "keep":
+            raise problem("start.head", "= keep does not go with `[pretraining]`, which trains no such classifier")
+        try:
+            self.pretraining_run()
+        except ValidationError as error:
+            (key, *_), told = next(sentences(error, RunConfig, {}))
+            raise problem(str(key), f"does not go with `[pretraining]`: {told}") from error
+        return self
+
+    def pretraining_run(self) -> Self:
+        """The run that trains what `[pretraining]` says.
+
+        It is this one, with the objective, images, steps and learning rate of the table. The warm-up is the same share
+        of its steps. What is of fine-tuning or of a classifier alone (layer decay, rules by the names of parameters,
+        `evaluation.restore_best`; without labels smoothing, Mixup and CutMix) is left out.
+        """
+        first = self.pretraining
+        assert first
+        data, optim = dict(self.data), dict(self.optim)
+        optim |= {"learning_rate": first.learning_rate, "layer_decay": None, "groups": {}}
+        data |= {"source": first.source, "images": None, "num_classes": None} if first.source else {}
+        data |= {"augment": first.augment, "randaugment": None} if first.augment else {}
+        if isinstance(first.objective, UnlabelledConfig):
+            data |= {"mixup": 0.0, "cutmix": 0.0}
+            optim |= {"label_smoothing": 0.0, "head_weight_decay": None}
+        warmup = self.schedule.warmup * first.steps // self.steps
+        return type(self).model_validate(
+            dict(self)
+            | {
+                "objective": first.objective,
+                "start": self.start and StartConfig(weights=self.start.weights),
+                "pretraining": None,
+                "steps": first.steps,
+                "epochs": None,
+                "warmup_epochs": None,
+                "data": data,
+                "optim": optim,
+                "schedule": self.schedule.model_copy(update={"warmup": warmup}),
+                "evaluation": self.evaluation.model_copy(update={"restore_best": False}),
+            }
+        )
 
     def as_trained(self) -> Self:
         """The same run for who reads its weights: its model is built, and no other weights are fetched for it."""

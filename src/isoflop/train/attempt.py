@@ -99,6 +99,7 @@ class Attempt:
         identity: RunIdentity,
         ends_when_stuck: bool = False,
         heals: bool = False,
+        seconds_before: float = 0.0,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -114,7 +115,7 @@ class Attempt:
         self.record = AttemptLog(config, directory, is_first=ranks.is_first, on_row=on_row)
         self.saver = Saver(directory, config.checkpoint, ranks, identity.names, self.record.sync)
         self.quarantine = Quarantine(len(source))
-        self.progress = Progress()
+        self.progress = Progress(seconds=seconds_before)  # that led to the weights it starts from
         self.fork = trunk_steps(config.schedule, config.steps)
         self.row: Row = {}
         self.stopping, self.waited = False, 0.0

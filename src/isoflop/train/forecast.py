@@ -49,6 +49,8 @@ class Forecast:
     communication: Communication
     step: StepTime
     reliability: Reliability
+    pretraining: Forecast | None = None
+    """What is trained first."""
 
     @property
     def images(self) -> int:
@@ -56,13 +58,14 @@ class Forecast:
 
     @property
     def flops(self) -> float:
-        """of training, without what is computed twice"""
-        return self.images * self.work.flops_per_image
+        """of training, pretraining included, without what is computed twice"""
+        return self.images * self.work.flops_per_image + (self.pretraining.flops if self.pretraining else 0.0)
 
     @property
     def seconds(self) -> float:
-        """of all steps, interruptions included"""
-        return self.steps * self.step.total / max(self.reliability.goodput, 1e-9)
+        """of all steps, those of pretraining too, interruptions included"""
+        before = self.pretraining.seconds if self.pretraining else 0.0
+        return before + self.steps * self.step.total / max(self.reliability.goodput, 1e-9)
 
     @property
     def device_hours(self) -> float:
@@ -79,7 +82,8 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.device.memory_bytes
+        before = self.pretraining is None or self.pretraining.fits
+        return before and self.memory.total <= self.device.memory_bytes
 
 
 def forecast(
@@ -106,6 +110,10 @@ def forecast(
     layout = DeviceLayout(
         devices, config.batch_size, config.parallel.sharding, config.parallel.device_batch_size, precision
     )
+    first = config.pretraining_run() if config.pretraining else None
+    before = None
+    if first:  # whose classes, where it has others, hardly count
+        before = forecast(first, device, devices, num_classes=classes, channels=channels, utilisation=utilisation)
     return Forecast(
         work,
         layout,
@@ -116,6 +124,7 @@ def forecast(
         communication(work, layout, device),
         step_time(work, layout, device, utilisation),
         reliability(work, layout),
+        before,
     )
 
 

@@ -23,19 +23,20 @@ from isoflop.config import (
     Loaded,
     RunConfig,
     SegmentConfig,
+    StartConfig,
     UnlabelledConfig,
     plain,
     stored_run,
 )
 from isoflop.data import Source, batches, check_augmentation, open_split
-from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError
+from isoflop.errors import CheckpointError, ConfigError, DataError, IsoflopError, said_of
 from isoflop.models import Backbone, create_model
 from isoflop.models.interop import read_tensors
 from isoflop.models.mup import scale_start
 from isoflop.models.user_code import check_stored
 from isoflop.objectives import Objective, make_objective
 from isoflop.objectives.build import check_fit
-from isoflop.runs.directory import WEIGHTS, RunIdentity, Status, published, read_status
+from isoflop.runs.directory import WEIGHTS, RunIdentity, Status, published, read_status, write_status
 from isoflop.runs.files import read_json, remove_partial_files
 from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
@@ -91,6 +92,9 @@ def train(
         ends_when_stuck: whether a process that makes no step for `guards.stuck_seconds` ends itself, since somebody
             starts it again. Of several processes, each does.
 
+    What `[pretraining]` says is trained first, as a run of its own in `directory/pretraining`; its rows reach `on_row`
+    with a "phase".
+
     Raises ConfigError, DataError, ModelError before anything is written; CheckpointError when `directory` belongs to
     another run, is in use, or cannot be written.
     """
@@ -104,9 +108,15 @@ def train(
         asked = config
         config = ranks.first_does(lambda: resolve_precision(asked, source, directory, ranks.world)[0])
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
+        first = _Pretraining(config, directory, source, data, ranks) if config.pretraining else None
         identity, finished, heals = ranks.first_does(lambda: _claim(config, directory, source, held))
         if finished:
             return finished
+        if first:
+            ended = first.train(on_row, stop, ends_when_stuck)
+            if ended.state != "done":
+                return first.end(ended)
+            objective = build_and_arrange(lambda: build_objective(first.pretrained, source), config, ranks)
         attempt = Attempt(
             config,
             directory,
@@ -120,6 +130,7 @@ def train(
             identity=identity,
             ends_when_stuck=ends_when_stuck,
             heals=heals,
+            seconds_before=ended.seconds if first else 0.0,
         )
         held.callback(attempt.close)
         try:
@@ -136,6 +147,68 @@ def train(
             raise _named(error, directory) from error
 
 
+# What a run learns first.
+
+
+PRETRAINING = "pretraining"
+"""The folder, in that of a run, of the run that trains its `[pretraining]`."""
+
+
+class _Pretraining:
+    """The first run of `config`, checked before anything is written."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: Path,
+        source: Source,
+        data: tuple[Source, Source] | None,
+        ranks: Ranks,
+    ) -> None:
+        self.ranks, self.directory, self.steps = ranks, directory, config.steps
+        self.config = config.pretraining_run()
+        head = config.start.head if config.start else "new"
+        start = StartConfig(weights=str(directory / PRETRAINING), head=head)
+        self.pretrained = config.model_copy(update={"start": start})
+        """`config`, from the weights that this leaves."""
+        with said_of("[pretraining]"):
+            self.data = pretraining_data(config, source, data)
+            build_and_arrange(lambda: build_objective(self.config, self.data[0]), self.config, ranks)
+
+    def train(self, on_row: OnRow | None, stop: Callable[[], bool], ends_when_stuck: bool) -> RunResult:
+        """Trains it, or goes on; how it ended."""
+        if self.ranks.is_first and not (self.directory / "status.json").exists():
+            write_status(self.directory, Status("running", 0, self.steps, 0.0))
+        return train(
+            self.config,
+            self.directory / PRETRAINING,
+            on_row=(lambda row: on_row({**row, "phase": PRETRAINING})) if on_row else None,
+            data=self.data,
+            stop=stop,
+            ends_when_stuck=ends_when_stuck,
+        )
+
+    def end(self, result: RunResult) -> RunResult:
+        """Commits that the whole run has ended as its pretraining did, before its own first step."""
+        error = f"{PRETRAINING}: {result.error}"
+        status = Status(result.state, 0, self.steps, result.seconds, error=error)
+        if self.ranks.is_first:
+            write_status(self.directory, status)
+        return RunResult.of(status)
+
+
+def pretraining_data(config: RunConfig, source: Source, data: tuple[Source, Source] | None) -> tuple[Source, Source]:
+    """What the `[pretraining]` of a run on `source` trains on and holds out: other images where it names them, else
+    those of the run, `data` where they were given. DataError where they have other channels."""
+    first = config.pretraining_run().data
+    if data and config.pretraining and not config.pretraining.source:
+        return data
+    found = open_split(first, "train"), open_split(first, "heldout")
+    if found[0].channels != source.channels:
+        raise DataError(f"{first.source}: {found[0].channels} channels, and {source.uri} has {source.channels}")
+    return found
+
+
 # In which precision a run trains that leaves it open.
 
 
@@ -144,7 +217,12 @@ TIMED_STEPS = 3
 
 def seconds_per_image(config: RunConfig, source: Source) -> float:
     """Seconds of training on an image, from a few steps on this machine: of processor time on a CPU, which other work
-    on the machine does not lengthen."""
+    on the machine does not lengthen. What a run learns first is a part of it."""
+    if config.pretraining:
+        first = config.pretraining_run()
+        images = pretraining_data(config, source, None)[0]
+        before = seconds_per_image(first, images) * first.steps / config.steps
+        return before + seconds_per_image(config.model_copy(update={"pretraining": None}), source)
     device = choose_device(config.device)
     objective = to_device(build_objective(config, source), device)
     step = Step(objective, source, config, Ranks(device))

@@ -200,8 +200,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def wall_of_attempts(directory: Path) -> float:
-    """The seconds that the earlier attempts at the run in `directory` took, as far as their last rows tell."""
-    return sum(_last_wall(folder) for folder in directory.glob("attempts/*") if folder.name.isdigit())
+    """The seconds that the earlier attempts at the run in `directory` and at its pretraining took, as far as their last
+    rows tell."""
+    attempts = [*directory.glob("attempts/*"), *directory.glob("pretraining/attempts/*")]
+    return sum(_last_wall(folder) for folder in attempts if folder.name.isdigit())
 
 
 def _last_wall(attempt: Path) -> float:
