@@ -147,7 +147,7 @@ def test_a_run_learns_and_ends_with_the_same_bits_when_it_is_interrupted(tmp_pat
     calm = train(config(), tmp_path / "calm")
     first, *_, last = (row for row in read_journal(tmp_path / "calm") if "heldout_loss" in row)
     assert last["heldout_loss"] < first["heldout_loss"]
-    assert {"heldout_invariance", "heldout_sigreg"} <= last.keys()
+    assert {"heldout_invariance", "heldout_sigreg", "probe_accuracy", "rankme"} <= last.keys()
     asked = 0
 
     def stop() -> bool:
@@ -156,10 +156,11 @@ def test_a_run_learns_and_ends_with_the_same_bits_when_it_is_interrupted(tmp_pat
         return asked == 11
 
     assert train(config(), tmp_path / "run", stop=stop).state == "preempted"
-    assert train(config(), tmp_path / "run").heldout_loss == calm.heldout_loss
+    again = train(config(), tmp_path / "run")
+    assert vars(again) | {"seconds": 0} == vars(calm) | {"seconds": 0}, "with what the probe found"
     for name in ("model.safetensors", "objective.safetensors"):
-        whole, again = load_file(tmp_path / "calm" / name), load_file(tmp_path / "run" / name)
-        assert all(torch.equal(whole[part], again[part]) for part in whole), name
+        whole, resumed = load_file(tmp_path / "calm" / name), load_file(tmp_path / "run" / name)
+        assert all(torch.equal(whole[part], resumed[part]) for part in whole), name
     assert all(part.startswith("projector.") for part in load_file(tmp_path / "run" / "objective.safetensors"))
 
 
@@ -178,6 +179,7 @@ def test_on_several_processes_the_batch_is_compared_as_a_whole(tmp_path: Path) -
     assert [row["gradient_norm"] for row in both] == pytest.approx(norms, rel=1e-4)
     # A bias before BatchNorm has no gradient but rounding, which Adam magnifies, and running means follow it.
     assert both[-1]["heldout_loss"] == pytest.approx(alone[-1]["heldout_loss"], rel=1e-3)
+    assert both[-1]["rankme"] == pytest.approx(alone[-1]["rankme"], rel=1e-3)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from isoflop.data.sources.arrays import ArraySource
 from isoflop.errors import CheckpointError, ConfigError, DataError, ModelError
 from isoflop.models import create_model
 from isoflop.runs.reconstructions import read_reconstructions
-from isoflop.train import train
+from isoflop.train import read_journal, train
 from tests.promises.chaos import run_config
 
 LIGHT = {"name": "masked", "decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
@@ -34,6 +34,9 @@ def test_masked_training_learns_and_leaves_the_backbone_alone(tmp_path: Path, na
     made = read_reconstructions(run)
     assert result.state == "done"
     assert result.heldout_accuracy is None
+    assert result.probe_accuracy is not None
+    assert result.probe_accuracy > 0.15, "of 20 classes"
+    assert [row["rankme"] > 1 for row in read_journal(run) if "heldout_loss" in row] == [True] * 3
     assert result.heldout_loss < 0.85, "1 is what predicting each patch's mean would give"
     backbone = create_model(name, image_size=32, num_classes=20, in_channels=1)
     backbone.load_state_dict(load_file(run / "model.safetensors"))
@@ -96,6 +99,8 @@ def test_images_without_labels_can_be_masked(tmp_path: Path) -> None:
     )
     result = train(config(batch_size=8, steps=20), tmp_path / "run", data=(source, source))
     assert result.state == "done"
+    assert result.probe_accuracy is None
+    assert result.rankme is not None
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from isoflop.transfer.few_shot import ridge, ridge_scores
+from isoflop.train.probe import ridge, ridge_scores
 from isoflop.transfer.task import draw_shots
 
 

@@ -88,6 +88,7 @@ def train(
     if as_json:
         return
     accuracy = "" if result.heldout_accuracy is None else f", accuracy {result.heldout_accuracy:.3f}"
+    accuracy += "" if result.probe_accuracy is None else f", probe accuracy {result.probe_accuracy:.3f}"
     print(
         f"done: held-out loss {result.heldout_loss:.4f}{accuracy}, {result.seconds:.1f} s of training, in {directory}"
     )
@@ -125,6 +126,7 @@ class _Progress:
         if evaluated:
             text += f"  held-out loss {row['heldout_loss']:.4f}"
             text += f"  accuracy {row['heldout_accuracy']:.3f}" if "heldout_accuracy" in row else ""
+            text += f"  probe accuracy {row['probe_accuracy']:.3f}" if "probe_accuracy" in row else ""
         done, began = self.first
         if row["step"] > done:
             left = (steps - row["step"]) * (now - began) / (row["step"] - done)

@@ -14,8 +14,8 @@ from isoflop.report.rows import Answer, Row, finite
 TEXT = ("run_id", "family", "model", "status", "role", "error")
 NUMBERS = (
     "flops_per_image", "images", "unique_images", "train_flops", "budget", "learning_rate", "seed", "batch_size",
-    "steps", "trunk_steps", "stopped_at", "heldout_loss", "heldout_accuracy", "seconds", "utilisation",
-    "parameters",
+    "steps", "trunk_steps", "stopped_at", "heldout_loss", "heldout_accuracy", "probe_accuracy", "rankme",
+    "seconds", "utilisation", "parameters",
 )  # fmt: skip
 _ENTRY_NUMBERS = ("flops_per_image", "images", "steps", "learning_rate", "predicted_loss", "level", "p_best",
                   "parameters", "hours", "predicted_accuracy")  # fmt: skip

@@ -174,6 +174,8 @@ def runs(rows: Sequence[Row], answer: Answer) -> str:
             Cell(str(row.get("model", "–"))),
             _number(row.get("heldout_loss")),
             _number(row.get("heldout_accuracy")),
+            _number(row.get("probe_accuracy")),
+            _number(row.get("rankme")),
             _quantity(row.get("images")),
             _quantity(row.get("learning_rate")),
             Cell(duration(row["seconds"]), row["seconds"])
@@ -193,7 +195,8 @@ def runs(rows: Sequence[Row], answer: Answer) -> str:
     ]
     metric = metric_of(answer)
     heads = (
-        "model", metric.name, "held-out accuracy", "images", "learning rate", "time", "images/s", "parameters",
+        "model", metric.name, "held-out accuracy", "probe accuracy", "RankMe", "images", "learning rate", "time",
+        "images/s", "parameters",
         "FLOPs per image", "training FLOPs", "utilisation", "family", "role", "outcome", "run",
     )  # fmt: skip
     caption = f"All {len(rows)} runs; {len(table.measured(rows))} finished with a {metric.short}."

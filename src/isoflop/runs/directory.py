@@ -149,6 +149,10 @@ def _describe(directory: Path, files: Mapping[str, Any], *, is_new: bool, has_mo
         write_json(path, value)
 
 
+FOUND = ("heldout_loss", "heldout_accuracy", "probe_accuracy", "rankme")
+"""What the last evaluation of a run finds, each where there is such a thing"""
+
+
 @dataclass(frozen=True)
 class Status:
     """How far a run is, and how it has ended: "done", "diverged" or "preempted" (it goes on when started again);
@@ -160,6 +164,8 @@ class Status:
     seconds: float
     heldout_loss: float | None = None
     heldout_accuracy: float | None = None
+    probe_accuracy: float | None = None
+    rankme: float | None = None
     error: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of each published file by its name; empty for runs of earlier versions."""
@@ -174,8 +180,7 @@ class Status:
 
 def write_status(directory: Path, status: Status) -> None:
     """Replaces `status.json`; CheckpointError when the storage refuses."""
-    losses = ("heldout_loss", "heldout_accuracy")
-    gone: dict[str, Any] = {name: None for name in losses if not math.isfinite(getattr(status, name) or 0.0)}
+    gone: dict[str, Any] = {name: None for name in FOUND if not math.isfinite(getattr(status, name) or 0.0)}
     try:
         written = asdict(replace(status, **gone))
         write_json(directory / "status.json", written, synced=status.state != "running")
@@ -194,7 +199,7 @@ def read_status(directory: Path) -> Status | None:
     kinds: dict[str, Any] = {"state": str, "step": int}
     found = read_json(path, kinds)
     kinds |= {"steps": int, "seconds": float, "error": str, "files": dict, "best_step": int | None}
-    kinds |= dict.fromkeys(("heldout_loss", "heldout_accuracy"), float | None)
+    kinds |= dict.fromkeys(FOUND, float | None)
     known = {name: found[name] for name in kinds if name in found}
     if "files" in known and known["files"] is None:
         del known["files"]

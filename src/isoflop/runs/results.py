@@ -35,6 +35,8 @@ COLUMNS = (
     "trunk_steps",
     "heldout_loss",
     "heldout_accuracy",
+    "probe_accuracy",
+    "rankme",
     "target",
     "seconds",
     "utilisation",
@@ -42,7 +44,7 @@ COLUMNS = (
     "error",
 )
 PUBLISHED = "published.json"
-LATER = {"recipe", "trunk_steps", "target", "utilisation"}  # columns that old tables lack
+LATER = {"recipe", "trunk_steps", "target", "utilisation", "probe_accuracy", "rankme"}  # columns that old tables lack
 Row = dict[str, Any]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from isoflop.errors import CheckpointError
 from isoflop.escapes import markdown_code, markdown_text
-from isoflop.runs.directory import read_status
+from isoflop.runs.directory import FOUND, read_status
 from isoflop.share.subject import Subject
 from isoflop.train import read_journal
 from isoflop.train.forecast import train_flops_per_image
@@ -113,8 +113,10 @@ def _training(subject: Subject) -> Iterator[str]:
         f"`{config.data.augment}`.",
         f"- Held out, and never trained on: at most {config.data.heldout:,} images, chosen by seed {config.data.seed}.",
     ]
-    measured = [("loss", status.heldout_loss), ("accuracy", status.heldout_accuracy)] if status else []
-    told = [f"{name} {value:.4f}" for name, value in measured if value is not None]
+    measured = {name: getattr(status, name) for name in FOUND} if status else {}
+    told = [
+        f"{name.removeprefix('heldout_').replace('_', ' ')} {v:.4f}" for name, v in measured.items() if v is not None
+    ]
     if told:
         lines.append(f"- On the held-out images: {', '.join(told)}.")
     yield "## Data\n\n" + "\n".join(lines) + "\n"

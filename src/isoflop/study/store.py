@@ -228,6 +228,8 @@ class Store:
             "trunk_steps": shared_steps(self.run_directory(run.run_id)) if status.state else None,
             "heldout_loss": status.heldout_loss,
             "heldout_accuracy": status.heldout_accuracy,
+            "probe_accuracy": status.probe_accuracy,
+            "rankme": status.rankme,
             "target": target,
             "seconds": _core_seconds(run, status) if status.state else None,
             "utilisation": self._utilisation(run, status),

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.config import RunConfig
+from isoflop.config import RunConfig, UnlabelledConfig
 from isoflop.data import Batch, Feed, Quarantine, Source, batches
 from isoflop.data.loader import locate_batch
 from isoflop.errors import CheckpointError, DataError
 from isoflop.objectives import Objective
-from isoflop.runs.directory import RunIdentity, Status
+from isoflop.runs.directory import FOUND, RunIdentity, Status
 from isoflop.runs.journal import Row, chain_samples
 from isoflop.train.checkpoints import (
     Progress,
@@ -38,6 +38,7 @@ from isoflop.train.evaluate import evaluate, save_reconstructions
 from isoflop.train.forecast import train_flops_per_image
 from isoflop.train.guards import Rollback, Watchdog
 from isoflop.train.optim.build import rate_factor, trunk_steps
+from isoflop.train.probe import probe
 from isoflop.train.ranks import Ranks
 from isoflop.train.record import AttemptLog, Meters, OnRow, train_row
 from isoflop.train.saver import Saver
@@ -49,7 +50,8 @@ from isoflop.train.step import Outcome, Step, read_outcomes
 class RunResult:
     """How a run ended: `state` is "done", "diverged" or "preempted" (asked to stop, it goes on when started again).
 
-    Losses in nats, no accuracy where nothing is classified, `seconds` of training over all attempts.
+    Losses in nats, no accuracy where nothing is classified, `seconds` of training over all attempts. `probe_accuracy`
+    and `rankme` are of objectives without labels, see `probe`.
     """
 
     state: str
@@ -58,12 +60,23 @@ class RunResult:
     heldout_accuracy: float | None
     seconds: float
     error: str = ""
+    probe_accuracy: float | None = None
+    rankme: float | None = None
 
     @classmethod
     def of(cls, status: Status) -> RunResult:
         """What a status says of the end of its run, at first sight and at every later one."""
         loss = math.nan if status.heldout_loss is None else status.heldout_loss
-        return cls(status.state, status.step, loss, status.heldout_accuracy, status.seconds, status.error)
+        return cls(
+            status.state,
+            status.step,
+            loss,
+            status.heldout_accuracy,
+            status.seconds,
+            status.error,
+            status.probe_accuracy,
+            status.rankme,
+        )
 
 
 @dataclass(frozen=True)
@@ -326,6 +339,17 @@ class Attempt:
                 precision=precision,
                 beat=self.watchdog.beat,
             )
+            if isinstance(config.objective, UnlabelledConfig):
+                found |= probe(
+                    self.objective,
+                    self.source,
+                    self.heldout,
+                    seed=config.data.seed,
+                    batch_size=config.evaluation.batch_size,
+                    ranks=self.ranks,
+                    precision=precision,
+                    beat=self.watchdog.beat,
+                )
             save_reconstructions(
                 self.objective, self.heldout, self.directory, self.progress.step, self.ranks, precision
             )
@@ -382,8 +406,7 @@ class Attempt:
         with self.step.shown_weights():
             preset = self.config.model.name
             files = publish_weights(self.objective, self.directory, preset, is_first=self.ranks.is_first)
-        heldout = {"heldout_loss": row["heldout_loss"], "heldout_accuracy": row.get("heldout_accuracy")}
-        return self._end("done", **heldout, files=files, best_step=best_step)
+        return self._end("done", **{name: row.get(name) for name in FOUND}, files=files, best_step=best_step)
 
     def _restore_best(self) -> int | None:
         """Puts back the weights with the lowest held-out loss, where they are asked for and not the last; their

@@ -85,6 +85,8 @@ SERIES = {
     "goodput": "cost/goodput",
     "device_hours": "cost/device_hours",
     "energy_kwh": "cost/energy_kwh",
+    "probe_accuracy": "heldout/probe_accuracy",
+    "rankme": "rankme",
 }
 
 

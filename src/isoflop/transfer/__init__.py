@@ -1,8 +1,8 @@
 """Transfer: evaluation of a backbone on other tasks."""
 
 from isoflop import needs_training  # noqa: F401
+from isoflop.train.probe import ridge
 from isoflop.transfer.backbones import Pretrained, load_backbone, open_backbone
-from isoflop.transfer.few_shot import ridge
 from isoflop.transfer.predict import Evaluation, Guess, evaluate, predict
 from isoflop.transfer.protocols import check_transfer, transfer
 

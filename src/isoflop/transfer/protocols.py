@@ -26,9 +26,10 @@ from isoflop.config import Protocol, TransferConfig, canonical_json
 from isoflop.errors import CheckpointError, DataNotice
 from isoflop.escapes import markdown_text, printable
 from isoflop.runs.files import write_json
+from isoflop.train.probe import ridge_scores
 from isoflop.transfer.backbones import Pretrained
 from isoflop.transfer.features import features_of
-from isoflop.transfer.few_shot import logistic_scores, neighbour_scores, probe_scores, ridge_scores
+from isoflop.transfer.few_shot import logistic_scores, neighbour_scores, probe_scores
 from isoflop.transfer.finetune import PUBLISHED, Recipe, finetune, small
 from isoflop.transfer.metrics import LEVEL, accuracy_interval, is_right, summary
 from isoflop.transfer.predict import own_head

@@ -202,9 +202,11 @@ def _sentence(live: LiveRun) -> str:
         text += f": training loss {number(last['loss'])} after {quantity(last.get('images'))} images"
     heldout = live.status.get("heldout_loss") or last.get("heldout_loss")
     if finite(heldout):
-        accuracy = live.status.get("heldout_accuracy") or last.get("heldout_accuracy")
         text += f", held-out loss {number(heldout)}"
-        text += f", held-out accuracy {number(accuracy)}" if finite(accuracy) else ""
+        names = {"heldout_accuracy": "held-out accuracy", "probe_accuracy": "probe accuracy", "rankme": "RankMe"}
+        for key, name in names.items():
+            value = live.status.get(key) or last.get(key)
+            text += f", {name} {number(value)}" if finite(value) else ""
     error = str(live.status.get("error") or "")
     return f"{text}. {error}" if error else f"{text}."
 

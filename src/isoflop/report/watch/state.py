@@ -20,6 +20,7 @@ from isoflop.report.figures.curves import worth_drawing
 from isoflop.report.interim import interim_answer
 from isoflop.report.rows import HELDOUT, Answer, Row, metric_key
 from isoflop.report.savings import own_cost
+from isoflop.runs.directory import FOUND
 from isoflop.runs.journal import decode_row, read_journal
 
 # The journal of a run, read as it grows: each byte once, in memory that does not grow with it.
@@ -301,7 +302,7 @@ class Live:
         """The planned row with what the run's own folder says by now."""
         folder = self.directory / "runs" / str(row["run_id"])
         status = read_object(folder / "status.json")
-        known = {"heldout_loss", "heldout_accuracy", "seconds", "error", "step"}
+        known = {*FOUND, "seconds", "error", "step"}
         row = {**row, **{key: value for key, value in status.items() if key in known}}
         if self._is_judged_by_target():
             row["heldout_loss"] = read_object(folder / "target.json").get("error")
