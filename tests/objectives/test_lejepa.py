@@ -177,8 +177,7 @@ def test_on_several_processes_the_batch_is_compared_as_a_whole(tmp_path: Path) -
     assert [row["loss"] for row in both] == pytest.approx([row["loss"] for row in alone], abs=2e-6)
     norms = [row["gradient_norm"] for row in alone]
     assert [row["gradient_norm"] for row in both] == pytest.approx(norms, rel=1e-4)
-    # A bias before BatchNorm has no gradient but rounding, which Adam magnifies, and running means follow it.
-    assert both[-1]["heldout_loss"] == pytest.approx(alone[-1]["heldout_loss"], rel=1e-3)
+    assert both[-1]["heldout_loss"] == pytest.approx(alone[-1]["heldout_loss"], abs=2e-5)
     assert both[-1]["rankme"] == pytest.approx(alone[-1]["rankme"], rel=1e-3)
 
 

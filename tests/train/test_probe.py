@@ -26,7 +26,7 @@ def test_rankme_counts_directions() -> None:
     assert rankme(wide[:, :4] * torch.tensor(values)) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("count", [300, 2000])
+@pytest.mark.parametrize("count", [300, 3000])
 def test_the_probe_is_ridge_regression_on_the_images_that_a_run_sees_first(count: int) -> None:
     uri = f"fractals?classes=10&images={count}"
     source, heldout = (open_source(uri, split=split, image_size=16) for split in ("train", "heldout"))

@@ -76,22 +76,22 @@ def sigreg(projections: Tensor, along: Tensor, is_divided: bool = False) -> Tens
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm that takes the statistics of the whole batch where this is divided over processes."""
+    """BatchNorm with the statistics of the batch, also in evaluation, and of all of it where it is divided.
+
+    Running means lag behind weights that change fast, and SIGReg would measure that.
+    """
 
     is_divided = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.is_divided):
             return super().forward(x)
-        mean, count = batch_mean(x.float(), True)
+        mean, _ = batch_mean(x.float(), True)
         centred = x - mean
         var, _ = batch_mean(centred.square(), True)
-        with torch.no_grad():
-            for running, now in ((self.running_mean, mean), (self.running_var, var * count / (count - 1))):
-                assert running is not None
-                running.lerp_(now, self.momentum or 0.1)
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
         return centred * (var + self.eps).rsqrt() * self.weight + self.bias
 
 

@@ -69,7 +69,7 @@ def _with_bias(features: Tensor, bias: float) -> Tensor:
 # Of a run: features of the same few images at every evaluation.
 
 
-IMAGES = 1000
+IMAGES = 2000
 
 
 @torch.no_grad()
@@ -95,7 +95,10 @@ def probe(
     def features(of: Source) -> tuple[Tensor, Tensor]:
         count = min(IMAGES, len(of))
         found, labels = [], []
-        for batch in batches(of, seed=seed, batch_size=size, start_step=0, stop_step=-(-count // size)):
+        steps = -(-count // size)
+        for batch in batches(
+            of, seed=seed, batch_size=size, start_step=0, stop_step=steps, interpolation=of.interpolation
+        ):
             with precision.autocast(ranks.device):
                 found.append(objective.features(normalize(batch.images, of, ranks.device)).float().cpu())
             labels.append(batch.labels)
