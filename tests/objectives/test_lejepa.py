@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.integrate import quad
-from torch.nn.functional import normalize
 
 from isoflop.config import LeJEPAConfig, RunConfig, parse
 from isoflop.errors import ConfigError
@@ -118,7 +117,11 @@ def test_views_are_crops_of_their_image_with_other_colours() -> None:
     grey[..., 6], grey[..., 9] = 0.5, 0.1
     made = make_views((images - 0.3) / 0.2, grey, 0.08, 0.8, torch.tensor(0.3), torch.tensor(0.2))[0, 0] * 0.2 + 0.3
     assert torch.allclose(made[0], made[2], atol=1e-6)
-    assert make_views(images[:, :2], normalize(torch.rand(1, 4, 10)), 0.1, 0.8, *PIXELS).shape == (1, 4, 2, 16, 16)
+    u = torch.rand(1, 4, 10)
+    exact = make_views(images, u, 0.08, 0.8, *PIXELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(make_views(images, u, 0.08, 0.8, *PIXELS), exact)
+    assert make_views(images[:, :2], u, 0.1, 0.8, *PIXELS).shape == (1, 4, 2, 16, 16)
 
 
 @pytest.mark.parametrize(

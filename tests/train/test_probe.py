@@ -19,7 +19,8 @@ def test_rankme_counts_directions() -> None:
     generator = torch.Generator().manual_seed(0)
     wide = torch.linalg.qr(torch.randn(64, 8, generator=generator))[0]
     assert rankme(wide) == pytest.approx(8, rel=1e-4)
-    assert rankme(wide * torch.tensor([1.0] + [0.0] * 7)) == pytest.approx(1, rel=1e-3)
+    for left in ([1.0] + [0.0] * 7, [0.0] * 8):
+        assert rankme(wide * torch.tensor(left)) == pytest.approx(1, rel=1e-3)
     values = np.array([4.0, 2.0, 1.0, 1.0])
     shares = values / values.sum()
     expected = np.exp(-(shares * np.log(shares)).sum())

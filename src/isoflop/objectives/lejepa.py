@@ -24,7 +24,7 @@ def batch_mean(rows: Tensor, is_divided: bool) -> tuple[Tensor, Tensor]:
     Its gradient is summed over the processes, whose losses `Step` weights by their share of the batch: so the gradient
     is that of the whole batch.
     """
-    count = torch.tensor(float(len(rows)), device=rows.device)
+    count = torch.full((), float(len(rows)), device=rows.device)
     if not is_divided:
         return rows.mean(dim=0), count
     dist.all_reduce(count)
@@ -120,14 +120,21 @@ def make_views(
     # Centres in -1 … 1, as grid_sample counts.
     x, y = (2 * numbers[2] - 1) * (1 - width), (2 * numbers[3] - 1) * (1 - height)
     width = torch.where(numbers[4] < 0.5, -width, width)
-    nothing = torch.zeros_like(x)
-    theta = torch.stack([width, nothing, x, nothing, height, y], dim=1).view(-1, 2, 3)
+    columns = width[:, None] * _centres(images.shape[3], u.device) + x[:, None]
+    rows = height[:, None] * _centres(images.shape[2], u.device) + y[:, None]
+    # Not by affine_grid, whose matrix product is one of half precision under autocast.
+    shape = (-1, images.shape[2], images.shape[3])
+    grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=3)
     repeated = images.repeat_interleave(views, dim=0)
-    grid = F.affine_grid(theta, list(repeated.shape), align_corners=False)
     made = F.grid_sample(repeated, grid.to(images.dtype), padding_mode="border", align_corners=False)
     if color_jitter:
         made = (_jittered(made * std + mean, numbers[5:], color_jitter) - mean) / std
     return made.view(batch, views, *images.shape[1:])
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """Of pixels, in -1 … 1."""
+    return (2 * torch.arange(size, device=device) + 1) / size - 1
 
 
 def _jittered(pixels: Tensor, u: tuple[Tensor, ...], most: float) -> Tensor:

@@ -125,5 +125,5 @@ def rankme(features: Tensor) -> float:
     """The effective rank of `features` (n, D), between 1 and min(n, D): exp of the entropy of their singular values
     (arXiv 2210.02885, eq. 2)."""
     values = torch.linalg.svdvals(features.double())
-    shares = values / values.sum() + 1e-7
+    shares = values / values.sum().clamp(min=1e-30) + 1e-7  # features that have collapsed may all be zero
     return float(torch.exp(-(shares * shares.log()).sum()))
