@@ -46,6 +46,9 @@ class StartConfig(Table):
     """A `.safetensors` file with the backbone's own names, or the folder of a finished run."""
     head: Literal["new", "keep", "batchnorm"] = "new"
     """A new classifier, the one in the file, or a new one after BatchNorm without affine (arXiv 2111.06377)."""
+    freeze_batchnorm: bool = later_option(False)
+    """BatchNorm normalises by the statistics of the weights, in training too, in place of those of the batch: for few
+    images and small batches."""
 
 
 # Lengths given in epochs, made into steps before a run is validated.
@@ -313,6 +316,9 @@ Augment = Literal[
     "large_scale_jitter",
 ]
 
+Moment = Annotated[tuple[float, ...], Listed, Field(min_length=1)]
+"""A number for each channel."""
+
 
 class DataConfig(Table):
     """Which images, at what size, in which order."""
@@ -336,6 +342,11 @@ class DataConfig(Table):
     `augment` = randaugment or deit, timm's `rand-m9-mstd0.5-inc1` when left out."""
     interpolation: Literal["bilinear", "bicubic", "random"] = later_option("bilinear")
     """Interpolation of stored images, antialiased. `random` is either one in training, bicubic in evaluation."""
+    mean: Maybe[Moment] = later_option(None)
+    """To normalize images: the mean of each channel, of pixels in 0 … 1. Weights want that of the images that they were
+    trained on. Default: ImageNet's (0.485, 0.456, 0.406) for stored colour images (docs/data.md)."""
+    std: Maybe[Moment] = later_option(None)
+    """To normalize images: the standard deviation of each channel; given with `mean`."""
     mixup: NonNegative = 0.0
     """Mixup of neighbours in a batch and of their labels: α of the Beta distribution of the mixing ratio; 0 disables it
     (arXiv 1710.09412). With `cutmix` too, each pair is mixed by one of the two."""

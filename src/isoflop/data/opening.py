@@ -125,6 +125,8 @@ def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Sou
         seed=data.seed,
         interpolation="bilinear" if data.interpolation == "bilinear" else "bicubic",
     )
+    if data.mean or data.std:
+        _normalize(source, data)
     if not len(source):
         raise DataError(f"{data.source}: too few different images to keep some for evaluation; it takes at least five")
     if data.images is None or split != "train":
@@ -135,6 +137,19 @@ def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Sou
         raise DataError(f"{data.source}: `data.images` does not go with an order of its own (balance, window, mixture)")
     chosen = permute(np.arange(data.images, dtype=np.int64), len(source), derive_key("part of the images", data.seed))
     return source.subset(np.sort(chosen))
+
+
+def _normalize(source: Source, data: DataConfig) -> None:
+    """Has `source`, which nobody else holds yet, normalized by `data.mean` and `data.std`."""
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if len(values or ()) != source.channels:
+            raise DataError(
+                f"{data.source}: `data.{key}` has {len(values or ())} numbers, but images of {source.channels} "
+                "channels are normalized by as many, with both `data.mean` and `data.std`"
+            )
+    if min(data.std or ()) <= 0:
+        raise DataError(f"{data.source}: `data.std` = {data.std}: a standard deviation is above 0")
+    source.mean, source.std = data.mean or (), data.std or ()
 
 
 def _is_remote(uri: str) -> bool:

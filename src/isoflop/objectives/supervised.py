@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from isoflop.errors import ModelError
 from isoflop.models import Backbone
@@ -32,6 +33,17 @@ class Objective(nn.Module, ABC):
     def features(self, images: Tensor) -> Tensor:
         """What the backbone makes of `images` (B, C, H, W): pooled features (B, D)."""
         return self.backbone.features(images)
+
+    freezes_batchnorm = False
+    """Whether BatchNorm of the backbone keeps the statistics that it has, in training too."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.freezes_batchnorm:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @abstractmethod
     def forward(self, images: Tensor, labels: Tensor, uniforms: Uniforms) -> Tensor:

@@ -32,6 +32,7 @@ from isoflop.study.planned import (
     RUNGS_RATIO,
     TARGET_DISTANCE,
     Catalogue,
+    enough_steps,
 )
 from isoflop.study.rungs import first_rates
 from isoflop.study.search_space import Ledger, SearchSpace, TrialResult, answers, candidates, rates_near, trunk
@@ -599,11 +600,12 @@ def _key(unit: str) -> str:
 
 
 def lowest_rung(catalogue: Catalogue, family: str) -> float:
-    """FLOPs of `ENOUGH_STEPS` of the smallest size that a family may train."""
+    """FLOPs of `enough_steps` of the smallest size that a family may train."""
+    steps = enough_steps(catalogue.config.families[family])
     named = isinstance(catalogue.config.families[family].sizes, tuple)
     names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, catalogue.ladder(family))
     smallest = min(catalogue.flops_per_image(family, name) for name in names)
-    return ENOUGH_STEPS * catalogue.batch_size * smallest
+    return steps * catalogue.batch_size * smallest
 
 
 def _opening_runs(config: StudyConfig, catalogue: Catalogue) -> int:

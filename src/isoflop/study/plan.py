@@ -46,6 +46,7 @@ from isoflop.study.rungs import (
     usual_exponent,
 )
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace
+from isoflop.study.starts import Start, open_starts
 from isoflop.study.store import Store
 from isoflop.train import build_model
 from isoflop.train.device import (
@@ -76,7 +77,7 @@ def measure_seconds_per_image(
     """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
     with on_threads(1):
         return {
-            (family, model): seconds_per_image(_timed(catalogue, family, model), catalogue.source)
+            (family, model): seconds_per_image(_timed(catalogue, family, model), catalogue.source_of(family))
             for family, names in sizes.items()
             for model in names
         }
@@ -93,7 +94,7 @@ def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
 def time_answer(catalogue: Catalogue, family: str, model: str, threads: int) -> float:
     """Seconds of training an image in which `threads` of this machine train the answer `model`, from a few steps."""
     with on_threads(threads):
-        return seconds_per_image(_timed(catalogue, family, model), catalogue.source)
+        return seconds_per_image(_timed(catalogue, family, model), catalogue.source_of(family))
 
 
 def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
@@ -115,7 +116,7 @@ def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> O
         threads = threads_of(run.batch_size, cores // config.study.finals)
         if threads > 1:
             with on_threads(threads):
-                share = seconds_per_image(run, catalogue.source) / seconds[model]
+                share = seconds_per_image(run, catalogue.source_of(model[0])) / seconds[model]
     share = min(max(share, 1 / threads), 1.0)
     return Overheads(times.total, evaluation, threads, share, catalogue.latency_ms)
 
@@ -145,17 +146,18 @@ def open_catalogue(
     begun_at: str = "",
     times: Times | None = None,
     latency_ms: Mapping[str, float] | None = None,
+    starts: Mapping[str, Start] | None = None,
 ) -> tuple[Catalogue, str]:
     """The models and data of `config` with all that it leaves to this machine decided: the target, the batch size and
     the precision; and why the precision is that. `seconds` an image of models that had to be timed are added."""
     if config.study.target_budget is not None:
-        return _in_one_precision(Catalogue(config, begun_at, latency_ms))
+        return _in_one_precision(Catalogue(config, begun_at, latency_ms, starts))
     unit, total, per_second = limit_of(config.study)
     share = ANSWER_SHARE * total / config.study.finals
     if per_second is None:
-        return _in_one_precision(Catalogue(_with_target(config, share), begun_at, latency_ms))
+        return _in_one_precision(Catalogue(_with_target(config, share), begun_at, latency_ms, starts))
     guess = share / per_second * USUAL_UTILISATION * peak_of(choose_device(config.device), threads=1).fastest
-    catalogue, why = _in_one_precision(Catalogue(_with_target(config, guess), begun_at, latency_ms))
+    catalogue, why = _in_one_precision(Catalogue(_with_target(config, guess), begun_at, latency_ms, starts))
     likely: Sizes = {family: (_likely_answer(catalogue, family),) for family in config.families}
     _measure(catalogue, likely, seconds)
     dearest = max(seconds[f, m] / catalogue.flops_per_image(f, m) for f, (m,) in likely.items())
@@ -203,7 +205,8 @@ def _in_one_precision(catalogue: Catalogue) -> tuple[Catalogue, str]:
         found = 0.0
         for family in config.families:
             run = _timed(catalogue, family, _likely_answer(catalogue, family))
-            found += seconds_per_image(run.model_copy(update={"precision": precision}), catalogue.source)
+            in_it = run.model_copy(update={"precision": precision})
+            found += seconds_per_image(in_it, catalogue.source_of(family))
         return found
 
     with on_threads(1):
@@ -432,10 +435,10 @@ def plan_study(
     """
     config, times = plain(config), times or Times()
     open_ended = config.study.target_budget is None
-    begun = Store(config.directory).as_begun(config)
+    begun, starts, left_out = open_starts(Store(config.directory).as_begun(config))
     seconds = {key: value for key, value in (known or {}).items() if key[0] in begun.families}
     known_latency = overheads.latency_ms if overheads else {}
-    catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times, known_latency)
+    catalogue, why = open_catalogue(begun, seconds, begun_at, None if overheads else times, known_latency, starts)
     for family in begun.families:
         catalogue.presets(family)  # refuses a limit that leaves no size before models are timed
     was_decided = config.precision == "auto" != begun.precision
@@ -445,6 +448,7 @@ def plan_study(
         if not known_ladder.rungs:
             config, known_ladder = _ladder_of_limit(catalogue, seconds, overheads, times, open_ended)
         catalogue = catalogue.of(config).beginning_with(known_ladder.fewer).on(known_ladder.rungs)
+    known_ladder = replace(known_ladder, left_out={**left_out, **known_ladder.left_out})
     sizes = ladder_sizes(config, catalogue)
     _measure(catalogue, sizes, seconds)
     overheads = overheads or _overheads(catalogue, seconds, times)
@@ -482,7 +486,7 @@ def _refuse_twins(runs: list[PlannedRun]) -> None:
 def _check_transfer(run: PlannedRun, catalogue: Catalogue) -> None:
     """Raises DataError where the answers, or the runs, could not be judged on the task that the study names."""
     config = catalogue.config
-    backbone = Pretrained(build_model(run.config, catalogue.source), run.model, run.model)
+    backbone = Pretrained(build_model(run.config, catalogue.source_of(run.family)), run.model, run.model)
     asked = config.transfer if config.has_transfer else None
     for protocol in (config.target.protocol(config.transfer), asked):
         if protocol is not None:
@@ -507,7 +511,8 @@ def _ladder_of_limit(
     while True:
         config = catalogue.config
         counted = {name: family.sizes for name, family in config.families.items() if isinstance(family.sizes, int)}
-        for fewer in range(max(counted.values(), default=1)):
+        begins = [*counted.values(), 2 if catalogue.starts else 1]  # those with weights can do with fewer runs, too
+        for fewer in range(max(begins)):
             begun = catalogue.beginning_with(fewer)
             try:
                 rungs = _chosen_budgets(begun, seconds, overheads, times, open_ended)

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isoflop.config import DistilledConfig, RunConfig, StudyConfig, SupervisedConfig, canonical_json, config_hash
+from isoflop.config import (
+    DistilledConfig,
+    FamilyConfig,
+    RunConfig,
+    StudyConfig,
+    SupervisedConfig,
+    canonical_json,
+    config_hash,
+)
 from isoflop.data import Source, open_split
 from isoflop.data.opening import parse_uri
 from isoflop.errors import DataNotice, StudyError
@@ -20,6 +28,7 @@ from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.models.presets import LADDERS
 from isoflop.objectives import objective_cost
 from isoflop.study.belief import Trial, usual_size
+from isoflop.study.starts import Start
 from isoflop.train.device import on_threads
 from isoflop.train.loop import latency_ms
 from isoflop.train.optim.build import TRUNK_SCHEDULES
@@ -102,6 +111,12 @@ class PlannedRun:
         return hashlib.sha256(canonical_json(self._named(same)).encode()).hexdigest()[:12]
 
 
+def enough_steps(family: FamilyConfig) -> int:
+    """The steps on the lowest rung that the smallest size of a family should have: fewer, where it starts from weights
+    that know most of what it learns."""
+    return MIN_STEPS if family.start else ENOUGH_STEPS
+
+
 FEWEST_OF_A_CLASS = 20
 MOST_OF_ONE_CLASS = 0.9
 LABELS_READ = 100_000
@@ -144,17 +159,39 @@ def check_images(config: StudyConfig, source: Source, heldout: int) -> None:
 class Catalogue:
     """What the study's models cost on its data, each counted once; and how its runs are made."""
 
-    def __init__(self, config: StudyConfig, begun_at: str = "", latency_ms: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        begun_at: str = "",
+        latency_ms: Mapping[str, float] | None = None,
+        starts: Mapping[str, Start] | None = None,
+    ) -> None:
         self.config = config
+        self.starts = dict(starts or {})
         self.begun_at = begun_at
         self.budgets: tuple[float, ...] = config.study.budgets or ()
         self.source: Source = open_split(config.data, "train")
+        self._sources: dict[str, Source] = {}
         self.heldout = len(open_split(config.data, "heldout"))  # of few stored images a fifth at most
         self._costs: dict[tuple[str, str], Cost] = {}
         self.latency_ms: dict[str, float] = dict(latency_ms or {})  # of models, on one image
         self.fewer = 0  # sizes that families begin with than they ask for, where the limit pays for no more
         check_images(config, self.source, self.heldout)
         self._choose_batch()
+
+    def source_of(self, family: str) -> Source:
+        """The training images as the models of `family` want them."""
+        start, size = self.starts.get(family), self.config.families[family].image_size
+        if start is None and size in (None, self.config.data.image_size):
+            return self.source
+        if family not in self._sources:
+            data = start.data if start else self.config.data.model_copy(update={"image_size": size})
+            self._sources[family] = open_split(data, "train")
+        return self._sources[family]
+
+    def image_size(self, family: str) -> int:
+        """Height and width in pixels of the images of the models of `family`."""
+        return self.config.families[family].image_size or self.config.data.image_size
 
     def _choose_batch(self) -> None:
         self.config = self.config.model_copy(update={"batch_size": self.config.batch_size or self._largest_batch()})
@@ -173,12 +210,15 @@ class Catalogue:
 
     def _largest_batch(self) -> int:
         """The largest power of two up to `LARGEST_BATCH`, half of it for large images, that gives the smallest size of
-        every family `ENOUGH_STEPS` on the lowest rung, and is not more than there are images; `SMALLEST_BATCH` or more.
+        every family `enough_steps` on the lowest rung, and is not more than there are images; `SMALLEST_BATCH` or more.
         """
         lowest = self._expected_budgets()[0]
-        dearest = max(self.flops_per_image(family, self.starting_sizes(family)[0]) for family in self.config.families)
+        dearest = max(
+            enough_steps(family) * self.flops_per_image(name, self.starting_sizes(name)[0])
+            for name, family in self.config.families.items()
+        )
         batch = LARGEST_BATCH if self.config.data.image_size <= SMALL_SIDE else LARGEST_BATCH // 2
-        while batch > SMALLEST_BATCH and (batch > len(self.source) or batch * ENOUGH_STEPS * dearest > lowest):
+        while batch > SMALLEST_BATCH and (batch > len(self.source) or batch * dearest > lowest):
             batch //= 2
         return batch
 
@@ -243,7 +283,7 @@ class Catalogue:
 
     def ladder(self, family: str) -> tuple[str, ...]:
         """The presets of the ladder that `family` is on, small to large; ModelError if there is none of that name."""
-        return family_ladder(self.config.families[family].ladder or family, self.config.data.image_size)
+        return family_ladder(self.config.families[family].ladder or family, self.image_size(family))
 
     def presets(self, family: str) -> tuple[str, ...]:
         """The family's ladder and the sizes named for it, small to large.
@@ -258,7 +298,7 @@ class Catalogue:
         if options.ladder or family in LADDERS or not names:
             names.update(self.ladder(family))
         for name in tuple(names):
-            names.update(ladder_of(name, self.config.data.image_size))
+            names.update(ladder_of(name, self.image_size(family)))
         return self.within_limits(family, sorted(names, key=lambda name: (self.flops_per_image(family, name), name)))
 
     @property
@@ -292,7 +332,7 @@ class Catalogue:
         if key not in self.latency_ms:
             config = self.config.run_config(family, model=model, steps=1, learning_rate=1e-3, warmup=0)
             with on_threads(self.config.study.latency_threads):
-                self.latency_ms[key] = latency_ms(config, self.source)
+                self.latency_ms[key] = latency_ms(config, self.source_of(family))
         return self.latency_ms[key]
 
     def cost(self, family: str, model: str) -> Cost:
@@ -303,7 +343,7 @@ class Catalogue:
                 self.config.objective,
                 model,
                 num_classes=self.source.num_classes or 1,
-                image_size=self.config.data.image_size,
+                image_size=self.image_size(family),
                 in_channels=self.source.channels,
                 **self.config.families[family].model,
             )
@@ -348,6 +388,8 @@ class Catalogue:
         )
         if images is not None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"images": images})})
+        if family in self.starts:
+            config = self.starts[family].of_run(config)
         if role == "final":
             config = self._keeping_its_best(config)
         counted = self.cost(family, model)

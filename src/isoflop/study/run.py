@@ -369,6 +369,7 @@ class _Study:
         answer = answer_from(config, self.catalogue, self._rows(), outlook, open_ended=open_ended)
         document = answer_document(answer)
         document["left_out"] |= plan.ladder.left_out
+        document["starts"] = {name: start.summary for name, start in self.catalogue.starts.items()}
         self.clock.plan = priced = last.plan or plan  # the answer, as it was timed
         document["planner"] = planner_document(priced, last.thought, self._rows(), self.times)
         document |= compared_with_runs(document, self._rows(), config)

@@ -48,6 +48,8 @@ def usual_rate(optimizer: str, flops_per_image: float, batch_size: int) -> float
     return float(rate * factor * (flops_per_image / 1e6) ** exponent)
 
 
+FINE_TUNING = 0.2
+"""Of the usual rate, where a family starts from trained weights: a tenth of the rate or a little more is usual."""
 SEARCHED = 2  # sizes that try all rates where the others take theirs over
 Rates = tuple[float, ...]
 
@@ -60,7 +62,8 @@ def rate_grid(config: StudyConfig, catalogue: Catalogue, family: str, model: str
     if transfers(config, family):
         model = catalogue.presets(family)[0]
     flops, batch_size = catalogue.flops_per_image(family, model), catalogue.batch_size
-    centre = float(f"{usual_rate(_optimizer(config, family), flops, batch_size):.1g}")
+    usual = usual_rate(_optimizer(config, family), flops, batch_size) * (FINE_TUNING if own.start else 1.0)
+    centre = float(f"{usual:.1g}")
     return (centre / 2, centre, centre * 2)
 
 
@@ -71,6 +74,8 @@ def first_rates(config: StudyConfig, catalogue: Catalogue, family: str, names: t
     grids = {name: rate_grid(config, catalogue, family, name) for name in names}
     named = config.families[family].learning_rates is not None
     searched = SEARCHED if transfers(config, family) else len(names) if named or not config.study.limited else 1
+    if config.families[family].start and catalogue.fewer:  # too little for a search
+        searched = 0
     return {
         name: grid if number < searched else (grid[len(grid) // 2],)
         for number, (name, grid) in enumerate(grids.items())

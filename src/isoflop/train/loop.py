@@ -380,6 +380,9 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         moments=(tuple(map(float, source.mean)), tuple(map(float, source.std))),
     )
     freeze(objective, config.optim)
+    if config.start and config.start.freeze_batchnorm:
+        objective.freezes_batchnorm = True
+        objective.train()
     return objective
 
 

@@ -226,6 +226,7 @@ def open_backbone(
         preset,
         preset,
         config.model.overrides,
+        (config.data.mean, config.data.std) if config.data.mean and config.data.std else None,
         class_names=names,
         interpolation=facts.interpolation if facts else "bilinear",
         sigmoid=facts is not None and facts.has_sigmoid(config.objective),

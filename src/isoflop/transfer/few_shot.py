@@ -88,18 +88,27 @@ def probe_scores(
 def logistic_scores(
     train: Tensor, labels: Tensor, test: Tensor, num_classes: int, *, seed: int = 0, inverse_l2: float | None = None
 ) -> Tensor:
-    """Logits (m, num_classes) of `test` (m, D) by multinomial logistic regression on standardised features.
+    """Logits (m, num_classes) of `test` (m, D) by `logistic` on `train`."""
+    weight, bias = logistic(train, labels, num_classes, seed=seed, inverse_l2=inverse_l2)
+    return torch.cat([part.double() @ weight.T + bias for part in torch.split(test, 1 << 14)]).float()
 
-    Minimises mean cross-entropy + ‖W‖²/(2·n·C) by L-BFGS, the bias unpenalised, as scikit-learn does. C is
-    `inverse_l2`, or chosen on a fifth of the training images of each class and then used on all.
+
+def logistic(
+    train: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0, inverse_l2: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight (num_classes, D) and bias (num_classes,), float64, of multinomial logistic regression on features (n, D).
+
+    Minimises mean cross-entropy + ‖W‖²/(2·n·C) on standardised features by L-BFGS, the bias unpenalised, as
+    scikit-learn does. C is `inverse_l2`, or chosen on a fifth of the images of each class and then used on all.
     """
     std, mean = torch.std_mean(train.double(), dim=0, correction=0)
     std = std.clamp_min(1e-6)
     x, y = (train - mean) / std, F.one_hot(labels, num_classes).double()
     if inverse_l2 is None:
         inverse_l2 = _chosen_inverse_l2(x, labels, y, seed)
-    weights = _logistic(x, y, inverse_l2)
-    return torch.cat([_padded((part - mean) / std) @ weights for part in torch.split(test, 1 << 14)]).float()
+    found = _logistic(x, y, inverse_l2)
+    weight = found[:-1].T / std
+    return weight, found[-1] - weight @ mean
 
 
 def _chosen_inverse_l2(x: Tensor, labels: Tensor, y: Tensor, seed: int) -> float:
