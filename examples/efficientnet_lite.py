@@ -71,7 +71,9 @@ def main() -> None:
             "pretrained_cfg": {"input_size": [3, SIDES[number], SIDES[number]], "interpolation": "bicubic", **MOMENTS},
         }
         (place / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        told = f", {difference(number, model):.1e} from its own logits" if find_spec("efficientnet_lite_pytorch") else ""
+        told = (
+            f", {difference(number, model):.1e} from its own logits" if find_spec("efficientnet_lite_pytorch") else ""
+        )
         print(f"{place}: {sum(p.numel() for p in model.parameters()):,} parameters{told}")
 
 

@@ -209,9 +209,9 @@ def test_weights_to_start_from_are_contenders(done: isoflop.study.StudyResult) -
     assert list(config.families) == ["resnet9", "vit", "resnet18-a1_in1k", "study"]
     run = config.run_config("study", model="vit_w8d1p8", steps=100, learning_rate=1e-3)
     assert run.start is not None
-    assert run.start.weights == str(done.run_directory())
-    run = config.run_config("resnet18-a1_in1k", model=weights[0], steps=100, learning_rate=1e-3)
-    assert run.model.overrides == {"pretrained": True}
+    assert run.start.weights == str(done.directory)
+    assert config.families["resnet18-a1_in1k"].start is not None
+    assert config.families["resnet18-a1_in1k"].start.head == "probe"
 
 
 @pytest.mark.parametrize("pace", [0.8, 1.0, 1.25])

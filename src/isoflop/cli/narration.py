@@ -72,6 +72,8 @@ class TerminalNarrator(ResultNarrator):
 
     def planned(self, plan: Plan, workers: int) -> None:
         self.workers = workers
+        for line in start_lines(plan):
+            self.say(line)
         self.say("The first rung:")
         rows = [
             (
@@ -242,6 +244,8 @@ class BarNarrator(TerminalNarrator):
         left, training = max(self.planned_seconds - done, 0.0), len(plan.catalogue.source)
         answer = f", {duration(clock['answer'])} of it to train the answer" if clock["answer"] < left else ""
         self._tell_left_out(plan)
+        for line in start_lines(plan):
+            self.say(line)
         self.say(
             f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
             f"{plan.catalogue.heldout:,} others to choose by; about {duration(left)}{answer}"
@@ -285,6 +289,23 @@ class BarNarrator(TerminalNarrator):
 
 
 BAR = 30  # characters
+
+
+def start_lines(plan: Plan) -> list[str]:
+    """Of the weights that families start from: what they are, and how good they are as they are."""
+    lines = []
+    for family, start in plan.catalogue.starts.items():
+        found = start.summary
+        licence = f", licence {found['licence']}" if found["licence"] else ""
+        probe = found["probe"]
+        good = (
+            f": {probe['accuracy']:.1%} of {probe['judged']:,} held-out images by logistic regression on frozen "
+            f"features of {probe['images']:,}"
+            if probe
+            else ""
+        )
+        lines.append(f"{family} starts from {found['weights']} at {found['image_size']} px{licence}{good}")
+    return lines
 
 
 def tell_answer(document: Mapping[str, Any]) -> None:

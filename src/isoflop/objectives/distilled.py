@@ -18,7 +18,7 @@ from isoflop.models.interop import read_weights
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.saved import Moments
 from isoflop.models.user_code import check_stored
-from isoflop.objectives.supervised import Objective, Uniforms
+from isoflop.objectives.supervised import Objective, Uniforms, at_temperatures
 from isoflop.runs.directory import published
 from isoflop.runs.files import read_json
 
@@ -110,6 +110,7 @@ class Distilled(Objective):
         return {
             "loss": F.cross_entropy(logits, labels, reduction="sum").double(),
             "accuracy": (logits.argmax(dim=1) == labels).sum().double(),
+            **(at_temperatures(logits, labels) if self.calibrates else {}),
         }
 
 

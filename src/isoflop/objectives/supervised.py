@@ -36,6 +36,8 @@ class Objective(nn.Module, ABC):
 
     freezes_batchnorm = False
     """Whether BatchNorm of the backbone keeps the statistics that it has, in training too."""
+    calibrates = False
+    """Whether `evaluate` measures the loss at other temperatures than 1, too."""
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -122,12 +124,27 @@ class Supervised(Objective):
         else:
             loss = F.binary_cross_entropy_with_logits(logits, dense(labels, logits), reduction="sum")
         if not self.has_several_labels:
-            return {"loss": loss.double(), "accuracy": (logits.argmax(dim=1) == labels).sum().double()}
+            right = (logits.argmax(dim=1) == labels).sum().double()
+            scaled = at_temperatures(logits, labels) if self.calibrates and self.loss == "softmax" else {}
+            return {"loss": loss.double(), "accuracy": right, **scaled}
         return {
             "loss": loss.double(),
             "accuracy": ((logits > 0) == (labels > 0)).all(dim=1).sum().double(),
             "average_precision": average_precision(logits, labels).sum().double(),
         }
+
+
+TEMPERATURES = tuple(2.0 ** (k / 4) for k in range(-4, 9))
+"""From ½ to 4, so near to each other that the loss at the best of them is hardly above the lowest."""
+SCALED = "loss_at_"
+
+
+def at_temperatures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Sums of the cross-entropy of logits (B, classes) over each of `TEMPERATURES`, by `SCALED` and its number."""
+    return {
+        f"{SCALED}{k}": F.cross_entropy(logits / temperature, labels, reduction="sum").double()
+        for k, temperature in enumerate(TEMPERATURES)
+    }
 
 
 def dense(labels: Tensor, logits: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ def metric_of(answer: Mapping[str, Any]) -> Metric:
     if match is None:
         objective = _table(config.get("objective")).get("name")
         named = {"masked": Metric("held-out reconstruction loss"), "lejepa": Metric("held-out LeJEPA loss")}
-        return named.get(str(objective), Metric())
+        calibrated = _table(config.get("evaluation")).get("calibrate") is True
+        return named.get(str(objective), Metric("calibrated held-out loss") if calibrated else Metric())
     shots, protocol = match[2], _PROTOCOLS[match[1]]
     # Few-shot ridge regression is what papers plainly call the 10-shot error.
     name = f"{shots}-shot error" if shots and match[1] == "fewshot" else f"{protocol} error"

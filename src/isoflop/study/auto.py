@@ -33,7 +33,7 @@ from isoflop.study.planned import ANSWER_SHARE, FEWEST_OF_A_CLASS
 from isoflop.study.run import Narrator, run_study
 from isoflop.study.store import Store
 from isoflop.train.device import choose_device, peak_of, usable_cores
-from isoflop.transfer import evaluate, open_backbone
+from isoflop.transfer import evaluate
 
 HOURS = 0.5
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
@@ -42,7 +42,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {"sizes": 2, "recipe": "search"},
 }
 """The contenders, beside those that start from weights."""
-FINE_TUNING_RATES = [1e-4, 3e-4, 1e-3]  # of AdamW
 
 # What is chosen for the images: a size, and how many are held out.
 
@@ -140,6 +139,7 @@ def _config(name: str, hours: float, choice: Choice, starts: Sequence[str], over
         "study": {"name": name, "hours": hours},
         "data": {"image_size": choice.image_size, "heldout": choice.heldout, "augment": "crop_flip"},
         "schedule": {"name": "constant", "warmup": 20, "cooldown": 0.2},
+        "evaluation": {"calibrate": True},
         "families": FAMILIES | {_family(start): _started(start) for start in starts},
     }
     tables["data"]["source"] = choice.source
@@ -155,13 +155,8 @@ def _family(start: str) -> str:
 
 
 def _started(start: str) -> dict[str, Any]:
-    """The table of a family that starts from these weights; CheckpointError where they are not there."""
-    tuned = {"recipe": "search", "learning_rates": FINE_TUNING_RATES}
-    if start.startswith("timm:"):
-        return {**tuned, "sizes": [start], "model": {"pretrained": True}}
-    found = open_backbone(start)
-    model, weights = dict(found.options), str(found.run or start)
-    return {**tuned, "sizes": [found.preset], "start": {"weights": weights}} | ({"model": model} if model else {})
+    """The table of a family that starts from these weights."""
+    return {"recipe": "search", "start": {"weights": start}}
 
 
 def study_name(uri: str) -> str:

@@ -30,9 +30,9 @@ from isoflop.config import (
 )
 from isoflop.data import Source, open_split
 from isoflop.data.order import derive_key, permute
-from isoflop.errors import CheckpointError, StudyError
+from isoflop.errors import CheckpointError, ModelError, StudyError
 from isoflop.escapes import printable
-from isoflop.models import create_model
+from isoflop.models import Backbone, create_model
 from isoflop.models.saved import metadata_of
 from isoflop.runs.files import cache_directory, replacing
 from isoflop.train.start import load_trunk
@@ -41,6 +41,7 @@ from isoflop.transfer.features import features_of
 from isoflop.transfer.few_shot import logistic
 
 PROBED = 2000  # training images that pass through the weights, at most; a frozen backbone wants few
+ITERATIONS = 100  # of the probe, with which fine-tuning only begins
 JUDGED = 500  # held-out images that tell how good the probe is
 TRIED, TRIED_IMAGES = 5, 300
 """More weights than `TRIED` are first told apart by the features of so many images; so many are fine-tuned."""
@@ -153,7 +154,7 @@ def _opened(config: StudyConfig, name: str, family: FamilyConfig) -> Start:
     side = family.image_size or config.data.image_size
     try:
         pretrained = open_backbone(family.start.weights, image_size=side)
-    except CheckpointError as error:
+    except (CheckpointError, ModelError) as error:
         raise CheckpointError(f"`{where}`: {error}") from error
     sizes = family.sizes if isinstance(family.sizes, tuple) else (pretrained.preset,)
     if sizes != (pretrained.preset,):
@@ -162,16 +163,16 @@ def _opened(config: StudyConfig, name: str, family: FamilyConfig) -> Start:
             f"but `sizes` names {sizes[0]}"
         )
     data = config.data.model_copy(update={"image_size": side})
-    if pretrained.moments and data.mean is None:
-        data = data.model_copy(update=dict(zip(("mean", "std"), pretrained.moments, strict=True)))
-    if pretrained.interpolation == "bicubic" and data.interpolation == "bilinear":
-        data = data.model_copy(update={"interpolation": "bicubic"})
     channels = open_split(data, "train").channels
     if channels != pretrained.model.in_channels:
         raise StudyError(
             f"`{where}`: trained on images of {pretrained.model.in_channels} channels, and those of {data.source} have "
             f"{channels}"
         )
+    if pretrained.moments and data.mean is None:
+        data = data.model_copy(update=dict(zip(("mean", "std"), pretrained.moments, strict=True)))
+    if pretrained.interpolation == "bicubic" and data.interpolation == "bilinear":
+        data = data.model_copy(update={"interpolation": "bicubic"})
     options = {key: value for key, value in pretrained.options.items() if key != "pretrained"}
     own = family.model_copy(update={"sizes": sizes, "model": {**options, **family.model}})
     return Start(pretrained, data, own, None)
@@ -191,14 +192,13 @@ def _has_probe(config: StudyConfig, start: Start) -> bool:
     )
 
 
-def _linear(model: nn.Module) -> str | None:
+def _linear(model: Backbone) -> str | None:
     """The name of the classifier of `model` where that is one linear layer on its features; else None."""
-    names = model.classifier()  # type: ignore[operator]
+    names = [name for name in model.classifier() if name in dict(model.named_modules())]
     if len(names) != 1:
         return None
     head = model.get_submodule(names[0])
-    is_on_features = isinstance(head, nn.Linear) and head.in_features == model.num_features and head.bias is not None
-    return names[0] if is_on_features else None
+    return names[0] if isinstance(head, nn.Linear) and head.in_features == model.num_features else None
 
 
 def _probe(pretrained: Pretrained, data: DataConfig, images: int) -> Probe:
@@ -206,7 +206,11 @@ def _probe(pretrained: Pretrained, data: DataConfig, images: int) -> Probe:
     train, heldout = open_split(data.model_copy(update={"images": None}), "train"), open_split(data, "heldout")
     some, judged = _part(train, images, data.seed), _part(heldout, JUDGED, data.seed)
     labels, truth = some.labels(), judged.labels()
-    weight, bias = logistic(features_of(pretrained, some), labels, train.num_classes)
+    head = pretrained.model.get_submodule(_linear(pretrained.model) or "")
+    intercept = getattr(head, "bias", None) is not None
+    weight, bias = logistic(
+        features_of(pretrained, some), labels, train.num_classes, intercept=intercept, iterations=ITERATIONS
+    )
     logits = features_of(pretrained, judged).double() @ weight.T + bias
     right = float((logits.argmax(1) == truth).double().mean())
     return Probe(len(some), weight, bias, right, float(F.cross_entropy(logits, truth)), len(judged))
@@ -244,7 +248,8 @@ def _stored(pretrained: Pretrained, probe: Probe | None) -> Path:
         assert isinstance(head, nn.Linear)
         with torch.no_grad():
             head.weight.copy_(probe.weight)
-            head.bias.copy_(probe.bias)
+            if head.bias is not None:
+                head.bias.copy_(probe.bias)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as partial:

@@ -149,6 +149,7 @@ class Attempt:
     def train(self) -> RunResult:
         """The loop over steps, from the newest checkpoint to the end of the run, a stop or a divergence."""
         config, progress = self.config, self._begin()
+        self._judge_start()
         while progress.step < config.steps and not self.stopping:
             feed = self._feed()
             for batch in feed:
@@ -200,9 +201,17 @@ class Attempt:
         self.saved_at = self.began
         self.record.status("running", progress)
         self.rewind.take(progress)
-        self.objective.train()
         self.meters.resume(progress.data_step * self.config.batch_size)
         return progress
+
+    def _judge_start(self) -> None:
+        """Notes how good the weights are that a run starts from, where it publishes its best and they have a
+        classifier: fine-tuning that only makes them worse ends with them."""
+        config = self.config
+        if self.progress.step or not (config.start and config.start.head == "keep" and config.evaluation.restore_best):
+            return
+        if self._is_best(self._evaluate()["heldout_loss"]):
+            self._save()
 
     def _votes(self, batch: Batch) -> tuple[bool, bool, bool]:
         """What all ranks decide together: to stop, to save, and whether an image was damaged."""

@@ -10,6 +10,7 @@ import torch
 
 from isoflop.data import Source
 from isoflop.objectives import Masked, Objective
+from isoflop.objectives.supervised import SCALED
 from isoflop.runs.reconstructions import SavedReconstruction, save_reconstruction
 from isoflop.train.device import Precision, normalize
 from isoflop.train.ranks import Ranks
@@ -29,7 +30,7 @@ def evaluate(
     """The mean over `source` of what `objective.evaluate` sums: `heldout_loss` (nats) and `heldout_accuracy`.
 
     The batches are dealt to the ranks; they are the same for any number of ranks, and each counts once. `beat` is
-    called after each.
+    called after each. The loss of an objective that calibrates is that at the best temperature.
     """
     was_training = objective.training
     objective.eval()
@@ -51,7 +52,9 @@ def evaluate(
             beat()
     finally:
         objective.train(was_training)
-    return {f"heldout_{name}": ranks.sum(total).item() / len(source) for name, total in sums.items()}
+    means = {name: ranks.sum(total).item() / len(source) for name, total in sums.items()}
+    scaled = [means.pop(name) for name in list(means) if name.startswith(SCALED)]
+    return {f"heldout_{name}": mean for name, mean in means.items()} | ({"heldout_loss": min(scaled)} if scaled else {})
 
 
 # What a masked autoencoder makes of the same few held-out images.

@@ -380,6 +380,7 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         moments=(tuple(map(float, source.mean)), tuple(map(float, source.std))),
     )
     freeze(objective, config.optim)
+    objective.calibrates = config.evaluation.calibrate
     if config.start and config.start.freeze_batchnorm:
         objective.freezes_batchnorm = True
         objective.train()

@@ -94,24 +94,32 @@ def logistic_scores(
 
 
 def logistic(
-    train: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0, inverse_l2: float | None = None
+    train: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    inverse_l2: float | None = None,
+    intercept: bool = True,
+    iterations: int = 500,
 ) -> tuple[Tensor, Tensor]:
     """Weight (num_classes, D) and bias (num_classes,), float64, of multinomial logistic regression on features (n, D).
 
     Minimises mean cross-entropy + ‖W‖²/(2·n·C) on standardised features by L-BFGS, the bias unpenalised, as
-    scikit-learn does. C is `inverse_l2`, or chosen on a fifth of the images of each class and then used on all.
+    scikit-learn does. C is `inverse_l2`, or chosen on a fifth of the images of each class and then used on all. Without
+    an `intercept`, features are not centred and the bias is 0. The search ends after `iterations` at the latest.
     """
     std, mean = torch.std_mean(train.double(), dim=0, correction=0)
-    std = std.clamp_min(1e-6)
-    x, y = (train - mean) / std, F.one_hot(labels, num_classes).double()
+    std, mean = std.clamp_min(1e-6), mean if intercept else torch.zeros_like(mean)
+    x, y = F.pad((train.double() - mean) / std, (0, 1), value=float(intercept)), F.one_hot(labels, num_classes).double()
     if inverse_l2 is None:
-        inverse_l2 = _chosen_inverse_l2(x, labels, y, seed)
-    found = _logistic(x, y, inverse_l2)
+        inverse_l2 = _chosen_inverse_l2(x, labels, y, seed, iterations)
+    found = _logistic(x, y, inverse_l2, iterations)
     weight = found[:-1].T / std
     return weight, found[-1] - weight @ mean
 
 
-def _chosen_inverse_l2(x: Tensor, labels: Tensor, y: Tensor, seed: int) -> float:
+def _chosen_inverse_l2(x: Tensor, labels: Tensor, y: Tensor, seed: int, iterations: int) -> float:
     generator, held = np.random.default_rng(seed), torch.zeros(len(x), dtype=torch.bool)
     for label in torch.unique(labels):
         members = torch.from_numpy(generator.permutation(torch.nonzero(labels == label)[:, 0].numpy()))
@@ -120,24 +128,24 @@ def _chosen_inverse_l2(x: Tensor, labels: Tensor, y: Tensor, seed: int) -> float
         return 1.0  # one image a class: nothing to choose on
     losses, start = {}, None
     for c in INVERSE_L2:  # from the strongest penalty on, each from where the last one ended
-        start = _logistic(x[~held], y[~held], c, start)
-        losses[c] = float(F.cross_entropy(_padded(x[held]) @ start, labels[held]))
+        start = _logistic(x[~held], y[~held], c, iterations, start)
+        losses[c] = float(F.cross_entropy(x[held] @ start, labels[held]))
     return min(losses, key=losses.__getitem__)
 
 
-def _logistic(x: Tensor, y: Tensor, inverse_l2: float, start: Tensor | None = None) -> Tensor:
-    """Weights float64 (D + 1, classes), the last row the bias; the search begins at `start`."""
+def _logistic(x: Tensor, y: Tensor, inverse_l2: float, iterations: int, start: Tensor | None = None) -> Tensor:
+    """Weights float64 (D + 1, classes) for `x` (n, D + 1), whose last column is constant: the last row is the bias.
+    The search begins at `start`."""
     n, width = x.shape
-    design = _padded(x)
-    weights = torch.zeros(width + 1, y.shape[1], dtype=torch.float64) if start is None else start.clone()
+    weights = torch.zeros(width, y.shape[1], dtype=torch.float64) if start is None else start.clone()
     weights.requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=500, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        [weights], max_iter=iterations, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(design @ weights, y) + weights[:-1].square().sum() / (2 * n * inverse_l2)
+        value = F.cross_entropy(x @ weights, y) + weights[:-1].square().sum() / (2 * n * inverse_l2)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -145,10 +153,6 @@ def _logistic(x: Tensor, y: Tensor, inverse_l2: float, start: Tensor | None = No
     if not bool(weights.isfinite().all()):
         raise DataError("logistic regression did not converge: are the features finite?")
     return weights.detach()
-
-
-def _padded(x: Tensor) -> Tensor:
-    return F.pad(x.double(), (0, 1), value=1.0)
 
 
 @torch.no_grad()
