@@ -1,6 +1,7 @@
 """`isoflop auto`: from images to a judged and exported classifier; stopped, it goes on; told again at once."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -12,15 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 import isoflop
 from isoflop.cli import main, narration
 from isoflop.config.problems import literal
 from isoflop.errors import ConfigError
+from isoflop.models import cost
 from isoflop.runs.times import Times
-from isoflop.study.auto import EVALUATION, SIDES, Choice, _config, auto, held_out, image_size, study_name, summary
+from isoflop.study.auto import (
+    EVALUATION,
+    SIDES,
+    Choice,
+    _config,
+    auto,
+    held_out,
+    image_size,
+    start_size,
+    study_name,
+    summary,
+)
 from isoflop.study.executors import Event, RunTask
+from isoflop.study.starts import cached_weights
 from tests.study.here import Here
 
 TINY: dict[str, Any] = {  # in place of hours: a ladder of FLOPs, the same wherever it is trained
@@ -212,6 +228,29 @@ def test_weights_to_start_from_are_contenders(done: isoflop.study.StudyResult) -
     assert run.start.weights == str(done.directory)
     assert config.families["resnet18-a1_in1k"].start is not None
     assert config.families["resnet18-a1_in1k"].start.head == "probe"
+
+
+def test_images_of_trained_weights_are_as_large_as_fine_tuning_can_pay_for(tmp_path: Path) -> None:
+    model = timm.create_model("test_efficientnet")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    known = {"architecture": "test_efficientnet", "pretrained_cfg": {"input_size": [3, 160, 160]}}
+    (tmp_path / "config.json").write_text(json.dumps({**known, "num_classes": 1000}))
+    flops = cost("timm:test_efficientnet", image_size=96).train_flops_per_image
+    assert start_size(str(tmp_path), 100, 1.01 * 8000 * flops) == 96
+    assert start_size(str(tmp_path), 4000, 1.01 * 16000 * flops) == 96
+    assert start_size(str(tmp_path), 10**6, 1.01 * 20000 * flops) == 96
+    assert start_size(str(tmp_path), 100, 1e18) == 160  # no larger than the weights are used to
+    assert start_size(str(tmp_path), 100, 1.0) == 64
+
+
+def test_weights_in_the_cache_of_the_hub_are_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
+    assert cached_weights() == ()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("timm--resnet18.a1_in1k", "timm--no_model_of_timm", "somebody--resnet18.a1_in1k"):
+        (tmp_path / f"models--{name}" / "snapshots" / "0").mkdir(parents=True)
+        (tmp_path / f"models--{name}" / "snapshots" / "0" / "model.safetensors").write_bytes(b"")
+    assert cached_weights() == ("timm:resnet18.a1_in1k",)
 
 
 @pytest.mark.parametrize("pace", [0.8, 1.0, 1.25])

@@ -257,6 +257,24 @@ def _stored(pretrained: Pretrained, probe: Probe | None) -> Path:
     return path
 
 
+def cached_weights() -> tuple[str, ...]:
+    """The weights of timm that are in the cache of the Hugging Face hub, as `timm:NAME`, whose models timm has."""
+    import timm
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+
+    try:
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except (CacheNotFound, OSError, ValueError):
+        return ()
+    names = {
+        repo.repo_id.removeprefix("timm/")
+        for repo in repos
+        if repo.repo_id.startswith("timm/")
+        and any(file.file_name == "model.safetensors" for version in repo.revisions for file in version.files)
+    }
+    return tuple(f"timm:{name}" for name in sorted(names) if timm.is_model(name))
+
+
 def licence_of(pretrained: Pretrained, weights: str) -> str | None:
     """The licence of the weights, where timm or the model card beside them tells it."""
     folder = Path(weights).expanduser()

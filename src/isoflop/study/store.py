@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from isoflop.config import StudyConfig, TransferConfig, config_hash, stored_study
+from isoflop.config import FamilyConfig, StudyConfig, TransferConfig, config_hash, stored_study
 from isoflop.config.run import DEFAULT_BATCH
 from isoflop.data.records import is_fingerprint_of
 from isoflop.errors import CheckpointError, IsoflopError, StudyError
@@ -65,6 +65,10 @@ class Store:
             config = config.model_copy(update={"batch_size": batch_size})
         if config.study.target_budget is None and isinstance(target, int | float) and target > 0:
             config = config.model_copy(update={"study": config.study.model_copy(update={"target_budget": target})})
+        families = {
+            name: _as_begun(family, begun.get("families", {}).get(name)) for name, family in config.families.items()
+        }
+        config = config.model_copy(update={"families": families})
         left_out = self.ladder().left_out if config.study.limited else {}
         kept = {name: family for name, family in config.families.items() if name not in left_out}
         return config.model_copy(update={"families": kept}) if 0 < len(kept) < len(config.families) else config
@@ -255,6 +259,17 @@ class Store:
 def _core_seconds(run: PlannedRun, status: Status) -> float:
     """Seconds of one worker: a run on several threads takes so many times what the clock says."""
     return status.seconds * (run.config.threads or 1)
+
+
+def _as_begun(family: FamilyConfig, begun: Any) -> FamilyConfig:
+    """A family that leaves its model to its weights, with the one that they had when the study was begun."""
+    if not family.start or isinstance(family.sizes, tuple):
+        return family
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        if begun["start"]["weights"] == family.start.weights:
+            found = FamilyConfig.model_validate({"sizes": begun["sizes"], "model": begun["model"]})
+            return family.model_copy(update={"sizes": found.sizes, "model": found.model})
+    return family
 
 
 def _is_same(found: dict[str, Any], config: StudyConfig) -> bool:
