@@ -40,6 +40,7 @@ def clean_answer(answer: Any) -> Answer:
         },
         "planner": dict(_mapping(answer.get("planner"))),
         "left_out": {str(k): str(v) for k, v in _mapping(answer.get("left_out")).items()},
+        "starts": {str(k): dict(_mapping(v)) for k, v in _mapping(answer.get("starts")).items()},
         "naive_best": str(answer.get("naive_best") or ""),
         "naive_budget": _number(answer.get("naive_budget"), above=0),
         "interim": answer.get("interim") is True,

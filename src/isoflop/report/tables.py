@@ -136,6 +136,26 @@ def _filled(heads: Sequence[str], body: Sequence[Sequence[Cell]]) -> tuple[list[
     return [heads[i] for i in kept], [[cells[i] for i in kept] for cells in body]
 
 
+def starts(answer: Answer) -> str:
+    """The trained weights that families start from; "" where none does."""
+    found = answer.get("starts")
+    if not found:
+        return ""
+    body = []
+    for family, start in found.items():
+        probe = start.get("probe")
+        probe = probe if isinstance(probe, dict) else {}
+        told = [Cell(str(family)), Cell(str(start.get("weights"))), Cell(str(start.get("model")))]
+        told += [_count(start.get("image_size")), Cell(str(start.get("licence") or "–"))]
+        body.append([*told, _count(probe.get("images")), _number(probe.get("accuracy")), _number(probe.get("loss"))])
+    caption = (
+        "Trained weights that families start from, as they are: logistic regression on frozen features of some training "
+        "images, judged on held-out ones. Runs begin with it as their classifier."
+    )
+    heads = ("family", "weights", "model", "image size", "licence", "images", "accuracy", "loss")
+    return html_table("starts", caption, *_filled(heads, body))
+
+
 def hours(answer: Answer) -> str:
     """Hours planned and spent, or nothing."""
     found = hours_rows(answer)
