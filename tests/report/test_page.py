@@ -101,10 +101,10 @@ def test_weights_to_start_from_are_a_table(planted: Any) -> None:
     rows, answer = planted.rows, planted.answer
     probe = {"images": 800, "accuracy": 0.679, "loss": 1.02, "judged": 200}
     start = {"weights": "timm:<b>", "model": "timm:resnet18", "image_size": 96, "licence": "apache-2.0", "probe": probe}
-    page = render(rows, {**answer, "starts": {"tuned": start, "odd": {"probe": "none"}}})
+    page = render(rows, {**answer, "starts": {"tuned": start, "odd": {"probe": "none"}}}, {})
     assert "timm:&lt;b&gt;" in page
     assert all(told in page for told in ("apache-2.0", "0.679", "800"))
-    assert 'id="starts"' not in render(rows, answer)
+    assert 'id="starts"' not in render(rows, answer, {})
 
 
 def test_an_outcome_outside_its_interval_is_said_so(planted: Any) -> None:

@@ -121,7 +121,8 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
     first, *others = (figure_slot(figure, position) for position, figure in enumerate(shown, 1))
     numbers = (
         f'<section id="numbers"><h2>The answer in numbers</h2><p class="told">{escape(answer_sentence(rows, answer))}'
-        f"</p>{tables.summary(rows, answer)}{tables.starts(answer)}{facts(rows, answer)}{tables.hours(answer)}</section>"
+        f"</p>{tables.summary(rows, answer)}{tables.starts(answer)}{facts(rows, answer)}"
+        f"{tables.hours(answer)}</section>"
     )
     sections = [
         numbers,

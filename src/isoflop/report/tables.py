@@ -149,8 +149,8 @@ def starts(answer: Answer) -> str:
         told += [_count(start.get("image_size")), Cell(str(start.get("licence") or "–"))]
         body.append([*told, _count(probe.get("images")), _number(probe.get("accuracy")), _number(probe.get("loss"))])
     caption = (
-        "Trained weights that families start from, as they are: logistic regression on frozen features of some training "
-        "images, judged on held-out ones. Runs begin with it as their classifier."
+        "Trained weights that families start from, as they are: logistic regression on frozen features of some "
+        "training images, judged on held-out ones. Runs begin with it as their classifier."
     )
     heads = ("family", "weights", "model", "image size", "licence", "images", "accuracy", "loss")
     return html_table("starts", caption, *_filled(heads, body))
