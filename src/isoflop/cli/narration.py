@@ -18,8 +18,8 @@ from isoflop.report.law import (
     expected_accuracy,
     with_recipe,
 )
+from isoflop.report.rows import contender, metric_of
 from isoflop.report.rows import families as family_order
-from isoflop.report.rows import metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, limit_sentence
 from isoflop.report.text import between, percent
 from isoflop.runs.times import Times
@@ -90,6 +90,7 @@ class TerminalNarrator(ResultNarrator):
         print_table(
             ("family", "model", "training FLOPs/image", "steps", "images", "learning rate", "utilisation"), rows
         )
+        self._tell_contenders(plan)
         self._tell_left_out(plan)
         if plan.funds:
             self._tell_funds(plan, plan.funds)
@@ -106,6 +107,15 @@ class TerminalNarrator(ResultNarrator):
         )
         if price := plan.catalogue.config.study.price_per_hour:
             self.say(f"{total / 3600:.2g} device-hours cost {total / 3600 * price:.2f} at {price:g} per hour.")
+
+    def _tell_contenders(self, plan: Plan) -> None:
+        config = plan.catalogue.config.model_dump(mode="json")
+        told = {run.family: run for run in plan.first}
+        for family, run in told.items():
+            if how := contender(config, family):
+                first = run.config.pretraining
+                steps = f"; {first.steps:,} steps before {run.config.steps:,} of {run.model}" if first else ""
+                self.say(f"{family}: {how}{steps}.")
 
     def _tell_rungs(self, plan: Plan) -> None:
         self.say("\nThe ladder, in training FLOPs:")

@@ -225,13 +225,14 @@ def _fields(annotation: Any) -> Mapping[str, Any]:
 
 
 def _known(annotation: Any, prefix: str = "") -> Iterator[str]:
-    """Every key below a table type, dotted; `NAME` where any name may stand."""
+    """Every key below a table type, dotted, but for those of tables that need not be there; `NAME` where any name may
+    stand."""
     for name, field in _fields(annotation).items():
         yield prefix + name
         inner = field.annotation
         if get_origin(inner) is dict:
             yield from _known(get_args(inner)[1], f"{prefix}{name}.NAME.")
-        else:
+        elif field.is_required() or field.get_default() is not None:
             yield from _known(inner, f"{prefix}{name}.")
 
 

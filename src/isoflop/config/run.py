@@ -617,7 +617,7 @@ class RunConfig(SharedConfig):
             dict(self)
             | {
                 "objective": first.objective,
-                "start": self.start and StartConfig(weights=self.start.weights),
+                "start": self.start and self.start.model_copy(update={"head": "new"}),
                 "pretraining": None,
                 "steps": first.steps,
                 "epochs": None,

@@ -31,6 +31,7 @@ from isoflop.config.fields import (
     problem,
 )
 from isoflop.config.load import Loaded, load, parse, read_toml
+from isoflop.config.objective import DistilledConfig, MaskedConfig, ObjectiveConfig, SupervisedConfig
 from isoflop.config.problems import sentences
 from isoflop.config.run import (
     DEFAULT_BATCH,
@@ -40,6 +41,8 @@ from isoflop.config.run import (
     ModelConfig,
     OptimConfig,
     OptimizerConfig,
+    PretrainingConfig,
+    PretrainingTable,
     RunConfig,
     ScheduleConfig,
     SharedConfig,
@@ -270,6 +273,13 @@ class FamilyStartConfig(Table):
         return "keep" if self.head == "keep" else "new"
 
 
+class FamilyPretrainingConfig(PretrainingTable):
+    """What the runs of a family learn first, and how much of their compute that takes."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the training FLOPs of each run that pretraining takes; the labels get the rest."""
+
+
 class FamilyConfig(Table):
     """One candidate: its ladder of sizes, its learning rates, and what it does differently from the others."""
 
@@ -288,6 +298,11 @@ class FamilyConfig(Table):
     They are of one model, the only one in `sizes`, and know which it is, if `sizes` is left out."""
     image_size: Maybe[Count] = later_option(None)
     """Replaces `data.image_size`: weights may want larger images than models that learn from nothing."""
+    objective: Maybe[ObjectiveConfig] = later_option(None)
+    """How the runs of the family learn, in place of the study's `objective`: distillation beside labels, say. Where
+    runs are judged by their held-out loss, it must be the same loss for all families."""
+    pretraining: Maybe[FamilyPretrainingConfig] = later_option(None)
+    """What every run of the family learns first, with a share of its compute; default nothing."""
     model: dict[str, Scalar] = Field(default={})
     """Values that override those of every preset of the family."""
     optim: OptimizerConfig = OptimizerConfig()
@@ -379,12 +394,35 @@ class StudyConfig(SharedConfig):
         if self.study.finals > len(self.families):
             raise problem("study.finals", f"= {self.study.finals}, but there are {len(self.families)} families to "
                           "answer: each has one answer")  # fmt: skip
+        self._check_judged_alike()
         return self
+
+    def _check_judged_alike(self) -> None:
+        if self.target.metric != "heldout_loss":
+            return
+        first, *others = self.families
+        for name in others:
+            ours, theirs = self.objective_of(name), self.objective_of(first)
+            if _judged_by(ours) != _judged_by(theirs):
+                which = name if self.families[name].objective else first
+                told = f"{ours.name} and {theirs.name}" if ours.name != theirs.name else f"{ours.name} otherwise"
+                raise problem(f"families.{which}.objective", f"makes the held-out losses of {first} and {name} "
+                              f"different numbers ({told}): judge all by a transfer metric (`target.metric` = "
+                              "fewshot10), or have a family learn so first, as `pretraining`")  # fmt: skip
+
+    def objective_of(self, family: str) -> ObjectiveConfig:
+        """How the runs of `family` learn, after what they may learn first."""
+        return self.families[family].objective or self.objective
 
     @property
     def has_scratch(self) -> bool:
-        """Whether a family learns from nothing, without trained weights."""
-        return any(not family.start and not family.model.get("pretrained") for family in self.families.values())
+        """Whether a family learns to classify these images from nothing: without trained weights or other images."""
+        return any(
+            isinstance(self.objective_of(name), SupervisedConfig | DistilledConfig)
+            and not (family.start or family.model.get("pretrained"))
+            and not (family.pretraining and family.pretraining.source)
+            for name, family in self.families.items()
+        )
 
     @property
     def has_transfer(self) -> bool:
@@ -406,11 +444,13 @@ class StudyConfig(SharedConfig):
         seed: int | None = None,
         warmup: int | None = None,
         recipe: str = "",
+        pretraining_steps: int = 1,
     ) -> RunConfig:
         """One run of the study: the shared tables, the family's, and what the planner chose.
 
         `seed` replaces the study's; `warmup` (steps) the configured one, for runs too short for it; `recipe` is the
-        level where the family searches it, by default the first. Raises ConfigError where such a run cannot be.
+        level where the family searches it, by default the first; `pretraining_steps` are for families that learn
+        something else first. Raises ConfigError where such a run cannot be.
         """
         own = self.families[family]
         values = {name: getattr(self, name) for name in SharedConfig.model_fields} | {
@@ -422,12 +462,16 @@ class StudyConfig(SharedConfig):
             and StartConfig(
                 weights=own.start.weights, head=own.start.run_head, freeze_batchnorm=own.start.freeze_batchnorm
             ),
+            "objective": self.objective_of(family),
             "threads": 1,
             "optim": OptimConfig(**own.optim.model_dump(), learning_rate=learning_rate),
             "schedule": own.schedule if warmup is None else own.schedule.model_copy(update={"warmup": warmup}),
         }
         if own.image_size is not None:
             values["data"] = values["data"].model_copy(update={"image_size": own.image_size})
+        if own.pretraining:
+            kept = {name: getattr(own.pretraining, name) for name in PretrainingTable.model_fields}
+            values["pretraining"] = PretrainingConfig(**kept, steps=pretraining_steps)
         level = (recipe or next(iter(RECIPES))) if own.recipe == SEARCH else own.recipe
         for table, changes in RECIPES.get(level or "", {}).items():
             values[table] = values[table].model_copy(update=changes)
@@ -436,6 +480,17 @@ class StudyConfig(SharedConfig):
         except ValidationError as error:
             _, told = next(sentences(error, RunConfig, values))
             raise ConfigError(f"`families.{family}`: a run of {model} is not possible: {told}") from error
+
+
+def _judged_by(objective: ObjectiveConfig) -> tuple[Any, ...]:
+    """What the held-out loss under `objective` is: losses are comparable where this is equal."""
+    match objective:
+        case SupervisedConfig() | DistilledConfig():
+            return "labels", getattr(objective, "loss", None) == "sigmoid"
+        case MaskedConfig():
+            return objective.name, objective.ratio, objective.sampler, objective.normalise
+        case _:
+            return tuple(objective.model_dump().items())
 
 
 def _over(shared: Any, own: Any) -> Any:

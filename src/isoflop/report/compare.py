@@ -268,20 +268,20 @@ def write_comparison(studies: Sequence[StudyTables], path: Path) -> Path:
 
 
 def _check_comparable(studies: Sequence[StudyTables]) -> None:
-    objectives: set[str] = set()
+    learnt: set[str] = set()
     metrics: set[str] = set()
     for study in studies:
         config = (study.answer.get("study") or {}).get("config")
         told = config if isinstance(config, dict) else {}
-        objectives.add(str((told.get("objective") or {}).get("name", "supervised")))
+        learnt |= table.objectives(told)
         metrics.add(metric_key(told))
     if len(metrics) > 1:
         raise StudyError(
             f"studies that are judged by different metrics ({', '.join(sorted(metrics))}) cannot be compared"
         )
-    if len(objectives) > 1 and HELDOUT in metrics:
+    if len(learnt) > 1 and HELDOUT in metrics:
         raise StudyError(
-            f"losses of different objectives ({', '.join(sorted(objectives))}) cannot be compared: judge both studies "
+            f"losses of different objectives ({', '.join(sorted(learnt))}) cannot be compared: judge both studies "
             "by a transfer metric (`target.metric` = fewshot10, say)"
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from isoflop.report.text import number, quantity
+from isoflop.report.text import number, percent, quantity
 
 # What the runs of a study are judged by, in the words of its axes, tables and sentences.
 
@@ -62,10 +62,10 @@ def metric_of(answer: Mapping[str, Any]) -> Metric:
         return Metric(str(judged_by), str(judged_by))
     match = re.fullmatch(rf"({'|'.join(_PROTOCOLS)})(\d*)", metric_key(config))
     if match is None:
-        objective = _table(config.get("objective")).get("name")
+        objective, *_ = sorted(objectives(config))
         named = {"masked": Metric("held-out reconstruction loss"), "lejepa": Metric("held-out LeJEPA loss")}
         calibrated = _table(config.get("evaluation")).get("calibrate") is True
-        return named.get(str(objective), Metric("calibrated held-out loss") if calibrated else Metric())
+        return named.get(objective, Metric("calibrated held-out loss") if calibrated else Metric())
     shots, protocol = match[2], _PROTOCOLS[match[1]]
     # Few-shot ridge regression is what papers plainly call the 10-shot error.
     name = f"{shots}-shot error" if shots and match[1] == "fewshot" else f"{protocol} error"
@@ -73,6 +73,42 @@ def metric_of(answer: Mapping[str, Any]) -> Metric:
     dataset = re.split(r"[:/\\]", str(_table(config.get("transfer")).get("dataset") or "digits").rstrip(":/\\"))[-1]
     on = f" on {dataset}" if dataset and len(dataset) <= 24 else ""
     return Metric(name + on, "error", "share of test images")
+
+
+def objectives(config: Any) -> set[str]:
+    """The objectives, by name, that the held-out losses of a study's families are of."""
+    families = _table(_table(config).get("families")).values()
+    told = [_table(family).get("objective") or _table(config).get("objective") for family in families]
+    return {str(_table(objective).get("name", "supervised")) for objective in told or [_table(config).get("objective")]}
+
+
+def contender(config: Any, family: str) -> str:
+    """What tells a family from others beside its models, from the configuration of its study: the weights that it
+    starts from, what it learns first, and from what then; "" where that is the study's objective alone."""
+    own = _table(_table(_table(config).get("families")).get(family))
+    start, first = _table(own.get("start")).get("weights"), _table(own.get("pretraining"))
+    steps = [f"from {_last(start)}"] if start else []
+    if _table(own.get("model")).get("pretrained"):
+        steps = ["from timm's weights"]
+    if first:
+        share = first.get("share")
+        steps.append(_learnt(first.get("objective")) + (f" ({percent(share)} of the compute)" if finite(share) else ""))
+    if steps or own.get("objective"):
+        steps.append(_learnt(own.get("objective") or _table(config).get("objective")))
+    return ", then ".join(steps)
+
+
+def _learnt(objective: Any) -> str:
+    name = str(_table(objective).get("name", "supervised"))
+    if name == "distilled":
+        return f"labels and the teacher {_last(_table(objective).get('teacher'))}"
+    return "labels" if name == "supervised" else name
+
+
+def _last(path: Any) -> str:
+    """The name of a run's folder or of a file, whatever lies before it."""
+    parts = [part for part in re.split(r"[/\\]", str(path)) if part not in ("", "model.safetensors")]
+    return parts[-1] if parts else str(path)
 
 
 def _table(value: Any) -> Mapping[str, Any]:

@@ -87,6 +87,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 Cell(
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
+                Cell(table.contender((answer.get("study") or {}).get("config"), family)),
                 Cell("no law" if left_out else str(entry.get("model", "–"))),
                 _accuracy(entry.get("predicted_accuracy"), run.get("heldout_accuracy")),
                 _number(entry.get("p_best"), 2),
@@ -104,6 +105,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
     heads = [
         "family",
+        "learns",
         "model",
         "accuracy",
         "P(best)",

@@ -138,7 +138,8 @@ def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, he
     It is that on the test part of the data, which no choice has seen and which is judged once: the result is kept with
     the run. Without a test part it is that on the `heldout` images, which have chosen the run.
     """
-    if not isinstance(config.objective, SupervisedConfig | DistilledConfig) or run["heldout_accuracy"] is None:
+    objective = config.objective_of(run["family"])
+    if not isinstance(objective, SupervisedConfig | DistilledConfig) or run["heldout_accuracy"] is None:
         return None
     try:
         return read_json(directory / JUDGED, {"part": str, "accuracy": float, "interval": list, "images": int})

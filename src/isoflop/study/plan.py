@@ -10,7 +10,7 @@ from typing import Any
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.config.study import RECIPES, SEARCH
 from isoflop.data.order import GlobalOrder
-from isoflop.errors import StudyError
+from isoflop.errors import StudyError, said_of
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
     NOTHING_BESIDE,
@@ -76,11 +76,15 @@ def measure_seconds_per_image(
 ) -> dict[tuple[str, str], float]:
     """Seconds of training an image, for each family and size, from a few steps on one thread of this machine."""
     with on_threads(1):
-        return {
-            (family, model): seconds_per_image(_timed(catalogue, family, model), catalogue.source_of(family))
-            for family, names in sizes.items()
-            for model in names
-        }
+        return {(family, model): _seconds(catalogue, family, model) for family in sizes for model in sizes[family]}
+
+
+def _seconds(catalogue: Catalogue, family: str, model: str, precision: str = "") -> float:
+    """Seconds of training on an image, what is learnt first included."""
+    run = _timed(catalogue, family, model)
+    run = run.model_copy(update={"precision": precision or run.precision})
+    with said_of(f"families.{family}"):
+        return seconds_per_image(run, catalogue.source_of(family))
 
 
 def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
@@ -94,7 +98,7 @@ def _timed(catalogue: Catalogue, family: str, model: str) -> RunConfig:
 def time_answer(catalogue: Catalogue, family: str, model: str, threads: int) -> float:
     """Seconds of training an image in which `threads` of this machine train the answer `model`, from a few steps."""
     with on_threads(threads):
-        return seconds_per_image(_timed(catalogue, family, model), catalogue.source_of(family))
+        return _seconds(catalogue, family, model)
 
 
 def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> Overheads:
@@ -116,7 +120,7 @@ def measure_overheads(catalogue: Catalogue, seconds: Seconds, times: Times) -> O
         threads = threads_of(run.batch_size, cores // config.study.finals)
         if threads > 1:
             with on_threads(threads):
-                share = seconds_per_image(run, catalogue.source_of(model[0])) / seconds[model]
+                share = _seconds(catalogue, *model) / seconds[model]
     share = min(max(share, 1 / threads), 1.0)
     return Overheads(times.total, evaluation, threads, share, catalogue.latency_ms)
 
@@ -202,12 +206,8 @@ def _in_one_precision(catalogue: Catalogue) -> tuple[Catalogue, str]:
         return catalogue, "as configured"
 
     def seconds(precision: str) -> float:
-        found = 0.0
-        for family in config.families:
-            run = _timed(catalogue, family, _likely_answer(catalogue, family))
-            in_it = run.model_copy(update={"precision": precision})
-            found += seconds_per_image(in_it, catalogue.source_of(family))
-        return found
+        likely = {family: _likely_answer(catalogue, family) for family in config.families}
+        return sum(_seconds(catalogue, family, model, precision) for family, model in likely.items())
 
     with on_threads(1):
         name, why = choose_precision(device, seconds)
@@ -271,7 +271,8 @@ def forecast(
                 several = 1 if transfers(config, family) else 2
                 count = len(first[model]) if below < MIN_STEPS else several if rung == 1 else 1
                 schedule = catalogue.run(family, model, budget, 1e-3).config.schedule
-                shared = trunk_steps(schedule, below) if below >= MIN_STEPS else 0
+                has_trunk = below >= MIN_STEPS and not config.families[family].pretraining
+                shared = trunk_steps(schedule, below) if has_trunk else 0
                 images = (count * steps - count * shared) * catalogue.batch_size
                 runs += count
                 flops += images * catalogue.flops_per_image(family, model)
@@ -574,6 +575,7 @@ def search_space_of(
         every = {name: catalogue.flops_per_image(family, name) for name in catalogue.presets(family)}
         may = {name: every[name] for name in (start if isinstance(options.sizes, tuple) else every)}
         schedule = options.schedule
+        has_trunk = schedule.name in TRUNK_SCHEDULES and not options.pretraining
         families[family] = Candidate(
             sizes=may,
             start=start,
@@ -581,7 +583,7 @@ def search_space_of(
             rates={name: rate_grid(config, catalogue, family, name) for name in may},
             price={name: funds.price(family, n) for name, n in may.items()},
             each={name: funds.price_of_evaluation(family, n) for name, n in may.items()},
-            shared=1.0 - schedule.cooldown if schedule.name in TRUNK_SCHEDULES else 0.0,
+            shared=1.0 - schedule.cooldown if has_trunk else 0.0,
             exponent=usual_exponent(config, family),
             doubt=CARRIED_DOUBT if transfers(config, family) else Candidate.doubt,
             first=first_rates(config, catalogue, family, start),

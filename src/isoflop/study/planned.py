@@ -11,18 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isoflop.config import (
-    DistilledConfig,
-    FamilyConfig,
-    RunConfig,
-    StudyConfig,
-    SupervisedConfig,
-    canonical_json,
-    config_hash,
-)
+from isoflop.config import FamilyConfig, ObjectiveConfig, RunConfig, StudyConfig, canonical_json, config_hash
 from isoflop.data import Source, open_split
 from isoflop.data.opening import parse_uri
-from isoflop.errors import DataNotice, StudyError
+from isoflop.errors import DataNotice, StudyError, said_of
 from isoflop.escapes import printable
 from isoflop.models import Cost, family_ladder, ladder_of
 from isoflop.models.presets import LADDERS
@@ -78,6 +70,8 @@ class PlannedRun:
     """Where the data lay when the study began, if they have moved since: runs keep their names."""
     recipe: str = ""
     """The level of regularisation, where the planner chose it."""
+    pretraining_share: float = 0.0
+    """Of its training FLOPs, those of what it learns first: its images seen with labels count for both."""
 
     @property
     def run_id(self) -> str:
@@ -102,8 +96,9 @@ class PlannedRun:
 
     @property
     def trunk_id(self) -> str | None:
-        """What runs share that differ only in length; None for a schedule without a trunk."""
-        if self.config.schedule.name not in TRUNK_SCHEDULES:
+        """What runs share that differ only in length; None for a schedule without a trunk, and where a longer run has
+        learnt something else for longer before."""
+        if self.config.schedule.name not in TRUNK_SCHEDULES or self.config.pretraining:
             return None
         schedule = self.config.schedule.model_copy(update={"cooldown": 0.0})
         plain = self.config.evaluation.model_copy(update={"every": None, "restore_best": False})
@@ -125,10 +120,9 @@ LABELS_READ = 100_000
 def check_images(config: StudyConfig, source: Source, heldout: int) -> None:
     """Raises StudyError where the images of classes are too few, or nearly all of one class, for models that learn from
     nothing: a study would compare noise. `heldout` images are apart from `source`."""
-    is_classified = config.has_scratch and isinstance(config.objective, SupervisedConfig | DistilledConfig)
     classes, uri = source.num_classes, printable(config.data.source)
     generated = parse_uri(config.data.source)[0] == "fractals"
-    if not is_classified or generated or source.unique_images is None or source.has_several_labels or classes < 2:
+    if not config.has_scratch or generated or source.unique_images is None or source.has_several_labels or classes < 2:
         return
     images = len(source) + heldout
     if images < FEWEST_OF_A_CLASS * classes:
@@ -173,7 +167,8 @@ class Catalogue:
         self.source: Source = open_split(config.data, "train")
         self._sources: dict[str, Source] = {}
         self.heldout = len(open_split(config.data, "heldout"))  # of few stored images a fifth at most
-        self._costs: dict[tuple[str, str], Cost] = {}
+        self._costs: dict[tuple[str, str, bool], Cost] = {}
+        self._first_sources: dict[str, Source] = {}
         self.latency_ms: dict[str, float] = dict(latency_ms or {})  # of models, on one image
         self.fewer = 0  # sizes that families begin with than they ask for, where the limit pays for no more
         check_images(config, self.source, self.heldout)
@@ -337,22 +332,51 @@ class Catalogue:
 
     def cost(self, family: str, model: str) -> Cost:
         """Parameters and MACs of preset `model` as `family` builds it, with what the objective adds in training."""
-        key = (family, model)
+        with said_of(f"families.{family}"):
+            return self._cost(family, model, self.config.objective_of(family), self.source, is_first=False)
+
+    def _cost(self, family: str, model: str, objective: ObjectiveConfig, source: Source, *, is_first: bool) -> Cost:
+        key = (family, model, is_first)
         if key not in self._costs:
             self._costs[key] = objective_cost(
-                self.config.objective,
+                objective,
                 model,
-                num_classes=self.source.num_classes or 1,
+                num_classes=source.num_classes or 1,
                 image_size=self.image_size(family),
-                in_channels=self.source.channels,
+                in_channels=source.channels,
                 **self.config.families[family].model,
             )
         return self._costs[key]
 
     def flops_per_image(self, family: str, model: str) -> float:
-        """Training FLOPs an image: 3 × forward, a FLOP being half a multiply-add; twice that where SAM is used."""
-        passes = PASSES if self.config.families[family].optim.sam else 1
-        return float(self.cost(family, model).train_flops_per_image) * passes
+        """Training FLOPs an image: 3 × forward, a FLOP being half a multiply-add; twice that where SAM is used. What is
+        learnt first is shared out among the images that are seen after it."""
+        own = float(self.cost(family, model).train_flops_per_image) * self._passes(family)
+        first = self.config.families[family].pretraining
+        return own / (1 - first.share) if first else own
+
+    def _passes(self, family: str) -> int:
+        return PASSES if self.config.families[family].optim.sam else 1
+
+    def pretraining_steps(self, family: str, model: str, steps: int) -> int:
+        """Steps of what a run of so many steps learns first: as many as its share of the compute buys."""
+        first = self.config.families[family].pretraining
+        if first is None:
+            return 1
+        with said_of(f"families.{family}.pretraining"):
+            counted = self._cost(family, model, first.objective, self._first_source(family), is_first=True)
+        each = float(counted.train_flops_per_image) * self._passes(family)
+        return max(1, round(steps * self.flops_per_image(family, model) * first.share / each))
+
+    def _first_source(self, family: str) -> Source:
+        """The images that the runs of `family` learn from first."""
+        first = self.config.families[family].pretraining
+        if first is None or first.source is None:
+            return self.source
+        if family not in self._first_sources:
+            data = self.config.data.model_copy(update={"source": first.source, "images": None})
+            self._first_sources[family] = open_split(data, "train")
+        return self._first_sources[family]
 
     def steps(self, family: str, model: str, budget: float) -> int:
         """How many steps of `model` `budget` training FLOPs buy, rounded."""
@@ -375,16 +399,17 @@ class Catalogue:
         `number` tells copies of a run apart: each has a seed of its own. `recipe` is the level that the planner chose,
         `images` of how many training images it takes.
         """
-        shortest = self.steps(family, model, self.budgets[0])
+        shortest, steps = self.steps(family, model, self.budgets[0]), self.steps(family, model, budget)
         warmup = min(self.config.families[family].schedule.warmup, max(1, int(WARMUP_SHARE * shortest)))
         config = self.config.run_config(
             family,
             model=model,
-            steps=self.steps(family, model, budget),
+            steps=steps,
             learning_rate=learning_rate,
             warmup=warmup,
             seed=self.config.study.seed + number,
             recipe=recipe,
+            pretraining_steps=self.pretraining_steps(family, model, steps),
         )
         if images is not None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"images": images})})
@@ -392,7 +417,7 @@ class Catalogue:
             config = self.starts[family].of_run(config)
         if role == "final":
             config = self._keeping_its_best(config)
-        counted = self.cost(family, model)
+        counted, first = self.cost(family, model), self.config.families[family].pretraining
         return PlannedRun(
             family=family,
             model=model,
@@ -403,6 +428,7 @@ class Catalogue:
             config=config,
             begun_at=self.begun_at,
             recipe=recipe,
+            pretraining_share=first.share if first else 0.0,
         )
 
     def run_of(self, trial: Trial) -> PlannedRun:

@@ -269,8 +269,12 @@ class Clock:
         """What all of `run` should take."""
         return run.images * self.plan.seconds_an_image(run.family, run.flops_per_image)
 
-    def at(self, run: PlannedRun, step: int) -> None:
-        self.parts[run.run_id] = self.weights[run.run_id] * step / run.config.steps
+    def at(self, run: PlannedRun, step: int, phase: str = "") -> None:
+        done, first = step / run.config.steps, run.config.pretraining
+        if first:
+            share = run.pretraining_share
+            done = share * step / first.steps if phase else share + (1 - share) * done
+        self.parts[run.run_id] = self.weights[run.run_id] * done
 
     def finished(self, run: PlannedRun) -> None:
         self.parts[run.run_id] = self.weights[run.run_id]
@@ -487,7 +491,7 @@ class _Study:
             if event.kind in ("died", "warning"):
                 self.narrator.line(f"{self._label(event.run_id)}: {event.error}")
             elif event.kind == "progress":
-                self.clock.at(self.runs[event.run_id], event.step)
+                self.clock.at(self.runs[event.run_id], event.step, event.phase)
             elif event.kind == "ended":
                 self._ended(event.run_id, event.state, event.error)
             if self.times.now() - self.written > SECONDS_BETWEEN_TIMES:

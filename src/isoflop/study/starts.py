@@ -184,7 +184,8 @@ def _has_probe(config: StudyConfig, start: Start) -> bool:
     assert start.config.start
     return (
         start.config.start.head == "probe"
-        and isinstance(config.objective, SupervisedConfig | DistilledConfig)
+        and start.config.pretraining is None  # after which no classifier is left
+        and isinstance(start.config.objective or config.objective, SupervisedConfig | DistilledConfig)
         and source.num_classes > 1
         and not source.has_several_labels
         and source.task is None

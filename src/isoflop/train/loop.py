@@ -108,7 +108,7 @@ def train(
         asked = config
         config = ranks.first_does(lambda: resolve_precision(asked, source, directory, ranks.world)[0])
         objective = build_and_arrange(lambda: build_objective(config, source), config, ranks)
-        first = _Pretraining(config, directory, source, data, ranks) if config.pretraining else None
+        first = _Pretraining(config, directory, (source, heldout), ranks) if config.pretraining else None
         identity, finished, heals = ranks.first_does(lambda: _claim(config, directory, source, held))
         if finished:
             return finished
@@ -161,18 +161,17 @@ class _Pretraining:
         self,
         config: RunConfig,
         directory: Path,
-        source: Source,
-        data: tuple[Source, Source] | None,
+        data: tuple[Source, Source],
         ranks: Ranks,
     ) -> None:
         self.ranks, self.directory, self.steps = ranks, directory, config.steps
         self.config = config.pretraining_run()
-        head = config.start.head if config.start else "new"
-        start = StartConfig(weights=str(directory / PRETRAINING), head=head)
+        start = StartConfig(weights=str(directory / PRETRAINING))
+        start = config.start.model_copy(update={"weights": start.weights}) if config.start else start
         self.pretrained = config.model_copy(update={"start": start})
         """`config`, from the weights that this leaves."""
         with said_of("[pretraining]"):
-            self.data = pretraining_data(config, source, data)
+            self.data = pretraining_data(config, data)
             build_and_arrange(lambda: build_objective(self.config, self.data[0]), self.config, ranks)
 
     def train(self, on_row: OnRow | None, stop: Callable[[], bool], ends_when_stuck: bool) -> RunResult:
@@ -197,15 +196,15 @@ class _Pretraining:
         return RunResult.of(status)
 
 
-def pretraining_data(config: RunConfig, source: Source, data: tuple[Source, Source] | None) -> tuple[Source, Source]:
-    """What the `[pretraining]` of a run on `source` trains on and holds out: other images where it names them, else
-    those of the run, `data` where they were given. DataError where they have other channels."""
+def pretraining_data(config: RunConfig, data: tuple[Source, Source]) -> tuple[Source, Source]:
+    """What the `[pretraining]` of a run on `data` trains on and holds out: other images where it names them, else
+    `data`. DataError where they have other channels."""
     first = config.pretraining_run().data
-    if data and config.pretraining and not config.pretraining.source:
+    if config.pretraining and not config.pretraining.source:
         return data
     found = open_split(first, "train"), open_split(first, "heldout")
-    if found[0].channels != source.channels:
-        raise DataError(f"{first.source}: {found[0].channels} channels, and {source.uri} has {source.channels}")
+    if found[0].channels != data[0].channels:
+        raise DataError(f"{first.source}: {found[0].channels} channels, and {data[0].uri} has {data[0].channels}")
     return found
 
 
@@ -220,7 +219,8 @@ def seconds_per_image(config: RunConfig, source: Source) -> float:
     on the machine does not lengthen. What a run learns first is a part of it."""
     if config.pretraining:
         first = config.pretraining_run()
-        images = pretraining_data(config, source, None)[0]
+        with said_of("[pretraining]"):
+            images = pretraining_data(config, (source, source))[0]
         before = seconds_per_image(first, images) * first.steps / config.steps
         return before + seconds_per_image(config.model_copy(update={"pretraining": None}), source)
     device = choose_device(config.device)

@@ -315,11 +315,24 @@ class Live:
         if row["status"] == "running":
             row["silent_seconds"] = age(folder)
             tail = self.tails.get(row["run_id"])
+            share = self._pretraining_share(row)
             if tail is not None and tail.last:
                 row["step"] = max(int(row.get("step") or 0), int(tail.last.get("step", 0)))
                 row["seconds"] = tail.last.get("seconds", row.get("seconds"))
                 row["train_loss"] = tail.last.get("loss")
+                row["share"] = share + (1 - share) * _done(row)
+            elif share and (first := read_object(folder / "pretraining" / "status.json")):
+                row["seconds"], row["share"] = first.get("seconds"), share * _done(first)
         return row
+
+    def _pretraining_share(self, row: Row) -> float:
+        """Of the compute of a run, that of what it learns first."""
+        config = self.study.get("config")
+        families = config.get("families") if isinstance(config, dict) else None
+        own = families.get(row.get("family")) if isinstance(families, dict) else None
+        first = own.get("pretraining") if isinstance(own, dict) else None
+        share = first.get("share") if isinstance(first, dict) else None
+        return float(share) if table.finite(share) and 0 < share < 1 else 0.0
 
     def _answer(self, now: float) -> bool:
         """The study's own answer where it has one; until then ours, fitted anew when more runs have finished."""
@@ -347,13 +360,18 @@ def _flops(row: Row) -> float:
 def _share(row: Row) -> float:
     if row["status"] in OVER:
         return 1.0
+    return float(row["share"]) if table.finite(row.get("share")) else _done(row)
+
+
+def _done(row: Row) -> float:
     steps, step = row.get("steps"), row.get("step")
     return min(float(step) / steps, 1.0) if table.finite(steps) and table.finite(step) and steps > 0 else 0.0
 
 
 def age(folder: Path) -> float:
     """Seconds since the run in `folder` last wrote something."""
-    files = [folder / "status.json", *folder.glob("attempts/*/metrics-*.jsonl")]
+    runs = (folder, folder / "pretraining")
+    files = [path for run in runs for path in (run / "status.json", *run.glob("attempts/*/metrics-*.jsonl"))]
     times = [file.stat().st_mtime for file in files if file.exists()]
     return max(0.0, time.time() - max(times)) if times else 0.0
 

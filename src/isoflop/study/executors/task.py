@@ -39,13 +39,15 @@ class RunTask:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: "started", "progress" (`step`), "ended" (`state`, `error`), "died", "warning"."""
+    """Something that happened: "started", "progress" (`step`, and its `phase` where that comes before the run's own),
+    "ended" (`state`, `error`), "died", "warning"."""
 
     kind: str
     run_id: str
     step: int = 0
     state: str = ""
     error: str = ""
+    phase: str = ""
 
     @classmethod
     def from_message(cls, message: dict[str, Any], run_id: str) -> Event:
@@ -59,6 +61,7 @@ class Event:
             step=message.get("step", 0),
             state=message.get("state", ""),
             error=message.get("error", ""),
+            phase=message.get("phase", ""),
         )
 
 

@@ -52,7 +52,7 @@ def _outcome(task: Message, send: Send, patience: float, stop: Callable[[], bool
     from isoflop.train import train
 
     def on_row(row: dict[str, Any]) -> None:
-        send({"event": "progress", "run": task["run"], "step": row["step"]})
+        send({"event": "progress", "run": task["run"], "step": row["step"], "phase": row.get("phase", "")})
 
     try:
         trunk = Path(task["trunk"]) if task["trunk"] else None
