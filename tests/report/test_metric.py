@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from isoflop.errors import StudyError
-from isoflop.report import StudyTables, differences, write_comparison, write_report
+from isoflop.report import StudyTables, differences, tables, write_comparison, write_report
+from isoflop.report.clean import clean_rows
 from isoflop.report.page import report_figures
 from isoflop.report.rows import Metric, metric_of
 from isoflop.report.watch.server import snapshot
@@ -40,6 +41,7 @@ def test_every_metric_has_a_name_that_a_reader_knows(metric: str, name: str) -> 
 def test_the_unit_of_an_error_is_told_and_damaged_answers_are_survived() -> None:
     assert judged_by(CONFIG).axis == "10-shot error on cifar10 (share of test images)"
     assert judged_by({"objective": {"name": "masked"}}).axis == "held-out reconstruction loss"
+    assert judged_by({"objective": {"name": "lejepa"}}).axis == "held-out LeJEPA loss"
     for damaged in ({}, {"study": 5}, {"study": {"config": [1]}}, {"study": {"config": {"target": "x"}}}):
         assert metric_of(damaged) == Metric()
 
@@ -61,6 +63,14 @@ def test_no_figure_and_no_table_calls_an_error_a_loss(few_shot: Any, tmp_path: P
     assert "expected 10-shot error on cifar10 0." in body
     assert "held-out loss" not in body
     assert '<th scope="col">predicted error</th>' in body
+
+
+def test_the_table_of_runs_has_what_the_probe_found_where_it_found_anything(planted: Any) -> None:
+    probed = [{**row, "probe_accuracy": 0.25, "rankme": 17.25} for row in planted.rows]
+    table = tables.runs(clean_rows(probed), planted.answer)
+    assert table.count("17.25") >= len(probed)
+    assert "probe accuracy" in table
+    assert "probe accuracy" not in tables.runs(clean_rows(planted.rows), planted.answer)
 
 
 def test_the_live_view_shows_the_error_and_not_the_loss(few_shot: Any, tmp_path: Path) -> None:
