@@ -178,6 +178,7 @@ def test_only_what_is_judged_by_the_same_number_is_compared() -> None:
         ({"pretraining": {"objective": "supervised"}}, r"`families.x.pretraining.objective` = supervised is what"),
         ({"objective": "maskd"}, r'`families.x.objective` = "maskd" must be one of .* - did you mean `masked`'),
         ({"pretraining": {**FIRST, "source": "folder:/nowhere"}}, r"families.x.pretraining: .*nowhere"),
+        ({"pretraining": {"objective": "masked"}, "low": 1e9}, r"families.x.pretraining: its share of a run of 1e\+09"),
         ({"sizes": ["mixer_s16"], "pretraining": FIRST}, r"families.x.pretraining: mixer_s16"),
         ({"sizes": ["mixer_s16"], "objective": LIGHT}, r"families.x: mixer_s16"),
         ({"objective": {"name": "distilled", "teacher": "TEACHER", "through": "token"}}, r"families.x: .*token"),
@@ -193,10 +194,10 @@ def test_what_a_contender_cannot_be_is_one_line_before_anything_is_trained(
     tmp_path: Path, teacher: Path, family: dict[str, Any], told: str
 ) -> None:
     family = json.loads(json.dumps(family).replace("TEACHER", str(teacher)))
-    classes = family.pop("classes", None)
+    classes, low = family.pop("classes", None), family.pop("low", 1e12)
     changes: dict[str, Any] = {"data": {"source": f"fractals?classes={classes}"}} if classes else {}
     changes |= {
-        "study": {"name": "x", "budgets": [1e12, 2e12, 3e12], "target_budget": 4e12, "output": str(tmp_path / "study")}
+        "study": {"name": "x", "budgets": [low, 2e12, 3e12], "target_budget": 4e12, "output": str(tmp_path / "study")}
     }
     changes |= {"target": {"metric": "fewshot10"}} if "objective" in family else {}
     with pytest.raises(IsoflopError, match=told) as caught:

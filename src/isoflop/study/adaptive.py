@@ -604,8 +604,9 @@ def lowest_rung(catalogue: Catalogue, family: str) -> float:
     steps = enough_steps(catalogue.config.families[family])
     named = isinstance(catalogue.config.families[family].sizes, tuple)
     names = catalogue.starting_sizes(family) if named else catalogue.within_limits(family, catalogue.ladder(family))
-    smallest = min(catalogue.flops_per_image(family, name) for name in names)
-    return steps * catalogue.batch_size * smallest
+    smallest = min(names, key=lambda name: catalogue.flops_per_image(family, name))
+    of_labels = steps * catalogue.batch_size * catalogue.flops_per_image(family, smallest)
+    return max(of_labels, catalogue.least_pretrained(family, smallest))
 
 
 def _opening_runs(config: StudyConfig, catalogue: Catalogue) -> int:

@@ -27,6 +27,7 @@ from isoflop.train.optim.build import TRUNK_SCHEDULES
 from isoflop.train.optim.gradients import PASSES
 
 MIN_STEPS = 30  # a shorter run has hardly left its warm-up
+MIN_FIRST_STEPS = 10  # of what is learnt before: fewer are no more than rounding
 ENOUGH_STEPS = 200
 """Of the smallest size of each family on the lowest rung, where the batch size or the rungs are chosen. In about 50 to
 80 steps of batch 128, PoolFormers and ViTs of the demo's lowest rung learn little more than the commonest class; in 205
@@ -363,10 +364,22 @@ class Catalogue:
         first = self.config.families[family].pretraining
         if first is None:
             return 1
+        each = self._pretraining_flops(family, model)
+        return max(1, round(steps * self.flops_per_image(family, model) * first.share / each))
+
+    def least_pretrained(self, family: str, model: str) -> float:
+        """Training FLOPs of the shortest run in which `MIN_FIRST_STEPS` are learnt first; 0 where none are."""
+        first = self.config.families[family].pretraining
+        if first is None:
+            return 0.0
+        return MIN_FIRST_STEPS * self.batch_size * self._pretraining_flops(family, model) / first.share
+
+    def _pretraining_flops(self, family: str, model: str) -> float:
+        first = self.config.families[family].pretraining
+        assert first
         with said_of(f"families.{family}.pretraining"):
             counted = self._cost(family, model, first.objective, self._first_source(family), is_first=True)
-        each = float(counted.train_flops_per_image) * self._passes(family)
-        return max(1, round(steps * self.flops_per_image(family, model) * first.share / each))
+        return float(counted.train_flops_per_image) * self._passes(family)
 
     def _first_source(self, family: str) -> Source:
         """The images that the runs of `family` learn from first."""

@@ -17,7 +17,7 @@ from isoflop.config import StudyConfig
 from isoflop.errors import StudyError
 from isoflop.models import ladder_of
 from isoflop.models.presets import LADDERS, PRESETS
-from isoflop.study.planned import MIN_STEPS, Catalogue, PlannedRun
+from isoflop.study.planned import MIN_FIRST_STEPS, MIN_STEPS, Catalogue, PlannedRun
 
 # Where the search for a learning rate begins, before anything has been measured.
 
@@ -135,6 +135,11 @@ def _refuse_too_large(family: str, sizes: tuple[str, ...], catalogue: Catalogue)
         raise StudyError(
             f"study.budgets: {low:g} FLOPs are too few for {smallest}, the smallest {family}: "
             f"{MIN_STEPS} steps of batch {catalogue.batch_size} cost {need:.2g} FLOPs"
+        )
+    if (need := catalogue.least_pretrained(family, smallest)) > low:
+        raise StudyError(
+            f"families.{family}.pretraining: its share of a run of {low:g} FLOPs is too little: {MIN_FIRST_STEPS} "
+            f"steps take runs of {need:.2g} FLOPs; raise the budgets or `share`, or take a smaller decoder or projector"
         )
 
 
