@@ -247,6 +247,18 @@ def test_the_level_of_regularisation_of_the_answer_is_that_of_its_epochs(images:
     assert len({result.trial.recipe for result in results if result.trial.budget > BUDGETS[1]}) <= 3
 
 
+def test_shares_of_the_images_are_trained_at_one_budget_by_every_family_that_is_not_given_up() -> None:
+    question = space(unique_images=2e4, sure=0.999, shares=(0.25, 0.5, 1.0))
+    results, _ = replay(question, planted)
+    parts = [result.trial for result in results if result.trial.unique_images]
+    assert sorted({trial.unique_images for trial in parts}) == [5000, 10000]
+    assert len({trial.budget for trial in parts}) == 1
+    by_family = {trial.family: {t.unique_images for t in parts if t.family == trial.family} for trial in parts}
+    assert by_family == {family: {5000, 10000} for family in question.families}
+    made = [replace(result.trial, copy=0) for result in results]
+    assert all(replace(trial, unique_images=None) in made for trial in parts)
+
+
 @pytest.mark.parametrize("limit", [3.0, 40.0])
 def test_what_repeats_are_worth_is_measured_on_parts_of_the_images(limit: float) -> None:
     """Planted: repeats of 20,000 images are worth `limit` times these at most (arXiv 2305.16264)."""

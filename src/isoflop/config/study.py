@@ -154,6 +154,9 @@ Rates = Annotated[tuple[Positive, ...], Listed, Field(min_length=1)]
 Budgets = Annotated[tuple[Positive, ...], Listed, Field(min_length=3)]  # what a law needs
 
 
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Listed, Field(min_length=3)]
+
+
 class StudyTable(Table):
     """The ladder and the question."""
 
@@ -180,6 +183,9 @@ class StudyTable(Table):
     begins. Slower sizes are neither trained nor answered."""
     latency_threads: Count = later_option(1)
     """CPU threads for `max_latency_ms`."""
+    images: Maybe[Shares] = later_option(None)
+    """Data axis: shares of the training images, ascending up to 1, on which each family is trained at one budget, to
+    tell what more labels would bring and with how many one family overtakes another (`[0.25, 0.5, 1.0]`)."""
     sure: BelowOne = 0.95
     """Early stopping: P(best) at which a study with a limit stops."""
     seed: Seed = 0
@@ -233,6 +239,10 @@ class StudyTable(Table):
                 raise problem("target_budget", f"= {self.target_budget:g} is below the last rung, {self.budgets[-1]:g}")
         if self.hours is not None and self.executor != "local":
             raise problem("hours", f"are of this machine, not of {self.executor}: give `device_hours`")
+        if self.images is not None:
+            _check_ascending("images", self.images)
+            if self.images[-1] != 1.0:
+                raise problem("images", f"ends with {self.images[-1]:g}: the last share is 1, all images")
         finals = self.finals * (self.target_budget or 0.0)
         if self.budget is not None and self.budget <= finals:
             raise problem("budget", f"= {self.budget:g} FLOPs leaves nothing to measure: training the answer alone "

@@ -8,6 +8,7 @@ from isoflop.laws.finite_data import FiniteDataLaw, fit_finite_data
 from isoflop.laws.fit_table import GroupFit, Prediction, TableFit, fit_table, markdown, picture, svg
 from isoflop.laws.forms import FORMS, SOURCES, Form, FormLaw, fit_form, load_table
 from isoflop.laws.frontier import FrontierLaw, FrontierPoints, fit_frontier, frontier_points, lower_envelope
+from isoflop.laws.labels import LabelsCrossover, LabelsLaw, fit_labels, labels_crossover
 from isoflop.laws.learning_rate import LearningRateLaw, Optimum, fit_learning_rate
 from isoflop.laws.size_data import SizeDataLaw, fit_size_data
 from isoflop.laws.speedup import Speedup, speedup
@@ -27,6 +28,8 @@ __all__ = [
     "FrontierLaw",
     "FrontierPoints",
     "GroupFit",
+    "LabelsCrossover",
+    "LabelsLaw",
     "LearningRateLaw",
     "Match",
     "Optimum",
@@ -42,10 +45,12 @@ __all__ = [
     "fit_finite_data",
     "fit_form",
     "fit_frontier",
+    "fit_labels",
     "fit_learning_rate",
     "fit_size_data",
     "fit_table",
     "frontier_points",
+    "labels_crossover",
     "load_table",
     "lower_envelope",
     "markdown",

@@ -40,6 +40,7 @@ def clean_answer(answer: Any) -> Answer:
         },
         "planner": dict(_mapping(answer.get("planner"))),
         "left_out": {str(k): str(v) for k, v in _mapping(answer.get("left_out")).items()},
+        "labels": _labels(answer.get("labels")),
         "starts": {str(k): dict(_mapping(v)) for k, v in _mapping(answer.get("starts")).items()},
         "naive_best": str(answer.get("naive_best") or ""),
         "naive_budget": _number(answer.get("naive_budget"), above=0),
@@ -73,6 +74,34 @@ def _cells(row: Mapping[str, Any]) -> Row:
     cells |= {name: _number(row.get(name)) for name in NUMBERS}
     cells["role"] = cells["role"] or "ladder"
     return {**{k: v for k, v in row.items() if k not in cells}, **cells}
+
+
+def _labels(value: Any) -> dict[str, Any]:
+    """What runs on shares of the images say, as far as it is of its types; {} where nothing is."""
+    families = {}
+    for name, entry in _mapping(_mapping(value).get("families")).items():
+        entry = _mapping(entry)
+        law = {key: _number(_mapping(entry.get("law")).get(key)) for key in ("level", "slope", "centre")}
+        images, loss = ([_number(x, above=0) for x in _sequence(entry.get(key))] for key in ("images", "loss"))
+        points = [(u, z) for u, z in zip(images, loss, strict=False) if u is not None and z is not None]
+        twice = _mapping(entry.get("twice"))
+        ends = [_number(x, above=0) for x in _sequence(twice.get("interval"))]
+        ratio = _number(twice.get("loss_ratio"), above=0)
+        if points and None not in (*law.values(), *ends, ratio) and len(ends) == 2:
+            families[str(name)] = {
+                "points": points,
+                "law": law,
+                "twice": {"loss_ratio": ratio, "interval": ends},
+                "budget": _number(entry.get("budget"), above=0),
+            }
+    crossovers = []
+    for found in map(_mapping, _sequence(_mapping(value).get("crossovers"))):
+        ends = [_number(x, above=0) for x in _sequence(found.get("interval"))]
+        if len(ends) == 2 and None not in ends and (at := _number(found.get("images"), above=0)):
+            named = {key: str(found.get(key)) for key in ("earlier", "later")}
+            share = _number(found.get("probability")) or 0.0
+            crossovers.append({**named, "images": at, "interval": ends, "probability": share})
+    return {"families": families, "crossovers": crossovers} if families else {}
 
 
 def _entry(entry: Any) -> dict[str, Any]:

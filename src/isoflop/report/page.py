@@ -111,6 +111,7 @@ def _figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[s
         draw.hours(rows, answer),
         draw.families_compared(rows, answer),
         draw.cost(rows, answer),
+        *([draw.labels(rows, answer)] if answer.get("labels") else []),
     ]
     return [*shown, draw.transfer_bars(answer, rows)]
 

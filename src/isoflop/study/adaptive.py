@@ -234,7 +234,9 @@ def next_stage(space: SearchSpace, results: Sequence[TrialResult], allowance: fl
     if lacking:
         return Stage(tuple(lacking), outlook, decision.gain(lacking), spent=spent)
     leader = outlook.standings[0]
-    on_parts = _on_parts_of_the_images(space, leader, results)
+    if on_shares := _on_shares(space, outlook, results, ledger, allowance - spent):
+        return Stage(tuple(on_shares), outlook, decision.gain(on_shares), spent=spent)
+    on_parts = [] if space.shares else _on_parts_of_the_images(space, leader, results)
     while on_parts and sum(map(ledger.cost, on_parts)) > min(allowance - spent, PARTS_SHARE * allowance):
         on_parts = on_parts[:-1]
     if on_parts:
@@ -307,6 +309,35 @@ def _for_the_law(
             best.setdefault(trial.model, trial)
     nearest = sorted(best.values(), key=lambda trial: abs(math.log(trial.n / standing.answer.n)))
     return nearest[: 3 if standing.p_best >= NEGLIGIBLE else 1]
+
+
+def _again(parts: Sequence[int], best: Mapping[str, Trial]) -> list[Trial]:
+    """The best trial of each family again, on each of the numbers of images."""
+    return [replace(trial, unique_images=part, copy=0) for trial in best.values() for part in parts]
+
+
+def _on_shares(
+    space: SearchSpace, outlook: Outlook, results: Sequence[TrialResult], ledger: Ledger, left: float
+) -> list[Trial]:
+    """Where shares of the images are asked for: the best run of each family at the highest budget that those not given
+    up have in common, on each share. Families that cannot be paid for are left out, the worst first. [] where they were
+    made."""
+    if not space.parts or any(result.trial.unique_images for result in results):
+        return []
+    names = [standing.answer.family for standing in outlook.standings if standing.p_best >= HOPELESS]
+    names = names if len(names) > 1 else [standing.answer.family for standing in outlook.standings[:2]]
+    done = [result for result in results if math.isfinite(result.loss)]
+    rungs = [{r.trial.budget for r in done if r.trial.family == family} for family in names]
+    if not (common := set.intersection(*rungs)):
+        return []
+    at = [result for result in done if result.trial.budget == max(common)]
+    best = {
+        family: min((r for r in at if r.trial.family == family), key=lambda result: result.loss).trial
+        for family in names
+    }
+    while best and sum(map(ledger.cost, _again(space.parts, best))) > left:
+        best.popitem()
+    return _again(space.parts, best)
 
 
 def _on_parts_of_the_images(space: SearchSpace, leader: FamilyStanding, results: Sequence[TrialResult]) -> list[Trial]:

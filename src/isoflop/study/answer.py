@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -233,6 +233,41 @@ def _family_document(family: FamilyAnswer, level: float) -> dict[str, Any]:
         "warnings": list(family.warnings),
         **(images_entry(family.law, family.run.train_flops, family.run.images, level) if family.law else {}),
     }
+
+
+def labels_document(rows: Sequence[Row], best: str, level: float) -> dict[str, Any]:
+    """What runs on shares of the images say, as JSON values: for each family the law of labels, the runs behind it and
+    what twice the images would bring; and where the family `best` and the others overtake each other. {} without such
+    runs."""
+    done = [r for r in rows if r["role"] == "ladder" and math.isfinite(finite_loss(r)) and r["unique_images"]]
+    whole = max((row["unique_images"] for row in done), default=0)
+    same = ("family", "model", "budget", "learning_rate", "recipe", "seed")
+    fitted: dict[str, laws.LabelsLaw] = {}
+    families: dict[str, Any] = {}
+    for row in done:
+        if row["unique_images"] == whole or row["family"] in fitted:
+            continue
+        own = [other for other in done if all(other[name] == row[name] for name in same)]
+        own.sort(key=lambda other: other["unique_images"])
+        images, loss = [other["unique_images"] for other in own], [finite_loss(other) for other in own]
+        try:
+            law = laws.fit_labels(images, loss)
+        except LawError:
+            continue
+        ratio, interval = law.twice(level)
+        fitted[row["family"]] = law
+        families[row["family"]] = {
+            "model": row["model"],
+            "budget": row["budget"],
+            "images": images,
+            "loss": loss,
+            "accuracy": [other["heldout_accuracy"] for other in own],
+            "law": law.to_dict(),
+            "twice": {"loss_ratio": ratio, "interval": list(interval)},
+        }
+    others = [name for name in fitted if name != best] if best in fitted else []
+    found = [laws.labels_crossover(best, name, fitted[best], fitted[name], level=level) for name in others]
+    return {"families": families, "crossovers": [c.to_dict() for c in found if c]} if families else {}
 
 
 def planner_document(plan: Plan, last: Stage | None, rows: list[Row], times: Times | None = None) -> dict[str, Any]:

@@ -602,6 +602,7 @@ def search_space_of(
         study.sure,
         catalogue.source.unique_images or math.inf,
         isinstance(catalogue.source.order, GlobalOrder) and config.data.images is None,
+        study.images or (),
     )
 
 

@@ -16,12 +16,20 @@ from isoflop.runs.lock import sole_writer
 from isoflop.runs.results import Row, judged
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import Outlook, Stage, decide, next_stage
-from isoflop.study.answer import answer_document, answer_from, grade, hours_document, planner_document, spending
+from isoflop.study.answer import (
+    answer_document,
+    answer_from,
+    grade,
+    hours_document,
+    labels_document,
+    planner_document,
+    spending,
+)
 from isoflop.study.executors import Executor, RunTask, make_executor
 from isoflop.study.handover import accuracy_of, compared_with_runs, predicted_accuracy, selected_run
 from isoflop.study.plan import Plan, plan_study, search_space_of, time_answer
 from isoflop.study.planned import PlannedRun
-from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung
+from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung, runs_on_shares
 from isoflop.study.search_space import Ledger, TrialResult
 from isoflop.study.store import Store, finite_loss
 from isoflop.train.device import choose_device
@@ -138,7 +146,8 @@ def stages(
 
 
 def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[StageRuns]:
-    catalogue, count = plan.catalogue, len(plan.rungs) + 1
+    catalogue, shares = plan.catalogue, plan.catalogue.config.study.images or ()
+    count = len(plan.rungs) + 1 + bool(shares)
     later = [sum(rung.core_seconds for rung in plan.rungs[number:]) for number in range(count)]
     rung = plan.first
     yield StageRuns(rung, 1, count, later[1])
@@ -153,6 +162,8 @@ def _fixed(plan: Plan, losses: Callable[[], Losses]) -> Iterator[StageRuns]:
     for number in range(1, len(plan.rungs)):
         rung = next_rung(number, catalogue.config, catalogue, plan.sizes, rung, losses())
         yield StageRuns(rung, number + 1, count, later[number + 1])
+    if shares:
+        yield StageRuns(runs_on_shares(shares, rung, losses(), catalogue), count - 1, count, 0.0)
 
 
 def _adaptive(
@@ -373,6 +384,8 @@ class _Study:
         answer = answer_from(config, self.catalogue, self._rows(), outlook, open_ended=open_ended)
         document = answer_document(answer)
         document["left_out"] |= plan.ladder.left_out
+        if config.study.images:
+            document["labels"] = labels_document(self._rows(), document["best"], config.laws.level)
         document["starts"] = {name: start.summary for name, start in self.catalogue.starts.items()}
         self.clock.plan = priced = last.plan or plan  # the answer, as it was timed
         document["planner"] = planner_document(priced, last.thought, self._rows(), self.times)

@@ -10,7 +10,7 @@ noisy, and rates that jump from size to size would look like an effect of size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from isoflop import laws
 from isoflop.config import StudyConfig
@@ -194,6 +194,24 @@ def next_rung(
             else:
                 rates = (rate / RATE_RATIO, rate) if rung == 1 and not carried else (rate,)
             runs += [catalogue.run(family, model, budget, rate) for rate in rates]
+    return runs
+
+
+def runs_on_shares(
+    shares: Sequence[float], last: Sequence[PlannedRun], losses: Losses, catalogue: Catalogue
+) -> list[PlannedRun]:
+    """The best run of each family on the last rung again, on each share of the training images below all."""
+    runs = []
+    for family in dict.fromkeys(run.family for run in last):
+        best = best_run([run for run in last if run.family == family], losses)
+        if best is None:
+            continue
+        at = best.family, best.model, best.budget, best.config.optim.learning_rate
+        runs += [
+            catalogue.run(*at, recipe=best.recipe, images=round(share * len(catalogue.source)))
+            for share in shares
+            if share < 1
+        ]
     return runs
 
 

@@ -61,7 +61,8 @@ class Candidate:
 @dataclass(frozen=True)
 class SearchSpace:
     """The question: families, rungs, the target; batch size and the fewest steps that make a run; the P(best) at which
-    the study ends; how many different images there are, and whether runs may take a part of them."""
+    the study ends; how many different images there are, whether runs may take a part of them, and the shares of them
+    that are asked for."""
 
     families: dict[str, Candidate]
     budgets: tuple[float, ...]
@@ -71,6 +72,12 @@ class SearchSpace:
     sure: float = 0.95
     unique_images: float = math.inf
     in_parts: bool = True
+    shares: tuple[float, ...] = ()
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The numbers of images, below all, on which each family is to be trained at one budget."""
+        return tuple(round(share * self.unique_images) for share in self.shares if share < 1)
 
     def trial(self, family: str, model: str, budget: float, rate: float, recipe: str = "", copy: int = 0) -> Trial:
         candidate = self.families[family]

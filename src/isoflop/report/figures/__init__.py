@@ -6,6 +6,7 @@ from isoflop.report.figures.cost import cost, efficiency, hours
 from isoflop.report.figures.curves import curves
 from isoflop.report.figures.fitted import profiles
 from isoflop.report.figures.frontier import frontier
+from isoflop.report.figures.labels import labels
 from isoflop.report.figures.optima import learning_rates, optima
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "families_compared",
     "frontier",
     "hours",
+    "labels",
     "learning_rates",
     "optima",
     "profiles",
