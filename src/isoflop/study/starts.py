@@ -127,7 +127,7 @@ def open_starts(config: StudyConfig) -> tuple[StudyConfig, dict[str, Start], dic
         return config, {}, {}
     found = {name: _opened(config, name, family) for name, family in named.items()}
     left_out: dict[str, str] = {}
-    if len(found) > TRIED:
+    if len(found) > TRIED and _is_classified(config.data):
         tried = {name: _probe(start.pretrained, start.data, TRIED_IMAGES).accuracy for name, start in found.items()}
         order = sorted(tried, key=lambda name: -tried[name])
         last = tried[order[TRIED - 1]]
@@ -137,7 +137,9 @@ def open_starts(config: StudyConfig) -> tuple[StudyConfig, dict[str, Start], dic
         }
         found = {name: start for name, start in found.items() if name not in left_out}
     probed = {
-        name: replace(start, probe=_probe(start.pretrained, start.data, PROBED)) if _has_probe(config, start) else start
+        name: replace(start, probe=_probe(start.pretrained, start.data, PROBED))
+        if _has_probe(config, name, start)
+        else start
         for name, start in found.items()
     }
     families = {
@@ -178,19 +180,22 @@ def _opened(config: StudyConfig, name: str, family: FamilyConfig) -> Start:
     return Start(pretrained, data, own, None)
 
 
-def _has_probe(config: StudyConfig, start: Start) -> bool:
+def _has_probe(config: StudyConfig, name: str, start: Start) -> bool:
     """Whether runs start with the classifier of the probe: that of the model is linear, and each image of one class."""
-    source = open_split(start.data, "heldout")
     assert start.config.start
     return (
         start.config.start.head == "probe"
         and start.config.pretraining is None  # after which no classifier is left
         and isinstance(start.config.objective or config.objective, SupervisedConfig | DistilledConfig)
-        and source.num_classes > 1
-        and not source.has_several_labels
-        and source.task is None
+        and _is_classified(start.data)
         and _linear(start.pretrained.model) is not None
     )
+
+
+def _is_classified(data: DataConfig) -> bool:
+    """Whether each image is of one of several classes."""
+    source = open_split(data, "heldout")
+    return source.num_classes > 1 and not source.has_several_labels and source.task is None
 
 
 def _linear(model: Backbone) -> str | None:
