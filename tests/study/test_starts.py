@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from isoflop.config import RunConfig, StudyConfig, parse
 from isoflop.data import open_split
-from isoflop.errors import CheckpointError, DataError, StudyError
+from isoflop.errors import CheckpointError, ConfigError, DataError, StudyError
 from isoflop.runs.directory import read_status
 from isoflop.study import starts
 from isoflop.study.plan import plan_study
@@ -152,6 +152,26 @@ def test_of_many_weights_those_with_the_worst_features_are_left_out(
 def test_weights_that_cannot_be(weights: Path, start: str, family: dict[str, Any], error: Any, said: str) -> None:
     with pytest.raises(error, match=said):
         plan_study(study(start or weights, **family))
+
+
+def test_a_classifier_that_cannot_be_kept_is_refused(weights: Path, tmp_path: Path) -> None:
+    keep = {"start": {"weights": str(weights), "head": "keep"}}
+    _, found, _ = open_starts(study(weights, **keep))
+    assert found["tuned"].probe is None
+    config = study(weights, **keep)
+    fewer = config.data.model_copy(update={"source": "fractals?classes=5&images=400", "heldout": 40})
+    with pytest.raises(StudyError, match=r"a classifier of 10 classes, and fractals.* has 5"):
+        open_starts(config.model_copy(update={"data": fewer}))
+
+    masked = {"name": "masked", "decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+    run = {**BASE, "model": {"name": "vit_w8d1p8"}, "steps": 1, "objective": masked}
+    train(parse(run, RunConfig), tmp_path / "masked")
+    kept = {"start": {"weights": str(tmp_path / "masked"), "head": "keep"}}
+    with pytest.raises(StudyError, match="have no classifier to keep"):
+        open_starts(study(weights, **kept))
+    with pytest.raises(ConfigError, match="has learnt without labels"):
+        train(parse({**BASE, "model": {"name": "vit_w8d1p8"}, "steps": 1, **kept}, RunConfig), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_for_other_channels_are_refused(weights: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from isoflop.escapes import printable
 from isoflop.models import Backbone, create_model
 from isoflop.models.saved import metadata_of
 from isoflop.runs.files import cache_directory, replacing
+from isoflop.train.identity import check_classes, has_classifier
 from isoflop.train.start import load_trunk
 from isoflop.transfer import Pretrained, open_backbone
 from isoflop.transfer.features import features_of
@@ -175,9 +176,24 @@ def _opened(config: StudyConfig, name: str, family: FamilyConfig) -> Start:
         data = data.model_copy(update=dict(zip(("mean", "std"), pretrained.moments, strict=True)))
     if pretrained.interpolation == "bicubic" and data.interpolation == "bilinear":
         data = data.model_copy(update={"interpolation": "bicubic"})
+    if family.start.head == "keep":
+        _check_kept(where, pretrained, open_split(data, "train"))
     options = {key: value for key, value in pretrained.options.items() if key != "pretrained"}
     own = family.model_copy(update={"sizes": sizes, "model": {**options, **family.model}})
     return Start(pretrained, data, own, None)
+
+
+def _check_kept(where: str, pretrained: Pretrained, source: Source) -> None:
+    """Raises StudyError or DataError where the classifier of weights is not one of the classes of `source`."""
+    knows = pretrained.run is None or has_classifier(str(pretrained.run))
+    if "classifier" in pretrained.origin or not knows:
+        raise StudyError(f"`{where}`: these weights have no classifier to keep: leave `start.head` out")
+    if pretrained.model.num_classes != source.num_classes:
+        raise StudyError(
+            f"`{where}`: a classifier of {pretrained.model.num_classes:,} classes, and {source.uri} has "
+            f"{source.num_classes:,}: leave `start.head` out"
+        )
+    check_classes(f"`{where}`", pretrained.class_names, source)
 
 
 def _has_probe(config: StudyConfig, name: str, start: Start) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from isoflop.config import ObjectiveConfig, RunConfig, config_hash, stored_run
+from isoflop.config import ObjectiveConfig, RunConfig, UnlabelledConfig, config_hash, stored_run
 from isoflop.config.identity import code_digest
 from isoflop.data import Source, open_split
 from isoflop.data.order import ALGORITHM
@@ -116,6 +116,15 @@ def learnt_classes(weights: str) -> tuple[str, ...]:
     except CheckpointError:
         return ()
     return described.class_names if described else ()
+
+
+def has_classifier(weights: str) -> bool:
+    """Whether the classifier of trained weights has learnt anything, as far as the folder of a run tells."""
+    path = Path(weights).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "identity.json").is_file() or not (path.is_dir() or path.name == "model.safetensors"):
+        return True
+    return not isinstance(stored_run(read_json(folder / "config.json")).objective, UnlabelledConfig)
 
 
 def check_classes(what: str, learnt: tuple[str, ...], source: Source) -> None:

@@ -41,7 +41,7 @@ from isoflop.runs.files import read_json, remove_partial_files
 from isoflop.runs.lock import sole_writer
 from isoflop.train.attempt import Attempt, RunResult
 from isoflop.train.device import FASTER, choose_device, choose_precision, to_device, warn_of_slow_precision
-from isoflop.train.identity import Shape, begun_precision, check_classes, claim_run, learnt_classes
+from isoflop.train.identity import Shape, begun_precision, check_classes, claim_run, has_classifier, learnt_classes
 from isoflop.train.layout import build_and_arrange
 from isoflop.train.optim import freeze
 from isoflop.train.ranks import Ranks, check_parts, joined
@@ -367,6 +367,11 @@ def build_objective(config: RunConfig, source: Source) -> Objective:
         learnt = learnt_classes(config.objective.teacher_weights or teacher)
         check_classes(f"`objective.teacher` = {teacher}", learnt, source)
     if config.start and config.start.head == "keep":
+        if needs_labels and not has_classifier(config.start.weights):
+            raise ConfigError(
+                f"`start.head` = keep, but {config.start.weights} has learnt without labels, so that its classifier "
+                "knows nothing: take `new`"
+            )
         check_classes(f"`start.weights` = {config.start.weights}", learnt_classes(config.start.weights), source)
     backbone = build_model(config, source)
     if config.start:
