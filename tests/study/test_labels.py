@@ -1,27 +1,41 @@
 """The data axis of a study, `study.images`: its runs on fixed rungs, its part of the answer, its figure."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isoflop.config import StudyConfig, parse
+from isoflop.config import FamilyConfig, StudyConfig, parse
 from isoflop.errors import ConfigError
 from isoflop.report.page import render
 from isoflop.study.answer import labels_document
 from isoflop.study.plan import plan_study
-from isoflop.study.run import Ended, stages
+from isoflop.study.run import Ended, run_study, stages
+from tests.study.here import Here
 
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {"sizes": ["vit_w4d1p8"], "learning_rates": [1e-2]},
     "resnet9": {"sizes": ["resnet9_w4"], "learning_rates": [1e-2]},
 }
+
+
+def parse_families(families: dict[str, Any]) -> dict[str, FamilyConfig]:
+    return {name: FamilyConfig.model_validate(table) for name, table in families.items()}
 
 
 def study(**table: Any) -> StudyConfig:
     values = {"name": "toy", "budgets": [4e9, 8e9, 1.6e10], "target_budget": 6e10, "images": [0.25, 0.5, 1.0], **table}
     data = {"source": "digits", "heldout": 200, "image_size": 16}
     return parse(
-        {"study": values, "data": data, "precision": "float32", "batch_size": 32, "families": FAMILIES}, StudyConfig
+        {
+            "study": values,
+            "data": data,
+            "precision": "float32",
+            "batch_size": 32,
+            "laws": {"bootstrap": 20},
+            "families": FAMILIES,
+        },
+        StudyConfig,
     )
 
 
@@ -41,6 +55,22 @@ def test_on_fixed_rungs_the_best_of_the_last_goes_on_shares_of_the_images() -> N
     parts = [round(images / 4), round(images / 2)]
     assert found == {(family, part, 1.6e10) for family in FAMILIES for part in parts}
     assert not any(run.config.data.images for batch in rungs for run in batch.runs)
+
+
+def test_families_of_one_size_are_answered_by_belief_and_compared_by_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"vit": {**FAMILIES["vit"], "sizes": ["vit_w4d1p8"]}, "other": {**FAMILIES["vit"], "ladder": "vit"}}
+    small["other"]["sizes"] = ["vit_w8d1p8"]
+    config = study(budgets=[6e7, 1.2e8, 2.4e8], target_budget=4.8e8, output=str(tmp_path / "study"), workers=1)
+    config = config.model_copy(update={"families": parse_families(small), "tensorboard": False})
+    monkeypatch.setattr("isoflop.report.write_report", lambda rows, answer, curves, path, pictures: path.touch())
+    document = run_study(config, executor=Here())
+    assert not document["left_out"]
+    assert set(document["families"]) == {"vit", "other"}
+    assert sum(entry["p_best"] for entry in document["families"].values()) == pytest.approx(1.0)
+    assert document["final"]["status"] == "done"
+    assert {len(entry["images"]) for entry in document["labels"]["families"].values()} == {3}
 
 
 def row(family: str, images: int, loss: float, **more: Any) -> dict[str, Any]:

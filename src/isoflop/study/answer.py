@@ -73,6 +73,7 @@ def answer_from(
     outlook: Outlook | None = None,
     *,
     open_ended: bool = False,
+    adaptive: bool = True,
 ) -> Answer:
     """The answer that the ladder's finished runs give; StudyError when no family has enough of them.
 
@@ -80,7 +81,8 @@ def answer_from(
 
     After fixed rungs everything comes from the laws. An adaptive study leaves a lopsided table, to which laws of the
     best run of each size and budget fit badly; there family, size and learning rate are those of `outlook`, the
-    planner's own belief in every run, and the laws say what loss to expect, within which interval.
+    planner's own belief in every run, and the laws say what loss to expect, within which interval. Fixed rungs, which
+    give up no family (not `adaptive`), have an `outlook` where a family has too few runs for a law.
     """
     target, level = config.study.target_flops, config.laws.level
     if outlook is not None and open_ended:  # the answer takes what time is left
@@ -100,7 +102,7 @@ def answer_from(
     beliefs = {} if outlook is None else {standing.answer.family: standing for standing in outlook.standings}
     lawless = {}
     for family in set(left_out) & set(beliefs):
-        if beliefs[family].p_best < NEGLIGIBLE:
+        if adaptive and beliefs[family].p_best < NEGLIGIBLE:
             tried = sum(row["family"] == family for row in rows)
             left_out[family] = f"given up early by the planner, after {tried} runs"
         elif any(row["family"] == family and math.isfinite(finite_loss(row)) for row in rows):

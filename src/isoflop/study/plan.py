@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,17 +17,19 @@ from isoflop.study.adaptive import (
     UNCHOSEN,
     Funds,
     Ladder,
+    Outlook,
     Overheads,
     answer_price,
     choose_budgets,
     clock_price,
+    decide,
     funds_of,
     limit_of,
     lowest_rung,
     nearest_measured,
     opening,
 )
-from isoflop.study.belief import usual_size
+from isoflop.study.belief import Trial, usual_size
 from isoflop.study.planned import (
     ANSWER_SHARE,
     EVALUATION_SHARE,
@@ -45,7 +47,7 @@ from isoflop.study.rungs import (
     transfers,
     usual_exponent,
 )
-from isoflop.study.search_space import Candidate, Ledger, SearchSpace
+from isoflop.study.search_space import Candidate, Ledger, SearchSpace, TrialResult
 from isoflop.study.starts import Start, open_starts
 from isoflop.study.store import Store
 from isoflop.train import build_model
@@ -604,6 +606,27 @@ def search_space_of(
         isinstance(catalogue.source.order, GlobalOrder) and config.data.images is None,
         study.images or (),
     )
+
+
+def believed(plan: Plan, runs: Iterable[PlannedRun], losses: Mapping[str, float]) -> Outlook:
+    """How the families of fixed rungs stand by the planner's belief, which needs fewer runs than a law: of one size,
+    say. `losses` are those of `runs`, by id."""
+    catalogue = plan.catalogue
+    config = catalogue.config
+    without_limit = config.model_copy(update={"study": config.study.model_copy(update={"budget": math.inf})})
+    funds = funds_of(without_limit, catalogue, plan.seconds_per_image)
+    results = [
+        TrialResult(
+            Trial(
+                run.family, run.model, run.flops_per_image, float(run.images), run.budget,
+                run.config.optim.learning_rate, run.recipe, run.config.seed - config.study.seed, run.config.data.images,
+            ),
+            losses.get(run.run_id, math.inf),
+        )
+        for run in runs
+        if run.role == "ladder"
+    ]  # fmt: skip
+    return decide(search_space_of(without_limit, catalogue, plan.sizes, funds), results).outlook()
 
 
 def _check_opening(space: SearchSpace, funds: Funds) -> None:

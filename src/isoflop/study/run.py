@@ -17,6 +17,7 @@ from isoflop.runs.results import Row, judged
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import Outlook, Stage, decide, next_stage
 from isoflop.study.answer import (
+    Answer,
     answer_document,
     answer_from,
     grade,
@@ -27,7 +28,7 @@ from isoflop.study.answer import (
 )
 from isoflop.study.executors import Executor, RunTask, make_executor
 from isoflop.study.handover import accuracy_of, compared_with_runs, predicted_accuracy, selected_run
-from isoflop.study.plan import Plan, plan_study, search_space_of, time_answer
+from isoflop.study.plan import Plan, believed, plan_study, search_space_of, time_answer
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung, runs_on_shares
 from isoflop.study.search_space import Ledger, TrialResult
@@ -381,7 +382,7 @@ class _Study:
         self.times.begin("evaluation")
         outlook = last.thought.outlook if last.thought else None
         open_ended = plan.funds is not None and plan.funds.open_ended
-        answer = answer_from(config, self.catalogue, self._rows(), outlook, open_ended=open_ended)
+        answer = self._answer(outlook, open_ended)
         document = answer_document(answer)
         document["left_out"] |= plan.ladder.left_out
         if config.study.images:
@@ -426,6 +427,20 @@ class _Study:
         self._write_answer(document)
         self.narrator.ended(document)
         return document
+
+    def _answer(self, outlook: Outlook | None, open_ended: bool) -> Answer:
+        """What the ladder's runs give. On fixed rungs, families with too few runs for a law are answered by belief."""
+        rows, losses = self._rows(), {run_id: end.loss for run_id, end in self._ends().items()}
+        try:
+            found = answer_from(self.config, self.catalogue, rows, outlook, open_ended=open_ended)
+            lacking = set(found.left_out)
+        except StudyError:
+            lacking = set(self.config.families)
+        judged = {run.family for run in self.runs.values() if math.isfinite(losses.get(run.run_id, math.inf))}
+        if outlook is not None or not lacking & judged:
+            return answer_from(self.config, self.catalogue, rows, outlook, open_ended=open_ended)
+        outlook = believed(self.plan, self.runs.values(), losses)
+        return answer_from(self.config, self.catalogue, rows, outlook, adaptive=False)
 
     def _timed(self, family: str, model: str) -> float:
         """Seconds of a worker of this machine in which an answer trains on an image, measured on its threads."""
