@@ -57,12 +57,13 @@ def test_on_fixed_rungs_the_best_of_the_last_goes_on_shares_of_the_images() -> N
     assert not any(run.config.data.images for batch in rungs for run in batch.runs)
 
 
+@pytest.mark.long
 def test_families_of_one_size_are_answered_by_belief_and_compared_by_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"vit": {**FAMILIES["vit"], "sizes": ["vit_w4d1p8"]}, "other": {**FAMILIES["vit"], "ladder": "vit"}}
     small["other"]["sizes"] = ["vit_w8d1p8"]
-    config = study(budgets=[6e7, 1.2e8, 2.4e8], target_budget=4.8e8, output=str(tmp_path / "study"), workers=1)
+    config = study(budgets=[3.2e7, 4.8e7, 7.2e7], target_budget=1.5e8, output=str(tmp_path / "study"), workers=1)
     config = config.model_copy(update={"families": parse_families(small), "tensorboard": False})
     monkeypatch.setattr("isoflop.report.write_report", lambda rows, answer, curves, path, pictures: path.touch())
     document = run_study(config, executor=Here())
