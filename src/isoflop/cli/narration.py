@@ -254,10 +254,14 @@ class BarNarrator(TerminalNarrator):
         left, training = max(self.planned_seconds - done, 0.0), len(plan.catalogue.source)
         answer = f", {duration(clock['answer'])} of it to train the answer" if clock["answer"] < left else ""
         self._tell_left_out(plan)
+        sizes: dict[int, str] = {}
+        for family in config.families:
+            size = plan.catalogue.image_size(family)
+            sizes[size] = f"{sizes[size]}, {family}" if size in sizes else family
         for line in start_lines(plan):
             self.say(line)
         self.say(
-            f"plan: {', '.join(config.families)} at {config.data.image_size} px, on {training:,} images, "
+            f"plan: {'; '.join(f'{names} at {size} px' for size, names in sizes.items())}, on {training:,} images, "
             f"{plan.catalogue.heldout:,} others to choose by; about {duration(left)}{answer}"
         )
 

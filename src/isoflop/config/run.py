@@ -413,7 +413,7 @@ class EvaluationConfig(Table):
     calibrate: bool = later_option(False)
     """The held-out loss of images of one class each is that at the best temperature of the logits (arXiv 1706.04599),
     so that a model that is sure of too much, or of too little, is not worse for it: images that repeat cause the first,
-    label smoothing the second."""
+    label smoothing the second. Of N images it is at least 1/(N + 1)."""
     restore_best: bool = later_option(False)
     """At the end, restore and publish the weights with the lowest held-out loss in place of the last ones; needs
     `every`. The answers of a study do."""

@@ -30,7 +30,8 @@ def evaluate(
     """The mean over `source` of what `objective.evaluate` sums: `heldout_loss` (nats) and `heldout_accuracy`.
 
     The batches are dealt to the ranks; they are the same for any number of ranks, and each counts once. `beat` is
-    called after each. The loss of an objective that calibrates is that at the best temperature.
+    called after each. The loss of an objective that calibrates is that at the best temperature, of
+    N images 1/(N + 1) at least.
     """
     was_training = objective.training
     objective.eval()
@@ -54,7 +55,10 @@ def evaluate(
         objective.train(was_training)
     means = {name: ranks.sum(total).item() / len(source) for name, total in sums.items()}
     scaled = [means.pop(name) for name in list(means) if name.startswith(SCALED)]
-    return {f"heldout_{name}": mean for name, mean in means.items()} | ({"heldout_loss": min(scaled)} if scaled else {})
+    found = {f"heldout_{name}": mean for name, mean in means.items()}
+    if scaled:  # N images do not tell whether one in more than N is wrong
+        found["heldout_loss"] = max(min(scaled), 1 / (len(source) + 1))
+    return found
 
 
 # What a masked autoencoder makes of the same few held-out images.
