@@ -9,8 +9,9 @@ from typing import Any
 
 from isoflop.config import Loaded, RunConfig, StudyConfig, plain
 from isoflop.config.study import RECIPES, SEARCH
+from isoflop.data import open_split
 from isoflop.data.order import GlobalOrder
-from isoflop.errors import StudyError, said_of
+from isoflop.errors import DataError, StudyError, said_of
 from isoflop.runs.times import Times
 from isoflop.study.adaptive import (
     NOTHING_BESIDE,
@@ -133,14 +134,22 @@ FITTING_SECONDS = 3.0  # of a family: bootstraps of its laws, and its figures
 def _evaluated_images(config: StudyConfig, catalogue: Catalogue) -> float:
     """Images of training that the evaluation of the answers is worth, roughly: the test part, and the transfer task
     with trained and with random weights, if there is one."""
-    task = config.transfer
+    task, forward_only = config.transfer, catalogue.heldout + _test_images(config)
     if not config.has_transfer:
-        return catalogue.heldout / 3
+        return forward_only / 3
     shots = [number for p in task.protocols if p.startswith("finetune") for number in task.shots_of(p)]
     batches = sum(min(USUAL_CLASSES * number or SMALL_BATCH, SMALL_BATCH) for number in shots)
     tuned = batches * len(task.seeds) * task.finetune_steps
     forward = USUAL_TASK * any(not p.startswith("finetune") for p in task.protocols)
-    return catalogue.heldout / 3 + 2 * config.study.finals * (tuned + forward / 3)
+    return forward_only / 3 + 2 * config.study.finals * (tuned + forward / 3)
+
+
+def _test_images(config: StudyConfig) -> int:
+    """Images of the test part of the data, on which what is handed over is judged; 0 where there is none."""
+    try:
+        return len(open_split(config.data, "test"))
+    except DataError:
+        return 0
 
 
 USUAL_TASK, USUAL_CLASSES = 2000, 10  # images and classes of a transfer task
