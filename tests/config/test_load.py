@@ -354,6 +354,6 @@ def test_a_stored_configuration_that_was_altered_is_refused_with_every_problem(r
     ]
 
 
-@pytest.mark.parametrize("name", ["demo", "cifar10"])
+@pytest.mark.parametrize("name", ["demo", "cifar10", "contenders", "cluster", "imagenet64"])
 def test_the_examples_are_valid(name: str) -> None:
     load_study(Path(__file__).parents[2] / "examples" / f"{name}.toml")
