@@ -174,6 +174,16 @@ def test_a_classifier_that_cannot_be_kept_is_refused(weights: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    _, found, _ = open_starts(study(weights))
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StudyError, match="cannot write the weights that runs start from"):
+        found["tuned"].of_run(study(weights, sizes=[MODEL]).run_config("tuned", model=MODEL, steps=9, learning_rate=1))
+
+
 def test_weights_for_other_channels_are_refused(weights: Path, tmp_path: Path) -> None:
     for number in range(60):
         place = tmp_path / "images" / "ab"[number % 2]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -272,10 +273,14 @@ def _stored(pretrained: Pretrained, probe: Probe | None) -> Path:
             head.weight.copy_(probe.weight)
             if head.bias is not None:
                 head.bias.copy_(probe.bias)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as partial:
-        save_file(state, partial, metadata=metadata_of(pretrained.preset, model.revision))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file(state, partial, metadata=metadata_of(pretrained.preset, model.revision))
+    except (OSError, SafetensorError) as error:
+        why = " ".join(str(error).split())
+        raise StudyError(f"{path}: cannot write the weights that runs start from: {why}; set ISOFLOP_CACHE") from error
     return path
 
 
