@@ -98,6 +98,13 @@ def contender(config: Any, family: str) -> str:
     return ", then ".join(steps)
 
 
+def contenders(config: Any, families: Iterable[str]) -> dict[str, str]:
+    """`contender` of each family; where some differ, the others have the study's objective in words."""
+    told = {family: contender(config, family) for family in families}
+    usual = _learnt(_table(config).get("objective")) if any(told.values()) else ""
+    return {family: text or usual for family, text in told.items()}
+
+
 def _learnt(objective: Any) -> str:
     name = str(_table(objective).get("name", "supervised"))
     if name == "distilled":

@@ -72,6 +72,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
         return ""
     trained = table.final_runs(rows, answer)
     sized = any(table.finite((entry or {}).get("parameters")) for entry in entries.values())
+    learns = table.contenders((answer.get("study") or {}).get("config"), table.families(rows, answer))
     body = []
     for position, family in enumerate(table.families(rows, answer)):
         entry = entries.get(family) or {}
@@ -87,7 +88,7 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 Cell(
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
-                Cell(table.contender((answer.get("study") or {}).get("config"), family)),
+                Cell(learns.get(family, "")),
                 Cell("no law" if left_out else str(entry.get("model", "–"))),
                 _accuracy(entry.get("predicted_accuracy"), run.get("heldout_accuracy")),
                 _number(entry.get("p_best"), 2),
