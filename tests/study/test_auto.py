@@ -109,7 +109,7 @@ def test_images_become_a_judged_and_exported_classifier(done: isoflop.study.Stud
     assert exported.num_classes == 2
     use, good, cost, more, following = summary(done)
     assert re.fullmatch(
-        r"Use: vit_w\dd1p8 \([\d,]+ parameters, 32 px\), \d+ epochs at learning rate 0.010; weights: .*", use
+        r"Use: vit_w\d+d\dp8 \([\d,]+ parameters, 32 px\), \d+ epochs at learning rate 0[.\d]+; weights: .*", use
     )
     assert str(done.directory / "export-timm") in use
     assert "Test accuracy 100.0\u00a0% (95\u00a0% interval 75.8–100.0\u00a0%) on 12 images" in good

@@ -116,7 +116,7 @@ def brief_run(config: StudyConfig, directory: Path) -> RunResult:
 def test_the_test_part_judges_what_is_handed_over_once(tmp_path: Path) -> None:
     config = study_config(data={"source": "digits", "image_size": 8, "heldout": 100})
     ended = brief_run(config, tmp_path / "run")
-    selected = {"heldout_accuracy": ended.heldout_accuracy}
+    selected = {"family": "vit", "heldout_accuracy": ended.heldout_accuracy}
     found = accuracy_of(tmp_path / "run", selected, config, 100)
     assert found is not None
     images = len(open_split(config.data, "test"))
@@ -135,7 +135,7 @@ def test_without_a_test_part_the_held_out_images_are_said_to_have_chosen(tmp_pat
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / f"{number}.png")
     config = study_config(data={"source": f"folder:{tmp_path / 'images'}", "image_size": 8, "heldout": 2})
     brief_run(config, tmp_path / "run")
-    found = accuracy_of(tmp_path / "run", {"heldout_accuracy": 81 / 263}, config, 263)
+    found = accuracy_of(tmp_path / "run", {"family": "vit", "heldout_accuracy": 81 / 263}, config, 263)
     assert found is not None
     assert found["interval"] == pytest.approx([0.2553, 0.3662], abs=5e-5)  # Newcombe, Stat. Med. 17 (1998), table I
     assert "no test part" in found["why"]
@@ -143,4 +143,4 @@ def test_without_a_test_part_the_held_out_images_are_said_to_have_chosen(tmp_pat
     assert "Held-out accuracy 30.8" in told
     assert "have chosen the run too: the data have no test part" in told
     masked = study_config(objective={"name": "masked"})
-    assert accuracy_of(tmp_path, {"heldout_accuracy": None}, masked, 263) is None
+    assert accuracy_of(tmp_path, {"family": "vit", "heldout_accuracy": None}, masked, 263) is None
