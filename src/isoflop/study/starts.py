@@ -227,7 +227,8 @@ def _linear(model: Backbone) -> str | None:
 def _probe(pretrained: Pretrained, data: DataConfig, images: int) -> Probe:
     """The probe on so many training images, all if there are fewer: the part of them that `data.images` would be."""
     train, heldout = open_split(data.model_copy(update={"images": None}), "train"), open_split(data, "heldout")
-    some, judged = _part(train, images, data.seed), _part(heldout, JUDGED, data.seed)
+    some = _labelled(_part(train, min(images, data.images or images), data.seed))
+    judged = _labelled(_part(heldout, JUDGED, data.seed))
     labels, truth = some.labels(), judged.labels()
     head = pretrained.model.get_submodule(_linear(pretrained.model) or "")
     intercept = getattr(head, "bias", None) is not None
@@ -237,6 +238,12 @@ def _probe(pretrained: Pretrained, data: DataConfig, images: int) -> Probe:
     logits = features_of(pretrained, judged).double() @ weight.T + bias
     right = float((logits.argmax(1) == truth).double().mean())
     return Probe(len(some), weight, bias, right, float(F.cross_entropy(logits, truth)), len(judged))
+
+
+def _labelled(source: Source) -> Source:
+    """The images of `source` whose class is known."""
+    known = source.labels() >= 0
+    return source if bool(known.all()) else source.subset(np.flatnonzero(known.numpy()))
 
 
 def _part(source: Source, images: int, seed: int) -> Source:
