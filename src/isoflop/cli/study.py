@@ -128,7 +128,7 @@ def auto(
     hours: Annotated[float, typer.Option("--hours", metavar="HOURS", help="Time of this machine for all of it.")] = 0.5,
     start: Annotated[
         list[str] | None,
-        typer.Option("--start", metavar="WEIGHTS", help="Add a contender that starts from timm:NAME, a file or a folder."),
+        typer.Option("--start", metavar="WEIGHTS", help="Add a contender from weights: timm:NAME, file or folder."),
     ] = None,
     to: Annotated[
         str | None,
