@@ -66,6 +66,7 @@ from isoflop.data import Source, batches, open_source
 from isoflop.errors import DataError, IsoflopError
 from isoflop.models import create_model, family_ladder
 from isoflop.objectives import objective_cost
+from isoflop.report.result import StudyResult
 from isoflop.runs.files import write_json
 from isoflop.study import open_study
 from isoflop.study.belief import usual_size
@@ -701,6 +702,17 @@ def renamed(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Ten
 # isoflop itself, as a new user would run it.
 
 
+def run_isoflop(command: Sequence[str], folder: Path) -> tuple[StudyResult, Facts]:
+    """The study in `folder` that `command` leaves, and what it took: until all was written, and until the weights."""
+    began, began_at, cpu = time.monotonic(), time.time(), cpu_seconds()
+    ended = subprocess.run([sys.executable, "-m", "isoflop", *command], stdin=subprocess.DEVNULL, check=False)
+    took = {"wall_seconds": time.monotonic() - began, "cpu_seconds": cpu_seconds() - cpu}
+    if ended.returncode:
+        sys.exit(ended.returncode)  # it has said why
+    study = open_study(folder)
+    return study, took | {"weights_after": (study.run_directory() / "model.safetensors").stat().st_mtime - began_at}
+
+
 def isoflop(cell: Cell) -> tuple[Judge, Facts]:
     folder = cell.scratch / "study"
     told = {
@@ -724,13 +736,8 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
             told[f"families.{family}.sizes"] = json.dumps(names)
             told[f"families.{family}.learning_rates"] = json.dumps([rate])
     command = ["study", "run", str(EXAMPLE), *(f"{key}={value}" for key, value in told.items())]
-    began, began_at, cpu = time.monotonic(), time.time(), cpu_seconds()
-    ended = subprocess.run([sys.executable, "-m", "isoflop", *command], stdin=subprocess.DEVNULL, check=False)
-    took = {"wall_seconds": time.monotonic() - began, "cpu_seconds": cpu_seconds() - cpu}
-    if ended.returncode:
-        sys.exit(ended.returncode)  # it has said why
-    study = open_study(folder)
-    document, weights = study.answer, study.run_directory() / "model.safetensors"
+    study, took = run_isoflop(command, folder)
+    document = study.answer
     final, answer = document["final"], document["families"][document["best"]]
     told_of_it = {
         "model": answer["model"],
@@ -739,7 +746,6 @@ def isoflop(cell: Cell) -> tuple[Judge, Facts]:
         "epochs": round(answer["images"] / len(cell.open(heldout=told["data.heldout"])), 2),
         "predicted_loss": answer["predicted_loss"],
         "measured_loss": final["measured_loss"],
-        "weights_after": weights.stat().st_mtime - began_at,
         "command": f"isoflop {' '.join(command)}".replace(str(EXAMPLE.parents[1]) + os.sep, ""),
     }
     return lambda: judged_by_us(folder, cell), told_of_it | took
@@ -752,12 +758,7 @@ def isoflop_lite0(cell: Cell) -> tuple[Judge, Facts]:
         subprocess.run([sys.executable, str(script), str(place)], check=True)
     command = ["auto", cell.source, f"--hours={cell.minutes / 60:.6g}", f"--start={place / 'efficientnet_lite0'}"]
     command += [f"--output={folder}", f"study.seed={cell.seed}"]
-    began, began_at, cpu = time.monotonic(), time.time(), cpu_seconds()
-    ended = subprocess.run([sys.executable, "-m", "isoflop", *command], stdin=subprocess.DEVNULL, check=False)
-    took = {"wall_seconds": time.monotonic() - began, "cpu_seconds": cpu_seconds() - cpu}
-    if ended.returncode:
-        sys.exit(ended.returncode)  # it has said why
-    study = open_study(folder)
+    study, took = run_isoflop(command, folder)
     document = study.answer
     family = document["selected"]["family"]
     config = document["study"]["config"]
@@ -766,7 +767,6 @@ def isoflop_lite0(cell: Cell) -> tuple[Judge, Facts]:
         "model": document["selected"]["model"],
         "side": config["families"][family]["image_size"] or config["data"]["image_size"],
         "probe": probe.get("accuracy"),
-        "weights_after": (study.run_directory() / "model.safetensors").stat().st_mtime - began_at,
         "command": f"isoflop {' '.join(command)}",
     }
     return lambda: evaluate(str(folder), cell.source).accuracy, told | took

@@ -12,6 +12,7 @@ from isoflop.train.device import ACCELERATORS
 from isoflop.train.forecast import forecast
 from isoflop.transfer import predict
 from isoflop.transfer.dense.judge import evaluate_run
+from tests.promises.chaos import when_asked
 
 RECIPES = sorted(
     path
@@ -41,14 +42,7 @@ def toy(recipe: Path, *more: str) -> RunConfig:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_and_resumes_exactly_at_toy_size(recipe: Path, tmp_path: Path) -> None:
     whole = train(toy(recipe), tmp_path / "whole")
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 2
-
-    assert train(toy(recipe), tmp_path / "parts", stop=stop).state == "preempted"
+    assert train(toy(recipe), tmp_path / "parts", stop=when_asked(2)).state == "preempted"
     parts = train(toy(recipe), tmp_path / "parts")
     assert (whole.state, whole.step, parts.state) == ("done", 3, "done")
     assert parts.heldout_loss == whole.heldout_loss

@@ -18,7 +18,7 @@ from isoflop.objectives import LeJEPA, make_objective, objective_cost
 from isoflop.objectives.lejepa import KNOTS, LAST_KNOT, SLICES, directions, make_views, sigreg
 from isoflop.train import read_journal, train
 from isoflop.train.step import sample_uniforms
-from tests.promises.chaos import run_config, train_whole
+from tests.promises.chaos import run_config, train_whole, when_asked
 
 LIGHT = {"name": "lejepa", "views": 2, "projector_width": 24, "projection": 8}
 NONE = torch.zeros(6, dtype=torch.int64)
@@ -151,14 +151,7 @@ def test_a_run_learns_and_ends_with_the_same_bits_when_it_is_interrupted(tmp_pat
     first, *_, last = (row for row in read_journal(tmp_path / "calm") if "heldout_loss" in row)
     assert last["heldout_loss"] < first["heldout_loss"]
     assert {"heldout_invariance", "heldout_sigreg", "probe_accuracy", "rankme"} <= last.keys()
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 11
-
-    assert train(config(), tmp_path / "run", stop=stop).state == "preempted"
+    assert train(config(), tmp_path / "run", stop=when_asked(11)).state == "preempted"
     again = train(config(), tmp_path / "run")
     assert vars(again) | {"seconds": 0} == vars(calm) | {"seconds": 0}, "with what the probe found"
     for name in ("model.safetensors", "objective.safetensors"):

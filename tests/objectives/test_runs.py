@@ -17,7 +17,7 @@ from isoflop.errors import CheckpointError, ConfigError, DataError, ModelError
 from isoflop.models import create_model
 from isoflop.runs.reconstructions import read_reconstructions
 from isoflop.train import read_journal, train
-from tests.promises.chaos import run_config
+from tests.promises.chaos import run_config, when_asked
 
 LIGHT = {"name": "masked", "decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
 
@@ -50,14 +50,7 @@ def test_masked_training_learns_and_leaves_the_backbone_alone(tmp_path: Path, na
 
 def test_a_masked_run_that_is_interrupted_ends_with_the_same_bits(tmp_path: Path) -> None:
     train(config(), tmp_path / "calm")
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 11
-
-    assert train(config(), tmp_path / "run", stop=stop).state == "preempted"
+    assert train(config(), tmp_path / "run", stop=when_asked(11)).state == "preempted"
     train(config(), tmp_path / "run")
     for name in ("model.safetensors", "objective.safetensors"):
         calm, run = load_file(tmp_path / "calm" / name), load_file(tmp_path / "run" / name)

@@ -89,6 +89,12 @@ class Blow:
         return count
 
 
+def when_asked(times: int) -> Callable[[], bool]:
+    """For `stop` of `train`: yes at the time `times` that it is asked, from 1, and at no other."""
+    asked = itertools.count(1)
+    return lambda: next(asked) == times
+
+
 class Poisoned(Supervised):
     """Supervised learning in which a share of the samples spoils the loss of its batch: times `factor`, or NaN."""
 

@@ -279,7 +279,7 @@ class FamilyStartConfig(Table):
 
     @property
     def run_head(self) -> Literal["new", "keep"]:
-        """What a run is told, to whose weights no probe was added."""
+        """`start.head` of a run whose weights have no probe."""
         return "keep" if self.head == "keep" else "new"
 
 

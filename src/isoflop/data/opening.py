@@ -135,7 +135,12 @@ def open_split(data: DataConfig, split: Split, *, may_fetch: bool = True) -> Sou
         raise DataError(f"{data.source}: `data.images` = {data.images:,}, but there are {len(source):,} to train on")
     if not isinstance(source.order, GlobalOrder):
         raise DataError(f"{data.source}: `data.images` does not go with an order of its own (balance, window, mixture)")
-    chosen = permute(np.arange(data.images, dtype=np.int64), len(source), derive_key("part of the images", data.seed))
+    return part_of(source, data.images, data.seed)
+
+
+def part_of(source: Source, images: int, seed: int) -> Source:
+    """So many images of `source`, drawn by `seed`: those that `data.images` takes; fewer are a part of more."""
+    chosen = permute(np.arange(images, dtype=np.int64), len(source), derive_key("part of the images", seed))
     return source.subset(np.sort(chosen))
 
 

@@ -17,7 +17,8 @@ from isoflop.errors import LawError
 from isoflop.laws.columns import JsonRecord
 
 NOISE, NOISE_WORTH = 0.03, 4.0
-"""Of log loss between runs with other seeds, and how many runs that opinion is worth, as for the planner's belief."""
+"""Noise of a run (of log loss) before it is known, and how many runs that opinion is worth; the planner's belief has
+the same."""
 DRAWS = 20_000
 REACH = 4.0
 """A crossing is looked for up to so many times the most images that were measured, and down to as few."""
@@ -47,8 +48,7 @@ class LabelsLaw(JsonRecord):
         from scipy.stats import t
 
         reach = float(t.ppf(0.5 + level / 2, self.freedom)) * self.slope_error
-        ends = tuple(float(2.0 ** -(self.slope + sign * reach)) for sign in (1, -1))
-        return float(2.0**-self.slope), (ends[0], ends[1])
+        return 2.0**-self.slope, (2.0 ** -(self.slope + reach), 2.0 ** -(self.slope - reach))
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,14 @@ class Objective(nn.Module, ABC):
     is_of_batch: bool = False
     """Whether the loss compares the images of a batch: it is then that of a whole batch of training, or undefined."""
 
+    freezes_batchnorm: bool = False
+    """Whether BatchNorm of the backbone keeps the statistics that it has, in training too."""
+    calibrates: bool = False
+    """Whether `evaluate` measures the loss at other temperatures than 1, too."""
+
     def features(self, images: Tensor) -> Tensor:
         """What the backbone makes of `images` (B, C, H, W): pooled features (B, D)."""
         return self.backbone.features(images)
-
-    freezes_batchnorm = False
-    """Whether BatchNorm of the backbone keeps the statistics that it has, in training too."""
-    calibrates = False
-    """Whether `evaluate` measures the loss at other temperatures than 1, too."""
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

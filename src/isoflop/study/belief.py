@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from isoflop.config.study import RECIPES
 from isoflop.laws.curve import forecast
+from isoflop.laws.labels import NOISE, NOISE_WORTH
 from isoflop.laws.size_data import effective_images
 
 Array = NDArray[np.float64]
@@ -27,8 +28,6 @@ DRIFT = 0.04
 """Standard deviation of the walk: 4 % of loss per √(e-fold of budget)."""
 SKEW = 0.3
 """Too high a rate costs more than too low a one: the bowl's curvature tends to 1 ± SKEW times the middle one."""
-NOISE, NOISE_WORTH = 0.03, 4.0
-"""Noise of a run (of log loss) before it is known, and how many runs that opinion is worth."""
 SHARED = 9  # parameters before the steps of the walk: log E, log A, log B, log α, log β, k, p, q, log curvature
 ITERATIONS = 60
 EXPONENT = 0.4

@@ -430,15 +430,18 @@ class _Study:
 
     def _answer(self, outlook: Outlook | None, open_ended: bool) -> Answer:
         """What the ladder's runs give. On fixed rungs, families with too few runs for a law are answered by belief."""
-        rows, losses = self._rows(), {run_id: end.loss for run_id, end in self._ends().items()}
-        try:
-            found = answer_from(self.config, self.catalogue, rows, outlook, open_ended=open_ended)
-            lacking = set(found.left_out)
-        except StudyError:
-            lacking = set(self.config.families)
-        judged = {run.family for run in self.runs.values() if math.isfinite(losses.get(run.run_id, math.inf))}
-        if outlook is not None or not lacking & judged:
+        rows = self._rows()
+        if outlook is not None:
             return answer_from(self.config, self.catalogue, rows, outlook, open_ended=open_ended)
+        judged = {row["family"] for row in rows if math.isfinite(finite_loss(row))}
+        try:
+            found = answer_from(self.config, self.catalogue, rows)
+            if not judged & set(found.left_out):
+                return found
+        except StudyError:
+            if not judged:
+                raise
+        losses = {run_id: end.loss for run_id, end in self._ends().items()}
         outlook = believed(self.plan, self.runs.values(), losses)
         return answer_from(self.config, self.catalogue, rows, outlook, adaptive=False)
 

@@ -7,9 +7,8 @@ many weights apart before any of them is trained.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isoflop.config import (
@@ -30,17 +28,18 @@ from isoflop.config import (
     SupervisedConfig,
 )
 from isoflop.data import Source, open_split
-from isoflop.data.order import derive_key, permute
+from isoflop.data.opening import part_of
 from isoflop.errors import CheckpointError, ModelError, StudyError
 from isoflop.escapes import printable
 from isoflop.models import Backbone, create_model
-from isoflop.models.saved import metadata_of
-from isoflop.runs.files import cache_directory, replacing
+from isoflop.models.saved import architecture_of
+from isoflop.runs.files import cache_directory
 from isoflop.train.identity import check_classes, has_classifier
 from isoflop.train.start import load_trunk
 from isoflop.transfer import Pretrained, open_backbone
 from isoflop.transfer.features import features_of
 from isoflop.transfer.few_shot import logistic
+from isoflop.transfer.finetune import save_weights
 
 PROBED = 2000  # training images that pass through the weights, at most; a frozen backbone wants few
 ITERATIONS = 100  # of the probe, with which fine-tuning only begins
@@ -76,20 +75,24 @@ class Start:
     data: DataConfig
     config: FamilyConfig
     probe: Probe | None
+    _files: dict[int | None, tuple[Path, Literal["new", "keep"]]] = field(default_factory=dict, compare=False)
 
     def of_run(self, config: RunConfig) -> RunConfig:
         """`config` with the weights, the classifier, and images of size and normalisation of the weights."""
         data = config.data.model_copy(
             update={name: getattr(self.data, name) for name in ("image_size", "mean", "std", "interpolation")}
         )
-        path, head = self._weights(config.data.images)
+        images = config.data.images
+        if images not in self._files:  # asked for every run that is planned
+            self._files[images] = self._weights(images)
+        path, head = self._files[images]
         assert self.config.start
         frozen = self.config.start.freeze_batchnorm
         start = StartConfig(weights=str(path), head=head, freeze_batchnorm=frozen)
         return config.model_copy(update={"data": data, "start": start})
 
     def _weights(self, images: int | None) -> tuple[Path, Literal["new", "keep"]]:
-        """A file with the weights for runs on so many of the training images, and what becomes of its classifier."""
+        """The file of weights for runs on `images` of the training images (None: all), and their `start.head`."""
         assert self.config.start
         if self.probe is None:
             return _stored(self.pretrained, None), self.config.start.run_head
@@ -179,8 +182,8 @@ def _opened(config: StudyConfig, name: str, family: FamilyConfig) -> Start:
         data = data.model_copy(update={"interpolation": "bicubic"})
     if family.start.head == "keep":
         _check_kept(where, pretrained, open_split(data, "train"))
-    options = {key: value for key, value in pretrained.options.items() if key != "pretrained"}
-    own = family.model_copy(update={"sizes": sizes, "model": {**options, **family.model}})
+    model = {**architecture_of(pretrained.options), **family.model}
+    own = family.model_copy(update={"sizes": sizes, "model": model})
     return Start(pretrained, data, own, None)
 
 
@@ -203,7 +206,7 @@ def _has_probe(config: StudyConfig, name: str, start: Start) -> bool:
     return (
         start.config.start.head == "probe"
         and start.config.pretraining is None  # after which no classifier is left
-        and isinstance(start.config.objective or config.objective, SupervisedConfig | DistilledConfig)
+        and isinstance(config.objective_of(name), SupervisedConfig | DistilledConfig)
         and _is_classified(start.data)
         and _linear(start.pretrained.model) is not None
     )
@@ -227,8 +230,8 @@ def _linear(model: Backbone) -> str | None:
 def _probe(pretrained: Pretrained, data: DataConfig, images: int) -> Probe:
     """The probe on so many training images, all if there are fewer: the part of them that `data.images` would be."""
     train, heldout = open_split(data.model_copy(update={"images": None}), "train"), open_split(data, "heldout")
-    some = _labelled(_part(train, min(images, data.images or images), data.seed))
-    judged = _labelled(_part(heldout, JUDGED, data.seed))
+    some = _labelled(part_of(train, min(images, data.images or images, len(train)), data.seed))
+    judged = _labelled(part_of(heldout, min(JUDGED, len(heldout)), data.seed))
     labels, truth = some.labels(), judged.labels()
     head = pretrained.model.get_submodule(_linear(pretrained.model) or "")
     intercept = getattr(head, "bias", None) is not None
@@ -246,49 +249,39 @@ def _labelled(source: Source) -> Source:
     return source if bool(known.all()) else source.subset(np.flatnonzero(known.numpy()))
 
 
-def _part(source: Source, images: int, seed: int) -> Source:
-    if images >= len(source):
-        return source
-    chosen = permute(np.arange(images, dtype=np.int64), len(source), derive_key("part of the images", seed))
-    return source.subset(np.sort(chosen))
-
-
 def _stored(pretrained: Pretrained, probe: Probe | None) -> Path:
     """A file of the weights, with the classifier of `probe` if there is one, named after its content."""
-    model = pretrained.model
-    digest = hashlib.blake2b(pretrained.fingerprint.encode(), digest_size=16)
     if probe is not None:
-        for tensor in (probe.weight, probe.bias):
-            digest.update(tensor.numpy().tobytes())
-    path = cache_directory() / "starts" / f"{digest.hexdigest()}.safetensors"
-    if path.exists():
-        return path
-    if probe is not None:
-        state = model.state_dict()
-        model = create_model(
-            pretrained.preset,
-            num_classes=len(probe.bias),
-            image_size=model.image_size,
-            in_channels=model.in_channels,
-            seed=0,
-            **{key: value for key, value in pretrained.options.items() if key != "pretrained"},
-        )
-        load_trunk(model, state, pretrained.name, with_head=False)
-        head = model.get_submodule(_linear(model) or "")
-        assert isinstance(head, nn.Linear)
-        with torch.no_grad():
-            head.weight.copy_(probe.weight)
-            if head.bias is not None:
-                head.bias.copy_(probe.bias)
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+        pretrained = replace(pretrained, model=_with_classifier(pretrained, probe))
+    folder = cache_directory() / "starts"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            save_file(state, partial, metadata=metadata_of(pretrained.preset, model.revision))
+        return save_weights(pretrained, folder)
     except (OSError, SafetensorError) as error:
         why = " ".join(str(error).split())
-        raise StudyError(f"{path}: cannot write the weights that runs start from: {why}; set ISOFLOP_CACHE") from error
-    return path
+        raise StudyError(
+            f"{folder}: cannot write the weights that runs start from: {why}; set ISOFLOP_CACHE"
+        ) from error
+
+
+def _with_classifier(pretrained: Pretrained, probe: Probe) -> Backbone:
+    """The backbone with the classifier of `probe`."""
+    own = pretrained.model
+    model = create_model(
+        pretrained.preset,
+        num_classes=len(probe.bias),
+        image_size=own.image_size,
+        in_channels=own.in_channels,
+        seed=0,
+        **architecture_of(pretrained.options),
+    )
+    load_trunk(model, own.state_dict(), pretrained.name, with_head=False)
+    head = model.get_submodule(_linear(model) or "")
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(probe.weight)
+        if head.bias is not None:
+            head.bias.copy_(probe.bias)
+    return model
 
 
 def cached_weights() -> tuple[str, ...]:

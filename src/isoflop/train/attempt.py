@@ -201,6 +201,7 @@ class Attempt:
         self.saved_at = self.began
         self.record.status("running", progress)
         self.rewind.take(progress)
+        self.objective.train()
         self.meters.resume(progress.data_step * self.config.batch_size)
         return progress
 

@@ -328,8 +328,8 @@ def arrange(objective: AnyObjective, config: RunConfig, ranks: Ranks, deferred: 
 
 def make_independent_of_layout(objective: nn.Module) -> None:
     """Has random layers draw for the whole batch; ConfigError where a layer looks at other images of its batch."""
+    frozen = getattr(objective, "freezes_batchnorm", False)
     for name, module in list(objective.named_modules()):
-        frozen = getattr(objective, "freezes_batchnorm", False)
         if isinstance(module, _BatchNorm) and not (frozen or getattr(module, "is_divided", False)):
             raise ConfigError(
                 f"{name} takes statistics of a batch, which would be of a part of it here: train this model on one "

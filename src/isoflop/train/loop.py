@@ -113,6 +113,7 @@ def train(
         if finished:
             return finished
         if first:
+            del objective  # built to be checked: its memory is that of the pretraining meanwhile
             ended = first.train(on_row, stop, ends_when_stuck)
             if ended.state != "done":
                 return first.end(ended)
@@ -166,8 +167,8 @@ class _Pretraining:
     ) -> None:
         self.ranks, self.directory, self.steps = ranks, directory, config.steps
         self.config = config.pretraining_run()
-        start = StartConfig(weights=str(directory / PRETRAINING))
-        start = config.start.model_copy(update={"weights": start.weights}) if config.start else start
+        weights = str(directory / PRETRAINING)
+        start = config.start.model_copy(update={"weights": weights}) if config.start else StartConfig(weights=weights)
         self.pretrained = config.model_copy(update={"start": start})
         """`config`, from the weights that this leaves."""
         with said_of("[pretraining]"):
@@ -199,9 +200,9 @@ class _Pretraining:
 def pretraining_data(config: RunConfig, data: tuple[Source, Source]) -> tuple[Source, Source]:
     """What the `[pretraining]` of a run on `data` trains on and holds out: other images where it names them, else
     `data`. DataError where they have other channels."""
-    first = config.pretraining_run().data
     if config.pretraining and not config.pretraining.source:
         return data
+    first = config.pretraining_run().data
     found = open_split(first, "train"), open_split(first, "heldout")
     if found[0].channels != data[0].channels:
         raise DataError(f"{first.source}: {found[0].channels} channels, and {data[0].uri} has {data[0].channels}")
