@@ -27,6 +27,9 @@ from isoflop.errors import ConfigError, Preempted, StudyError
 
 app = group("study", "Measure small runs at equal compute, and train the answer.")
 
+Scale = Annotated[
+    float, typer.Option("--scale", metavar="FACTOR", help="Multiply the FLOPs of the study, and put -xFACTOR to its name.")
+]
 Place = Annotated[Path, argument("Configuration file of the study, or its folder.", "STUDY.toml|DIR")]
 
 
@@ -34,11 +37,11 @@ Place = Annotated[Path, argument("Configuration file of the study, or its folder
     "plan",
     epilog=examples("isoflop study plan examples/demo.toml", "isoflop study plan examples/demo.toml study.workers=8"),
 )
-def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(file: File, overrides: Overrides = None, scale: Scale = 1.0, as_json: Json = False) -> None:
     """Predict the runs, FLOPs and minutes of a study on this machine. Writes nothing."""
     from isoflop.config import load_study
 
-    config = load_study(file, overrides or []).config
+    config = load_study(file, overrides or [], scale).config
     from isoflop.cli.narration import TerminalNarrator
     from isoflop.study import plan_study
     from isoflop.study.executors.slurm import JOBS
@@ -70,6 +73,10 @@ def run(
     address: Annotated[
         str | None, typer.Option("--address", metavar="HOST:PORT", help="Address of the Ray cluster: `study.address`.")
     ] = None,
+    scale: Scale = 1.0,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="End with what is predicted; without it, the study goes on.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a study: plan, train, fit, answer, train the answer, report. Run it again to resume.
@@ -84,18 +91,22 @@ def run(
     overrides = list(overrides or [])
     overrides += [f"study.executor={executor}"] if executor else []
     overrides += [f'study.address="{address}"'] if address else []
-    config = load_study(file, overrides).config
+    config = load_study(file, overrides, scale).config
     if address and config.study.executor != "ray":
         raise ConfigError(f"--address applies only to Ray, not to executor {config.study.executor}: add --executor ray")
     from isoflop.cli.narration import ResultNarrator, TerminalNarrator
     from isoflop.study import open_study, run_study
 
     command = shlex.join(["isoflop", "study", "run", str(file), *overrides])
+    command += f" --scale {scale:g}" if scale != 1 else ""
     with _resumable(as_json) as stop:
         narrator = ResultNarrator() if is_quiet() else TerminalNarrator()
-        document = run_study(config, narrator, command=command, stop=stop, times=times)
+        document = run_study(config, narrator, command=command, stop=stop, times=times, predict=predict)
     page = config.directory / "report.html"
-    weights = open_study(config.directory).run_directory()
+    if predict and not as_json:
+        print(f"\npredictions: {page}\nanswers: {command}")
+        return
+    weights = None if predict else open_study(config.directory).run_directory()
     if as_json:
         print_json({"directory": config.directory, "report": page, "weights": weights, "answer": document})
         return

@@ -4,8 +4,9 @@ A study file holds the tables of a run file (`[data]`, `[optim]`, `[schedule]`, 
 those that the study chooses (model, steps, learning rate), and a table for each family, which takes precedence.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -294,7 +295,8 @@ class FamilyConfig(Table):
     """One candidate: its ladder of sizes, its learning rates, and what it does differently from the others."""
 
     sizes: Names | Count = 4
-    """Presets, small to large, or the number of presets to choose from the family's ladder."""
+    """Presets, small to large, or the number of presets to choose from the family's ladder. Of several, neighbours on
+    the ladder may be the answer; one that is named is the only one."""
     learning_rates: Maybe[Rates] = None
     """Learning rates to try, ascending; default a grid around the usual rate of the family."""
     ladder: Maybe[Text] = later_option(None)
@@ -313,8 +315,8 @@ class FamilyConfig(Table):
     runs are judged by their held-out loss, it must be the same loss for all families."""
     pretraining: Maybe[FamilyPretrainingConfig] = later_option(None)
     """What every run of the family learns first, with a share of its compute; default nothing."""
-    model: dict[str, Scalar] = Field(default={})
-    """Values that override those of every preset of the family."""
+    model: dict[str, Scalar | Annotated[tuple[Scalar, ...], Listed]] = Field(default={})
+    """Values that override those of every preset of the family (`mixers = "identity"`)."""
     optim: OptimizerConfig = OptimizerConfig()
     """Overrides of the study's `[optim]`."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -546,11 +548,28 @@ def stored_study(raw: Any) -> StudyConfig:
     return parse(raw, StudyConfig)
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[StudyConfig]:
-    """The study in a TOML file, with `key=value` overrides; `ConfigError` lists every problem."""
+def load_study(path: str | Path, overrides: Sequence[str] = (), scale: float = 1.0) -> Loaded[StudyConfig]:
+    """The study in a TOML file, with `key=value` overrides, and with `scale` times its FLOPs under a name that says so;
+    `ConfigError` lists every problem."""
     if not _is_study(path) and "model" in read_toml(path)[0]:
         raise ConfigError(f"{path} is a run, not a study: `isoflop train {path}`")
-    return load(path, overrides, StudyConfig)
+    loaded = load(path, overrides, StudyConfig)
+    return loaded if scale == 1 else load(path, [*overrides, *_scaled(loaded.config.study, scale)], StudyConfig)
+
+
+def _scaled(study: StudyTable, scale: float) -> Iterator[str]:
+    """Overrides that make the same study with `scale` times the compute."""
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"--scale is a positive number, not {scale:g}")
+    if study.budgets is None and study.budget is None:
+        raise ConfigError("--scale multiplies FLOPs (`study.budgets`, `study.target_budget`, `study.budget`), and this "
+                          "study has none: set its limit itself, as study.hours=2")  # fmt: skip
+    yield f"study.name={study.name}-x{scale:g}"
+    for key in ("target_budget", "budget"):
+        if (value := getattr(study, key)) is not None:
+            yield f"study.{key}={value * scale:g}"
+    if study.budgets is not None:
+        yield f"study.budgets=[{', '.join(f'{budget * scale:g}' for budget in study.budgets)}]"
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[RunConfig] | Loaded[StudyConfig]:

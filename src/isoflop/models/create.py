@@ -17,7 +17,7 @@ from isoflop.config.run import is_code
 from isoflop.errors import ModelError, did_you_mean
 from isoflop.models.backbone import Backbone
 from isoflop.models.bit import BiT
-from isoflop.models.metaformer import MetaFormer, MetaFormerConfig
+from isoflop.models.metaformer import OF_EACH_STAGE, MetaFormer, MetaFormerConfig
 from isoflop.models.nfnet import NFNet, NFNetConfig
 from isoflop.models.presets import PRESETS, Config, as_of
 from isoflop.models.resnet9 import ResNet9, ResNet9Config
@@ -159,6 +159,9 @@ def resolve(name: str, revision: int = REVISION, **overrides: Any) -> tuple[str,
     if not overrides:
         return family, config
     changed = {**{field: getattr(config, field) for field in fields}, **overrides}
+    if isinstance(config, MetaFormerConfig) and isinstance(changed["depths"], list | tuple):
+        changed |= {key: (value,) * len(changed["depths"]) for key, value in overrides.items()
+                    if key in OF_EACH_STAGE and isinstance(value, str | int)}  # fmt: skip
     try:
         new = _reader(type(config)).validate_python(changed)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except ValidationError as error:

@@ -114,9 +114,13 @@ def grids(config: MetaFormerConfig, image_size: tuple[int, int]) -> list[tuple[i
     return grids
 
 
+OF_EACH_STAGE = ("widths", "mixers", "heads", "mlp_widths", "mixer_widths", "reductions", "res_scale")
+"""Options with an entry for each stage; `create_model` takes one value for all stages."""
+
+
 def check(config: MetaFormerConfig, image_size: tuple[int, int]) -> None:
     """Raises ModelError, with what to change, for options that no model can have together."""
-    for field in ("widths", "mixers", "heads", "mlp_widths", "mixer_widths", "reductions", "res_scale"):
+    for field in OF_EACH_STAGE:
         value = getattr(config, field)
         if value is not None and len(value) != len(config.depths):
             raise ModelError(f"`{field}` has {len(value)} entries for {len(config.depths)} stages")

@@ -284,12 +284,12 @@ class Catalogue:
     def presets(self, family: str) -> tuple[str, ...]:
         """The family's ladder and the sizes named for it, small to large.
 
-        A variant under a name of its own has the ladder that its sizes are from, if there is one. Weights to start from
-        are of one model.
+        A variant under a name of its own has the ladder that its sizes are from, if there is one. A family that names
+        one size is that one model, as are weights to start from.
         """
         options = self.config.families[family]
         names = set(options.sizes) if isinstance(options.sizes, tuple) else set()
-        if options.start:
+        if options.start or len(names) == 1:
             return self.within_limits(family, tuple(names))
         if options.ladder or family in LADDERS or not names:
             names.update(self.ladder(family))

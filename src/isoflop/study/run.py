@@ -314,12 +314,14 @@ def run_study(
     executor: Executor | None = None,
     stop: Callable[[], bool] = lambda: False,
     times: Times | None = None,
+    predict: bool = False,
 ) -> dict[str, Any]:
     """Plans, trains, fits, answers, trains the answer, transfers it and writes the report; returns the answer document.
 
     Everything lies in `config.directory`. Runs that are done are not trained again, interrupted ones are resumed.
     `executor` trains them in the place of the one that `config` names. Once `stop` says yes, the runs that are trained
-    save a checkpoint, and Preempted is raised. `times` counts the study's hours, for who began to count before.
+    save a checkpoint, and Preempted is raised. `times` counts the study's hours, for who began to count before. With
+    `predict` it ends when the answers are predicted and written down, before they are trained; without it, it goes on.
 
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
@@ -334,7 +336,7 @@ def run_study(
             peak = plan.peak.fastest if plan.peak else None
             store.write_prices(plan.seconds_per_image, peak, plan.overheads, plan.ladder)
             times.add_earlier(config.directory)
-            return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run()
+            return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run(predict)
 
 
 class _Study:
@@ -366,7 +368,7 @@ class _Study:
         self.clock = Clock(plan)
         self.began = time.time()
 
-    def run(self) -> dict[str, Any]:
+    def run(self, predict: bool) -> dict[str, Any]:
         config, plan = self.config, self.plan
         self.narrator.planned(plan, self.executor.workers)
         last: StageRuns | None = None
@@ -396,6 +398,9 @@ class _Study:
             entry["hours"] = priced.answer_seconds(family, entry["flops_per_image"], entry["images"]) / 3600
         self._write_answer(document)
         self.narrator.answered(document)
+        if predict:
+            self.times.write(self.store.directory)
+            return document
         finals = self._affordable([family.run for family in answer.families[: config.study.finals]], priced)
         threads = self.executor.cores // len(finals) if choose_device(config.device).type == "cpu" else 1
         finals = [self._as_begun(run).on_threads(threads) for run in finals]
