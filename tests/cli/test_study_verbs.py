@@ -84,6 +84,8 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     assert [rung["budget"] for rung in planned["rungs"]] == [1e8, 2e8, 4e8]
     assert {run["family"] for run in planned["first"]} == {"vit"}
     assert not Path("studies").exists()
+    half = as_json(capsys, "study", "plan", "tiny.toml", "--scale", "0.5")
+    assert [rung["budget"] for rung in half["rungs"]] == [5e7, 1e8, 2e8]
     remote = as_json(capsys, "study", "plan", "tiny.toml", "study.executor=slurm", "study.workers=none")
     assert remote["workers"] == 16  # as docs/planner.md says
 
@@ -124,8 +126,19 @@ def test_what_changed_after_a_rung_is_told(capsys: pytest.CaptureFixture[str]) -
 def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    status, out, err = isoflop(capsys, "study", "run", "tiny.toml", "--predict")
+    assert (status, err) == (0, "")
+    assert "measured" not in out
+    assert out.endswith("\npredictions: studies/tiny/report.html\nanswers: isoflop study run tiny.toml\n")
+    predicted = as_json(capsys, "study", "answer", "tiny.toml")["families"]["vit"]
+    assert not any(run["role"] == "final" for run in as_json(capsys, "study", "status", "tiny.toml")["runs"])
+
     status, out, err = isoflop(capsys, "study", "run", "tiny.toml")
     assert (status, err) == (0, "")
+    kept = as_json(capsys, "study", "answer", "tiny.toml")["families"]["vit"]
+    assert [kept[name] for name in ("model", "loss", "loss_interval")] == [
+        predicted[name] for name in ("model", "loss", "loss_interval")
+    ]
     answer = re.search(r"The answer: train (\w+) on ([\d,]+) images at learning rate [\d.e-]+\.", out)
     assert answer is not None
     assert re.search(r"predicted [\d.]+, measured [\d.]+, (inside|outside) the 90% interval", out)

@@ -358,10 +358,11 @@ class Plan:
     def clock_seconds(self, workers: int) -> dict[str, float]:
         """Seconds by the clock, with `workers` runs at a time: of the ladder, of the answer and of everything else."""
         finals = min(self.catalogue.config.study.finals, len(self.sizes))
-        share = self.overheads.share or finals / workers
+        share = self.overheads.share or min(finals / workers, 1.0)
+        in_turn = max(finals / workers, 1.0)
         return {
             "ladder": self.ladder_seconds / workers,
-            "answer": self.final_seconds / finals * share * (1 + EVALUATION_SHARE),
+            "answer": self.final_seconds / finals * share * in_turn * (1 + EVALUATION_SHARE),
             "everything else": self.overheads.seconds,
         }
 

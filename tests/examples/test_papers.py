@@ -1,0 +1,58 @@
+"""The five papers as studies: each plans at a hundredth of its compute, and the small ones run."""
+
+from pathlib import Path
+
+import pytest
+
+from isoflop.config import load_study
+from isoflop.errors import ConfigError
+from isoflop.study import plan_study, run_study
+from tests.study.here import Here
+
+PAPERS = Path(__file__).resolve().parents[2] / "papers"
+STUDIES = sorted(path.stem for path in PAPERS.glob("*.toml") if path.stem != "preemption")
+SCALE = 0.01
+TINY = ("data.source=digits", "data.image_size=8", "data.heldout=64", "batch_size=4", "data.augment=none",
+        "laws.bootstrap=20")  # fmt: skip
+
+
+def overrides(name: str, folder: Path) -> list[str]:
+    text = (PAPERS / f"{name}.toml").read_text()
+    families = [line[len("[families.") : line.index("]")] for line in text.splitlines() if line.startswith("[families")]
+    first = [f"families.{family}.pretraining.source=digits" for family in families if family[-2:].isdigit()]
+    patches = ["data.image_size=16", "batch_size=2"]  # nine in ten are hidden
+    return [*TINY, f"study.output={folder}", *([*patches, *first] if name == "mae" else ())]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_paper_is_a_study_at_any_scale(tmp_path: Path, name: str) -> None:
+    config = load_study(PAPERS / f"{name}.toml", overrides(name, tmp_path), SCALE).config
+    whole = load_study(PAPERS / f"{name}.toml", overrides(name, tmp_path)).config
+    assert config.study.name == f"{whole.study.name}-x0.01"
+    assert config.study.target_budget == pytest.approx(SCALE * whole.study.target_flops)
+    assert whole.study.target_flops >= 4 * (whole.study.budgets or ())[-1]  # predictions are four times away
+    known = {(family, size): 1e-4 for family, table in config.families.items() for size in table.sizes}  # type: ignore[union-attr]
+    plan = plan_study(config, known)
+    assert set(plan.sizes) == set(config.families)
+    assert [rung.budget for rung in plan.rungs] == pytest.approx([SCALE * b for b in whole.study.budgets or ()])
+
+
+def test_a_scale_needs_flops(tmp_path: Path) -> None:
+    cifar = PAPERS.parent / "examples" / "cifar10.toml"
+    with pytest.raises(ConfigError, match=r"--scale multiplies FLOPs .* has none: set its limit itself"):
+        load_study(cifar, (), 0.1)
+    with pytest.raises(ConfigError, match="--scale is a positive number, not 0"):
+        load_study(PAPERS / "vit.toml", (), 0.0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_paper_predicts_then_measures(tmp_path: Path, name: str) -> None:
+    config = load_study(PAPERS / f"{name}.toml", overrides(name, tmp_path / "study"), SCALE).config
+    predicted = run_study(config, executor=Here(), predict=True)
+    assert "finals" not in predicted or not predicted["finals"]
+    document = run_study(config, executor=Here())
+    assert set(document["families"]) | set(document["left_out"]) == set(config.families)
+    assert len(document["finals"]) == min(config.study.finals, len(document["families"]))
+    for family, entry in predicted["families"].items():
+        assert document["families"][family]["loss"] == entry["loss"]
