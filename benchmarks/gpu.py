@@ -12,6 +12,7 @@
 | models | training steps beside timm's, 224 px: eager, then compiled; model FLOPs utilisation | 165 |
 | mae | a masked autoencoder's step beside those that it saves | 50 |
 | feed | images a second: decoded and augmented, and brought to the device | 50 |
+| papers | `papers/nfnet.toml` at a thousand times its compute; only with `--parts papers` | 540 |
 
 Each part is a process of its own, which is killed at its limit. A part that fails or runs out of time is written down
 as such, with the rows that it had; the others go on. What a part printed is in `NAME.log`.
@@ -146,13 +147,7 @@ def sources(folder: Path) -> list[tuple[str, int]]:
 
 
 def study(args: argparse.Namespace) -> Iterator[Row]:
-    import torch
-
     from isoflop.config import StudyConfig
-    from isoflop.errors import Preempted
-    from isoflop.runs.results import read_results
-    from isoflop.study import run_study
-    from isoflop.train.device import matrix_rate
 
     (source, size), output = sources(args.images)[0], args.out / "study"
     shutil.rmtree(output, ignore_errors=True)  # a measurement begins anew
@@ -160,7 +155,37 @@ def study(args: argparse.Namespace) -> Iterator[Row]:
     raw |= {"precision": args.precision, "device": args.device, "tensorboard": False, "transfer": {"protocols": []}}
     raw["study"] |= {"name": "gpu", "output": output}
     raw["data"] |= {"source": source, "image_size": size}
-    config = StudyConfig.model_validate(raw)
+    yield from measured(StudyConfig.model_validate(raw), args, source)
+
+
+PAPER, PAPER_SCALE = "nfnet", 1000.0
+PAPER_CHANGES = ("batch_size=128", "study.workers=4", "families.nfnet.sizes=3", "families.vit.sizes=3")
+REHEARSED_SCALE = 0.01
+REHEARSED_CHANGES = ("batch_size=8", "data.image_size=8", "data.heldout=16", "data.augment=none")
+
+
+def papers(args: argparse.Namespace) -> Iterator[Row]:
+    from isoflop.config import load_study
+
+    source, _ = sources(args.images)[0]
+    changes = REHEARSED_CHANGES if args.rehearse else PAPER_CHANGES
+    output = args.out / PAPER  # what is done there is not trained again: the study may take several calls
+    changes += (f"data.source={source}", f"study.output={output}", f"precision={args.precision}")
+    file, scale = REPOSITORY / "papers" / f"{PAPER}.toml", REHEARSED_SCALE if args.rehearse else PAPER_SCALE
+    config = load_study(file, (*changes, f"device={args.device}"), scale).config
+    yield from measured(config, args, source)
+
+
+def measured(config: Any, args: argparse.Namespace, source: str) -> Iterator[Row]:
+    """The runs of a study, and its utilisation."""
+    import torch
+
+    from isoflop.errors import Preempted
+    from isoflop.runs.results import read_results
+    from isoflop.study import run_study
+    from isoflop.train.device import matrix_rate
+
+    output = config.directory
     began, stopped = time.monotonic(), ""
     try:
         run_study(config, stop=lambda: time.monotonic() > args.deadline - 15)
@@ -334,7 +359,9 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]] = 
     "models": (models, 165),
     "mae": (mae, 50),
     "feed": (feed, 50),
+    "papers": (papers, 540),
 }
+EXTRA = ("papers",)  # only where they are named
 
 
 def first_line(error: BaseException) -> str:
@@ -422,7 +449,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder of real images")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[part for part in PARTS if part not in EXTRA],
+                        metavar="PART")  # fmt: skip
     parser.add_argument("--batch", type=int, default=64, help="of the models beside timm's")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes")
     args = parser.parse_args()

@@ -46,7 +46,16 @@ def photographs(folder: Path) -> Path:
 def test_a_rehearsal_runs_every_part_to_its_end(tmp_path: Path) -> None:
     photographs(tmp_path / "images" / "photographs")
     out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "images"), "--out", str(out), "--rehearse"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(tmp_path / "images"),
+        "--out",
+        str(out),
+        "--rehearse",
+        "--parts",
+        *PARTS,
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     parts = json.loads((out / "gpu.json").read_text(encoding="utf-8"))["parts"]
     assert {name: (part["status"], part["reason"]) for name, part in parts.items()} == dict.fromkeys(

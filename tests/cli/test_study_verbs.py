@@ -136,8 +136,8 @@ def test_run_answers_and_status_answer_report_and_transfer_tell_it_again(
     status, out, err = isoflop(capsys, "study", "run", "tiny.toml")
     assert (status, err) == (0, "")
     kept = as_json(capsys, "study", "answer", "tiny.toml")["families"]["vit"]
-    assert [kept[name] for name in ("model", "loss", "loss_interval")] == [
-        predicted[name] for name in ("model", "loss", "loss_interval")
+    assert [kept[name] for name in ("model", "predicted_loss", "interval")] == [
+        predicted[name] for name in ("model", "predicted_loss", "interval")
     ]
     answer = re.search(r"The answer: train (\w+) on ([\d,]+) images at learning rate [\d.e-]+\.", out)
     assert answer is not None

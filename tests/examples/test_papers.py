@@ -55,4 +55,4 @@ def test_each_paper_predicts_then_measures(tmp_path: Path, name: str) -> None:
     assert set(document["families"]) | set(document["left_out"]) == set(config.families)
     assert len(document["finals"]) == min(config.study.finals, len(document["families"]))
     for family, entry in predicted["families"].items():
-        assert document["families"][family]["loss"] == entry["loss"]
+        assert document["families"][family]["predicted_loss"] == entry["predicted_loss"]

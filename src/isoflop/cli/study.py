@@ -28,7 +28,8 @@ from isoflop.errors import ConfigError, Preempted, StudyError
 app = group("study", "Measure small runs at equal compute, and train the answer.")
 
 Scale = Annotated[
-    float, typer.Option("--scale", metavar="FACTOR", help="Multiply the FLOPs of the study, and put -xFACTOR to its name.")
+    float,
+    typer.Option("--scale", metavar="FACTOR", help="Multiply the FLOPs; the name gets -xFACTOR."),
 ]
 Place = Annotated[Path, argument("Configuration file of the study, or its folder.", "STUDY.toml|DIR")]
 

@@ -1,0 +1,96 @@
+"""What studies predicted, beside what their answers measured.
+
+    python papers/predictions.py studies/vit studies/nfnet --out predictions.csv     # after `study run --predict`
+    python papers/predictions.py studies/vit studies/nfnet --judge predictions.csv   # after `study run`
+
+The first writes a row for each family of each study. The second takes predictions from that file, never from the
+studies, and measured losses from the studies, and prints a table: predicted, measured, inside the interval or not, and
+how often the order of two families of a study was right where the study was at least 80 % sure of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("study", "family", "model", "budget", "images", "learning_rate", "predicted", "low", "high", "p_best")
+SURE = 0.8
+
+
+def predicted(folder: Path) -> list[dict[str, Any]]:
+    """A row for each family of the study in `folder`."""
+    answer = json.loads((folder / "answer.json").read_text())
+    rows = [
+        (answer["study"]["name"], family, entry["model"], answer["target_flops"], entry["images"],
+         entry["learning_rate"], entry["predicted_loss"], *entry["interval"], entry["p_best"])
+        for family, entry in answer["families"].items()
+    ]  # fmt: skip
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+
+
+def judged(folders: Sequence[Path], rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """The rows of the predictions whose answers are trained, with `measured` and `inside`."""
+    finals = {}
+    for folder in folders:
+        answer = json.loads((folder / "answer.json").read_text())
+        finals |= {(answer["study"]["name"], family): final for family, final in answer.get("finals", {}).items()}
+    found = []
+    for row in rows:
+        final = finals.get((row["study"], row["family"]))
+        if final and final["measured_loss"] is not None:
+            loss = final["measured_loss"]
+            found.append({**row, "measured": loss, "inside": float(row["low"]) <= loss <= float(row["high"]),
+                          "accuracy": final["measured_accuracy"]})  # fmt: skip
+    return found
+
+
+def orders(rows: Sequence[dict[str, Any]]) -> list[bool]:
+    """Of each two families of a study that it tells apart with `SURE`: whether they ended in that order.
+
+    That the first is better has the probability of its share of the two P(best), where the leader is one of them.
+    """
+    found = []
+    for study in dict.fromkeys(row["study"] for row in rows):
+        own = sorted((row for row in rows if row["study"] == study), key=lambda row: -float(row["p_best"]))
+        for first, second in combinations(own, 2):
+            if first is own[0] and float(first["p_best"]) >= SURE * (float(first["p_best"]) + float(second["p_best"])):
+                found.append(first["measured"] < second["measured"])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, help="write the predictions there")
+    parser.add_argument("--judge", type=Path, help="predictions that were written before")
+    args = parser.parse_args(arguments)
+    if args.judge:
+        with args.judge.open(newline="") as file:
+            rows = judged(args.studies, list(csv.DictReader(file)))
+        print("| study | family | model | predicted (90 %) | P(best) | measured | inside | accuracy |")
+        print("|---|---|---|---|---|---|---|---|")
+        for row in rows:
+            interval = f"{float(row['predicted']):.3f} ({float(row['low']):.3f}–{float(row['high']):.3f})"
+            told = "yes" if row["inside"] else "**no**"
+            cells = (row["study"], row["family"], row["model"], interval, f"{float(row['p_best']):.2f}",
+                     f"{row['measured']:.3f}", told, f"{100 * row['accuracy']:.1f} %")  # fmt: skip
+            print(f"| {' | '.join(cells)} |")
+        inside, order = [row["inside"] for row in rows], orders(rows)
+        print(f"\nInside: {sum(inside)} of {len(inside)}. Order right: {sum(order)} of {len(order)}.")
+        return
+    rows = [row for folder in args.studies for row in predicted(folder)]
+    if args.out:
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    print(f"{len(rows)} predictions")
+
+
+if __name__ == "__main__":
+    main()
