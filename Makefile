@@ -19,8 +19,8 @@ test-long: .venv/.dev
 	$(BIN)/pytest -m long --timeout 3600
 
 lint: .venv/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check --quiet src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples papers
+	$(BIN)/ruff format --check --quiet src tests benchmarks examples papers
 	$(BIN)/mypy
 
 docs: .venv/.docs

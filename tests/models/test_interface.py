@@ -13,6 +13,7 @@ from torch import Tensor
 from isoflop.errors import ModelError
 from isoflop.models import Backbone, cost, create_model
 from isoflop.models.cost import describe, find_models
+from isoflop.models.create import resolve
 from isoflop.models.metaformer import MetaFormer
 from isoflop.models.presets import FAMILIES, PRESETS
 
@@ -193,6 +194,13 @@ def test_an_nfnet_keeps_the_scale_of_its_signal() -> None:
         ]
     # The shortcut of a stage's first block starts again at one, and each of n branches adds α² (α = 0.2).
     assert variances == pytest.approx([1 + n * 0.04 for n in depths], rel=0.25)
+
+
+def test_one_value_is_that_of_all_stages() -> None:
+    one, named = resolve("poolformer_s12", mixers="identity"), resolve("poolformer_s12_identity")
+    assert one == ("poolformer", named[1])
+    with pytest.raises(ModelError, match="`mixers` are of .*, not 'nothing'"):
+        create_model("poolformer_s12", mixers="nothing")
 
 
 BAD: tuple[tuple[str, dict[str, Any], str], ...] = (

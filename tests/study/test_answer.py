@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from isoflop.errors import ModelError
-from isoflop.models import family_ladder
+from isoflop.models import cost, family_ladder
 from isoflop.models.presets import ladder_of
 from isoflop.report.interim import best_rates, interim_answer
 from isoflop.report.law import answer_sentence
@@ -71,11 +71,16 @@ def test_a_run_that_an_earlier_version_stopped_costs_what_it_took() -> None:
 def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes() -> None:
     """As in an ablation: `[families.no_mixer]` of a PoolFormer's sizes."""
     sizes = ["poolformer_w4d1p8", "poolformer_w6d1p8"]
-    families = {"no_mixer": {"sizes": sizes, "model": {"pool_size": 1}}, "bit": {"sizes": ["bit_r50x1"]}}
+    families = {"no_mixer": {"sizes": sizes, "model": {"pool_size": 1}}, "bit": {"sizes": ["bit_r50x1"]},
+                "one": {"ladder": "poolformer", "sizes": sizes[:1], "model": {"mixers": ["identity"]}}}  # fmt: skip
     catalogue = Catalogue(study_config(families=families))
     assert set(catalogue.presets("no_mixer")) == set(ladder_of(sizes[0]))
     assert set(ladder_of(sizes[0])) >= {*sizes, *family_ladder("poolformer")}
     assert catalogue.presets("bit") == ("bit_r50x1",)
+    assert catalogue.presets("one") == (sizes[0],)  # its one size: others have other stages
+    shape: dict[str, int] = {"num_classes": catalogue.source.num_classes or 0, "image_size": catalogue.image_size("one"),
+                             "in_channels": catalogue.source.channels}  # fmt: skip
+    assert catalogue.cost("one", sizes[0]) == cost(sizes[0], mixers="identity", **shape)
 
 
 def test_levels_of_regularisation_are_families_of_one_ladder() -> None:
