@@ -199,7 +199,7 @@ def test_an_nfnet_keeps_the_scale_of_its_signal() -> None:
 def test_one_value_is_that_of_all_stages() -> None:
     one, named = resolve("poolformer_s12", mixers="identity"), resolve("poolformer_s12_identity")
     assert one == ("poolformer", named[1])
-    with pytest.raises(ModelError, match="`mixers` are of .*, not 'nothing'"):
+    with pytest.raises(ModelError, match=r"`mixers` are of .*, not 'nothing'"):
         create_model("poolformer_s12", mixers="nothing")
 
 

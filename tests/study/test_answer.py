@@ -78,8 +78,12 @@ def test_a_variant_under_its_own_name_is_answered_from_the_ladder_of_its_sizes()
     assert set(ladder_of(sizes[0])) >= {*sizes, *family_ladder("poolformer")}
     assert catalogue.presets("bit") == ("bit_r50x1",)
     assert catalogue.presets("one") == (sizes[0],)  # its one size: others have other stages
-    shape: dict[str, int] = {"num_classes": catalogue.source.num_classes or 0, "image_size": catalogue.image_size("one"),
-                             "in_channels": catalogue.source.channels}  # fmt: skip
+    source, side = catalogue.source, catalogue.image_size("one")
+    shape: dict[str, int] = {
+        "num_classes": source.num_classes or 0,
+        "image_size": side,
+        "in_channels": source.channels,
+    }
     assert catalogue.cost("one", sizes[0]) == cost(sizes[0], mixers="identity", **shape)
 
 
