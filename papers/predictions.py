@@ -1,9 +1,9 @@
 """What studies predicted, beside what their answers measured.
 
-    python papers/predictions.py studies/vit studies/nfnet --out predictions.csv     # after `study run --predict`
-    python papers/predictions.py studies/vit studies/nfnet --judge predictions.csv   # after `study run`
+    python papers/predictions.py studies/vit --out vit-predicted.csv     # after `isoflop study run --predict`
+    python papers/predictions.py studies/vit --judge vit-predicted.csv   # after `isoflop study run`
 
-The first writes a row for each family of each study. The second takes predictions from that file, never from the
+The first writes a row for each family of each study. The second takes predictions from such files, never from the
 studies, and measured losses from the studies, and prints a table: predicted, measured, inside the interval or not, and
 how often the order of two families of a study was right where the study was at least 80 % sure of the first.
 """
@@ -67,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, help="write the predictions there")
-    parser.add_argument("--judge", type=Path, help="predictions that were written before")
+    parser.add_argument("--judge", nargs="+", type=Path, help="files with predictions that were written before")
     args = parser.parse_args(arguments)
     if args.judge:
-        with args.judge.open(newline="") as file:
-            rows = judged(args.studies, list(csv.DictReader(file)))
+        written = [row for path in args.judge for row in csv.DictReader(path.read_text().splitlines())]
+        rows = judged(args.studies, written)
         print("| study | family | model | predicted (90 %) | P(best) | measured | inside | accuracy |")
         print("|---|---|---|---|---|---|---|---|")
         for row in rows:
