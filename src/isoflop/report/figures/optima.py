@@ -126,8 +126,9 @@ def learning_rates(rows: Sequence[Row], answer: Answer) -> Figure:
     lines = [points for family in names for points in searched[family].values()]
     sizes = sorted({float(row["flops_per_image"]) for points in lines for row in points})
     legend = ramp_legend([quantity(size, 3) for size in sizes])
-    y = Axis(f"{metric.name} above the best rate's (%)", limits=limits)
-    caption = "One line a model and budget, from the smallest models (yellow) to the largest (blue)."
+    y = Axis("above the best rate's (%)", limits=limits)
+    caption = f"{metric.capital} above that of the best rate: a line for each model and budget, "
+    caption += "from the smallest models (yellow) to the largest (blue)."
     caption += f" In {edges} of {total} searches the best rate is at the edge of the grid"
     caption += f"; what is more than {CEILING:.0f} % above the best is cut off." if limits else "."
     panels = [_panel(family, searched[family], y, metric, sizes, () if i else legend) for i, family in enumerate(names)]
