@@ -39,7 +39,7 @@ from isoflop.train.device import choose_device, peak_of, usable_cores
 from isoflop.transfer import evaluate, open_backbone
 
 HOURS = 0.5
-SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "clip": None}  # as scripts of ResNets train
 FAMILIES: dict[str, dict[str, Any]] = {
     "resnet9": {"sizes": 2, "recipe": "search", "optim": SGD},
     "vit": {"sizes": 2, "recipe": "search"},
