@@ -36,7 +36,8 @@ def test_what_is_allowed_is_told_in_words() -> None:
         "families.NAME.sizes",
         "list of text | whole number",
         "4",
-        "Presets, small to large, or the number of presets to choose from the family's ladder.",
+        "Presets, small to large, or the number of presets to choose from the family's ladder. Of several, neighbours "
+        "on the ladder may be the answer; one that is named is the only one.",
     )
     assert keys["schedule.name"].allowed == '"constant" | "cosine" | "rsqrt" | "steps" | "poly"'
     assert keys["study.name"].default == "required"
