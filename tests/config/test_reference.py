@@ -37,9 +37,10 @@ def test_what_is_allowed_is_told_in_words() -> None:
         "list of text | whole number",
         "4",
         "Presets, small to large, or the number of presets to choose from the family's ladder. Of several, neighbours "
-        "on the ladder may be the answer; one that is named is the only one.",
+        "on\nthe ladder may be the answer; one that is named is the only one.",
     )
     assert keys["schedule.name"].allowed == '"constant" | "cosine" | "rsqrt" | "steps" | "poly"'
     assert keys["study.name"].default == "required"
-    assert keys["families.NAME.model"].allowed == "table of true | false | whole number | number | text"
+    scalar = "true | false | whole number | number | text"
+    assert keys["families.NAME.model"].allowed == f"table of {scalar} | list of {scalar}"
     assert keys["study.output"].allowed == "path | none"
