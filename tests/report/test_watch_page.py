@@ -78,10 +78,12 @@ def test_the_page_changes_while_the_study_runs(chromium: Any, planted: Any, tmp_
     with Watch(tmp_path, every=0.2) as server:
         visit = Visit(chromium, server)
         visit.until("No answer yet: 0 of 120 runs have finished.")
-        visit.until("No run of the ladder has finished")
+        assert visit.page.locator("section[data-slot]:visible").count() == 0
         write_study(tmp_path, rows, planted.curves, 80)
         visit.until("So far: with 6×10¹² FLOPs of training")
         visit.page.locator("[data-figure=frontier] .cartesianlayer").wait_for()
+        counted = visit.page.locator("section[data-slot]:visible .count").all_inner_texts()
+        assert counted == [f"Figure {k}" for k in range(1, len(counted) + 1)]
         drag(visit, "frontier")
         zoom = visit.page.evaluate(f"{FRONTIER}.layout.yaxis.range")
         visit.page.locator("#runs-table th button", has_text="held-out loss").click()

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from isoflop.config import RunConfig, StudyConfig
 from isoflop.data import open_split
 from isoflop.report.law import accuracy_sentence, answer_sentence, expected_accuracy
-from isoflop.runs.results import answer_directory, read_results, write_results
+from isoflop.runs.files import read_json
+from isoflop.runs.results import JUDGED, answer_directory, read_results, write_results
 from isoflop.study.handover import accuracy_of, best_run, compared_with_runs, predicted_accuracy, selected_run
 from isoflop.train import RunResult, train
 from isoflop.transfer.metrics import wilson_interval
@@ -124,6 +126,8 @@ def test_the_test_part_judges_what_is_handed_over_once(tmp_path: Path) -> None:
     right = round(found["accuracy"] * images)
     assert found["interval"] == list(wilson_interval(right, images))
     assert "which no choice has used" in accuracy_sentence({"selected": {"accuracy": found}})
+    confusion = np.array(read_json(tmp_path / "run" / JUDGED)["evaluation"]["confusion"])
+    assert (confusion.sum(), np.trace(confusion)) == (images, right)
     (tmp_path / "run/model.safetensors").unlink()
     assert accuracy_of(tmp_path / "run", selected, config, 100) == found  # kept, not judged again
 

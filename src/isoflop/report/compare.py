@@ -13,7 +13,7 @@ import numpy as np
 from isoflop.errors import StudyError
 from isoflop.report import rows as table
 from isoflop.report.clean import clean_answer, clean_rows
-from isoflop.report.figure import Axis, Figure, Panel, Series, document, family_color, family_symbol, figure_slot
+from isoflop.report.figure import Axis, Figure, Panel, Series, document, family_color, family_symbol, figure_slots
 from isoflop.report.law import answer_sentence, family_laws, study_name
 from isoflop.report.page import write_whole
 from isoflop.report.rows import HELDOUT, Answer, Row, metric_key, metric_of
@@ -261,7 +261,7 @@ def write_comparison(studies: Sequence[StudyTables], path: Path) -> Path:
         f"<h1>{escape(' · '.join(study.name for study in studies))}</h1></header>"
         f'<main id="main"><section id="answer"><ul class="answer plain">{sentences}</ul>{_table(studies)}</section>'
         f'<section id="answers"><h2>What each study answers</h2><dl>{answers}</dl></section>'
-        + "\n".join(figure_slot(figure, i) for i, figure in enumerate(figures, 1))
+        + "\n".join(figure_slots(figures))
         + "</main>"
     )
     return write_whole(path, document("isoflop comparison", body, figures))

@@ -81,7 +81,7 @@ class Panel:
 class Figure:
     """A titled row (or rows) of panels. `caption` says what is seen, `alt` says it to those who cannot see it.
 
-    A figure without panels has nothing to show, and `empty` says why.
+    A figure without panels has nothing to show, and `empty` says why; no page has it.
     """
 
     key: str
@@ -101,7 +101,7 @@ class Figure:
         return f"Figure({self.key!r}, {self.title!r}, {len(self.panels)} panel{'s' * (len(self.panels) != 1)})"
 
     def _repr_html_(self) -> str:
-        return inline_page(self.title, "", [self])
+        return inline_page(self.title, self.empty, [self])
 
     @staticmethod
     def missing(key: str, title: str, why: str) -> Figure:
@@ -446,15 +446,19 @@ def payload(figures: Sequence[Figure]) -> dict[str, Any]:
     return {"themes": {"light": LIGHT, "dark": DARK}, "font": FONT, "figures": drawn}
 
 
+def figure_slots(figures: Sequence[Figure]) -> list[str]:
+    """The places of the figures that have something to show, numbered from 1."""
+    return [figure_slot(figure, position) for position, figure in enumerate((f for f in figures if f.panels), 1)]
+
+
 def figure_slot(figure: Figure, position: int) -> str:
-    """The place of a figure: its number, title, description and caption, or the reason why there is none."""
+    """The place of a figure: its number, title, description and caption; hidden while it has nothing to show."""
     heading = (
         f'<h2 id="{escape(figure.key)}-title"><span class="count">Figure {position}</span> {escape(figure.title)}</h2>'
     )
-    empty, drawn = ("", " hidden") if figure.panels else (" hidden", "")
     return (
-        f'<section id="{escape(figure.key)}" data-slot>{heading}<p class="empty"{drawn}>{escape(figure.empty)}</p>'
-        f'<figure{empty}><div class="plot h{figure.height}" data-figure="{escape(figure.key)}" role="group" '
+        f'<section id="{escape(figure.key)}" data-slot{"" if figure.panels else " hidden"}>{heading}'
+        f'<figure><div class="plot h{figure.height}" data-figure="{escape(figure.key)}" role="group" '
         f'aria-label="{escape(figure.alt)}"></div>'
         f"<figcaption>{escape(figure.caption)}</figcaption>"
         f'<details class="data"><summary>Data of this figure</summary><div class="scroll"></div></details>'
@@ -481,7 +485,7 @@ _ROOM = 210  # pixels around a figure, for its title, legend and caption
 
 def inline_page(title: str, lead: str, figures: Sequence[Figure]) -> str:
     """HTML of a frame that shows a sentence and the figures; it needs no network and no extension."""
-    slots = "".join(figure_slot(figure, position) for position, figure in enumerate(figures, 1))
+    slots = "".join(figure_slots(figures))
     words = f"<p>{escape(lead)}</p>" if lead else ""
     page = document(title, f"<main>{words}{slots}</main>", figures)
     height = min(900, 60 + sum(figure.height + _ROOM for figure in figures))

@@ -17,7 +17,7 @@ from isoflop.report import figures as draw
 from isoflop.report import rows as table
 from isoflop.report import tables
 from isoflop.report.clean import clean_answer, clean_curves, clean_rows
-from isoflop.report.figure import Figure, document, figure_slot
+from isoflop.report.figure import Figure, document, figure_slots
 from isoflop.report.law import MOST_WARNINGS, answer_sentence, answer_warnings, headline, study_name
 from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.savings import hours_rows, limit_sentence, price_per_hour, savings, total_cost, utilisation
@@ -36,15 +36,13 @@ class Picture:
     pixels: NDArray[np.uint8]
 
 
-def picture_section(pictures: Sequence[Picture]) -> str:
-    """The section of a report that shows `pictures`; nothing when there are none."""
-    shown = "".join(
+def _pictures(pictures: Sequence[Picture]) -> str:
+    return "".join(
         f'<figure><img src="data:image/png;base64,{png_text(picture.pixels)}" alt="{escape(picture.title)}" '
         f'style="max-width:100%"><figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}'
         "</figcaption></figure>"
         for picture in pictures
     )
-    return f'<section id="reconstructions"><h2>Reconstructions</h2>{shown}</section>' if shown else ""
 
 
 def png_text(pixels: NDArray[np.uint8]) -> str:
@@ -67,7 +65,7 @@ def write_report(
 
     Args:
         rows: the table of results, one dict a run; unfinished and failed runs too.
-        answer: the study's answer; may be empty or lack parts, which the page then says.
+        answer: the study's answer; may be empty or lack parts, which the page then lacks.
         curves: run id → `step`, `images`, `train_loss`, `heldout_loss` lists of equal length, None where not measured.
         path: the HTML file; its folder must exist.
         pictures: what masked runs made of images.
@@ -90,17 +88,19 @@ def render(
 ) -> str:
     """The report as the text of an HTML file."""
     rows, answer = clean_rows(rows), clean_answer(answer)
-    shown = _figures(rows, answer, clean_curves(curves))
+    shown = [figure for figure in all_figures(rows, answer, clean_curves(curves)) if figure.panels]
     return document(f"{study_name(answer)} · isoflop report", body(rows, answer, shown, pictures), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
+    """The figures of a report that have something to show, in order."""
+    rows, answer, curves = clean_rows(rows), clean_answer(answer), clean_curves(curves)
+    return [figure for figure in all_figures(rows, answer, curves) if figure.panels]
+
+
+def all_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
     """The figures of a report, in order; those without anything to show say why."""
-    return _figures(clean_rows(rows), clean_answer(answer), clean_curves(curves))
-
-
-def _figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
-    shown = [
+    return [
         draw.frontier(rows, answer),
         draw.profiles(rows, answer),
         draw.optima(rows, answer),
@@ -111,46 +111,44 @@ def _figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[s
         draw.hours(rows, answer),
         draw.families_compared(rows, answer),
         draw.cost(rows, answer),
-        *([draw.labels(rows, answer)] if answer.get("labels") else []),
+        draw.labels(rows, answer),
+        draw.transfer_bars(answer, rows),
     ]
-    return [*shown, draw.transfer_bars(answer, rows)]
 
 
 def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures: Sequence[Picture] = ()) -> str:
     """Everything between `<body>` and the scripts."""
-    transfer = tables.transfer(answer)
-    first, *others = (figure_slot(figure, position) for position, figure in enumerate(shown, 1))
-    numbers = (
-        f'<section id="numbers"><h2>The answer in numbers</h2><p class="told">{escape(answer_sentence(rows, answer))}'
-        f"</p>{tables.summary(rows, answer)}{tables.starts(answer)}{facts(rows, answer)}"
-        f"{tables.hours(answer)}</section>"
-    )
+    sentence, head = answer_sentence(rows, answer), headline(rows, answer)
+    told = f'<p class="told">{escape(sentence)}</p>' if sentence != head else ""
+    # Loss against compute stands beside the answer, where there is one.
+    first, others = (1, shown[1:]) if shown and shown[0].key == "frontier" else (0, shown)
+    slots = figure_slots(shown)
+    numbers = tables.summary(rows, answer) + tables.starts(answer) + facts(rows, answer) + tables.hours(answer)
     sections = [
-        numbers,
-        *others,
-        picture_section(pictures),
-        f'<section id="transfer-numbers"><h2>Transfer in numbers</h2>{transfer}</section>' if transfer else "",
-        f'<section id="runs"><h2>Runs</h2>{tables.runs(rows, answer) if rows else _EMPTY}</section>',
-        _reproduce(rows, answer),
+        _section("numbers", "The answer in numbers", told + numbers),
+        *((figure.key, figure.title.split(":")[0], slot) for figure, slot in zip(others, slots[first:], strict=True)),
+        _section("reconstructions", "Reconstructions", _pictures(pictures)),
+        _section("transfer-numbers", "Transfer in numbers", tables.transfer(answer)),
+        _section("runs", "Runs", tables.runs(rows, answer) if rows else ""),
+        _section("reproduce", "How to reproduce", _reproduce(rows, answer)),
     ]
-    links = [("numbers", "The answer in numbers"), *((f.key, f.title.split(":")[0]) for f in shown[1:])]
-    links += [("reconstructions", "Reconstructions")] if pictures else []
-    links += [("runs", "Runs"), ("reproduce", "How to reproduce")]
-    nav = "".join(f'<li><a href="#{escape(key)}">{escape(text)}</a></li>' for key, text in links)
+    sections = [(key, title, content) for key, title, content in sections if content]
+    links = "".join(f'<li><a href="#{escape(key)}">{escape(title)}</a></li>' for key, title, _ in sections)
+    nav = f'<nav aria-label="Contents"><ol>{links}</ol></nav>' if links else ""
     return (
         '<a class="skip" href="#main">Skip to the answer</a>'
         f"<header><p class=kicker>isoflop study</p><h1>{escape(study_name(answer))}</h1></header>"
-        f'<main id="main"><section id="answer" aria-label="The answer">'
-        f'<p class="answer">{escape(headline(rows, answer))}</p>'
-        f"{_tiles(rows, answer)}{first}{warnings(answer_warnings(answer))}</section>"
-        f'<nav aria-label="Contents"><ol>{nav}</ol></nav>'
+        f'<main id="main"><section id="answer" aria-label="The answer"><p class="answer">{escape(head)}</p>'
+        f"{_tiles(rows, answer)}{''.join(slots[:first])}{warnings(answer_warnings(answer))}</section>{nav}"
         "<noscript><p class=empty>The figures need JavaScript; the tables do not.</p></noscript>"
-        + "\n".join(filter(None, sections))
+        + "\n".join(content for *_, content in sections)
         + "</main>"
     )
 
 
-_EMPTY = '<p class="empty">The study has no runs.</p>'
+def _section(key: str, title: str, content: str) -> tuple[str, str, str]:
+    """A section's key and title, and its HTML; "" where it has nothing to show."""
+    return key, title, f'<section id="{key}"><h2>{title}</h2>{content}</section>' if content else ""
 
 
 def _tiles(rows: Sequence[Row], answer: Answer) -> str:
@@ -245,9 +243,7 @@ def _reproduce(rows: Sequence[Row], answer: Answer) -> str:
     config = study.get("config")
     text = "\n".join(_lines(config)) if isinstance(config, Mapping) else str(config or "")
     shown = f"<details><summary>Configuration</summary><pre><code>{escape(text)}</code></pre></details>" if text else ""
-    untold = "" if command or shown else '<p class="empty">The study has no record of its command.</p>'
-    content = f"{untold}{command}<dl>{items}</dl>{shown}"
-    return f'<section id="reproduce"><h2>How to reproduce</h2>{content}</section>'
+    return f"{command}<dl>{items}</dl>{shown}" if command or shown else ""
 
 
 def _flat(value: Any) -> str:

@@ -53,7 +53,7 @@ class StudyResult:
     def figures(self) -> dict[str, Figure]:
         """The figures of the report by their names (`frontier`, `profiles` …), those that have something to show."""
         curves = read_curves(self.directory, self.rows)
-        return {figure.key: figure for figure in report_figures(self.rows, self.answer, curves) if figure.panels}
+        return {figure.key: figure for figure in report_figures(self.rows, self.answer, curves)}
 
     def run_directory(self, family: str | None = None) -> Path:
         """The folder of the trained answer of a family, by default the best: what `isoflop transfer` takes.

@@ -17,7 +17,7 @@ from isoflop.errors import LawError
 from isoflop.laws.columns import Columns, read_columns
 from isoflop.laws.roles import Runs, read_runs
 from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
-from isoflop.report.figure import Figure, document, figure_slot
+from isoflop.report.figure import Figure, document, figure_slots
 from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
 from isoflop.report.interim import FamilyFits, answer_of_laws, comparison_entries, interim_answer
 from isoflop.report.page import body, report_figures, warnings, write_whole
@@ -148,7 +148,7 @@ def _page(table: Path, rows: list[Row], found: Answer, study: dict[str, Any]) ->
     rows = clean_rows(rows)
     told = {"name": table.name, **study}
     answer: Answer = clean_answer({**found, "interim": False, "study": told})
-    figures = [figure for figure in report_figures(rows, answer, {}) if figure.panels]
+    figures = report_figures(rows, answer, {})
     return Tabled(document(f"{table.name} · isoflop report", body(rows, answer, figures), figures), figures)
 
 
@@ -157,7 +157,7 @@ def _law_body(fit: laws.TableFit, figures: Sequence[Figure], command: str) -> st
         '<a class="skip" href="#main">Skip to the figures</a>'
         f"<header><p class=kicker>isoflop report of a table</p><h1>{escape(fit.source)}</h1></header>"
         f'<main id="main"><section id="answer">{_predictions(fit)}{warnings(law_notes(fit.groups))}</section>'
-        + "\n".join(figure_slot(figure, i) for i, figure in enumerate(figures, 1))
+        + "\n".join(figure_slots(figures))
         + f'<section id="reproduce"><h2>How to reproduce</h2><pre><code>{escape(command)}</code></pre></section></main>'
     )
 

@@ -44,6 +44,7 @@ COLUMNS = (
     "error",
 )
 PUBLISHED = "published.json"
+JUDGED = "test.json"  # in the folder of a run that was handed over: how it did on the test part
 LATER = {"recipe", "trunk_steps", "target", "utilisation", "probe_accuracy", "rankme"}  # columns that old tables lack
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from isoflop.errors import CheckpointError, DataError, StudyError
 from isoflop.report.rows import Metric, metric_of
 from isoflop.report.text import between, number, quantity
 from isoflop.runs.files import read_json, write_json
-from isoflop.runs.results import Row
+from isoflop.runs.results import JUDGED, Row
 from isoflop.study.store import finite_loss
 from isoflop.transfer.metrics import LEVEL, wilson_interval
 from isoflop.transfer.predict import evaluate
@@ -129,20 +129,19 @@ def predicted_accuracy(rows: Sequence[Row], entry: Mapping[str, Any]) -> dict[st
     return {"predicted_accuracy": found[0], "accuracy_interval": [found[2], found[1]]}
 
 
-JUDGED = "test.json"
-
-
 def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, heldout: int) -> dict[str, Any] | None:
     """The accuracy of the finished run in `directory`, with its Wilson interval; None where nothing is classified.
 
-    It is that on the test part of the data, which no choice has seen and which is judged once: the result is kept with
-    the run. Without a test part it is that on the `heldout` images, which have chosen the run.
+    It is that on the test part of the data, which no choice has seen and which is judged once: the whole evaluation is
+    kept with the run (`JUDGED`). Without a test part it is that on the `heldout` images, which have chosen the run.
     """
     objective = config.objective_of(run["family"])
     if not isinstance(objective, SupervisedConfig | DistilledConfig) or run["heldout_accuracy"] is None:
         return None
+    kept = {"part": str, "accuracy": float, "interval": list, "level": float, "images": int}
     try:
-        return read_json(directory / JUDGED, {"part": str, "accuracy": float, "interval": list, "images": int})
+        found = read_json(directory / JUDGED, kept)
+        return {name: found[name] for name in kept}
     except CheckpointError:
         pass
     try:
@@ -151,7 +150,7 @@ def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, he
         return {**_accuracy("heldout", run["heldout_accuracy"], heldout), "why": " ".join(str(error).split())}
     found = _accuracy("test", judged.accuracy, judged.images)
     try:
-        write_json(directory / JUDGED, found)
+        write_json(directory / JUDGED, {**found, "evaluation": judged.document()})
     except OSError as error:
         raise StudyError(f"{directory / JUDGED}: cannot write: {error.strerror}") from error
     return found

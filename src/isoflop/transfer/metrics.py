@@ -21,7 +21,8 @@ MOST_CONFUSED = 100  # classes: larger tables of confusion are left out of summa
 
 def is_right(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     """Whether a right class is among the `k` best of `scores` (n, classes): bool (n,)."""
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    # Of equal scores, `topk` may take another one first than `argmax`, which is what an image is taken for.
+    best = scores.argmax(dim=1, keepdim=True) if k == 1 else scores.topk(min(k, scores.shape[1]), dim=1).indices
     if labels.ndim == 2:
         return (labels.gather(1, best) > 0).any(dim=1)
     return (best == labels[:, None]).any(dim=1)

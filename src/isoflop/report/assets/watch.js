@@ -40,15 +40,12 @@
     document.title = data.title;
     for (const [id, text] of Object.entries(data.text)) document.getElementById(id).textContent = text;
     for (const [id, html] of Object.entries(data.html)) replace(id, html);
-    const extra = document.querySelectorAll("section[data-slot]");
-    extra.forEach((section) => { if (!(section.id in data.slots)) section.hidden = true; });
-    for (const [key, [empty, caption, alt]] of Object.entries(data.slots)) {
-      const section = document.getElementById(key);
-      if (!section) continue;
-      section.hidden = false;
-      section.querySelector(".empty").textContent = empty;
-      section.querySelector(".empty").hidden = !empty;
-      section.querySelector("figure").hidden = Boolean(empty);
+    let count = 0;
+    for (const section of document.querySelectorAll("section[data-slot]")) {
+      section.hidden = !(section.id in data.slots);
+      if (section.hidden) continue;
+      const [caption, alt] = data.slots[section.id];
+      section.querySelector(".count").textContent = "Figure " + ++count;
       section.querySelector("figcaption").textContent = caption;
       section.querySelector("[data-figure]").setAttribute("aria-label", alt);
     }

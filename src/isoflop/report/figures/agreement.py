@@ -54,15 +54,15 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
         chosen = family == answer.get("best")
         loss, predicted_loss = float(run["heldout_loss"]), float(entry["predicted_loss"])
         losses += [loss, predicted_loss]
-        star: dict[str, Any] = {
+        look: dict[str, Any] = {
             "color": "ink" if chosen else family_color(names.index(family)),
             "symbol": "star",
             "size": 15.0,
             "group": "answer",
             "notes": [f"{table.describe(run, metric)}, predicted {number(predicted_loss)}"],
         }
-        left.append(Series("points", [predicted_loss], [loss], name="the answer" if chosen else "", **star))
-        right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **star))
+        left.append(Series("points", [predicted_loss], [loss], name="the answer" if chosen else "", **look))
+        right.append(Series("points", [run["train_flops"]], [100 * (loss / predicted_loss - 1)], **look))
     if not spread:
         return Figure.missing(KEY, TITLE, "There is no law to compare with: too few runs have finished.")
     ends = [0.95 * min(losses), 1.05 * max(losses)]
@@ -73,11 +73,12 @@ def agreement(rows: Sequence[Row], answer: Answer) -> Figure:
     ]
     right.insert(0, Series("line", across, [0.0, 0.0], color="muted", dash="dash", width=1.2))
     typical = float(np.median(np.abs(spread))) if spread else float("nan")
+    star = " A star was predicted before it was trained." if finals else ""
     return Figure(
         key=KEY,
         title=TITLE,
         caption=f"Runs at their best learning rate. On the dashed line the law is exact; half of the runs are within "
-        f"{number(typical, 1)} % of it. A star was predicted before it was trained.",
+        f"{number(typical, 1)} % of it.{star}",
         alt=f"Measured against predicted {metric.axis}; the median difference is {number(typical, 1)} percent of it.",
         panels=(
             Panel(

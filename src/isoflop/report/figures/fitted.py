@@ -120,11 +120,11 @@ X = Axis("size (training FLOPs per image)", "log")
 def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
     """One panel a family, one valley a budget: measured (at the best learning rate) and by the law."""
     runs = table.measured(rows, "ladder")
-    if not runs:
-        return Figure.missing(KEY, TITLE, "No run of the ladder has finished, so no size can be compared with another.")
+    names = [family for family in table.families(rows, answer) if _compares_sizes(table.of_family(runs, family))]
+    if not names:
+        return Figure.missing(KEY, TITLE, "No family has runs of two sizes at one budget.")
     budgets = table.rungs(runs)
     laws, metric = family_laws(answer), metric_of(answer)
-    names = [family for family in table.families(rows, answer) if table.of_family(runs, family)]
     legend = ramp_legend([quantity(budget) for budget in budgets])
     panels = [_panel(family, table.of_family(runs, family), budgets, laws.get(family), metric) for family in names]
     panels[0] = replace(panels[0], series=(*legend, *panels[0].series))
@@ -140,6 +140,10 @@ def profiles(rows: Sequence[Row], answer: Answer) -> Figure:
         share_y=True,
         legend_title="budget (FLOPs):",
     )
+
+
+def _compares_sizes(runs: Sequence[Row]) -> bool:
+    return len({(table.rung(row), row["flops_per_image"]) for row in runs}) > len(table.rungs(runs))
 
 
 def _panel(family: str, runs: list[Row], budgets: list[float], law: FamilyLaw | None, metric: Metric) -> Panel:

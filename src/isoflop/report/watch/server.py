@@ -20,7 +20,7 @@ from isoflop.report.clean import clean_answer, clean_rows
 from isoflop.report.figure import asset, document, figure_slot, payload
 from isoflop.report.figures.curves import run_loss, run_pace
 from isoflop.report.law import answer_sentence, answer_warnings
-from isoflop.report.page import facts, report_figures, warnings
+from isoflop.report.page import all_figures, facts, report_figures, warnings
 from isoflop.report.rows import finite
 from isoflop.report.text import duration, escape, number, quantity
 from isoflop.report.watch.state import OVER, SILENT_AFTER, Live, Tail, age, read_object
@@ -30,7 +30,7 @@ from isoflop.report.watch.state import OVER, SILENT_AFTER, Live, Tail, age, read
 
 def page(directory: Path) -> str:
     """The page without its content, which its script fetches."""
-    slots = "\n".join(figure_slot(figure, i) for i, figure in enumerate(report_figures([], {}, {}), 1))
+    slots = "\n".join(figure_slot(figure, i) for i, figure in enumerate(all_figures([], {}, {}), 1))
     body = (
         '<a class="skip" href="#main">Skip to the answer</a>'
         f'<header><p class=kicker>watching · {escape(directory.name)}</p><h1 id="live-title">…</h1></header>'
@@ -61,7 +61,7 @@ def snapshot(live: Live) -> dict[str, Any]:
             if rows
             else '<p class="empty">The study has not planned a run yet.</p>',
         },
-        "slots": {figure.key: [figure.empty, figure.caption, figure.alt] for figure in figures},
+        "slots": {figure.key: [figure.caption, figure.alt] for figure in figures if figure.panels},
         "figures": payload(figures)["figures"],
     }
 
@@ -184,7 +184,7 @@ def run_snapshot(live: LiveRun) -> dict[str, Any]:
         "title": f"{100 * share:.0f} % · {name}",
         "text": {"live-title": name, "live-sentence": _sentence(live)},
         "html": {"live-progress": _progress(live, share), "live-config": _config(live.config)},
-        "slots": {figure.key: [figure.empty, figure.caption, figure.alt] for figure in figures},
+        "slots": {figure.key: [figure.caption, figure.alt] for figure in figures if figure.panels},
         "figures": payload(figures)["figures"],
     }
 
