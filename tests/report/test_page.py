@@ -1,18 +1,22 @@
 import base64
 import copy
 import hashlib
+import io
 import math
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import isoflop.report
 from isoflop.report import write_report
+from isoflop.report.figure import png_text
 from isoflop.report.law import answer_sentence
-from isoflop.report.page import render
+from isoflop.report.page import Picture, render
 
 
 def test_the_report_is_one_small_file(planted: Any, tmp_path: Path) -> None:
@@ -127,6 +131,36 @@ def test_weights_to_start_from_are_a_table(planted: Any) -> None:
     assert "timm:&lt;b&gt;" in page
     assert all(told in page for told in ("apache-2.0", "0.679", "800"))
     assert 'id="starts"' not in render(rows, answer, {})
+
+
+def evaluation(classes: int) -> dict[str, Any]:
+    names = [f"<b>class {k}" for k in range(classes)]
+    counts = [[9 if i == j else int(j == 0) for j in range(classes)] for i in range(classes)]
+    told = {"part": "the test part", "classes": [{"name": name} for name in names]}
+    return {**told, "confusion": counts if classes <= 100 else None, "confusions": [[names[1], names[0], 1]]}
+
+
+def test_the_confusions_of_what_is_handed_over_are_on_the_page() -> None:
+    """As numbers, of many classes as a picture, of yet more as a list; damaged ones are left out."""
+    pages = {classes: render([], {}, {}, (), evaluation(classes)) for classes in (3, 50, 200)}
+    assert all('href="#confusion"' in page and "<b>class" not in page for page in pages.values())
+    assert "<td class=hit" in pages[3]
+    assert "29 images: the test part." in pages[3]
+    assert 'class="map"' in pages[50]
+    assert all('id="confusions-table"' in pages[classes] for classes in (50, 200))
+    for damage in ({"confusion": [[1]]}, {"confusion": [[1, 2, 3]] * 2 + [["<b>"] * 3]}, {"classes": None}):
+        assert "#confusion" not in render([], {}, {}, (), {**evaluation(3), "confusions": None, **damage})
+
+
+def test_pictures_are_sound_and_attention_is_a_figure() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    file = io.BytesIO(base64.b64decode(png_text(pixels)))
+    assert np.array_equal(np.asarray(Image.open(file)), pixels)
+    page = render([], {"attention": {"pixels": [[1.0, 2.0], [3.5, 4.0]]}}, {}, [Picture("<b>", "seen", "AAAA")])
+    assert 'id="attention-distance"' in page
+    assert '<img src="data:image/png;base64,AAAA" alt="&lt;b&gt;"' in page
+    for damage in ([[1.0], ["x"]], [[]], "no", [[-1.0]]):
+        assert 'id="attention-distance"' not in render([], {"attention": {"pixels": damage}}, {})
 
 
 def test_an_outcome_outside_its_interval_is_said_so(planted: Any) -> None:

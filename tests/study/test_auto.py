@@ -102,7 +102,7 @@ def test_images_become_a_judged_and_exported_classifier(done: isoflop.study.Stud
     assert (done.directory / "report.html").exists()
     page = (done.directory / EVALUATION).read_text(encoding="utf-8")
     assert "Right on 12 of 12 images" in page
-    assert "Matrix of confusion" in page
+    assert "Confusion matrix" in page
     import timm
 
     exported = timm.create_model(f"local-dir:{done.directory / 'export-timm'}", pretrained=True)

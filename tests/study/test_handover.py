@@ -12,8 +12,15 @@ from isoflop.config import RunConfig, StudyConfig
 from isoflop.data import open_split
 from isoflop.report.law import accuracy_sentence, answer_sentence, expected_accuracy
 from isoflop.runs.files import read_json
-from isoflop.runs.results import JUDGED, answer_directory, read_results, write_results
-from isoflop.study.handover import accuracy_of, best_run, compared_with_runs, predicted_accuracy, selected_run
+from isoflop.runs.results import ATTENTION, JUDGED, answer_directory, read_results, write_results
+from isoflop.study.handover import (
+    accuracy_of,
+    attention_of,
+    best_run,
+    compared_with_runs,
+    predicted_accuracy,
+    selected_run,
+)
 from isoflop.train import RunResult, train
 from isoflop.transfer.metrics import wilson_interval
 from tests.study.test_answer import row
@@ -128,8 +135,13 @@ def test_the_test_part_judges_what_is_handed_over_once(tmp_path: Path) -> None:
     assert "which no choice has used" in accuracy_sentence({"selected": {"accuracy": found}})
     confusion = np.array(read_json(tmp_path / "run" / JUDGED)["evaluation"]["confusion"])
     assert (confusion.sum(), np.trace(confusion)) == (images, right)
+    looks = attention_of(tmp_path / "run")
+    assert looks is not None
+    assert [len(heads) for heads in looks["pixels"]] == [1]
     (tmp_path / "run/model.safetensors").unlink()
     assert accuracy_of(tmp_path / "run", selected, config, 100) == found  # kept, not judged again
+    assert attention_of(tmp_path / "run") == looks
+    assert Image.open(tmp_path / "run" / ATTENTION).size[0] > 96
 
 
 def test_without_a_test_part_the_held_out_images_are_said_to_have_chosen(tmp_path: Path) -> None:

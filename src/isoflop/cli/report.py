@@ -1,17 +1,11 @@
 """`isoflop report`, `isoflop watch` and `isoflop fit`."""
 
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from isoflop.cli.output import Json, argument, examples, existing, print_json
-from isoflop.errors import MissingExtra
-
-if TYPE_CHECKING:
-    from isoflop.report.page import Picture
-    from isoflop.report.rows import Row
 
 REPORT_EXAMPLES = examples(
     "isoflop report studies/demo --figures figures",
@@ -76,28 +70,15 @@ def report(
 
 
 def _study(directory: Path, output: Path | None, figures: Path | None) -> dict[str, Path | list[Path]]:
-    from isoflop.report import report_figures, write_figures, write_report
-    from isoflop.report.watch.state import read_curves
-    from isoflop.runs.results import judged, read_document, read_results
+    from isoflop.report import write_figures
+    from isoflop.report.result import StudyResult, write_study_report
+    from isoflop.runs.results import read_document
 
-    answer = read_document(directory, "answer.json")
-    rows = judged(read_results(directory))
-    curves = read_curves(directory, rows)
-    pictures = _reconstructions(directory, rows)
-    page = write_report(rows, answer, curves, output or directory / "report.html", pictures)
-    written = write_figures(report_figures(rows, answer, curves), figures) if figures else []
+    read_document(directory, "answer.json")  # says what to run first
+    study = StudyResult(directory)
+    page = write_study_report(directory, study.rows, study.answer, output)
+    written = write_figures(list(study.figures.values()), figures) if figures else []
     return {"report": page, "figures": written}
-
-
-def _reconstructions(directory: Path, rows: "list[Row]") -> "list[Picture]":
-    if not any(directory.glob("runs/*/reconstructions")):
-        return []
-    try:
-        from isoflop.report.inspection.pictures import reconstruction_pictures
-    except MissingExtra as error:
-        warnings.warn(f"{directory}: the page is without reconstructions: {error}", stacklevel=2)
-        return []
-    return reconstruction_pictures(directory, rows)
 
 
 def _comparison(directories: list[Path], output: Path | None) -> Path:

@@ -48,6 +48,7 @@ def clean_answer(answer: Any) -> Answer:
         "advice": [str(text) for text in _sequence(answer.get("advice"))],
         "hours": dict(_mapping(answer.get("hours"))),
         "selected": dict(_mapping(answer.get("selected"))),
+        "attention": {"pixels": _distances(_mapping(answer.get("attention")).get("pixels"))},
     }
     if str(answer.get("best")) in kept["families"]:
         kept["best"] = str(answer["best"])
@@ -59,6 +60,22 @@ def clean_answer(answer: Any) -> Answer:
             "measured_loss": _number(final.get("measured_loss"), above=0),
         }
     return kept
+
+
+def clean_confusion(evaluation: Any) -> dict[str, Any]:
+    """What an evaluation says of confusions, as far as it is of its types; {} where that is nothing."""
+    found = _mapping(evaluation)
+    names = [{"name": str(_mapping(score).get("name"))} for score in _sequence(found.get("classes"))]
+    table = [list(_sequence(row)) for row in _sequence(found.get("confusion"))]
+    counts = all(isinstance(count, int) and 0 <= count < 2**40 for row in table for count in row)
+    square = names and len(table) == len(names) and all(len(row) == len(names) for row in table)
+    pairs = [list(_sequence(pair)) for pair in _sequence(found.get("confusions"))]
+    return {
+        "part": str(found.get("part")),
+        "classes": names,
+        "confusion": table if square and counts and any(map(any, table)) else [],
+        "confusions": [(str(p[0]), str(p[1]), p[2]) for p in pairs if len(p) == 3 and isinstance(p[2], int)],
+    }
 
 
 def clean_curves(curves: Any) -> dict[str, dict[str, list[Any]]]:
@@ -74,6 +91,13 @@ def _cells(row: Mapping[str, Any]) -> Row:
     cells |= {name: _number(row.get(name)) for name in NUMBERS}
     cells["role"] = cells["role"] or "ladder"
     return {**{k: v for k, v in row.items() if k not in cells}, **cells}
+
+
+def _distances(value: Any) -> list[list[float]]:
+    """Attention distances by layer and head; [] unless all of them are numbers."""
+    layers = [[_number(distance) for distance in _sequence(heads)] for heads in _sequence(value)]
+    told = [[distance for distance in heads if distance is not None and distance >= 0] for heads in layers]
+    return told if all(heads and len(heads) == len(all_) for heads, all_ in zip(told, layers, strict=True)) else []
 
 
 def _labels(value: Any) -> dict[str, Any]:

@@ -13,9 +13,18 @@ import numpy as np
 from isoflop.errors import StudyError
 from isoflop.report import rows as table
 from isoflop.report.clean import clean_answer, clean_rows
-from isoflop.report.figure import Axis, Figure, Panel, Series, document, family_color, family_symbol, figure_slots
+from isoflop.report.figure import (
+    Axis,
+    Figure,
+    Panel,
+    Series,
+    document,
+    family_color,
+    family_symbol,
+    figure_slots,
+    write_whole,
+)
 from isoflop.report.law import answer_sentence, family_laws, study_name
-from isoflop.report.page import write_whole
 from isoflop.report.rows import HELDOUT, Answer, Row, metric_key, metric_of
 from isoflop.report.tables import Cell, html_table
 from isoflop.report.text import escape, number, quantity

@@ -1,4 +1,4 @@
-"""The page of an evaluation of a classifier: accuracy, classes, matrix of confusion, worst mistakes."""
+"""The page of an evaluation of a classifier: accuracy, classes, confusion matrix, worst mistakes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.report.figure import document
-from isoflop.report.page import png_text, write_whole
+from isoflop.report.figure import document, png_text, write_whole
 from isoflop.report.tables import Cell, html_table
 from isoflop.report.text import escape, number
 
-LARGEST_TABLE = 40  # classes of a matrix of confusion with numbers; larger ones are a picture
+LARGEST_TABLE = 40  # classes of a confusion matrix with numbers; larger ones are a picture
 _CELL = 6  # pixels of that
 _RIGHT, _WRONG = (0, 86, 138), (166, 61, 0)  # `accent` and `bad` of the light page
 
@@ -27,7 +26,7 @@ def write_evaluation(found: Mapping[str, Any], pictures: Sequence[NDArray[np.uin
     StudyError where the storage refuses.
     """
     title = f"{PurePath(found['checkpoint']).name or found['checkpoint']} on {found['data']}"
-    sections = [_classes(found), _confusion(found), _mistakes(found, pictures), _reproduce(found)]
+    sections = [_classes(found), confusion(found), _mistakes(found, pictures), _reproduce(found)]
     body = (
         '<a class="skip" href="#main">Skip to the answer</a>'
         f"<header><p class=kicker>isoflop evaluate</p><h1>{escape(title)}</h1></header>"
@@ -87,8 +86,10 @@ def _share(value: float | None) -> Cell:
     return Cell("–", style="number") if value is None else Cell(number(value), value)
 
 
-def _confusion(found: Mapping[str, Any]) -> str:
-    if not found["confusion"]:  # of too many classes
+def confusion(found: Mapping[str, Any]) -> str:
+    """The section with the confusion matrix: numbers, or a picture of many classes, or the most frequent confusions of
+    yet more; "" where there is nothing to confuse."""
+    if not found.get("confusion"):
         frequent = _confusions(found)
         return f'<section id="confusion"><h2>What is confused most often</h2>{frequent}</section>' if frequent else ""
     whole = np.asarray(found["confusion"])
@@ -98,16 +99,17 @@ def _confusion(found: Mapping[str, Any]) -> str:
     shares = np.sqrt(table / np.maximum(table.sum(axis=1, keepdims=True), 1))
     is_picture = len(kept) > LARGEST_TABLE
     told = "Each row is a class, each column what its images were taken for; stronger colours are larger shares."
+    told = f"{table.sum():,} images: {found['part']}. {told}"
     if not is_picture:
         drawn = _matrix(names, table, shares)
     else:
         colors = np.where(np.eye(len(kept), dtype=bool)[..., None], _RIGHT, _WRONG)
         pixels = (255 - shares[..., None] * (255 - colors)).astype(np.uint8).repeat(_CELL, axis=0).repeat(_CELL, axis=1)
-        alt = "Matrix of confusion as a picture; the most frequent confusions are listed below."
+        alt = "Confusion matrix as a picture; the most frequent confusions are listed below."
         drawn = f'<img class="map" src="data:image/png;base64,{png_text(pixels)}" alt="{alt}">'
-        told = "Each row is a class, each column what its images were taken for, in the order of the table above."
+        told += " The classes are in the order of the classifier."
     return (
-        '<section id="confusion"><h2>Matrix of confusion</h2>'
+        '<section id="confusion"><h2>Confusion matrix</h2>'
         f"<figure>{drawn}<figcaption>{told}</figcaption></figure>{_confusions(found) if is_picture else ''}</section>"
     )
 
@@ -124,7 +126,7 @@ def _matrix(names: Sequence[str], table: NDArray[np.int64], shares: NDArray[np.f
         )
         lines.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{cells}</tr>')
     return (
-        '<div class="scroll" tabindex="0" role="group" aria-label="matrix of confusion"><table class="confusion">'
+        '<div class="scroll" tabindex="0" role="group" aria-label="confusion matrix"><table class="confusion">'
         f'<thead><tr><th class="corner" scope="col">class ↓ taken for →</th>{heads}</tr></thead><tbody>'
         + "\n".join(lines)
         + "</tbody></table></div>"
@@ -132,7 +134,7 @@ def _matrix(names: Sequence[str], table: NDArray[np.int64], shares: NDArray[np.f
 
 
 def _confusions(found: Mapping[str, Any]) -> str:
-    if not found["confusions"]:
+    if not found.get("confusions"):
         return ""
     body = [[Cell(one), Cell(other), Cell(f"{count:,}", count)] for one, other, count in found["confusions"]]
     caption = "The most frequent confusions."

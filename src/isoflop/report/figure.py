@@ -10,16 +10,21 @@ import base64
 import hashlib
 import html
 import math
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.errors import StudyError
 from isoflop.report.text import escape, log_ticks, script_json
+from isoflop.runs.files import write_atomically
 
 Values = Sequence[Any] | NDArray[Any]
 """Numbers, or names of categories."""
@@ -464,6 +469,28 @@ def figure_slot(figure: Figure, position: int) -> str:
         f'<details class="data"><summary>Data of this figure</summary><div class="scroll"></div></details>'
         "</figure></section>"
     )
+
+
+def png_text(pixels: NDArray[np.uint8]) -> str:
+    """Pixels (height, width, 3) as a PNG in base64, for a page."""
+    lines = np.diff(pixels, axis=0, prepend=np.zeros_like(pixels[:1])).reshape(len(pixels), -1)  # PNG's filter 2, "up"
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 0)
+    packed = zlib.compress(np.insert(lines, 0, 2, axis=1).tobytes(), 9)
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b""))
+    ]
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write `text` to `path` so that the file is complete or not there; StudyError when the storage refuses."""
+    try:
+        # Text from data may hold half a surrogate pair, which no file can.
+        write_atomically(path, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise StudyError(f"{path}: cannot write: {error.strerror}") from error
+    return path
 
 
 def _style() -> str:

@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from isoflop.errors import StudyError
 from isoflop.report import figures as draw
 from isoflop.report import rows as table
 from isoflop.report import tables
-from isoflop.report.clean import clean_answer, clean_curves, clean_rows
-from isoflop.report.figure import Figure, document, figure_slots
+from isoflop.report.clean import clean_answer, clean_confusion, clean_curves, clean_rows
+from isoflop.report.evaluation import confusion
+from isoflop.report.figure import Figure, document, figure_slots, write_whole
 from isoflop.report.law import MOST_WARNINGS, answer_sentence, answer_warnings, headline, study_name
 from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.savings import hours_rows, limit_sentence, price_per_hour, savings, total_cost, utilisation
 from isoflop.report.text import between, duration, escape, number, percent, quantity, share_of
-from isoflop.runs.files import write_atomically
 
 # Pictures in a page: PNG files inside of the HTML, each with a title and what it shows.
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels uint8 (height, width, 3), a title, and a caption that says what is to be seen."""
+    """A PNG file in base64, a title, and a caption that says what is to be seen."""
 
     title: str
     caption: str
-    pixels: NDArray[np.uint8]
+    png: str
 
 
 def _pictures(pictures: Sequence[Picture]) -> str:
     return "".join(
-        f'<figure><img src="data:image/png;base64,{png_text(picture.pixels)}" alt="{escape(picture.title)}" '
+        f'<figure><img src="data:image/png;base64,{picture.png}" alt="{escape(picture.title)}" '
         f'style="max-width:100%"><figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}'
         "</figcaption></figure>"
         for picture in pictures
     )
-
-
-def png_text(pixels: NDArray[np.uint8]) -> str:
-    """Pixels (height, width, 3) as a PNG in base64, for a page."""
-    from PIL import Image  # of the extra `train`, as all that makes pictures
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 def write_report(
@@ -60,6 +45,7 @@ def write_report(
     curves: Mapping[str, Mapping[str, Any]],
     path: Path,
     pictures: Sequence[Picture] = (),
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of a study to `path` and return it. The file is complete or not there.
 
@@ -68,28 +54,23 @@ def write_report(
         answer: the study's answer; may be empty or lack parts, which the page then lacks.
         curves: run id → `step`, `images`, `train_loss`, `heldout_loss` lists of equal length, None where not measured.
         path: the HTML file; its folder must exist.
-        pictures: what masked runs made of images.
+        pictures: what masked runs made of images, and where the answer looks.
+        evaluation: `Evaluation.document()` of what is handed over, on the test part.
     """
-    return write_whole(path, render(rows, answer, curves, pictures))
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write `text` to `path` so that the file is complete or not there; StudyError when the storage refuses."""
-    try:
-        # Text from data may hold half a surrogate pair, which no file can.
-        write_atomically(path, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise StudyError(f"{path}: cannot write: {error.strerror}") from error
-    return path
+    return write_whole(path, render(rows, answer, curves, pictures, evaluation))
 
 
 def render(
-    rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = ()
+    rows: Sequence[Row],
+    answer: Answer,
+    curves: Mapping[str, Mapping[str, Any]],
+    pictures: Sequence[Picture] = (),
+    evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """The report as the text of an HTML file."""
     rows, answer = clean_rows(rows), clean_answer(answer)
     shown = [figure for figure in all_figures(rows, answer, clean_curves(curves)) if figure.panels]
-    return document(f"{study_name(answer)} · isoflop report", body(rows, answer, shown, pictures), shown)
+    return document(f"{study_name(answer)} · isoflop report", body(rows, answer, shown, pictures, evaluation), shown)
 
 
 def report_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
@@ -113,10 +94,17 @@ def all_figures(rows: Sequence[Row], answer: Answer, curves: Mapping[str, Mappin
         draw.cost(rows, answer),
         draw.labels(rows, answer),
         draw.transfer_bars(answer, rows),
+        draw.attention_distance((answer.get("attention") or {}).get("pixels") or []),
     ]
 
 
-def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures: Sequence[Picture] = ()) -> str:
+def body(
+    rows: Sequence[Row],
+    answer: Answer,
+    shown: Sequence[Figure],
+    pictures: Sequence[Picture] = (),
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
     """Everything between `<body>` and the scripts."""
     sentence, head = answer_sentence(rows, answer), headline(rows, answer)
     told = f'<p class="told">{escape(sentence)}</p>' if sentence != head else ""
@@ -126,8 +114,9 @@ def body(rows: Sequence[Row], answer: Answer, shown: Sequence[Figure], pictures:
     numbers = tables.summary(rows, answer) + tables.starts(answer) + facts(rows, answer) + tables.hours(answer)
     sections = [
         _section("numbers", "The answer in numbers", told + numbers),
+        ("confusion", "Confusion matrix", confusion(clean_confusion(evaluation))),
         *((figure.key, figure.title.split(":")[0], slot) for figure, slot in zip(others, slots[first:], strict=True)),
-        _section("reconstructions", "Reconstructions", _pictures(pictures)),
+        _section("pictures", "What the models see", _pictures(pictures)),
         _section("transfer-numbers", "Transfer in numbers", tables.transfer(answer)),
         _section("runs", "Runs", tables.runs(rows, answer) if rows else ""),
         _section("reproduce", "How to reproduce", _reproduce(rows, answer)),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import sys
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import MissingExtra, StudyError
-from isoflop.report import report_figures
+from isoflop.report import report_figures, write_report
 from isoflop.report.figure import Figure, inline_page
 from isoflop.report.law import answer_sentence, study_name
+from isoflop.report.page import Picture
+from isoflop.report.rows import Answer
 from isoflop.report.watch.state import read_curves
-from isoflop.runs.results import COLUMNS, Row, answer_directory, judged, read_document, read_results
+from isoflop.runs.files import read_json
+from isoflop.runs.results import ATTENTION, COLUMNS, JUDGED, Row, answer_directory, judged, read_document, read_results
 
 
 class StudyResult:
@@ -69,6 +75,30 @@ class StudyResult:
         return inline_page(
             study_name(self.answer), answer_sentence(self.rows, self.answer), list(self.figures.values())
         )
+
+
+def write_study_report(directory: Path, rows: Sequence[Row], answer: Answer, path: Path | None = None) -> Path:
+    """Write the report of the study in `directory` to `path` (by default `report.html` there), with what the folders of
+    its runs have: curves, the evaluation of what is handed over, its attention, reconstructions."""
+    selected = str((answer.get("selected") or {}).get("run_id") or "")
+    run = directory / "runs" / selected
+    pictures: list[Picture] = []
+    evaluation = None
+    if selected and (run / ATTENTION).is_file():
+        png = base64.b64encode((run / ATTENTION).read_bytes()).decode()
+        caption = "Held-out images, and where the answer looks: attention followed through all layers."
+        pictures.append(Picture("Attention", caption, png))
+    if selected and (run / JUDGED).is_file():
+        evaluation = read_json(run / JUDGED, error=StudyError).get("evaluation")
+    if any(directory.glob("runs/*/reconstructions")):
+        try:
+            from isoflop.report.inspection.pictures import reconstruction_pictures
+        except MissingExtra as error:
+            warnings.warn(f"{directory}: the page is without reconstructions: {error}", stacklevel=2)
+        else:
+            pictures += reconstruction_pictures(directory, rows)
+    curves = read_curves(directory, rows)
+    return write_report(rows, answer, curves, path or directory / "report.html", pictures, evaluation)
 
 
 def open_study(directory: Path | str) -> StudyResult:

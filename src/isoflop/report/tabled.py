@@ -17,10 +17,10 @@ from isoflop.errors import LawError
 from isoflop.laws.columns import Columns, read_columns
 from isoflop.laws.roles import Runs, read_runs
 from isoflop.report.clean import NUMBERS, clean_answer, clean_rows
-from isoflop.report.figure import Figure, document, figure_slots
+from isoflop.report.figure import Figure, document, figure_slots, write_whole
 from isoflop.report.figures.fitted import column_title, fitted_curves, fitted_residuals, law_notes
 from isoflop.report.interim import FamilyFits, answer_of_laws, comparison_entries, interim_answer
-from isoflop.report.page import body, report_figures, warnings, write_whole
+from isoflop.report.page import body, report_figures, warnings
 from isoflop.report.rows import Answer, Row
 from isoflop.report.tables import Cell, html_table
 from isoflop.report.text import between, escape, number, quantity

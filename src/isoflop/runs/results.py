@@ -44,7 +44,8 @@ COLUMNS = (
     "error",
 )
 PUBLISHED = "published.json"
-JUDGED = "test.json"  # in the folder of a run that was handed over: how it did on the test part
+# In the folder of a run that was handed over: how it did on the test part, and where its attention looks.
+JUDGED, ATTENTION, ATTENTION_NUMBERS = "test.json", "attention-rollout.png", "attention.json"
 LATER = {"recipe", "trunk_steps", "target", "utilisation", "probe_accuracy", "rankme"}  # columns that old tables lack
 Row = dict[str, Any]
 

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 
 from isoflop.config import DistilledConfig, StudyConfig, SupervisedConfig
-from isoflop.errors import CheckpointError, DataError, StudyError
+from isoflop.data import open_split
+from isoflop.errors import CheckpointError, DataError, ModelError, StudyError
+from isoflop.report.inspection.model import save_attention
 from isoflop.report.rows import Metric, metric_of
 from isoflop.report.text import between, number, quantity
 from isoflop.runs.files import read_json, write_json
-from isoflop.runs.results import JUDGED, Row
+from isoflop.runs.results import ATTENTION_NUMBERS, JUDGED, Row
 from isoflop.study.store import finite_loss
+from isoflop.train.device import normalize
+from isoflop.transfer import load_backbone
 from isoflop.transfer.metrics import LEVEL, wilson_interval
 from isoflop.transfer.predict import evaluate
 
@@ -159,3 +163,24 @@ def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, he
 def _accuracy(part: str, accuracy: float, images: int) -> dict[str, Any]:
     interval = wilson_interval(round(accuracy * images), images)
     return {"part": part, "accuracy": accuracy, "interval": list(interval), "level": LEVEL, "images": images}
+
+
+LOOKED_AT = 8  # held-out images that the report shows attention on
+
+
+def attention_of(directory: Path) -> dict[str, Any] | None:
+    """How far the attention of the finished run in `directory` looks, by layer and head; its rollout is a picture
+    there. None for a model without attention over all tokens.
+    """
+    kept = directory / ATTENTION_NUMBERS
+    if not kept.exists():
+        model, config = load_backbone(directory)
+        try:
+            heldout = open_split(config.data, "heldout", may_fetch=False)
+            pixels, _ = heldout.read(np.arange(min(LOOKED_AT, len(heldout)), dtype=np.int64))
+            save_attention(model, normalize(pixels, heldout, next(model.parameters()).device), directory)
+        except (ModelError, DataError):
+            return None
+        except OSError as error:
+            raise StudyError(f"{kept}: cannot write: {error.strerror}") from error
+    return read_json(kept, {"layers": list, "pixels": list}, error=StudyError)

@@ -27,7 +27,7 @@ from isoflop.study.answer import (
     spending,
 )
 from isoflop.study.executors import Executor, RunTask, make_executor
-from isoflop.study.handover import accuracy_of, compared_with_runs, predicted_accuracy, selected_run
+from isoflop.study.handover import accuracy_of, attention_of, compared_with_runs, predicted_accuracy, selected_run
 from isoflop.study.plan import Plan, believed, plan_study, search_space_of, time_answer
 from isoflop.study.planned import PlannedRun
 from isoflop.study.rungs import MAX_EXTENSIONS, Losses, extensions, next_rung, runs_on_shares
@@ -417,6 +417,7 @@ class _Study:
         if selected := document["selected"]:
             directory = self.store.run_directory(selected["run_id"])
             selected["accuracy"] = accuracy_of(directory, selected, config, self.catalogue.heldout)
+            document["attention"] = attention_of(directory)
         self._write_answer(document)
         self.narrator.graded(document)
         if self.config.has_transfer:
@@ -611,9 +612,7 @@ class _Study:
         return results
 
     def _write_answer(self, document: dict[str, Any]) -> None:
-        from isoflop.report import write_report
-        from isoflop.report.inspection.pictures import reconstruction_pictures
-        from isoflop.report.watch.state import read_curves
+        from isoflop.report.result import write_study_report
 
         machine = environment()
         document["study"] = {
@@ -629,6 +628,4 @@ class _Study:
         self.store.write("answer.json", document)
         rows = self._rows()
         self.store.write_rows(rows)
-        shown, directory = judged(rows), self.store.directory
-        pictures, curves = reconstruction_pictures(directory, shown), read_curves(directory, shown)
-        write_report(shown, document, curves, directory / "report.html", pictures)
+        write_study_report(self.store.directory, judged(rows), document)

@@ -1,6 +1,7 @@
 """The figures: each module has one topic and maps the table of results (and the answer) to a `Figure`."""
 
 from isoflop.report.figures.agreement import agreement
+from isoflop.report.figures.attention import attention_distance
 from isoflop.report.figures.bars import ablation, families_compared, transfer_bars
 from isoflop.report.figures.cost import cost, efficiency, hours
 from isoflop.report.figures.curves import curves
@@ -12,6 +13,7 @@ from isoflop.report.figures.optima import learning_rates, optima
 __all__ = [
     "ablation",
     "agreement",
+    "attention_distance",
     "cost",
     "curves",
     "efficiency",

@@ -124,7 +124,7 @@ def ablation(key: str, title: str, variants: Sequence[dict[str, Any]], value: st
         panels=(
             Panel(
                 Axis(f"{value} minus that of {baseline}", limits=(min(ends) - room, max(ends) + room)),
-                Axis("", "category", (*names[::-1], baseline)),
+                Axis("variant", "category", (*names[::-1], baseline)),
                 (bars,),
             ),
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from isoflop.errors import ModelError, StudyError
 from isoflop.models import Backbone
 from isoflop.report.export import write_figures
-from isoflop.report.figure import Axis, Figure, Panel, Series, ramp_color
+from isoflop.report.figure import write_whole
+from isoflop.report.figures import attention_distance
 from isoflop.report.inspection import attention, pictures
-from isoflop.report.page import write_whole
-from isoflop.report.text import number
+from isoflop.runs.files import write_json
+from isoflop.runs.results import ATTENTION, ATTENTION_NUMBERS
 
 Part = Callable[[Backbone, Tensor, Path], dict[str, Any]]
 
@@ -51,31 +53,22 @@ def inspect_model(model: Backbone, images: Tensor, folder: Path) -> dict[str, An
     return found
 
 
-def distance_figure(distances: list[list[float]]) -> Figure:
-    """The attention distance of every head (layers of heads, in pixels) against depth."""
-    if not distances:
-        return Figure.missing("attention-distance", "How far attention looks", "The model has no attention.")
-    series = [
-        Series(
-            "points",
-            [depth] * len(heads),
-            sorted(heads),
-            color=ramp_color(depth - 1, len(distances)),
-            size=7,
-            notes=[f"layer {depth}: {number(v, 1)} px" for v in sorted(heads)],
-        )
-        for depth, heads in enumerate(distances, 1)
-    ]
-    means = [float(np.mean(heads)) for heads in distances]
-    series.append(Series("line", list(range(1, len(means) + 1)), means, name="mean over heads", color="ink", width=1.5))
-    return Figure(
-        key="attention-distance",
-        title="How far attention looks",
-        caption="One marker a head: the mean distance between a patch and what it attends to.",
-        alt=f"Mean attention distance by layer, in pixels: {', '.join(number(m, 1) for m in means)}.",
-        panels=(Panel(Axis("layer"), Axis("attention distance (pixels)"), tuple(series)),),
-        height=420,
-    )
+MOST_WEIGHTS = 2**27  # of attention, of all layers and images
+
+
+def save_attention(model: Backbone, images: Tensor, run: Path) -> None:
+    """Writes the attention distances and the rollout of `model` on `images` into the folder of its run.
+
+    Raises ModelError for a model without attention over all tokens, or with too many tokens.
+    """
+    layers = attention.attention_layers(model)
+    weights = sum(layer.heads * (layer.prefix + layer.grid[0] * layer.grid[1]) ** 2 for layer in layers)
+    if len(images) * weights > MOST_WEIGHTS:
+        raise ModelError("the attention of so many tokens takes too much memory")
+    found = _distances(model, images)
+    with suppress(ModelError):  # the tokens change between layers
+        _rollout(model, images, run)
+    write_json(run / ATTENTION_NUMBERS, found)
 
 
 def _positions(model: Backbone, _: Tensor, folder: Path) -> dict[str, Any]:
@@ -89,11 +82,15 @@ def _positions(model: Backbone, _: Tensor, folder: Path) -> dict[str, Any]:
 
 
 def _distance(model: Backbone, images: Tensor, folder: Path) -> dict[str, Any]:
+    found = _distances(model, images)
+    files = write_figures([attention_distance(found["pixels"])], folder, ("svg", "csv"))
+    return {"picture": files[0].name, **found}
+
+
+def _distances(model: Backbone, images: Tensor) -> dict[str, Any]:
     layers, weights = attention.attention_layers(model), attention.attention_weights(model, images)
     distances = [attention.attention_distance(w, layer).tolist() for w, layer in zip(weights, layers, strict=True)]
-    files = write_figures([distance_figure(distances)], folder, ("svg", "csv"))
     return {
-        "picture": files[0].name,
         "layers": [layer.name for layer in layers],
         "pixels": [[round(v, 6) for v in heads] for heads in distances],
     }
@@ -111,8 +108,8 @@ def _rollout(model: Backbone, images: Tensor, folder: Path) -> dict[str, Any]:
         pairs = np.concatenate([pictures.colour_images(shown), lit], axis=2)
     else:
         pairs = pictures.colored(zoomed)
-    pictures.save_png(folder / "attention-rollout.png", pictures.mosaic(_visible(pairs), 4, margin=4))
-    return {"picture": "attention-rollout.png", "maps": maps.round(8).tolist()}
+    pictures.save_png(folder / ATTENTION, pictures.mosaic(_visible(pairs), 4, margin=4))
+    return {"picture": ATTENTION, "maps": maps.round(8).tolist()}
 
 
 def _filters(model: Backbone, _: Tensor, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from isoflop.report.figure import RAMP
+from isoflop.report.figure import RAMP, png_text
 from isoflop.report.page import Picture
 from isoflop.report.rows import Row
 from isoflop.runs.reconstructions import SavedReconstruction, read_reconstructions
@@ -84,7 +84,7 @@ def reconstruction_pictures(study: Path, rows: Sequence[Row]) -> list[Picture]:
             "and the image."
         )
         title = f"{row['model']} at {row['budget']:g} FLOPs"
-        pictures.append(Picture(title, caption, progress_sheet(history)))
+        pictures.append(Picture(title, caption, png_text(progress_sheet(history))))
         if len(pictures) == MOST:
             break
     return pictures
