@@ -218,15 +218,14 @@ def to_plotly(figure: Figure) -> Json:
             "columns": columns,
             "panels": len(figure.panels),
             "headed": [bool(panel.title) for panel in figure.panels],
+            "shared": figure.share_y,
             "names": [],
         },
     }
     if layout["showlegend"]:
-        named = [label(s.name) for p in figure.panels for s in p.series if s.name]
-        layout["meta"]["names"] = named
+        layout["meta"]["names"] = [label(s.name) for p in figure.panels for s in p.series if s.name]
         if figure.legend_title:
             layout["legend"]["title"] = {"text": label(figure.legend_title) + "  ", "side": "left"}
-            named.append(label(figure.legend_title))
         layout["margin"]["t"] = 66 if any(panel.title for panel in figure.panels) else 44
     gap = GAP_SHARED if figure.share_y else GAP
     for index, panel in enumerate(figure.panels):

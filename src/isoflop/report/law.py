@@ -13,7 +13,7 @@ from isoflop.laws import FrontierLaw, LearningRateLaw, SizeDataLaw
 from isoflop.laws.columns import tells_nothing
 from isoflop.report import rows as table
 from isoflop.report.rows import Answer, Row, metric_of
-from isoflop.report.text import between, number, quantity, share_of
+from isoflop.report.text import between, duration, number, quantity, share_of
 
 Array = NDArray[np.float64]
 
@@ -170,13 +170,13 @@ def answer_sentence(rows: Sequence[Row], answer: Answer) -> str:
         )
     so_far = "So far: with" if answer.get("interim") else "With"
     rate = f" at learning rate {quantity(entry['learning_rate'])}" if entry.get("learning_rate") else ""
-    hours = f" ({quantity(entry['hours'])} hours here)" if table.finite(entry.get("hours")) else ""
-    size = f" ({quantity(entry['parameters'])} parameters)" if table.finite(entry.get("parameters")) else ""
+    hours = f" ({duration(3600 * entry['hours'])} here)" if table.finite(entry.get("hours")) else ""
+    size = f" ({quantity(entry['parameters'], 3)} parameters)" if table.finite(entry.get("parameters")) else ""
     text = (
         f"{so_far} {quantity(answer.get('target_flops'))} FLOPs of training{hours}, "
-        f"train {_model(str(best), entry)}{size} on {quantity(entry.get('images'))} images{rate}{with_recipe(entry)}: "
-        f"expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}{_interval(entry)}"
-        f"{expected_accuracy(entry)}"
+        f"train {_model(str(best), entry)}{size} on {quantity(entry.get('images'), 3)} images{rate}"
+        f"{with_recipe(entry)}: expected {metric_of(answer).name} {number(entry.get('predicted_loss'))}"
+        f"{_interval(entry)}{expected_accuracy(entry)}"
     )
     left_out = answer.get("left_out") or {}
     if table.finite(entry.get("p_best")) and len(entries) > 1:
@@ -225,7 +225,7 @@ def _repeated(entry: Row) -> str:
     """How often the answer sees its images, and what twice as many would bring; "" where they never repeat."""
     if not table.finite(entry.get("epochs")) or entry["epochs"] <= 1:
         return ""
-    text = f" It sees each of {quantity(entry.get('unique_images'))} images {number(entry['epochs'], 1)} times"
+    text = f" It sees each of {quantity(entry.get('unique_images'), 3)} images {number(entry['epochs'], 1)} times"
     twice = entry.get("twice_the_images")
     if isinstance(twice, dict) and table.finite(twice.get("loss_ratio")):
         low, high = (f"{100 * (v - 1):+.1f}".replace("-", "−") for v in twice["interval"])
@@ -266,10 +266,10 @@ def headline(rows: Sequence[Row], answer: Answer) -> str:
         return answer_sentence(rows, answer)
     run: Row | None = answer.get("selected") or table.final_run(rows, answer)
     shown = run or entry
-    size = f" ({quantity(shown['parameters'])} parameters)" if table.finite(shown.get("parameters")) else ""
+    size = f" ({quantity(shown['parameters'], 3)} parameters)" if table.finite(shown.get("parameters")) else ""
     rate = f" at learning rate {quantity(shown['learning_rate'])}" if shown.get("learning_rate") else ""
     rate += with_recipe(entry) if shown.get("family", answer.get("best")) == answer.get("best") else ""
-    how = f"on {quantity(shown.get('images'))} images{rate}"
+    how = f"on {quantity(shown.get('images'), 3)} images{rate}"
     model = _model(str(shown.get("family") or answer.get("best")), shown)
     if run is None:
         return f"{'So far: train' if answer.get('interim') else 'Train'} {model}{size} {how}."

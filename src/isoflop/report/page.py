@@ -152,17 +152,17 @@ def _tiles(rows: Sequence[Row], answer: Answer) -> str:
         ends = table.interval(dict(judged))
         span = f"{number(100 * ends[0], 1)}–{share_of(ends[1])}, " if ends else ""
         part = "test" if judged.get("part") == "test" else "held-out"
-        found.append((f"{part} accuracy", share_of(judged["accuracy"]), f"{span}{quantity(judged['images'])} images"))
+        found.append((f"{part} accuracy", share_of(judged["accuracy"]), f"{span}{judged['images']:,} images"))
     elif table.finite(run.get("heldout_accuracy")):
         found.append(("held-out accuracy", share_of(run["heldout_accuracy"]), "of the run that is handed over"))
     elif table.finite(entry.get("predicted_accuracy")):
         found.append(("held-out accuracy", f"≈ {share_of(entry['predicted_accuracy'])}", "expected"))
-    expected = f"expected {number(entry.get('predicted_loss'))}" + (f" ({between(bounds)})" if bounds else "")
+    expected, span = number(entry.get("predicted_loss")), f" ({between(bounds)})" if bounds else ""
     loss = run.get("loss", run.get("heldout_loss"))
     if table.finite(loss):
-        found.append((metric.name, number(loss), expected))
+        found.append((metric.name, number(loss), f"expected {expected}{span}"))
     elif entry:
-        found.append((metric.name, number(entry.get("predicted_loss")), expected))
+        found.append((metric.name, f"≈ {expected}", f"expected{span}"))
     if entry and table.finite(entry.get("p_best")) and len(answer.get("families") or ()) > 1:
         count = len(answer["families"])
         found.append((f"P({answer['best']} is best)", number(entry["p_best"], 2), f"of {count} families"))
@@ -222,7 +222,7 @@ def facts(rows: Sequence[Row], answer: Answer) -> str:
 def _reproduce(rows: Sequence[Row], answer: Answer) -> str:
     study = answer.get("study") or {}
     told = [(name, study[name]) for name in ("version", "created", "machine") if study.get(name)]
-    if table.finite(study.get("seconds")):
+    if table.finite(study.get("seconds")) and not hours_rows(answer):  # which have the whole study's time
         told.append(("wall time", duration(study["seconds"])))
     seeds = sorted({str(row["seed"]) for row in rows if row.get("seed") is not None})
     if seeds:

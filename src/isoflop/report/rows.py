@@ -240,7 +240,7 @@ def interval(entry: Row) -> tuple[float, float] | None:
 def describe(row: Row, metric: Metric) -> str:
     """One line about a run, for the pointer."""
     return (
-        f"{row.get('model', '?')}, {quantity(row.get('images'))} images, "
+        f"{row.get('model', '?')}, {quantity(row.get('images'), 3)} images, "
         f"learning rate {quantity(row.get('learning_rate'))}, "
         f"{metric.name} {number(row.get('heldout_loss'))}"
     )

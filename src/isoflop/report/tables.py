@@ -10,7 +10,7 @@ from isoflop.report import rows as table
 from isoflop.report.figure import family_color
 from isoflop.report.rows import Answer, Row, metric_of
 from isoflop.report.savings import HOURS_HEADS, hours_rows, utilisation
-from isoflop.report.text import UNTOLD, between, duration, escape, number, percent, quantity
+from isoflop.report.text import UNTOLD, between, duration, escape, number, percent, quantity, share_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ def _number(value: Any, digits: int = 3) -> Cell:
     return Cell(number(value, digits), float(value)) if table.finite(value) else Cell("–", style="number")
 
 
+def _percent(value: Any) -> Cell:
+    return Cell(share_of(value), float(value)) if table.finite(value) else Cell("–", style="number")
+
+
 def _count(value: Any) -> Cell:
     return Cell(f"{value:,.0f}", float(value)) if table.finite(value) else Cell("–", style="number")
 
@@ -57,8 +61,8 @@ def _quantity(value: Any) -> Cell:
 def _accuracy(predicted: Any, measured: Any) -> Cell:
     """The measured one, or about what is predicted."""
     if table.finite(measured) or not table.finite(predicted):
-        return _number(measured)
-    return Cell(f"≈ {number(predicted)}", float(predicted))
+        return _percent(measured)
+    return Cell(f"≈ {share_of(predicted)}", float(predicted))
 
 
 def _share(value: Any) -> Cell:
@@ -88,7 +92,6 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 Cell(
                     family, style=f"swatch {family_color(position)}" + (" best" if family == answer.get("best") else "")
                 ),
-                Cell(learns.get(family, "")),
                 Cell("no law" if left_out else str(entry.get("model", "–"))),
                 _accuracy(entry.get("predicted_accuracy"), run.get("heldout_accuracy")),
                 _number(entry.get("p_best"), 2),
@@ -97,28 +100,29 @@ def summary(rows: Sequence[Row], answer: Answer) -> str:
                 _number(run.get("heldout_loss")),
                 _quantity(entry.get("parameters")),
                 _quantity(entry.get("images")),
-                Cell(f"{number(hours, 2)}", float(hours)) if table.finite(hours) else Cell("–", style="number"),
+                Cell(duration(3600 * hours), float(hours)) if table.finite(hours) else Cell("–", style="number"),
                 _quantity(speed),
                 Cell(quantity(entry.get("learning_rate")), style="number"),
                 _quantity(None if sized else entry.get("flops_per_image")),
+                Cell(learns.get(family, ""), style="wide"),
             ]
         )
     level = next((e.get("level") for e in entries.values() if e and table.finite(e.get("level"))), 0.9)
     heads = [
         "family",
-        "learns",
         "model",
-        "accuracy",
+        "held-out accuracy",
         "P(best)",
         f"predicted {metric_of(answer).short}",
         f"{100 * level:.0f} % interval",
         "measured",
         "parameters",
         "images",
-        "hours",
+        "time",
         "images/s",
         "learning rate",
         "FLOPs per image",
+        "learns",
     ]
     caption = (
         f"What each family would train with {quantity(answer.get('target_flops'))} FLOPs, or in the time of the best, "
@@ -196,8 +200,8 @@ def runs(rows: Sequence[Row], answer: Answer) -> str:
         [
             Cell(str(row.get("model", "–"))),
             _number(row.get("heldout_loss")),
-            _number(row.get("heldout_accuracy")),
-            _number(row.get("probe_accuracy")),
+            _percent(row.get("heldout_accuracy")),
+            _percent(row.get("probe_accuracy")),
             _number(row.get("rankme")),
             _quantity(row.get("images")),
             _quantity(row.get("learning_rate")),

@@ -358,7 +358,7 @@ def summary(study: StudyResult, to: str | None = None) -> list[str]:
     for_others = next((f", for {READERS[name]}: {path}" for name, path in folders if path.is_dir()), "")
     good = accuracy_sentence(answer) or f"Held-out loss {number(selected['loss'])}."
     return [
-        f"Use: {row['model']} ({quantity(row['parameters'])} parameters, {side} px), {epochs} at learning rate "
+        f"Use: {row['model']} ({quantity(row['parameters'], 3)} parameters, {side} px), {epochs} at learning rate "
         f"{quantity(row['learning_rate'])}; weights: {study.run_directory()}{for_others}",
         f"Good: {good}",
         f"Cost: {_cost(study)}",

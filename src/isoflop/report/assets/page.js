@@ -21,33 +21,40 @@
     return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, k)]));
   }
 
-  const AXES = 84; // pixels between panels, for the ticks and the title of an axis
-  const LEAST = 220; // of a panel beside another
+  const AXES = 84; // pixels between rows of panels, for the ticks and the title of an axis
+  const ASIDE = 100; // and between columns, where ticks are wider
+  const LEAST = 200; // of a panel beside another
 
   // Panels stand beside each other as far as there is room, else below; ticks are thinned, and legends get their lines.
   function arrange(made, width) {
-    const { columns, panels, headed, names } = made.meta;
+    const { columns, panels, headed, shared, names } = made.meta;
     const margin = made.margin, wide = Math.max(LEAST, width - margin.l - margin.r);
-    const across = Math.max(1, Math.min(columns, Math.floor((wide + AXES) / (LEAST + AXES))));
+    const across = Math.max(1, Math.min(columns, Math.floor((wide + ASIDE) / (LEAST + ASIDE))));
     const rows = Math.ceil(panels / across), planned = Math.ceil(panels / columns);
     const high = (made.height - margin.t - margin.b - (planned - 1) * AXES) / planned;
     const total = rows * high + (rows - 1) * AXES;
-    const share = (1 - (across - 1) * AXES / wide) / across;
+    const share = (1 - (across - 1) * ASIDE / wide) / across;
     const titles = [...made.annotations];
     for (let i = 0; i < panels; i++) {
-      const suffix = i ? i + 1 : "", left = (i % across) * (share + AXES / wide);
+      const suffix = i ? i + 1 : "", left = (i % across) * (share + ASIDE / wide);
       const top = 1 - Math.floor(i / across) * (high + AXES) / total;
       made["xaxis" + suffix].domain = [left, left + share];
       made["yaxis" + suffix].domain = [Math.max(0, top - high / total), top];
+      // Panels that share an axis have its title on the first of each row.
+      if (shared) made["yaxis" + suffix].title = i % across ? { text: "" } : { ...made.yaxis.title };
       if (headed[i]) Object.assign(titles.shift(), { x: left, y: top });
       const axis = made["xaxis" + suffix], fits = Math.max(2, Math.floor(share * wide / 58));
       const every = axis.tickvals ? Math.ceil(axis.tickvals.length / fits) : 1;
       for (const key of every > 1 ? ["tickvals", "ticktext"] : []) axis[key] = axis[key].filter((_, k) => k % every === 0);
     }
-    const room = names.map((name) => 50 + 7.2 * name.length);
-    const lines = room.reduce((a, b) => a + b, 0) <= wide ? 1 : Math.ceil(names.length / Math.max(1, Math.floor(wide / Math.max(...room))));
-    if (lines > 1 && made.legend.title) made.legend.title.side = "top";
-    margin.t += 20 * (lines - 1);
+    const room = names.map((name) => 50 + 7.2 * name.length), title = made.legend && made.legend.title;
+    const first = title ? 20 + 7.2 * title.text.length : 0, fits = wide - 16; // wide ticks take some of it
+    let more = 0; // height of the legend beyond one line
+    if (names.length && first + room.reduce((a, b) => a + b, 0) > fits) {
+      more = 28 * (Math.ceil(names.length / Math.max(1, Math.floor(fits / Math.max(...room)))) - 1) + (title ? 20 : 0);
+      if (title) title.side = "top";
+    }
+    margin.t += more;
     made.height = total + margin.t + margin.b;
   }
 
