@@ -85,7 +85,10 @@ def write_study_report(directory: Path, rows: Sequence[Row], answer: Answer, pat
     pictures: list[Picture] = []
     evaluation = None
     if selected and (run / ATTENTION).is_file():
-        png = base64.b64encode((run / ATTENTION).read_bytes()).decode()
+        try:
+            png = base64.b64encode((run / ATTENTION).read_bytes()).decode()
+        except OSError as error:
+            raise StudyError(f"{run / ATTENTION}: not readable: {error.strerror}") from error
         caption = "Held-out images, and where the answer looks: attention followed through all layers."
         pictures.append(Picture("Attention", caption, png))
     if selected and (run / JUDGED).is_file():

@@ -174,12 +174,12 @@ def attention_of(directory: Path) -> dict[str, Any] | None:
     """
     kept = directory / ATTENTION_NUMBERS
     if not kept.exists():
-        model, config = load_backbone(directory)
         try:
+            model, config = load_backbone(directory)
             heldout = open_split(config.data, "heldout", may_fetch=False)
             pixels, _ = heldout.read(np.arange(min(LOOKED_AT, len(heldout)), dtype=np.int64))
             save_attention(model, normalize(pixels, heldout, next(model.parameters()).device), directory)
-        except (ModelError, DataError):
+        except (ModelError, DataError, CheckpointError):
             return None
         except OSError as error:
             raise StudyError(f"{kept}: cannot write: {error.strerror}") from error
