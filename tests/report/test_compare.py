@@ -81,6 +81,7 @@ def test_the_comparison_is_quiet_in_a_browser(
     studies = [StudyTables(planted.rows, planted.answer), shifted, StudyTables(hostile.rows, hostile.answer)]
     path = write_comparison(studies, tmp_path / "both.html")
     page, noise = chromium.new_page(), []
+    page.set_default_timeout(0)  # the time limit of the test is enough
     page.on("console", lambda m: noise.append(m.text))
     page.on("pageerror", lambda e: noise.append(str(e)))
     page.on("request", lambda r: r.url.startswith(("file:", "data:")) or noise.append(r.url))

@@ -104,6 +104,7 @@ def test_hostile_cells_of_a_table_run_nothing(chromium: Any, nfnet: Path, plante
     ]
     for path in pages:
         page, noise = chromium.new_page(), []
+        page.set_default_timeout(0)  # the time limit of the test is enough
         page.on("console", lambda m, noise=noise: noise.append(m.text))
         page.on("pageerror", lambda e, noise=noise: noise.append(str(e)))
         page.on("dialog", lambda d, noise=noise: noise.append(d.message))

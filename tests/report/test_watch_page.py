@@ -78,7 +78,7 @@ def test_the_page_changes_while_the_study_runs(chromium: Any, planted: Any, tmp_
     with Watch(tmp_path, every=0.2) as server:
         visit = Visit(chromium, server)
         visit.until("No answer yet: 0 of 120 runs have finished.")
-        assert visit.page.locator("section[data-slot]:visible").count() == 0
+        assert visit.page.locator("#frontier").is_hidden()
         write_study(tmp_path, rows, planted.curves, 80)
         visit.until("So far: with 6×10¹² FLOPs of training")
         visit.page.locator("[data-figure=frontier] .cartesianlayer").wait_for()
