@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_test_images() -> Iterator[None]:
+    """The test part of fractals is 8,192 images, which take longer than the studies of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isoflop.data.sources.fractals._TEST_IMAGES", 256)
+        yield

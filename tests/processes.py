@@ -1,11 +1,32 @@
-"""Processes that start together, for tests of races."""
+"""Processes of tests: those that start together, for races, and those that start without importing PyTorch again."""
 
+import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+
+SERVER = multiprocessing.get_context("forkserver")  # each of its processes begins with what a run imports: seconds
+SERVER.set_forkserver_preload(["isoflop.train", "isoflop.train.sharded", "torch.distributed.fsdp"])
+
+
+def run_python(code: str, told: Path) -> int:
+    """The exit status of `python -c code` here, where PyTorch is imported already; stderr goes to the file `told`."""
+    process = SERVER.Process(target=_execute, args=(code, str(told)))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _execute(code: str, told: str) -> None:
+    with open(told, "wb") as file, open(os.devnull, "wb") as nothing:
+        os.dup2(file.fileno(), 2)
+        os.dup2(nothing.fileno(), 1)
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def at_once(*work: Callable[[], Any]) -> list[Any]:

@@ -77,12 +77,14 @@ def _imports(file: Path, modules: Collection[str], *, late: bool) -> set[str]:
 
     def visit(node: ast.AST, inside: bool) -> None:
         for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+                continue  # an expression imports nothing
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
                 continue
             if isinstance(child, ast.ImportFrom) and child.module and inside == late:
                 names = [f"{child.module}.{alias.name}" for alias in child.names]
                 found.update(name if name in modules else str(child.module) for name in names)
-            visit(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+            visit(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
     visit(ast.parse(file.read_text(encoding="utf-8")), False)
     return (found & set(modules)) - {_name(file)}

@@ -15,6 +15,7 @@ import typer
 from isoflop.cli import app, main
 from isoflop.cli.output import model_names
 from tests.cli.lines import check_line
+from tests.cli.test_study_verbs import STUDY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -244,6 +245,7 @@ def test_what_load_returns_is_a_configuration_too(tmp_path: Path) -> None:
     from isoflop.config import load_study
     from isoflop.study import plan_study
 
-    loaded = load_study(ROOT / "examples/demo.toml", [])
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    loaded = load_study(tmp_path / "tiny.toml", [])
     prices = {(name, size): 1e-4 for name, family in loaded.config.families.items() for size in family.sizes}
     assert plan_study(loaded, known=prices).rungs == plan_study(loaded.config, known=prices).rungs

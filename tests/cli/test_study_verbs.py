@@ -30,7 +30,7 @@ source = "fractals?classes=10"
 heldout = 64
 [families.vit]
 sizes = ["vit_w4d1p8", "vit_w4d2p8"]
-learning_rates = [5e-3, 1e-2, 2e-2]
+learning_rates = [1e-2]
 [laws]
 bootstrap = 20
 [transfer]

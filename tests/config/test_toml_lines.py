@@ -5,7 +5,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.config.load import key_lines
@@ -106,6 +106,7 @@ def paths(value: Any, above: tuple[str | int, ...] = ()) -> set[tuple[str | int,
     return {above} - {()} | {path for key, item in items for path in paths(item, (*above, key))}
 
 
+@settings(max_examples=30)
 @given(tables, st.sampled_from(["", " ", "\n", ' # ] } , "\n', "\r\n\t"]))
 def test_the_paths_found_are_those_that_tomllib_reads(document: dict[str, Any], gap: str) -> None:
     text = "".join(

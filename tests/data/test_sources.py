@@ -85,14 +85,16 @@ def test_uncompressed_images_of_other_data_under_the_same_names_are_not_taken_fo
     assert int(other_folder.read(np.arange(1))[0].max()) == 200
 
 
-def test_cifar10_parquet_gives_the_images_that_pillow_gives(real_data: Path) -> None:
+def test_cifar10_parquet_gives_the_images_that_pillow_gives(real_data: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    source = open_source(f"parquet:{real_data / 'cifar10'}", split="test", image_size=32)
+    table = pq.read_table(real_data / "cifar10" / "test.parquet").slice(0, 500)
+    for part in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    source = open_source(f"parquet:{tmp_path}", split="test", image_size=32)
     assert source.class_names[:3] == ("airplane", "automobile", "bird")
-    table = pq.read_table(real_data / "cifar10" / "test.parquet")
-    images, labels = source.read(np.array([0, 17, 9999]))
-    for k, row in enumerate((0, 17, 9999)):
+    images, labels = source.read(np.array([0, 17, 499]))
+    for k, row in enumerate((0, 17, 499)):
         expected = np.asarray(Image.open(io.BytesIO(table["image"][row]["bytes"].as_py())).convert("RGB"))
         assert np.array_equal(images[k].permute(1, 2, 0).numpy(), expected)
         assert labels[k] == table["label"][row].as_py()

@@ -20,6 +20,7 @@ from isoflop.train import train
 from isoflop.train.loop import build_model
 from isoflop.train.optim.build import parameter_groups
 from tests.cli.lines import check_line
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -86,8 +87,8 @@ def test_commands_run(block: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_runs(block: str, folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    told = folder / "stderr.txt"
+    assert run_python(block, told) == 0, told.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("block", blocks("toml"))

@@ -35,10 +35,10 @@ def score(wanted):
     return np.array(errors), np.array(inside)
 
 
-def test_a_third_of_the_real_curves_is_extrapolated_to_two_percent():
-    """One shot count of each task, all six models; the whole table is the long test below."""
-    errors, inside = score(lambda name: name.startswith(("inet_10", "c_25")))
-    assert len(errors) == 12
+def test_real_curves_are_extrapolated_to_two_percent():
+    """One shot count of one task, all six models; the whole table is the long test below."""
+    errors, inside = score(lambda name: name.startswith("inet_10"))
+    assert len(errors) == 6
     assert errors.mean() <= 0.020
     assert 0.85 <= inside.mean() <= 1.0
 

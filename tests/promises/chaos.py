@@ -5,7 +5,6 @@ A moment is a step and a change to the file system that a process has made, neve
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -22,9 +21,8 @@ from isoflop.config import RunConfig, parse
 from isoflop.objectives import Supervised, Uniforms
 from isoflop.runs.directory import read_status
 from isoflop.train.guards import PREEMPTED, asked_to_stop
+from tests.processes import SERVER
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["isoflop.train", "isoflop.train.sharded", "torch.distributed.fsdp"])
 PORTS = itertools.count()
 
 

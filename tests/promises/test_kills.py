@@ -11,9 +11,9 @@ from tests.promises.same import check_same
 
 
 def test_kills_change_neither_weights_nor_metrics_nor_samples(tmp_path: Path) -> None:
-    config = run_config()
+    config = run_config(steps=80)
     train_whole(config, tmp_path / "calm")
-    hits = train_under_fire(config, tmp_path / "fire", kills=5, chance=random.Random(0))
+    hits = train_under_fire(config, tmp_path / "fire", kills=4, chance=random.Random(0))
     assert hits >= 2
     check_same(config, tmp_path / "calm", tmp_path / "fire")
 

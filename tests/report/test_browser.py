@@ -160,17 +160,18 @@ def test_paper_has_the_heads_of_tables_on_every_page_and_all_warnings(
     made.page.close()
 
 
-def test_a_page_of_paper_holds_three_figures(chromium: Any, planted: Any, tmp_path: Path) -> None:
+def test_a_page_of_paper_holds_three_figures(visit: Visit) -> None:
     """A figure is never cut, so that one that does not fit leaves the foot of a page blank."""
-    made = Visit(chromium, write_report(planted.rows, planted.answer, planted.curves, tmp_path / "report.html"))
-    made.page.set_viewport_size({"width": 688, "height": 1016})  # A4 within its margins, in CSS pixels
-    made.page.emulate_media(media="print")
-    made.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    visit.page.set_viewport_size({"width": 688, "height": 1016})  # A4 within its margins, in CSS pixels
+    visit.page.emulate_media(media="print")
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     names = ("agreement", "efficiency", "learning-rates")
     place = "document.getElementById('{}').getBoundingClientRect().{}"
     top, bottom = place.format(names[0], "top"), place.format(names[-1], "bottom")
-    assert made.page.evaluate(f"{bottom} - {top}") < 1016
-    made.page.close()
+    assert visit.page.evaluate(f"{bottom} - {top}") < 1016
+    visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    visit.page.emulate_media(media="screen")
+    visit.page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_hostile_text_executes_nothing_and_requests_nothing(chromium: Any, hostile: Any, tmp_path: Path) -> None:

@@ -150,15 +150,15 @@ def test_a_journal_that_became_shorter_is_read_anew(tmp_path: Path) -> None:
     assert tail.curve()["train_loss"] == [3.0]
 
 
-def test_a_million_rows_are_kept_in_little(tmp_path: Path) -> None:
+def test_a_long_journal_is_kept_in_little(tmp_path: Path) -> None:
     journal = tmp_path / "attempts" / "1" / "metrics-0001.jsonl"
     journal.parent.mkdir(parents=True)
     row = '{"kind": "train", "step": %d, "since": 0, "images": %d, "loss": %.5f, "lr": 0.02, "seconds": 0.3902}\n'
     with journal.open("w") as file:
-        file.writelines(row % (i, 64 * i, 5 * i**-0.2) for i in range(1, 1_000_001))
+        file.writelines(row % (i, 64 * i, 5 * i**-0.2) for i in range(1, 200_001))
     tail = Tail(tmp_path)
     assert tail.update()
-    assert tail.last["step"] == 1_000_000
+    assert tail.last["step"] == 200_000
     curve = tail.curve()
     assert len(curve["images"]) <= 6 * BINS_A_DECADE + 1
     for images, loss in zip(curve["images"][12:], curve["train_loss"][12:], strict=True):

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from isoflop.study.auto import (
 )
 from isoflop.study.executors import Event, RunTask
 from isoflop.study.starts import cached_weights
+from tests.processes import SERVER
 from tests.study.here import Here
 
 TINY: dict[str, Any] = {  # in place of hours: a ladder of FLOPs, the same wherever it is trained
@@ -167,14 +166,11 @@ def test_killed_it_goes_on_to_the_same_answer(
     done: isoflop.study.StudyResult, day_and_night: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "deadly").touch()
-    code = (
-        "import sys; from pathlib import Path; from tests.study.test_auto import *\n"
-        "auto(sys.argv[1], output=sys.argv[2], overrides=OVERRIDES, executor=Killed(Path(sys.argv[3])))"
-    )
-    arguments = [str(day_and_night), str(tmp_path / "study"), str(tmp_path / "deadly")]
-    root = Path(__file__).resolve().parents[2]
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=root, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    arguments = {"output": tmp_path / "study", "overrides": OVERRIDES, "executor": Killed(tmp_path / "deadly")}
+    killed = SERVER.Process(target=auto, args=(day_and_night,), kwargs=arguments)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert len(list((tmp_path / "study" / "runs").glob("*/status.json"))) == 1
     again = auto(day_and_night, output=tmp_path / "study", overrides=OVERRIDES, executor=Here())
     for key in ("best", "selected", "final"):

@@ -14,7 +14,7 @@ from isoflop.study import Store
 from isoflop.study.executors import RunTask
 from isoflop.study.executors.remote import Mailbox, Sender, bundles, optional, train_remotely
 from isoflop.study.planned import Catalogue
-from tests.promises.chaos import SERVER
+from tests.processes import SERVER
 from tests.study import mortal
 from tests.study.test_study import toy_study
 

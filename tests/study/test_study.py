@@ -47,15 +47,15 @@ class Listener(Narrator):
 def toy_study(folder: Path, **changes: Any) -> StudyConfig:
     study = {
         "name": "toy",
-        "budgets": [6e8, 1.2e9, 2.4e9],
-        "target_budget": 5e9,
+        "budgets": [2.4e8, 4.8e8, 9.6e8],
+        "target_budget": 2e9,
         "output": str(folder),
         "workers": 2,
         **changes.pop("study", {}),
     }
     families = {"vit": {"sizes": ["vit_w8d2p8", "vit_w12d2p8"], "learning_rates": [0.01, 0.02]}}
-    transfer = {"shots": 5, "seeds": [0], "finetune_steps": 10}
-    return study_config(**{"study": study, "families": families, "transfer": transfer, "batch_size": 40, **changes})
+    small = {"transfer": {"shots": 5, "seeds": [0], "finetune_steps": 10}, "laws": {"bootstrap": 20}, "batch_size": 24}
+    return study_config(**{"study": study, "families": families, **small, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_study_answers_trains_its_answer_and_grades_itself(
     config, document, _ = finished
     answer = document["families"]["vit"]
     assert document["best"] == "vit"
-    assert answer["images"] * answer["flops_per_image"] == pytest.approx(5e9, rel=0.05)
+    assert answer["images"] * answer["flops_per_image"] == pytest.approx(2e9, rel=0.05)
     assert answer["interval"][0] < answer["predicted_loss"] < answer["interval"][1]
     assert document["final"]["measured_loss"] > 0
     rows = {row["run_id"]: row for row in Store(config.directory).rows()}
@@ -129,7 +129,7 @@ def test_the_answer_does_not_depend_on_diverged_or_failed_runs(
 
 def test_a_folder_of_another_study_is_refused(finished: tuple[StudyConfig, dict[str, Any], Listener]) -> None:
     config, _, _ = finished
-    other = toy_study(config.directory, study={"target_budget": 6e9})
+    other = toy_study(config.directory, study={"target_budget": 3e9})
     with pytest.raises(StudyError, match="belongs to another study"):
         run_study(other)
 
@@ -313,7 +313,7 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
             if finished == 6:  # two runs into the second stage
                 raise Stop
 
-    config = toy_study(tmp_path / "toy", study={"budget": 1.6e10})
+    config = toy_study(tmp_path / "toy", study={"budget": 6.4e9})
     with pytest.raises(Stop):
         run_study(config, Impatient(), executor=Here())
     listener = Listener()

@@ -51,9 +51,9 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", [pytest.param("empty", marks=pytest.mark.long), "format", "state"])
 def test_checkpoints_of_no_use_never_crowd_out_whole_ones(tmp_path: Path, how: str) -> None:
     """All that were kept are of no use, and the run is preempted again and again: it gets on all the same."""
-    config, run = run_config(steps=60, checkpoint={**EVERY_STEP, "keep": 2}), tmp_path / "run"
+    config, run = run_config(steps=36, checkpoint={**EVERY_STEP, "keep": 2}), tmp_path / "run"
     train(config, tmp_path / "calm")
-    train(config, run, **stopping_at(35))
+    train(config, run, **stopping_at(21))
     folder = run / "checkpoints"
     kept = saved_steps(folder)
     for step in kept:
