@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --cache-dir .venv/.uv --compile-bytecode -c constraints.txt
 # uv unpacks and compiles on all cores; pip takes minutes longer, but finds every index that it is configured for.
 install = $(PIP) uv && $(UV) -e '.[$(1)]' || $(PIP) -c constraints.txt -e '.[$(1)]'
 

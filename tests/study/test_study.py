@@ -47,8 +47,8 @@ class Listener(Narrator):
 def toy_study(folder: Path, **changes: Any) -> StudyConfig:
     study = {
         "name": "toy",
-        "budgets": [2.4e8, 4.8e8, 9.6e8],
-        "target_budget": 2e9,
+        "budgets": [2e8, 4e8, 8e8],
+        "target_budget": 1.6e9,
         "output": str(folder),
         "workers": 2,
         **changes.pop("study", {}),
@@ -72,7 +72,7 @@ def test_a_study_answers_trains_its_answer_and_grades_itself(
     config, document, _ = finished
     answer = document["families"]["vit"]
     assert document["best"] == "vit"
-    assert answer["images"] * answer["flops_per_image"] == pytest.approx(2e9, rel=0.05)
+    assert answer["images"] * answer["flops_per_image"] == pytest.approx(1.6e9, rel=0.05)
     assert answer["interval"][0] < answer["predicted_loss"] < answer["interval"][1]
     assert document["final"]["measured_loss"] > 0
     rows = {row["run_id"]: row for row in Store(config.directory).rows()}
@@ -313,7 +313,7 @@ def test_an_adaptive_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_pat
             if finished == 6:  # two runs into the second stage
                 raise Stop
 
-    config = toy_study(tmp_path / "toy", study={"budget": 6.4e9})
+    config = toy_study(tmp_path / "toy", study={"budget": 5.1e9})
     with pytest.raises(Stop):
         run_study(config, Impatient(), executor=Here())
     listener = Listener()

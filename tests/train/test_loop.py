@@ -22,9 +22,12 @@ from isoflop.train.checkpoints import saved_steps
 from isoflop.transfer.backbones import load_backbone
 from tests.promises.chaos import run_config
 
+ONE_CHECKPOINT = {"every_seconds": 60}
+
 
 def test_training_on_fractals_learns(tmp_path: Path) -> None:
-    result = train(run_config(steps=150, data={"source": "fractals?classes=20", "heldout": 256}), tmp_path / "run")
+    data = {"source": "fractals?classes=20", "heldout": 256}
+    result = train(run_config(steps=150, data=data, checkpoint=ONE_CHECKPOINT), tmp_path / "run")
     first, last = read_journal(tmp_path / "run")[0]["loss"], result.heldout_loss
     assert result.state == "done"
     assert last < 0.8 * first
@@ -37,7 +40,8 @@ def test_other_families_learn_too(tmp_path: Path, family: str) -> None:
     if not family.startswith("poolformer"):
         optim = {"name": "sgd", "learning_rate": 0.3, "agc": 0.01 if family.startswith("nfnet") else "none"}
     data = {"source": "fractals?classes=20", "heldout": 256}
-    result = train(run_config(steps=120, model={"name": family}, optim=optim, data=data), tmp_path / "run")
+    config = run_config(steps=120, model={"name": family}, optim=optim, data=data, checkpoint=ONE_CHECKPOINT)
+    result = train(config, tmp_path / "run")
     assert result.heldout_loss < 0.9 * read_journal(tmp_path / "run")[0]["loss"]
 
 
