@@ -8,9 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from isoflop.report import write_report
+from isoflop.report.figure import png_text
+from isoflop.report.page import Picture
+from tests.report.test_page import evaluation
 
 pytestmark = pytest.mark.page
 
@@ -37,14 +41,16 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def visit(chromium: Any, planted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
-    path = write_report(planted.rows, planted.answer, planted.curves, tmp_path_factory.mktemp("report") / "report.html")
-    made = Visit(chromium, path)
+    answer = {**planted.answer, "attention": {"pixels": [[4.0, 9.0], [8.0, 12.0]]}}
+    pictures = [Picture("Attention", "What is seen.", png_text(np.zeros((9, 9, 3), np.uint8)))]
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    made = Visit(chromium, write_report(planted.rows, answer, planted.curves, path, pictures, evaluation(3)))
     yield made
     made.page.close()
 
 
 def test_all_figures_are_drawn_without_a_complaint_or_a_request(visit: Visit) -> None:
-    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 11
+    assert visit.page.locator("[data-figure] .main-svg .cartesianlayer").count() == 12
     assert visit.page.locator("[data-figure] .scatterlayer path").count() > 300
     assert visit.noise == []
 
@@ -68,19 +74,34 @@ def test_axe_finds_nothing_serious(visit: Visit) -> None:
 
 
 def test_panels_stand_below_each_other_where_there_is_no_room(visit: Visit) -> None:
-    """On a tablet and a phone nothing is cut off, and no title of an axis lies on another panel."""
+    """On a tablet and a phone nothing is cut off, no title of an axis lies on another panel and no legend on a heading,
+    and each row of panels has the title of its axis."""
     inside = """[...document.querySelectorAll("[data-figure]")].flatMap((plot) => {
       const size = plot.getBoundingClientRect(), boxes = (query) =>
         [...plot.querySelectorAll(query)].map((part) => part.getBoundingClientRect()).filter((box) => box.width);
       const titles = boxes("[class*=title] text, [class*=title], .legendtext");
       return titles.filter((t) => t.left < size.left - 1 || t.right > size.right + 1).map(() => plot.dataset.figure);
     })"""
+    covered = """[...document.querySelectorAll("[data-figure]")].filter((plot) => {
+      const legend = plot.querySelector(".legend"), box = legend && legend.getBoundingClientRect();
+      return box && [...plot.querySelectorAll(".annotation-text")].some((text) => {
+        const other = text.getBoundingClientRect();
+        return other.top < box.bottom && box.top < other.bottom && other.left < box.right && box.left < other.right;
+      });
+    }).map((plot) => plot.dataset.figure)"""
+    untitled = """Object.entries(document.querySelector("[data-figure=profiles]").layout)
+      .filter(([key, axis]) => /^yaxis/.test(key) && !axis.title.text).length"""
+    captions = "[...document.querySelectorAll('caption')]"
+    cut = f"{captions}.filter((c) => c.clientWidth > c.closest('.scroll').clientWidth).length"
     for width, columns in ((1400, 3), (800, 2), (390, 1)):
         visit.page.set_viewport_size({"width": width, "height": 800})
         left = "Object.entries(document.querySelector('[data-figure=optima]').layout)"
         left += ".filter(([k]) => /^xaxis/.test(k)).map(([, axis]) => axis.domain[0].toFixed(3))"
         visit.until(f"new Set({left}).size === {columns}")
         assert visit.page.evaluate(inside) == []
+        assert visit.page.evaluate(covered) == []
+        assert visit.page.evaluate(untitled) == {3: 2, 2: 1, 1: 0}[columns]
+        assert visit.page.evaluate(cut) == 0
         assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     visit.page.set_viewport_size({"width": 1280, "height": 800})
 
@@ -206,7 +227,7 @@ def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(visit: 
     assert page.locator("html").get_attribute("lang") == "en"
     plots = "[data-figure][role=group]"
     labels = page.eval_on_selector_all(plots, "all => all.map((e) => e.getAttribute('aria-label'))")
-    assert len(labels) == 11
+    assert len(labels) == 12
     assert min(map(len, labels)) > 40
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map((e) => Number(e.tagName[1]))")
     assert all(after - before <= 1 for before, after in pairwise(levels))
