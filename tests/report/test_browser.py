@@ -231,7 +231,7 @@ def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(visit: 
     assert min(map(len, labels)) > 40
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map((e) => Number(e.tagName[1]))")
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert page.eval_on_selector_all("main table", "all => all.every((t) => t.caption || t.closest('details'))")
+    assert page.eval_on_selector_all("main table", "all => all.every((t) => t.caption || t.closest('details, figure'))")
     ids = page.eval_on_selector_all("[id]", "all => all.map((e) => e.id)")
     assert len(ids) == len(set(ids))
     targets = page.eval_on_selector_all("nav a", "all => all.map((a) => Boolean(document.querySelector(a.hash)))")
