@@ -1,5 +1,6 @@
 """Equal images fall on one side of the held-out split, and are told; without any, the split is what it was."""
 
+import io
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 from isoflop.data import Split, check, open_source
-from isoflop.data.duplicates import digests_of, equal_images, groups_of
+from isoflop.data.duplicates import _nearest, digests_of, equal_images, groups_of, look_of
 from isoflop.data.opening import open_records
 from isoflop.data.source import SplitIndices
 from isoflop.errors import DataError, DataNotice
@@ -107,7 +109,7 @@ def test_by_bytes_images_of_the_same_size_and_end_are_told_apart(tmp_path: Path,
     images = [b"a" + black, b"b" + black, b"a" + black, b"c" + black[1:], b"d" * 5001, b"d" * 5001]
     make_tar(tmp_path / "train.tar", [(f"{k}.bmp", image) for k, image in enumerate(images)])
     records = open_records(f"shards:{tmp_path}", "train")
-    groups = groups_of(digests_of(records, by_pixels=False))
+    groups = groups_of(digests_of(records, "bytes"))
     assert groups[:, 0].tolist() == [0, 2, 4, 5]
     assert groups[0, 1] == groups[1, 1] != groups[2, 1] == groups[3, 1]
 
@@ -141,6 +143,72 @@ def test_a_check_tells_duplicates_label_conflicts_and_what_both_parts_have(tmp_p
     assert "equal images with other labels: 1" in text
     assert "images that the test part has, too: 1" in text
     assert len(check(str(tmp_path), part="test").shared) == 1
+
+
+def photograph(seed: int, side: int = 96) -> Image.Image:
+    """Smooth shapes with details, as photographs have."""
+    waves = np.random.default_rng(seed).normal(size=(12, 12, 3)) / (1 + np.hypot(*np.indices((12, 12))))[:, :, None]
+    pixels = np.asarray([np.asarray(Image.fromarray(w.astype(np.float32)).resize((side, side), 3)) for w in waves.T])
+    return Image.fromarray((128 + 80 * pixels / pixels.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+COPIES = {
+    "encoded anew": lambda image: Image.open(io.BytesIO(encoded(image, "JPEG", quality=60))),
+    "smaller": lambda image: image.resize((48, 48), Image.Resampling.LANCZOS),
+    "cropped": lambda image: image.crop((4, 2, 92, 93)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+    "grey": lambda image: image.convert("L"),
+}
+
+
+def test_near_duplicates_across_parts_are_told(tmp_path: Path) -> None:
+    for part, first in (("train", 0), ("test", 100)):
+        for k in range(12):
+            (tmp_path / part / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+            photograph(first + k).save(tmp_path / part / "ab"[k % 2] / f"{k}.png")
+        Image.new("RGB", (64, 64), (first, 90, 90)).save(tmp_path / part / "a" / "flat.png")  # all flat ones look alike
+    for k, (how, copy) in enumerate(COPIES.items()):
+        copy(photograph(k)).save(tmp_path / "test" / "b" / f"{how}.png")
+        copy(photograph(6 + k)).save(tmp_path / "train" / "b" / f"{how}.png")
+    report = check(str(tmp_path))
+    near = [{(Path(a).name, Path(b).name) for a, b in pairs} for pairs in (report.alike, report.alike_shared)]
+    assert [len(report.alike), len(report.alike_shared)] == [5, 5]
+    assert near[1] == {(f"{k}.png", f"{how}.png") for k, how in enumerate(COPIES)}
+    assert {frozenset(pair) for pair in near[0]} == {
+        frozenset((f"{6 + k}.png", f"{how}.png")) for k, how in enumerate(COPIES)
+    }
+    assert (report.duplicates, report.conflicts, report.shared, report.compared) == ([], [], [], {})
+    lines = report.lines()
+    at = lines.index("near-duplicates of images of the test part: 5")
+    assert lines[at + 1].endswith(f"0.png: looks like {tmp_path / 'test' / 'b' / 'encoded anew.png'}")
+    assert lines[at + 4] == "  … and 2 more"
+    assert {Path(a).stem for a, _ in check(str(tmp_path), part="test").alike_shared} == set(COPIES)
+
+
+def test_beyond_what_is_compared_in_seconds_a_sample_is_and_the_check_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(12):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        photograph(k // 2).rotate(k % 2, expand=False).crop((4, 4, 90, 90)).save(tmp_path / "a" / f"{k:02}.png")
+    assert len(check(str(tmp_path)).alike) == 6
+    monkeypatch.setattr("isoflop.data.duplicates._MOST_PAIRS", 48)
+    assert "near-duplicates (of 4 images compared): 3" in check(str(tmp_path)).lines()
+    monkeypatch.setattr("isoflop.data.duplicates._MOST_PAIRS", 10**9)
+    monkeypatch.setattr("isoflop.data.duplicates._MOST_CONFIRMED", 5)
+    assert "near-duplicates (among the 5 likeliest): 5" in check(str(tmp_path)).lines()
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_the_nearest_hash_is_that_of_counting_bits(within: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isoflop.data.duplicates._ROWS", 7)
+    monkeypatch.setattr("isoflop.data.duplicates._COLUMNS", 11)
+    looks, others = np.random.default_rng(0).integers(0, 1 << 63, (2, 40), dtype=np.uint64) & np.uint64(0xFFF)
+    apart, nearest = _nearest(looks, looks if within else others, np.arange(40), within)
+    for k in range(within, 40):
+        counts = [(int(looks[k]) ^ int(other)).bit_count() for other in (looks[:k] if within else others)]
+        assert apart[k] == min(counts) == counts[nearest[k]]
+    assert look_of(b"no picture") == 0
 
 
 def test_a_test_part_is_made_of_images_that_training_never_sees(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from isoflop.data.decode import SUFFIXES, DamagedImage, Header, find_damage, rea
 from isoflop.data.dense import Objects
 from isoflop.data.dense.objects import IGNORED, DenseRecords
 from isoflop.data.dense.source import picture_with_truth
-from isoflop.data.duplicates import digests_of, pixel_digest
+from isoflop.data.duplicates import Digests, alike, digests_of, pixel_digests
 from isoflop.data.opening import DENSE, GENERATED, open_dense_records, open_records, parse_uri
 from isoflop.data.records import ALLOWED_SHARE, Damage, Note, Part, Records, read_surely
 from isoflop.data.sources.shards import ShardRecords
@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]
 """Called with what is done and what there is"""
 
 _CHUNK = 256  # records a worker checks at a time
+_MOST_ALIKE = 3  # examples of near-duplicates, which are to be looked at
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class CheckReport:
     """the same, where the two have other labels"""
     shared: list[tuple[str, str]] = field(default_factory=list)
     """an image, and one of the other part with the same pixels"""
+    alike: list[tuple[str, str]] = field(default_factory=list)
+    """an image, and one before it that looks the same: encoded, resized or slightly cropped anew"""
+    alike_shared: list[tuple[str, str]] = field(default_factory=list)
+    """the same, of the other part"""
+    compared: dict[str, str] = field(default_factory=dict)
+    """by `alike` or `alike_shared`: how far they were looked for, where not everywhere"""
     notes: list[Note] = field(default_factory=list)
     """what is not used, and what was guessed"""
 
@@ -85,6 +92,14 @@ class CheckReport:
             if pairs or title == "duplicates":
                 told = [Damage(-1, name, f"the same image as {printable(first)}") for name, first in pairs]
                 lines += finding_lines(title, told, most)
+        for title, name in (
+            ("near-duplicates", "alike"),
+            (f"near-duplicates of images of the {other} part", "alike_shared"),
+        ):
+            if pairs := getattr(self, name):
+                told = [Damage(-1, one, f"looks like {printable(first)}") for one, first in pairs]
+                how = f" ({self.compared[name]})" if name in self.compared else ""
+                lines += finding_lines(title + how, told, min(most, _MOST_ALIKE))
         lines += [note.line(most) for note in self.notes]
         verdict = "usable" if self.is_usable else f"a run would stop: more than {ALLOWED_SHARE:.1%} is broken"
         return [*lines, f"verdict: {verdict}"]
@@ -103,6 +118,8 @@ class _Finding(NamedTuple):
     size: int
     digest: int
     """of its pixels (see `duplicates`); 0 where it cannot be read"""
+    look: int
+    """its perceptual hash; 0 where it has none"""
     header: Header | None
     broken: str
     suspicious: str
@@ -175,8 +192,8 @@ def _examine(records: Records | DenseRecords, index: int) -> _Finding:
     try:
         encoded = read_surely(records, index)
     except DamagedImage as error:
-        return _Finding(index, 0, 0, None, f"unreadable: {error}", "")
-    digest = pixel_digest(encoded)
+        return _Finding(index, 0, 0, 0, None, f"unreadable: {error}", "")
+    digest, look = pixel_digests(encoded)
     header, broken, suspicious = None, "", ""
     classes: tuple[int, ...] = ()
     try:
@@ -191,7 +208,7 @@ def _examine(records: Records | DenseRecords, index: int) -> _Finding:
             classes = tuple(map(int, numbers))
         except DamagedImage as error:
             broken = str(error).removeprefix(f"{records.name(index)}: ")
-    return _Finding(index, len(encoded), digest, header, broken, suspicious, classes)
+    return _Finding(index, len(encoded), digest, look, header, broken, suspicious, classes)
 
 
 def _wrong_suffix(name: str, image_format: str) -> str:
@@ -222,8 +239,9 @@ def _summarise(
         if finding.digest and first != finding.sample:
             same = labels is None or np.array_equal(labels[first], labels[finding.sample])
             (duplicates if same else conflicts).append((records.name(finding.sample), records.name(first)))
-    other_names = _names_by_digest(uri, "test" if part == "train" else "train")
-    shared = [(records.name(k), other_names[digest]) for digest, k in first_with.items() if digest in other_names]
+    others = _other_records(uri, part)
+    digests = _first_digests(others)
+    shared = [(records.name(k), others.name(digests[d])) for d, k in first_with.items() if others and d in digests]
     return CheckReport(
         uri=uri,
         part=part,
@@ -238,20 +256,47 @@ def _summarise(
         duplicates=duplicates,
         conflicts=conflicts,
         shared=shared,
+        **_near(records, findings, first_with, others, digests),
         notes=list(records.notes),
     )
 
 
-def _names_by_digest(uri: str, part: Part) -> dict[int, str]:
-    """A name for each image of a part; {} where there is none, or reading it would take all of remote shards."""
+def _other_records(uri: str, part: Part) -> Records | DenseRecords | None:
+    """Those of the other part; None where there is none, or reading it would take all of remote shards."""
     try:
-        records = _open_tolerant(uri, part, [])
+        records = _open_tolerant(uri, "test" if part == "train" else "train", [])
     except DataError:
-        return {}
-    if getattr(records, "is_remote", False):
-        return {}
-    digests = digests_of(records, by_pixels=True).tolist()
-    return {digest: records.name(k) for k, digest in enumerate(digests) if digest}
+        return None
+    return None if getattr(records, "is_remote", False) else records
+
+
+def _first_digests(records: Records | DenseRecords | None) -> dict[int, int]:
+    """The number of an image by its digest."""
+    digests = [] if records is None else digests_of(records).tolist()
+    return {digest: k for k, digest in enumerate(digests) if digest}
+
+
+def _near(
+    records: Records | DenseRecords,
+    findings: list[_Finding],
+    first_with: dict[int, int],
+    others: Records | DenseRecords | None,
+    digests: dict[int, int],
+) -> dict[str, Any]:
+    """`alike`, `alike_shared` and `compared` of a report, without the images that equal each other."""
+    looks: Digests = np.array([finding.look for finding in findings], dtype=np.uint64)
+    numbers = np.array(sorted(first_with.values()), dtype=np.int64)
+    found = {"alike": (alike(records, looks, numbers), records)}
+    if others is not None:
+        own = np.array(sorted(k for digest, k in first_with.items() if digest not in digests), dtype=np.int64)
+        theirs = np.array(sorted(digests.values()), dtype=np.int64)
+        found["alike_shared"] = alike(records, looks, own, others, digests_of(others, "look"), theirs), others
+    near: dict[str, Any] = {"compared": {}}
+    for name, (result, other) in found.items():
+        near[name] = [(records.name(one), other.name(like)) for one, like in result.pairs.tolist()]
+        if result.told:
+            near["compared"][name] = result.told
+    return near
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:
