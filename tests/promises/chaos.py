@@ -141,6 +141,26 @@ def start(
     return process
 
 
+def without_figures(directory: Path, *_: Any) -> Path:
+    """In the place of `write_study_report`: the figures take most of the time of a tiny study."""
+    (directory / "report.html").touch()
+    return directory / "report.html"
+
+
+def auto_in(data: Path, directory: Path, overrides: list[str], blow: Blow) -> None:
+    """The body of a process of `isoflop auto`, without a report."""
+    import torch
+
+    from isoflop.report import result
+    from isoflop.study.auto import auto
+    from tests.study.here import Here
+
+    torch.set_num_threads(1)
+    result.write_study_report = without_figures
+    blow.awaited(lambda: False)
+    auto(data, output=directory, overrides=overrides, executor=Here())
+
+
 def free_port() -> int:
     """A port nobody listens on, below those that the system hands out: another process cannot get it meanwhile."""
     while True:

@@ -2,10 +2,10 @@
 
 import itertools
 import json
-import os
+import random
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ from isoflop.study.auto import (
     study_name,
     summary,
 )
-from isoflop.study.executors import Event, RunTask
 from isoflop.study.starts import cached_weights
 from tests.processes import SERVER
+from tests.promises.chaos import Blow, auto_in, join, without_figures
 from tests.study.here import Here
 
 TINY: dict[str, Any] = {  # in place of hours: a ladder of FLOPs, the same wherever it is trained
@@ -75,7 +75,7 @@ def day_and_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_figures() -> Iterator[None]:
     """The figures of a report take most of the time of a tiny study; tests/report has them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isoflop.report.write_report", lambda rows, answer, curves, path, pictures: path.touch())
+        patch.setattr("isoflop.report.result.write_study_report", without_figures)
         yield
 
 
@@ -83,7 +83,9 @@ def no_figures() -> Iterator[None]:
 def done(day_and_night: Path, tmp_path_factory: pytest.TempPathFactory) -> isoflop.study.StudyResult:
     """The study of the images, not interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "study"
-    return auto(day_and_night, output=folder, overrides=OVERRIDES, executor=Here())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isoflop.study.auto.evaluate", lambda *_: pytest.fail("the test part was judged again"))
+        return auto(day_and_night, output=folder, overrides=OVERRIDES, executor=Here())
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -101,6 +103,7 @@ def test_images_become_a_judged_and_exported_classifier(done: isoflop.study.Stud
     assert (done.directory / "report.html").exists()
     page = (done.directory / EVALUATION).read_text(encoding="utf-8")
     assert "Right on 12 of 12 images" in page
+    assert f"isoflop evaluate {done.directory}" in page
     assert "Confusion matrix" in page
     import timm
 
@@ -149,34 +152,27 @@ def test_a_finished_study_is_told_again_and_not_run(
     assert "the data have changed since the study started" in err
 
 
-class Killed(Here):
-    """Kills the process when a run has ended while the file `deadly` is there."""
-
-    def __init__(self, deadly: Path) -> None:
-        self.deadly = deadly
-
-    def run(self, tasks: Sequence[RunTask]) -> Iterator[Event]:
-        for event in super().run(tasks):
-            yield event
-            if event.kind == "ended" and self.deadly.exists():
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_killed_it_goes_on_to_the_same_answer(
-    done: isoflop.study.StudyResult, day_and_night: Path, tmp_path: Path
+@pytest.mark.parametrize(("seed", "kills"), [(0, 2), *(pytest.param(k, 5, marks=pytest.mark.long) for k in range(5))])
+def test_killed_at_random_it_goes_on_to_the_same_answer(
+    seed: int, kills: int, done: isoflop.study.StudyResult, day_and_night: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "deadly").touch()
-    arguments = {"output": tmp_path / "study", "overrides": OVERRIDES, "executor": Killed(tmp_path / "deadly")}
-    killed = SERVER.Process(target=auto, args=(day_and_night,), kwargs=arguments)
-    killed.start()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
-    assert len(list((tmp_path / "study" / "runs").glob("*/status.json"))) == 1
+    """At random changes to files: of the check, the plan, runs, the answer, the evaluation, the export."""
+    chance, hits = random.Random(seed), 0
+    for _ in range(kills):
+        blow = Blow(steps=0, files=chance.randrange(1, 180))
+        process = SERVER.Process(target=auto_in, args=(day_and_night, tmp_path / "study", OVERRIDES, blow))
+        process.start()
+        [status] = join([process])
+        assert status in (0, -signal.SIGKILL)
+        hits += status != 0
+    assert hits >= kills - 1  # undisturbed it makes about 500 changes
     again = auto(day_and_night, output=tmp_path / "study", overrides=OVERRIDES, executor=Here())
     for key in ("best", "selected", "final"):
         ours, theirs = (_without_clocks(study.answer[key]) for study in (again, done))
         assert ours == theirs
     assert [row["heldout_loss"] for row in again.rows] == [row["heldout_loss"] for row in done.rows]
+    assert (again.directory / EVALUATION).exists()
+    assert (again.directory / "export-timm").is_dir()
 
 
 def _without_clocks(value: Any) -> Any:

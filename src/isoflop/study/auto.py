@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from isoflop.study.run import Narrator, run_study
 from isoflop.study.starts import cached_weights
 from isoflop.study.store import Store
 from isoflop.train.device import choose_device, peak_of, usable_cores
-from isoflop.transfer import evaluate, open_backbone
+from isoflop.transfer import Evaluation, evaluate, open_backbone
 
 HOURS = 0.5
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "clip": None}  # as scripts of ResNets train
@@ -292,13 +293,18 @@ def auto(
         choice = _choose(report, _has_test(uri), first)
     config = configured(choice)
     directory = config.directory
+    found: list[Evaluation] = []
+
+    def evaluated(one: Evaluation) -> None:
+        found.append(replace(one, checkpoint=str(directory)))  # which hands it over
+        write_evaluation(found[-1].document(), found[-1].pictures, directory / EVALUATION)
+
     if _ended(config) is None:
-        run_study(config, narrator, command=command, executor=executor, stop=stop, times=times)
-    page = directory / EVALUATION
-    if not page.exists():
-        found = evaluate(str(directory), config.data.source)
-        write_evaluation(found.document(), found.pictures, page)
-        narrator.evaluated(found)
+        run_study(config, narrator, command=command, executor=executor, stop=stop, times=times, evaluated=evaluated)
+    if not (directory / EVALUATION).exists():
+        evaluated(evaluate(str(directory), config.data.source))
+    for one in found:
+        narrator.evaluated(one)
     _export(directory, formats, to, narrator)
     return open_study(directory)
 

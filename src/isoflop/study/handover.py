@@ -4,7 +4,8 @@ test part of the data."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from isoflop.study.store import finite_loss
 from isoflop.train.device import normalize
 from isoflop.transfer import load_backbone
 from isoflop.transfer.metrics import LEVEL, wilson_interval
-from isoflop.transfer.predict import evaluate
+from isoflop.transfer.predict import Evaluation, evaluate
 
 
 def best_run(rows: Sequence[Row], family: str | None = None) -> Row | None:
@@ -133,11 +134,18 @@ def predicted_accuracy(rows: Sequence[Row], entry: Mapping[str, Any]) -> dict[st
     return {"predicted_accuracy": found[0], "accuracy_interval": [found[2], found[1]]}
 
 
-def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, heldout: int) -> dict[str, Any] | None:
+def accuracy_of(
+    directory: Path,
+    run: Mapping[str, Any],
+    config: StudyConfig,
+    heldout: int,
+    evaluated: Callable[[Evaluation], None] = lambda _: None,
+) -> dict[str, Any] | None:
     """The accuracy of the finished run in `directory`, with its Wilson interval; None where nothing is classified.
 
-    It is that on the test part of the data, which no choice has seen and which is judged once: the whole evaluation is
-    kept with the run (`JUDGED`). Without a test part it is that on the `heldout` images, which have chosen the run.
+    It is that on the test part of the data, which no choice has seen and which is judged once: `evaluated` takes the
+    evaluation, which is kept with the run (`JUDGED`). Without a test part it is that on the `heldout` images, which have
+    chosen the run.
     """
     objective = config.objective_of(run["family"])
     if not isinstance(objective, SupervisedConfig | DistilledConfig) or run["heldout_accuracy"] is None:
@@ -149,12 +157,13 @@ def accuracy_of(directory: Path, run: Mapping[str, Any], config: StudyConfig, he
     except CheckpointError:
         pass
     try:
-        judged = evaluate(str(directory), config.data.source, part="test", mistakes=0)
+        judged = evaluate(str(directory), config.data.source, part="test")
     except DataError as error:
         return {**_accuracy("heldout", run["heldout_accuracy"], heldout), "why": " ".join(str(error).split())}
+    evaluated(judged)
     found = _accuracy("test", judged.accuracy, judged.images)
     try:
-        write_json(directory / JUDGED, {**found, "evaluation": judged.document()})
+        write_json(directory / JUDGED, {**found, "evaluation": replace(judged, mistakes=[]).document()})
     except OSError as error:
         raise StudyError(f"{directory / JUDGED}: cannot write: {error.strerror}") from error
     return found

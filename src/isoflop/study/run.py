@@ -315,6 +315,7 @@ def run_study(
     stop: Callable[[], bool] = lambda: False,
     times: Times | None = None,
     predict: bool = False,
+    evaluated: Callable[[Evaluation], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Plans, trains, fits, answers, trains the answer, transfers it and writes the report; returns the answer document.
 
@@ -322,6 +323,7 @@ def run_study(
     `executor` trains them in the place of the one that `config` names. Once `stop` says yes, the runs that are trained
     save a checkpoint, and Preempted is raised. `times` counts the study's hours, for who began to count before. With
     `predict` it ends when the answers are predicted and written down, before they are trained; without it, it goes on.
+    `evaluated` takes the evaluation of what is handed over on the test part, which is made once.
 
     Raises StudyError, ConfigError, DataError, ModelError before anything is trained when the study cannot be;
     StudyError later when the storage fails or no family has enough finished runs to be answered.
@@ -336,7 +338,7 @@ def run_study(
             peak = plan.peak.fastest if plan.peak else None
             store.write_prices(plan.seconds_per_image, peak, plan.overheads, plan.ladder)
             times.add_earlier(config.directory)
-            return _Study(plan, store, narrator or Narrator(), team, command, stop, times).run(predict)
+            return _Study(plan, store, narrator or Narrator(), team, command, stop, times, evaluated).run(predict)
 
 
 class _Study:
@@ -351,7 +353,9 @@ class _Study:
         command: str,
         stop: Callable[[], bool],
         times: Times,
+        evaluated: Callable[[Evaluation], None],
     ) -> None:
+        self.evaluated = evaluated
         self.stop = stop
         self.times = times
         self.written = times.now()  # when the times were
@@ -416,7 +420,7 @@ class _Study:
         document |= selected_run(document, list(rows.values()), config)
         if selected := document["selected"]:
             directory = self.store.run_directory(selected["run_id"])
-            selected["accuracy"] = accuracy_of(directory, selected, config, self.catalogue.heldout)
+            selected["accuracy"] = accuracy_of(directory, selected, config, self.catalogue.heldout, self.evaluated)
             document["attention"] = attention_of(directory)
         self._write_answer(document)
         self.narrator.graded(document)
