@@ -29,6 +29,7 @@ READS = {
     "comparison": "main(['report', 'study', 'study', '--output', 'both.html'])",
     "fit": "main(['fit', 'table.csv', '--x', 'compute', '--y', 'loss'])",
     "table": "main(['report', 'table.csv', '--x', 'compute', '--y', 'loss'])",
+    "completion": "from isoflop.cli.output import model_names; print(model_names('vit_s')); sys.exit(0)",
     "watch": "from isoflop.report.watch import Watch; Watch(pathlib.Path('study')); sys.exit(0)",
     "open_study": "print(isoflop.open_study('study').figures, isoflop.ConfigError, isoflop.laws); sys.exit(0)",
 }
@@ -80,7 +81,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str,
     (folder / "table.csv").write_text("compute,loss\n" + "".join(f"{10**k},{3 - 0.2 * k}\n" for k in range(1, 9)))
     (folder / "run.toml").write_text('steps = 1\n[model]\nname = "vit_w4d1p8"\n[data]\nsource = "fractals"\n')
     (folder / "study.toml").write_text((ROOT / "examples/demo.toml").read_text(encoding="utf-8"))
-    code = WITHOUT.format(packages=PACKAGES, codes=READS | TRAINS)
+    code = WITHOUT.format(packages=PACKAGES, codes=READS | TRAINS | {"answer": "main(['study', 'answer', 'study'])"})
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, tuple[int, str, str]] = json.loads(done.stdout)
@@ -95,6 +96,11 @@ def test_reading_a_study_or_a_table_needs_no_torch(name: str, ended: dict[str, t
     assert out or name == "watch"
     pictures = "warning: masked: the page is without reconstructions: "
     assert err == (pictures + MISSING if name == "masked" else "")
+
+
+def test_an_answer_is_read_without_torch(ended: dict[str, tuple[int, str, str]]) -> None:
+    status, _, err = ended["answer"]
+    assert (status, "answer.json: damaged" in err) == (2, True)  # which it is: `{}`
 
 
 @pytest.mark.parametrize("name", TRAINS)

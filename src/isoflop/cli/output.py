@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from isoflop.errors import ConfigError
+from isoflop.errors import ConfigError, MissingExtra
 from isoflop.escapes import escaped_json, printable
 
 # stdout and stderr that accept any text and tolerate a closed pipe, a full disk, or a terminal without Unicode.
@@ -310,8 +310,10 @@ def model_names(incomplete: str) -> list[str]:
     try:
         names = kept.read_text(encoding="utf-8").split()
     except OSError:
-        from isoflop.models.presets import PRESETS
-
+        try:
+            from isoflop.models.presets import PRESETS
+        except MissingExtra:  # a shell that completes is no place for errors
+            return []
         names = list(PRESETS)
         with suppress(OSError):  # a cache that cannot be written
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -224,10 +224,10 @@ def status(place: Place, overrides: Overrides = None, as_json: Json = False) -> 
 def answer(place: Place, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the answer of a study, predicted and measured."""
     directory = _directory(place, overrides)
-    from isoflop.cli.narration import tell_answer, tell_grades, tell_hours, tell_transfer
-    from isoflop.study import Store
+    from isoflop.cli.answer import tell_answer, tell_grades, tell_hours, tell_transfer
+    from isoflop.runs.results import read_document
 
-    document = Store(directory).read("answer.json")
+    document = read_document(directory, "answer.json")
     if as_json:
         print_json(document)
         return

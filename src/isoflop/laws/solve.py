@@ -34,7 +34,8 @@ class Solution(NamedTuple):
 def huber(residual: Array, delta: float) -> Array:
     """Huber's loss of each residual: r²/2 near zero, delta·(|r| - delta/2) beyond."""
     size = np.abs(residual)
-    return np.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
+    bent = np.minimum(size, delta)
+    return np.asarray(bent * (size - 0.5 * bent))
 
 
 def minimise(
@@ -55,7 +56,7 @@ def minimise(
     Levenberg-Marquardt on the Huber majoriser, with an active set for the box. `target` and `weights` are (m,) or
     (R, m); `fixed` names parameters that keep the value of their start. Never raises: look at `converged`.
     """
-    theta = np.clip(np.array(starts, dtype=np.float64), lower, upper)
+    theta = np.minimum(np.maximum(np.array(starts, dtype=np.float64), lower), upper)
     replicates, parameters = theta.shape
     target = np.broadcast_to(target, (replicates, target.shape[-1]))
     weights = np.ones_like(target) if weights is None else np.broadcast_to(weights, target.shape)
@@ -64,7 +65,7 @@ def minimise(
     free_by_choice = np.ones(parameters, dtype=bool)
     free_by_choice[list(fixed)] = False
 
-    def evaluate(points: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
+    def evaluate(points: Array, rows: NDArray[np.intp] | slice) -> tuple[Array, Array, Array]:
         with np.errstate(all="ignore"):
             prediction, jacobian = model(points)
             residual = prediction - target[rows]
@@ -76,41 +77,43 @@ def minimise(
     damping = np.full(replicates, 1e-3)
     converged = np.zeros(replicates, dtype=bool)
     live = np.arange(replicates)
-    residual, jacobian, objective = evaluate(theta, live)
+    residual, jacobian, objective = evaluate(theta, slice(None))
     for _ in range(iterations):
         if live.size == 0:
             break
-        point, r, jac = theta[live], residual[live], jacobian[live]
+        at = live if live.size < replicates else slice(None)  # which copies nothing
+        point, r, jac = theta[at], residual[at], jacobian[at]
         size = np.maximum(np.abs(r), 1e-300)
-        w = weights[live] * np.minimum(1.0, delta / size)
+        w = weights[at] * np.minimum(1.0, delta / size)
         weighted = jac * w[:, :, None]
-        gradient = (r[:, None] @ weighted)[:, 0] + stiffness[live] * (point - mean[live])
+        gradient = (r[:, None] @ weighted)[:, 0] + stiffness[at] * (point - mean[at])
         hessian = weighted.swapaxes(1, 2) @ jac
-        hessian[:, diagonal, diagonal] += stiffness[live]
+        hessian[:, diagonal, diagonal] += stiffness[at]
         pushing = ((point <= lower) & (gradient > 0)) | ((point >= upper) & (gradient < 0))
         free = free_by_choice & ~pushing
         gradient = np.where(free, gradient, 0.0)
         hessian = np.where(free[:, :, None] & free[:, None, :], hessian, 0.0)
         curvature = hessian[:, diagonal, diagonal]
         floor = 1e-12 * curvature.max(1, keepdims=True) + 1e-300
-        hessian[:, diagonal, diagonal] += damping[live, None] * np.maximum(curvature, floor)
+        hessian[:, diagonal, diagonal] += damping[at, None] * np.maximum(curvature, floor)
         hessian[:, diagonal, diagonal] += np.where(free, floor, 1.0)
-        bad = ~np.isfinite(hessian).all((1, 2)) | ~np.isfinite(gradient).all(1)
-        if bad.any():
+        bad: NDArray[np.bool_] = np.zeros(live.size, dtype=np.bool_)
+        if not (np.isfinite(hessian).all() and np.isfinite(gradient).all()):
+            bad = np.logical_not(np.isfinite(hessian).all((1, 2)) & np.isfinite(gradient).all(1))
             hessian[bad], gradient[bad] = unit, 0.0
         step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        candidate = np.clip(point + step, lower, upper)
-        new_residual, new_jacobian, new_objective = evaluate(candidate, live)
-        better = new_objective <= objective[live]
-        gain = np.where(better, objective[live] - new_objective, 0.0)
+        candidate = np.minimum(np.maximum(point + step, lower), upper)
+        new_residual, new_jacobian, new_objective = evaluate(candidate, at)
+        better = new_objective <= objective[at]
+        gain = np.where(better, objective[at] - new_objective, 0.0)
+        moved = np.abs(candidate - point).max(1)
         rows = live[better]
         theta[rows], objective[rows] = candidate[better], new_objective[better]
         residual[rows], jacobian[rows] = new_residual[better], new_jacobian[better]
-        damping[live] = np.where(better, damping[live] * 0.2, damping[live] * 6.0)
-        damping[live] = np.clip(damping[live], 1e-12, 1e12)
-        moved = np.abs(candidate - point).max(1)
-        small = better & (gain <= 1e-9 * np.abs(objective[live]) + 1e-26) & (damping[live] < 1e3)
-        stuck = (moved <= 1e-12) | bad | (damping[live] >= 1e12)
+        damped = np.minimum(np.maximum(damping[at] * np.where(better, 0.2, 6.0), 1e-12), 1e12)
+        damping[at] = damped
+        small = better & (gain <= 1e-9 * np.abs(objective[at]) + 1e-26) & (damped < 1e3)
+        stuck = (moved <= 1e-12) | bad | (damped >= 1e12)
         converged[live[small | (stuck & ~bad)]] = True
         live = live[~(small | stuck)]
     return Solution(theta, objective, converged)
@@ -159,8 +162,8 @@ def project(
     subsets = [np.array(s) for size in range(1, k + 1) for s in combinations(range(k), size)]
     coefficients, residual = np.zeros((guesses, k)), np.zeros(relative.shape[:2])
     for _ in range(rounds):
-        gram = np.einsum("gmi,gm,gmj->gij", relative, weight, relative)
-        right = np.einsum("gmi,gm->gi", relative, weight)
+        weighted = relative * weight[:, :, None]
+        gram, right = weighted.swapaxes(1, 2) @ relative, weighted.sum(1)
         best = np.full(guesses, np.inf)
         for s in subsets:
             # Columns differ by orders of magnitude: solve in units of their norms, with a tiny ridge.
@@ -174,7 +177,7 @@ def project(
             full = np.zeros((guesses, k))
             full[:, s] = part
             coefficients[better] = full[better]
-        ratio = np.maximum(np.einsum("gmi,gi->gm", relative, coefficients), 1e-9)
+        ratio = np.maximum((relative @ coefficients[:, :, None])[:, :, 0], 1e-9)
         residual = np.log(ratio)
         # Huber's weight, times what turns a squared relative error into a squared log error.
         off = np.where(np.abs(ratio - 1) < 1e-6, 1.0, ratio - 1)
