@@ -144,8 +144,8 @@ def accuracy_of(
     """The accuracy of the finished run in `directory`, with its Wilson interval; None where nothing is classified.
 
     It is that on the test part of the data, which no choice has seen and which is judged once: `evaluated` takes the
-    evaluation, which is kept with the run (`JUDGED`). Without a test part it is that on the `heldout` images, which have
-    chosen the run.
+    evaluation, which is kept with the run (`JUDGED`). Without a test part it is that on the `heldout` images, which
+    have chosen the run.
     """
     objective = config.objective_of(run["family"])
     if not isinstance(objective, SupervisedConfig | DistilledConfig) or run["heldout_accuracy"] is None:
