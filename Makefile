@@ -42,11 +42,11 @@ smoke: .venv/.dev
 
 .venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
 ifeq ($(CPU),1)
-	@echo "installing isoflop into .venv with PyTorch for CPUs only: about 1 GB"
+	@echo "installing isoflop into .venv with PyTorch for CPUs only: about 1.3 GB"
 	@$(PIP) uv && $(UV) --torch-backend cpu -e '.[train]' \
 	  || { echo "error: PyTorch's CPU index could not be used; without CPU=1, make installs the usual PyTorch"; exit 2; }
 else
-	@echo "installing isoflop into .venv: 5.5 GB, nearly all of it PyTorch (about 1 GB with CPU=1); minutes, by your network"
+	@echo "installing isoflop into .venv: 5.5 GB, nearly all of it PyTorch (about 1.3 GB with CPU=1); minutes, by your network"
 	@$(call install,train)
 endif
 	@touch $@
