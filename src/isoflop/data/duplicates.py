@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from threading import Lock
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ _THREADS = 4
 _LARGE = 16_000_000  # pixels, from which one picture is decoded at a time: it may take gigabytes
 _ONE_LARGE = Lock()
 _TAIL = 4096
+
+T = TypeVar("T")
 
 _known: dict[str, Digests] = {}
 """of this process, where the cache cannot be written"""
@@ -83,26 +85,26 @@ def digests_of(
 
 def pixel_digest(encoded: bytes) -> int:
     """Of the decoded pixels; of the bytes, where they are no picture."""
-    pixels = _pixels(encoded)
-    return _hash(encoded) if pixels is None else _digest(pixels)
+    found = _of_pixels(encoded, _digest)
+    return _hash(encoded) if found is None else found
 
 
 def pixel_digests(encoded: bytes) -> tuple[int, int]:
     """`pixel_digest` and `look_of` of the same picture, which is decoded once."""
-    pixels = _pixels(encoded)
-    return (_hash(encoded), 0) if pixels is None else (_digest(pixels), _look(_thumbnail(pixels)))
+    found = _of_pixels(encoded, lambda pixels: (_digest(pixels), _look(_thumbnail(pixels))))
+    return (_hash(encoded), 0) if found is None else found
 
 
 def _digest(pixels: NDArray[np.uint8]) -> int:
     return _hash(repr(pixels.shape).encode(), np.ascontiguousarray(pixels).data)
 
 
-def _pixels(encoded: bytes) -> NDArray[np.uint8] | None:
-    """None where they are no picture."""
+def _of_pixels(encoded: bytes, measure: Callable[[NDArray[np.uint8]], T]) -> T | None:
+    """None where the bytes are no picture."""
     try:
         header = read_header(encoded)
         with _ONE_LARGE if header.height * header.width > _LARGE else nullcontext():
-            return decode_whole(encoded, header)
+            return measure(decode_whole(encoded, header))
     except DamagedImage:
         return None
 
@@ -187,8 +189,7 @@ class Alike(NamedTuple):
 def look_of(encoded: bytes) -> int:
     """The perceptual hash (pHash) of a picture: 64 bits, of which its copies share most. 0 where it cannot be decoded,
     and for a flat one, whose bits would be noise."""
-    pixels = _pixels(encoded)
-    return 0 if pixels is None else _look(_thumbnail(pixels))
+    return _of_pixels(encoded, lambda pixels: _look(_thumbnail(pixels))) or 0
 
 
 def alike(
@@ -267,8 +268,8 @@ def _look(grey: NDArray[np.float64]) -> int:
 
 
 def _is_copy(records: Records | DenseRecords, one: int, others: Records | DenseRecords, other: int) -> bool:
-    pixels = [_pixels(_encoded(records, one) or b""), _pixels(_encoded(others, other) or b"")]
-    first, second = (None if p is None else _thumbnail(p) for p in pixels)
+    first = _of_pixels(_encoded(records, one) or b"", _thumbnail)
+    second = _of_pixels(_encoded(others, other) or b"", _thumbnail)
     return first is not None and second is not None and _correlation(first, second) >= _CORRELATED
 
 
