@@ -199,6 +199,13 @@ def test_a_planted_law_comes_back_in_the_answer_document(tmp_path: Path) -> None
     for name, exponent in (("alpha", a), ("beta", b), ("size", b / (a + b))):
         assert answer["exponents"][name] == pytest.approx(exponent, rel=1e-6)
     assert answer["law"]["irreducible"] == pytest.approx(floor, rel=1e-6)
+    # Losses that have hardly left that of guessing say little about larger runs.
+    chance = math.log(catalogue.source.num_classes or 0)
+    for share, warned in ((0.75, False), (0.85, True)):
+        factor = share * chance / min(row["target"] for row in rows)
+        near = [{**row, "heldout_loss": factor * row["target"], "target": factor * row["target"]} for row in rows]
+        warnings = answer_from(config, catalogue, near).best.warnings
+        assert any("of guessing among" in text for text in warnings) == warned
 
 
 def test_the_planners_best_family_is_the_answer_though_its_runs_are_too_few_for_a_law(

@@ -282,6 +282,7 @@ MOST_WARNINGS = 3  # that are read where there are many
 # What a warning says, from the one that matters most, and what to do where it does not say so itself.
 _REMEDIES = (
     ("did worse than a smaller one", ""),
+    ("of guessing among", "raise the budgets"),
     ("no law was fitted", "give the study more hours"),
     ("backtests fell inside", "expect misses of the intervals until a larger budget is measured"),
     ("no budget has three sizes", "give the study more hours, or name more sizes"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
 from isoflop import laws
-from isoflop.config import StudyConfig
+from isoflop.config import DistilledConfig, StudyConfig, SupervisedConfig
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.columns import tells_nothing
 from isoflop.laws.compare import naive_ranking
@@ -122,10 +122,34 @@ def answer_from(
         if name in beliefs and tells_nothing(*found.interval):
             lawless[name] = "its runs do not determine the interval of a law"
     by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
-    answers = by_law | by_belief
+    answers = {name: _with_doubt(found, catalogue, rows) for name, found in (by_law | by_belief).items()}
     families = tuple(answers[family] for family in beliefs or by_law if family in answers)
     naive, budget = naive_ranking(tables | {name: best_table(ladder_of_family(rows, name)) for name in lawless})
     return Answer(target, level, families, left_out, len(beliefs or tables), min(naive, key=naive.__getitem__), budget)
+
+
+NEAR_CHANCE = 0.8
+"""Of the loss of guessing: above it, losses have hardly begun to fall. All of seven predictions at four times a ladder
+whose best losses were 0.83 to 0.95 of it were too high, by 3 to 9 % (docs/results/papers.md)."""
+
+
+def _with_doubt(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) -> FamilyAnswer:
+    """The answer, with a warning where even the best run of the family has a loss near that of guessing."""
+    objective, classes = catalogue.config.objective_of(found.family), catalogue.source.num_classes or 1
+    by_labels = isinstance(objective, SupervisedConfig | DistilledConfig) and classes > 1
+    if (
+        not by_labels
+        or getattr(objective, "loss", None) == "sigmoid"
+        or catalogue.config.target.metric != "heldout_loss"
+    ):
+        return found
+    losses = [finite_loss(row) for row in ladder_of_family(rows, found.family)]
+    best, chance = min(losses, default=math.inf), math.log(classes)
+    if not NEAR_CHANCE * chance < best < math.inf:
+        return found
+    doubt = (f"its best run has a loss of {best:.2f}, near the {chance:.2f} of guessing among {classes} classes: losses "
+             "fall faster once models have begun to learn, so the prediction may be too high")  # fmt: skip
+    return replace(found, warnings=(doubt, *found.warnings))
 
 
 def _believed_answer(catalogue: Catalogue, belief: FamilyStanding, problem: str) -> FamilyAnswer:
