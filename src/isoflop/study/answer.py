@@ -135,20 +135,19 @@ whose best losses were 0.83 to 0.95 of it were too high, by 3 to 9 % (docs/resul
 
 def _with_doubt(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) -> FamilyAnswer:
     """The answer, with a warning where even the best run of the family has a loss near that of guessing."""
-    objective, classes = catalogue.config.objective_of(found.family), catalogue.source.num_classes or 1
-    by_labels = isinstance(objective, SupervisedConfig | DistilledConfig) and classes > 1
-    if (
-        not by_labels
-        or getattr(objective, "loss", None) == "sigmoid"
-        or catalogue.config.target.metric != "heldout_loss"
-    ):
+    config, classes = catalogue.config, catalogue.source.num_classes or 1
+    objective = config.objective_of(found.family)
+    by_labels = isinstance(objective, SupervisedConfig | DistilledConfig) and config.target.metric == "heldout_loss"
+    if not by_labels or getattr(objective, "loss", None) == "sigmoid" or classes < 2:
         return found
     losses = [finite_loss(row) for row in ladder_of_family(rows, found.family)]
     best, chance = min(losses, default=math.inf), math.log(classes)
     if not NEAR_CHANCE * chance < best < math.inf:
         return found
-    doubt = (f"its best run has a loss of {best:.2f}, near the {chance:.2f} of guessing among {classes} classes: losses "
-             "fall faster once models have begun to learn, so the prediction may be too high")  # fmt: skip
+    doubt = (
+        f"its best run has a loss of {best:.2f}, near the {chance:.2f} of guessing among {classes} classes: losses fall "
+        "faster once models have begun to learn, so the prediction may be too high"
+    )
     return replace(found, warnings=(doubt, *found.warnings))
 
 
