@@ -145,8 +145,8 @@ def _with_doubt(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) 
     if not NEAR_CHANCE * chance < best < math.inf:
         return found
     doubt = (
-        f"its best run has a loss of {best:.2f}, near the {chance:.2f} of guessing among {classes} classes: losses fall "
-        "faster once models have begun to learn, so the prediction may be too high"
+        f"its best run has a loss of {best:.2f}, near the {chance:.2f} of guessing among {classes} classes: losses "
+        "fall faster once models have begun to learn, so the prediction may be too high"
     )
     return replace(found, warnings=(doubt, *found.warnings))
 
