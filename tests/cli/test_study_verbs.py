@@ -84,8 +84,8 @@ def test_plan_prints_runs_flops_and_minutes_and_writes_nothing(capsys: pytest.Ca
     assert [rung["budget"] for rung in planned["rungs"]] == [1e8, 2e8, 4e8]
     assert {run["family"] for run in planned["first"]} == {"vit"}
     assert not Path("studies").exists()
-    half = as_json(capsys, "study", "plan", "tiny.toml", "--scale", "0.5")
-    assert [rung["budget"] for rung in half["rungs"]] == [5e7, 1e8, 2e8]
+    twice = as_json(capsys, "study", "plan", "tiny.toml", "--scale", "2")
+    assert [rung["budget"] for rung in twice["rungs"]] == [2e8, 4e8, 8e8]
     remote = as_json(capsys, "study", "plan", "tiny.toml", "study.executor=slurm", "study.workers=none")
     assert remote["workers"] == 16  # as docs/planner.md says
 

@@ -50,7 +50,7 @@ def commands(block: str) -> list[list[str]]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the project's, in which a block may do what it likes."""
-    for part in ("examples", "recipes"):
+    for part in ("examples", "papers", "recipes"):
         shutil.copytree(ROOT / part, tmp_path / part)
     monkeypatch.chdir(tmp_path)
     return tmp_path
