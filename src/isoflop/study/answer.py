@@ -129,8 +129,8 @@ def answer_from(
 
 
 NEAR_CHANCE = 0.8
-"""Of the loss of guessing: above it, losses have hardly begun to fall. Of 24 predictions at four times such a ladder, 23
-were too high, by up to 9 % (docs/results/papers.md)."""
+"""Of the loss of guessing: above it, losses have hardly begun to fall. Of 24 predictions at four times such a ladder,
+23 were too high, by up to 9 % (docs/results/papers.md)."""
 
 
 def _with_doubt(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) -> FamilyAnswer:
