@@ -415,7 +415,7 @@ class StudyConfig(SharedConfig):
         first, *others = self.families
         for name in others:
             ours, theirs = self.objective_of(name), self.objective_of(first)
-            if _judged_by(ours) != _judged_by(theirs):
+            if judged_by(ours) != judged_by(theirs):
                 which = name if self.families[name].objective else first
                 told = f"{ours.name} and {theirs.name}" if ours.name != theirs.name else f"{ours.name} otherwise"
                 raise problem(f"families.{which}.objective", f"makes the held-out losses of {first} and {name} "
@@ -494,7 +494,7 @@ class StudyConfig(SharedConfig):
             raise ConfigError(f"`families.{family}`: a run of {model} is not possible: {told}") from error
 
 
-def _judged_by(objective: ObjectiveConfig) -> tuple[Any, ...]:
+def judged_by(objective: ObjectiveConfig) -> tuple[Any, ...]:
     """What the held-out loss under `objective` is: losses are comparable where this is equal."""
     match objective:
         case SupervisedConfig() | DistilledConfig():

@@ -9,7 +9,8 @@ from statistics import NormalDist
 from typing import Any
 
 from isoflop import laws
-from isoflop.config import DistilledConfig, StudyConfig, SupervisedConfig
+from isoflop.config import StudyConfig
+from isoflop.config.study import judged_by
 from isoflop.errors import LawError, StudyError
 from isoflop.laws.columns import tells_nothing
 from isoflop.laws.compare import naive_ranking
@@ -136,9 +137,8 @@ NEAR_CHANCE = 0.8
 def _with_doubt(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) -> FamilyAnswer:
     """The answer, with a warning where even the best run of the family has a loss near that of guessing."""
     config, classes = catalogue.config, catalogue.source.num_classes or 1
-    objective = config.objective_of(found.family)
-    by_labels = isinstance(objective, SupervisedConfig | DistilledConfig) and config.target.metric == "heldout_loss"
-    if not by_labels or getattr(objective, "loss", None) == "sigmoid" or classes < 2:
+    by_softmax = judged_by(config.objective_of(found.family)) == ("labels", False)
+    if config.target.metric != "heldout_loss" or not by_softmax or classes < 2:
         return found
     losses = [finite_loss(row) for row in ladder_of_family(rows, found.family)]
     best, chance = min(losses, default=math.inf), math.log(classes)
