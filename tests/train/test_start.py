@@ -211,8 +211,11 @@ def test_other_images_may_be_learnt_from_first_with_labels_or_without(tmp_path: 
     few = {"source": "fractals?classes=20&images=1000", "heldout": 64, "images": 200}
     unlabelled = {"objective": "lejepa", "source": "fractals?classes=20&images=1000", "steps": 1}
     train(pretrained_run(pretraining=unlabelled, data=few, steps=8), tmp_path / "few")
-    images = [json.loads((tmp_path / name / "data.json").read_text())["images"] for name in ("few", "few/pretraining")]
-    assert images == [200, 1000]
+    train(pretrained_run(pretraining={"objective": "lejepa", "steps": 1, "all_images": True}, data=few, steps=8),
+          tmp_path / "all")  # fmt: skip
+    seen = {name: json.loads((tmp_path / name / "data.json").read_text()) for name in (
+        "few", "few/pretraining", "all", "all/pretraining")}  # fmt: skip
+    assert [table["images"] for table in seen.values()] == [200, 1000, 200, 1000]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +231,7 @@ def test_other_images_may_be_learnt_from_first_with_labels_or_without(tmp_path: 
         ({"pretraining": {"objective": {**LIGHT, "ratio": 0.99}}}, ConfigError, "leaves no visible patch"),
         ({"pretraining": {"source": "folder:/nowhere"}}, DataError, r"^\[pretraining\]: .*nowhere"),
         ({"pretraining": {"source": "fractals?classes=5&channels=3"}}, DataError, r"pretraining"),
+        ({"pretraining": {"source": "digits", "all_images": True}}, ConfigError, "all_images` = true is for"),
         ({"start": {"weights": "/nowhere.safetensors"}}, CheckpointError, "nowhere"),
     ],
 )

@@ -482,8 +482,10 @@ class PretrainingTable(Table):
     learning_rate: Positive = 1e-3
     """Its learning rate at the peak of the schedule."""
     source: Maybe[Text] = names_data(None)
-    """Its images, as in `data.source`; default the training images of the run. The source of the run by name: all of
-    its training images, where the run itself learns from `data.images` of them."""
+    """Its images, as in `data.source`; default the training images of the run."""
+    all_images: bool = later_option(False)
+    """Learn from all training images of `data.source`, where the run itself learns from the labels of some
+    (`data.images`, `study.images`). They need no labels."""
     augment: Maybe[Augment] = None
     """Its augmentation, as in `data.augment`; default that of the run. Objectives without labels mix no images."""
 
@@ -493,6 +495,8 @@ class PretrainingTable(Table):
             raise problem("objective", f"= {self.objective.name} is not for pretraining: take one of whole images")
         if isinstance(self.objective, SupervisedConfig) and self.source is None:
             raise problem("objective", "= supervised is what the run itself does: give other images as `source`")
+        if self.all_images and self.source:
+            raise problem("all_images", "= true is for the images of the run: leave out `source`, which names others")
         return self
 
 
@@ -607,6 +611,7 @@ class RunConfig(SharedConfig):
         assert first
         data, optim = dict(self.data), dict(self.optim)
         optim |= {"learning_rate": first.learning_rate, "layer_decay": None, "groups": {}}
+        data |= {"images": None} if first.all_images else {}
         data |= {"source": first.source, "images": None, "num_classes": None} if first.source else {}
         data |= {"augment": first.augment, "randaugment": None} if first.augment else {}
         if isinstance(first.objective, UnlabelledConfig):
