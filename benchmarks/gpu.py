@@ -12,7 +12,7 @@
 | models | training steps beside timm's, 224 px: eager, then compiled; model FLOPs utilisation | 165 |
 | mae | a masked autoencoder's step beside those that it saves | 50 |
 | feed | images a second: decoded and augmented, and brought to the device | 50 |
-| papers | `papers/nfnet.toml` at a thousand times its compute; only with `--parts papers` | 540 |
+| papers | `papers/nfnet.toml` at fifty times its compute; only with `--parts papers` | 540 |
 
 Each part is a process of its own, which is killed at its limit. A part that fails or runs out of time is written down
 as such, with the rows that it had; the others go on. What a part printed is in `NAME.log`.
@@ -158,9 +158,9 @@ def study(args: argparse.Namespace) -> Iterator[Row]:
     yield from measured(StudyConfig.model_validate(raw), args, source)
 
 
-PAPER, PAPER_SCALE = "nfnet", 1000.0
+PAPER, PAPER_SCALE = "nfnet", 50.0
 PAPER_CHANGES = ("batch_size=128", "study.workers=4", "families.nfnet.sizes=3", "families.vit.sizes=3")
-REHEARSED_SCALE = 0.01
+REHEARSED_SCALE = 0.0005
 REHEARSED_CHANGES = ("batch_size=8", "data.image_size=8", "data.heldout=16", "data.augment=none")
 
 

@@ -15,7 +15,7 @@ from tests.study.here import Here
 
 PAPERS = Path(__file__).resolve().parents[2] / "papers"
 STUDIES = sorted(path.stem for path in PAPERS.glob("*.toml") if path.stem != "preemption")
-SCALE = 0.01
+SCALE, SMALL = 0.01, 0.003
 TINY = ("data.source=digits", "data.image_size=8", "data.heldout=64", "batch_size=4", "data.augment=none",
         "laws.bootstrap=20")  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_a_scale_needs_flops(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", STUDIES)
 def test_each_paper_predicts_then_measures(tmp_path: Path, name: str) -> None:
-    config = load_study(PAPERS / f"{name}.toml", overrides(name, tmp_path / "study"), SCALE).config
+    config = load_study(PAPERS / f"{name}.toml", overrides(name, tmp_path / "study"), SMALL).config
     predicted = run_study(config, executor=Here(), predict=True)
     assert "finals" not in predicted or not predicted["finals"]
     document = run_study(config, executor=Here())
