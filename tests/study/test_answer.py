@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from isoflop.config.run import EvaluationConfig
 from isoflop.errors import ModelError
 from isoflop.models import cost, family_ladder
 from isoflop.models.presets import ladder_of
@@ -206,6 +207,12 @@ def test_a_planted_law_comes_back_in_the_answer_document(tmp_path: Path) -> None
         near = [{**row, "heldout_loss": factor * row["target"], "target": factor * row["target"]} for row in rows]
         warnings = answer_from(config, catalogue, near).best.warnings
         assert any("of guessing among" in text for text in warnings) == warned
+    # At the best temperature no loss is above that of guessing, and no prediction or interval reaches beyond it.
+    above = [{**row, "heldout_loss": chance + row["target"], "target": chance + row["target"]} for row in rows]
+    calibrated = config.model_copy(update={"evaluation": EvaluationConfig(calibrate=True)})
+    assert answer_from(config, catalogue, above).best.predicted_loss > chance
+    held = answer_from(calibrated, Catalogue(calibrated), above).best
+    assert (held.predicted_loss, held.interval[1]) == (chance, chance)
 
 
 def test_the_planners_best_family_is_the_answer_though_its_runs_are_too_few_for_a_law(

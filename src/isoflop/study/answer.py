@@ -123,7 +123,7 @@ def answer_from(
         if name in beliefs and tells_nothing(*found.interval):
             lawless[name] = "its runs do not determine the interval of a law"
     by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
-    answers = {name: _with_doubt(found, catalogue, rows) for name, found in (by_law | by_belief).items()}
+    answers = {name: _beside_guessing(found, catalogue, rows) for name, found in (by_law | by_belief).items()}
     families = tuple(answers[family] for family in beliefs or by_law if family in answers)
     naive, budget = naive_ranking(tables | {name: best_table(ladder_of_family(rows, name)) for name in lawless})
     return Answer(target, level, families, left_out, len(beliefs or tables), min(naive, key=naive.__getitem__), budget)
@@ -134,14 +134,18 @@ NEAR_CHANCE = 0.8
 23 were too high, by up to 9 % (docs/results/papers.md)."""
 
 
-def _with_doubt(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) -> FamilyAnswer:
-    """The answer, with a warning where even the best run of the family has a loss near that of guessing."""
+def _beside_guessing(found: FamilyAnswer, catalogue: Catalogue, rows: Sequence[Row]) -> FamilyAnswer:
+    """The answer as one knows it who knows the loss of guessing: at the best temperature no loss is above it, and a
+    warning tells where even the best run of the family is near it."""
     config, classes = catalogue.config, catalogue.source.num_classes or 1
     by_softmax = judged_by(config.objective_of(found.family)) == ("labels", False)
     if config.target.metric != "heldout_loss" or not by_softmax or classes < 2:
         return found
     losses = [finite_loss(row) for row in ladder_of_family(rows, found.family)]
     best, chance = min(losses, default=math.inf), math.log(classes)
+    if config.evaluation.calibrate:
+        low, high = (min(end, chance) for end in found.interval)
+        found = replace(found, predicted_loss=min(found.predicted_loss, chance), interval=(low, high))
     if not NEAR_CHANCE * chance < best < math.inf:
         return found
     doubt = (
