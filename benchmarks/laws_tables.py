@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from isoflop import laws
 from isoflop.errors import LawError
 from isoflop.laws.forms import VIT_GFLOPS
-from isoflop.laws.size_data import size_data_model
+from isoflop.laws.size_data_fit import size_data_model
 from isoflop.laws.solve import minimise
 
 Array = NDArray[np.float64]

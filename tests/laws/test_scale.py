@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isoflop.laws import fit_size_data, fit_table, markdown
-from isoflop.laws.size_data import MOST, thinned
+from isoflop.laws.size_data_fit import MOST, thinned
 
 TRUTH = (0.5, 40.0, 60.0, 0.22, 0.28)
 

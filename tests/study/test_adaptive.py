@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.laws.size_data import effective_images
+from isoflop.laws.size_data_fit import effective_images
 from isoflop.study.adaptive import Decision, Stage, next_stage
 from isoflop.study.belief import REPEATS, Trial, fit_belief
 from isoflop.study.search_space import Candidate, Ledger, SearchSpace, TrialResult, answers

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 from isoflop.laws.backtest import doubt
 from isoflop.laws.columns import JsonRecord
 from isoflop.laws.curve import LEVEL, CurveLaw
-from isoflop.laws.size_data import SizeDataLaw, edge_share
+from isoflop.laws.size_data import SizeDataLaw
+from isoflop.laws.size_data_choice import edge_share
 from isoflop.laws.solve import Array
 
 CONDITION = 1e6

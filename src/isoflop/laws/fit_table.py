@@ -17,7 +17,8 @@ from isoflop.laws.compare import Comparison, Crossover, compare
 from isoflop.laws.curve import CurveLaw, fit_curve
 from isoflop.laws.forms import FORMS
 from isoflop.laws.roles import Runs, read_runs
-from isoflop.laws.size_data import SizeDataLaw, check_table, fit_size_data
+from isoflop.laws.size_data import SizeDataLaw, fit_size_data
+from isoflop.laws.size_data_fit import check_table
 from isoflop.laws.solve import Array
 from isoflop.laws.speedup import Speedup, frontier_of_curve, speedup
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from isoflop.config.study import RECIPES
 from isoflop.laws.curve import forecast
 from isoflop.laws.labels import NOISE, NOISE_WORTH
-from isoflop.laws.size_data import effective_images
+from isoflop.laws.size_data_fit import effective_images
 
 Array = NDArray[np.float64]
 
