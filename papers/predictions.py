@@ -2,6 +2,7 @@
 
     python papers/predictions.py studies/vit --out vit-predicted.csv     # after `isoflop study run --predict`
     python papers/predictions.py studies/vit --judge vit-predicted.csv   # after `isoflop study run`
+    python papers/predictions.py studies/vit --best                      # the best run of each family and budget
 
 The first writes a row for each family of each study. The second takes predictions from such files, never from the
 studies, and measured losses from the studies, and prints a table: predicted, measured, inside the interval or not, and
@@ -63,12 +64,35 @@ def orders(rows: Sequence[dict[str, Any]]) -> list[bool]:
     return found
 
 
+def best_runs(folder: Path) -> list[dict[str, Any]]:
+    """Of each family, budget and number of different images the run with the lowest held-out loss."""
+    runs: dict[tuple[str, int, float], dict[str, str]] = {}
+    for row in csv.DictReader((folder / "results.csv").read_text().splitlines()):
+        if row["status"] == "done" and row["heldout_loss"]:
+            key = row["family"], int(row["unique_images"]), float(f"{float(row['budget']):.3g}")
+            if key not in runs or float(row["heldout_loss"]) < float(runs[key]["heldout_loss"]):
+                runs[key] = row
+    return [{**runs[key], "budget": key[2]} for key in sorted(runs)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, help="write the predictions there")
     parser.add_argument("--judge", nargs="+", type=Path, help="files with predictions that were written before")
+    parser.add_argument("--best", action="store_true", help="print the best run of each family and budget")
     args = parser.parse_args(arguments)
+    if args.best:
+        print(
+            "| family | images | FLOPs | model | epochs | learning rate | loss | accuracy |\n|---|---|---|---|---|---|---|---|"
+        )
+        for row in (row for folder in args.studies for row in best_runs(folder)):
+            epochs, accuracy = int(row["images"]) / int(row["unique_images"]), 100 * float(row["heldout_accuracy"])
+            cells = (row["family"], f"{int(row['unique_images']):,}", f"{row['budget']:.3g}", row["model"],
+                     f"{epochs:.2g}", f"{float(row['learning_rate']):.2g}", f"{float(row['heldout_loss']):.3f}",
+                     f"{accuracy:.1f} %")  # fmt: skip
+            print(f"| {' | '.join(cells)} |")
+        return
     if args.judge:
         written = [row for path in args.judge for row in csv.DictReader(path.read_text().splitlines())]
         rows = judged(args.studies, written)

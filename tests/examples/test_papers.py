@@ -87,6 +87,15 @@ def test_predictions_are_judged_as_they_were_written(tmp_path: Path, capsys: pyt
     assert out.endswith("\nInside: 2 of 3. Order right: 1 of 2.\n")
 
 
+def test_the_best_run_of_a_budget_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["family,model,status,budget,images,unique_images,learning_rate,heldout_loss,heldout_accuracy"]
+    lines += ["vit,s,done,1e9,500,1000,0.01,2.5,0.2", "vit,b,done,1.0004e9,250,1000,0.02,2.4,0.25"]
+    lines += ["vit,s,diverged,1e9,500,1000,0.1,1.0,0.9", "vit,b,planned,1e9,500,1000,0.1,,"]
+    (tmp_path / "results.csv").write_text("\n".join(lines))
+    script("predictions").main([str(tmp_path), "--best"])
+    assert capsys.readouterr().out.splitlines()[2:] == ["| vit | 1,000 | 1e+09 | b | 0.25 | 0.02 | 2.400 | 25.0 % |"]
+
+
 @pytest.mark.long
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
     tiny = ["steps=60", "batch_size=4", "data.image_size=8", "data.heldout=64", "checkpoint.every_seconds=0.01",
