@@ -83,11 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--best", action="store_true", help="print the best run of each family and budget")
     args = parser.parse_args(arguments)
     if args.best:
-        print(
-            "| family | images | FLOPs | model | epochs | learning rate | loss | accuracy |\n|---|---|---|---|---|---|---|---|"
-        )
+        names = ("family", "images", "FLOPs", "model", "epochs", "learning rate", "loss", "accuracy")
+        print(f"| {' | '.join(names)} |\n{len(names) * '|---'}|")
         for row in (row for folder in args.studies for row in best_runs(folder)):
-            epochs, accuracy = int(row["images"]) / int(row["unique_images"]), 100 * float(row["heldout_accuracy"])
+            epochs = int(row["images"]) / int(row["unique_images"])
+            accuracy = 100 * float(row["heldout_accuracy"])
             cells = (row["family"], f"{int(row['unique_images']):,}", f"{row['budget']:.3g}", row["model"],
                      f"{epochs:.2g}", f"{float(row['learning_rate']):.2g}", f"{float(row['heldout_loss']):.3f}",
                      f"{accuracy:.1f} %")  # fmt: skip
