@@ -33,7 +33,7 @@ from isoflop.study.belief import Trial
 from isoflop.study.plan import Plan, RungForecast, search_space_of
 from isoflop.study.planned import Catalogue
 from isoflop.study.run import SMALLEST_BATCH, Ended, stages
-from isoflop.study.rungs import first_rung, ladder_sizes
+from isoflop.study.rungs import first_rung
 from isoflop.study.search_space import Ledger, SearchSpace, TrialResult
 
 SHARE = 0.25  # of the grid's FLOPs: what a planner may spend
@@ -56,7 +56,7 @@ class Grid:
         study: dict[str, Any] = {"name": "replay", "budgets": self.budgets, "target_budget": REACH * self.budgets[-1]}
         self.config = parse({**STUDY, "study": study}, StudyConfig)
         self.catalogue = Catalogue(self.config)
-        self.sizes = ladder_sizes(self.config, self.catalogue)
+        self.sizes = {name: tuple(options["sizes"]) for name, options in STUDY["families"].items()}
         self.space = self._arena()
 
     def _arena(self) -> SearchSpace:
@@ -178,7 +178,8 @@ class Spender:
             {
                 "family": r.trial.family, "model": r.trial.model, "role": "ladder",
                 "status": "done" if math.isfinite(r.loss) else "diverged",
-                "flops_per_image": r.trial.n, "images": r.trial.d, "budget": r.trial.budget,
+                "flops_per_image": r.trial.n, "images": r.trial.d, "train_flops": r.trial.n * r.trial.d,
+                "budget": r.trial.budget,
                 "learning_rate": r.trial.rate, "heldout_loss": r.loss,
             }
             for r in self.results
