@@ -4,9 +4,8 @@
 
 TABLE is `benchmarks/study_grid.csv`, what `benchmarks/study_grid.py` gave: three families, four sizes, several budgets,
 four learning rates, three seeds. Planner number k draws a seed of its own for each trunk, so that ten planners see ten
-tables. What a planner recommends for four times the largest budget is judged by the whole grid: by the laws of all its
-runs, and what a learning rate costs that is not the best.
-
+tables. What a planner recommends for four times the largest budget is judged by the laws of the whole grid, with what a
+learning rate costs that is not the best; in a planted world by its law.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from study_grid import MIN_STEPS, STUDY
-from study_planted import WORLDS, planted_rows
+from study_planted import WORLDS, World, planted_rows
 
 from isoflop import laws
 from isoflop.config import StudyConfig, parse
@@ -98,30 +97,54 @@ class Grid:
         return [(t, float(np.exp(np.mean(np.log(v))))) for t, v in groups.items() if np.isfinite(v).all()]
 
 
+class Truth(Protocol):
+    """What an answer at the target is worth."""
+
+    def loss(self, trial: Trial) -> float: ...
+
+    def best_rate(self, trial: Trial) -> float: ...
+
+
 @dataclass(frozen=True)
-class Truth:
-    """What the whole grid says about an answer at the target."""
+class Planted:
+    """The planted law itself."""
+
+    world: World
+
+    def loss(self, trial: Trial) -> float:
+        return self.world.measured(trial.family, trial.n, trial.d, trial.rate)
+
+    def best_rate(self, trial: Trial) -> float:
+        return self.world.best_rate(trial.family, trial.n, trial.d)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the laws of the whole grid say."""
 
     laws: dict[str, laws.SizeDataLaw]
     rates: dict[str, laws.LearningRateLaw]
     curvature: dict[str, float]
 
     def loss(self, trial: Trial) -> float:
-        best = float(self.rates[trial.family].predict(trial.n, trial.d))
-        bowl = 0.5 * self.curvature[trial.family] * math.log(trial.rate / best) ** 2
+        bowl = 0.5 * self.curvature[trial.family] * math.log(trial.rate / self.best_rate(trial)) ** 2
         return float(self.laws[trial.family].predict(trial.n, trial.d)) * math.exp(bowl)
 
-    def best(self, space: SearchSpace) -> dict[str, tuple[float, Trial]]:
-        """The best answer of each family and its loss."""
-        found = {}
-        for family, candidate in space.families.items():
-            trials = [space.trial(family, model, space.target, 1.0) for model in candidate.answers]
-            trials = [replace(t, rate=float(self.rates[family].predict(t.n, t.d))) for t in trials]
-            found[family] = min((self.loss(trial), trial) for trial in trials)
-        return found
+    def best_rate(self, trial: Trial) -> float:
+        return float(self.rates[trial.family].predict(trial.n, trial.d))
 
 
-def truth_of(grid: Grid) -> Truth:
+def best_answers(truth: Truth, space: SearchSpace) -> dict[str, tuple[float, Trial]]:
+    """The best answer of each family and its loss."""
+    found = {}
+    for family, candidate in space.families.items():
+        trials = [space.trial(family, model, space.target, 1.0) for model in candidate.answers]
+        trials = [replace(t, rate=truth.best_rate(t)) for t in trials]
+        found[family] = min((truth.loss(trial), trial) for trial in trials)
+    return found
+
+
+def fitted_to(grid: Grid) -> Fitted:
     """Laws of each family by all runs, at the best rate of each size and budget; and the curvature of the bowls."""
     fitted, rates, curvature = {}, {}, {}
     for family in grid.space.families:
@@ -139,7 +162,7 @@ def truth_of(grid: Grid) -> Truth:
             if len(bowl) >= 3:
                 bends.append(2 * np.polyfit(np.log([t.rate for t, _ in bowl]), np.log([z for _, z in bowl]), 2)[0])
         curvature[family] = max(float(np.median(bends)), 0.005)
-    return Truth(fitted, rates, curvature)
+    return Fitted(fitted, rates, curvature)
 
 
 @dataclass(frozen=True)
@@ -264,7 +287,7 @@ def _state(finite: bool) -> optuna.trial.TrialState:
 
 def report(name: str, outcomes: list[Outcome], truth: Truth, grid: Grid) -> str:
     """A row of the table, over all planners."""
-    best = truth.best(grid.space)
+    best = best_answers(truth, grid.space)
     family = min(best, key=lambda f: best[f][0])
     lowest = best[family][0]
     all_shared, all_separate = grid_costs(grid)
@@ -296,15 +319,16 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.planted:
         grid = Grid(planted_rows(options.planted))
+        truth: Truth = Planted(WORLDS[options.planted])
     else:
         with options.table.open(newline="", encoding="utf-8") as file:
             grid = Grid(csv.DictReader(file))
-    truth = truth_of(grid)
+        truth = fitted_to(grid)
     shared, separate = grid_costs(grid)
     print(f"The grid: {len(grid.losses)} runs, {shared:.3g} FLOPs with shared trunks, {separate:.3g} as separate runs.")
     print(f"At {grid.space.target:.3g} FLOPs it says:")
-    for family, (loss, trial) in sorted(truth.best(grid.space).items(), key=lambda item: item[1]):
-        print(f"  {family}: loss {loss:.4f} by {trial.model} at {trial.rate:.3g}; bowl {truth.curvature[family]:.3f}")
+    for family, (loss, trial) in sorted(best_answers(truth, grid.space).items(), key=lambda item: item[1]):
+        print(f"  {family}: loss {loss:.4f} by {trial.model} at {trial.rate:.3g}")
     planners = range(options.planners)
     ours = [adaptive(grid, k, SHARE * shared, print) for k in planners]
     rows = [

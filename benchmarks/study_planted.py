@@ -33,6 +33,15 @@ class World:
         fall = math.exp(-self.bend * math.log(max(climbed, 1.0)) ** 1.5)
         return (e + a * (n / 1e5) ** -alpha + b * (d / 2e4) ** -beta) * fall
 
+    def best_rate(self, family: str, n: float, d: float) -> float:
+        return self.families[family][-1] * (n / 1e5) ** -0.15 * (d / 2e4) ** -0.05
+
+    def measured(self, family: str, n: float, d: float, rate: float) -> float:
+        """Without noise at any rate."""
+        off = math.log(rate / self.best_rate(family, n, d))
+        bowl = 0.03 * off**2 * (1.0 + 0.5 * math.tanh(off))  # steeper on the side of high rates
+        return self.loss(self.families[family], n, d, n * d / BUDGETS[0]) * math.exp(bowl)
+
 
 STEEP = {
     "vit": (0.4, 0.35, 1.7, 0.5, 0.3, 0.03),
@@ -63,7 +72,6 @@ def planted_rows(name: str) -> Iterator[dict[str, str]]:
     catalogue = Catalogue(parse(STUDY, StudyConfig))
     rng = np.random.default_rng(0)
     for family, options in catalogue.config.families.items():
-        best = world.families[family][-1]
         for model in catalogue.presets(family):
             if model not in options.sizes:  # type: ignore[operator]
                 continue
@@ -73,14 +81,11 @@ def planted_rows(name: str) -> Iterator[dict[str, str]]:
                 if steps < MIN_STEPS:
                     continue
                 d = steps * catalogue.config.batch_size
-
-                end = world.loss(world.families[family], n, d, n * d / BUDGETS[0])
                 for rate in options.learning_rates or ():
-                    off = math.log(rate / (best * (n / 1e5) ** -0.15 * (d / 2e4) ** -0.05))
-                    bowl = 0.03 * off**2 * (1.0 + 0.5 * math.tanh(off))  # steeper on the side of high rates
+                    end = world.measured(family, n, d, rate)
                     for seed in range(len(SEEDS)):
                         noise = world.noise * (150 / steps) ** 0.25 * rng.standard_normal()
                         yield {
                             "family": family, "model": model, "budget": str(budget), "learning_rate": str(rate),
-                            "seed": str(seed), "heldout_loss": str(end * math.exp(bowl + noise)),
+                            "seed": str(seed), "heldout_loss": str(end * math.exp(noise)),
                         }  # fmt: skip
