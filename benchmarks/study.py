@@ -207,7 +207,8 @@ class Spender:
             }
             for r in self.results
         ]  # fmt: skip
-        best = answer_from(self.grid.config, self.grid.catalogue, rows).best
+        outlook = next_stage(self.grid.space, tuple(self.results), 0.0, SMALLEST_BATCH).outlook
+        best = answer_from(self.grid.config, self.grid.catalogue, rows, outlook, adaptive=False).best
         return self.grid.space.trial(
             best.family, best.run.model, self.grid.space.target, best.run.config.optim.learning_rate
         )

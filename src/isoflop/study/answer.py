@@ -80,10 +80,10 @@ def answer_from(
 
     A family that has too few runs for a law is still answered if the planner believes in it.
 
-    After fixed rungs everything comes from the laws. An adaptive study leaves a lopsided table, to which laws of the
-    best run of each size and budget fit badly; there family, size and learning rate are those of `outlook`, the
-    planner's own belief in every run, and the laws say what loss to expect, within which interval. Fixed rungs, which
-    give up no family (not `adaptive`), have an `outlook` where a family has too few runs for a law.
+    Size and learning rate are those of `outlook`, the planner's belief in every run, and the laws say what loss to
+    expect, within which interval. An adaptive study leaves a lopsided table, to which laws of the best run of each size
+    and budget fit badly; there the belief ranks the families, too. After fixed rungs (not `adaptive`) the laws do,
+    unless a family has too few runs for one.
     """
     target, level = config.study.target_flops, config.laws.level
     if outlook is not None and open_ended:  # the answer takes what time is left
@@ -122,11 +122,16 @@ def answer_from(
     for name, found in by_law.items():
         if name in beliefs and tells_nothing(*found.interval):
             lawless[name] = "its runs do not determine the interval of a law"
+    ranked_by_law = not adaptive and not lawless
+    if beliefs and not ranked_by_law:
+        by_law = {name: _ranked(found, beliefs[name]) for name, found in by_law.items()}
     by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
     answers = {name: _beside_guessing(found, catalogue, rows) for name, found in (by_law | by_belief).items()}
-    families = tuple(answers[family] for family in beliefs or by_law if family in answers)
+    order = by_law if ranked_by_law or not beliefs else beliefs
+    families = tuple(answers[family] for family in order if family in answers)
     naive, budget = naive_ranking(tables | {name: best_table(ladder_of_family(rows, name)) for name in lawless})
-    return Answer(target, level, families, left_out, len(beliefs or tables), min(naive, key=naive.__getitem__), budget)
+    compared = len(tables if ranked_by_law else beliefs or tables)
+    return Answer(target, level, families, left_out, compared, min(naive, key=naive.__getitem__), budget)
 
 
 NEAR_CHANCE = 0.8
@@ -205,13 +210,18 @@ def _family_answer(
         run=run,
         predicted_loss=float(law.predict(flops, run.images, best=True)),
         interval=(float(low), float(high)),
-        p_best=belief.p_best if belief else standing.p_best,
-        regret=belief.regret * math.exp(belief.log_loss) if belief else standing.regret,
+        p_best=standing.p_best,
+        regret=standing.regret,
         law=law,
         frontier=frontier,
         learning_rate_law=rates,
         warnings=(*law.warnings, *rates.warnings, *((far,) if (far := law.beyond_epochs(run.images)) else ())),
     )
+
+
+def _ranked(found: FamilyAnswer, belief: FamilyStanding) -> FamilyAnswer:
+    """The answer, as likely the best as the planner believes."""
+    return replace(found, p_best=belief.p_best, regret=belief.regret * math.exp(belief.log_loss))
 
 
 def _nearest_preset(catalogue: Catalogue, family: str, flops_per_image: float) -> str:

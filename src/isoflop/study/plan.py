@@ -619,8 +619,8 @@ def search_space_of(
 
 
 def believed(plan: Plan, runs: Iterable[PlannedRun], losses: Mapping[str, float]) -> Outlook:
-    """How the families of fixed rungs stand by the planner's belief, which needs fewer runs than a law: of one size,
-    say. `losses` are those of `runs`, by id."""
+    """How the families of fixed rungs stand by the planner's belief, which chooses sizes and rates, and needs fewer
+    runs than a law: of one size, say. `losses` are those of `runs`, by id."""
     catalogue = plan.catalogue
     config = catalogue.config
     without_limit = config.model_copy(update={"study": config.study.model_copy(update={"budget": math.inf})})
