@@ -57,15 +57,18 @@ def transfer_bars(answer: Answer, rows: Sequence[Row] = ()) -> Figure:
 
 
 def families_compared(rows: Sequence[Row], answer: Answer) -> Figure:
-    """Ablation bars of a study: the best run of each family at the largest budget that all of them have, minus that of
-    the first family of the study."""
+    """Ablation bars of a study: the best run of each family at the largest budget that all of them have (that of the
+    answers, where each family has one), minus that of the first family of the study."""
     metric = metric_of(answer)
     key, title = "ablation", f"Family against family: {metric.short} at equal compute"
-    runs = table.measured(rows, "ladder")
+    runs, answers = table.measured(rows, "ladder"), table.measured(rows, "final")
     everyone = table.families(rows, answer)
     names = [family for family in everyone if table.of_family(runs, family)]
     if len(names) < 2:
         return Figure.missing(key, title, "There are not two families with a finished run to compare.")
+    if all(table.of_family(answers, family) for family in names):
+        most = max(table.rung(row) for row in answers)  # whole steps of different models: up to 1 % apart
+        runs = [{**row, "budget": most} for row in answers]
     common = set.intersection(*(set(table.rungs(table.of_family(runs, family))) for family in names))
     if not common:
         return Figure.missing(key, title, "The families have no budget in common at which they could be compared.")
