@@ -15,7 +15,7 @@ from tests.study.here import Here
 
 PAPERS = Path(__file__).resolve().parents[2] / "papers"
 STUDIES = sorted(path.stem for path in PAPERS.glob("*.toml") if path.stem != "preemption")
-SCALE, SMALL = 0.01, 0.003
+SCALE, SMALL = 0.01, 0.005
 TINY = ("data.source=digits", "data.image_size=8", "data.heldout=64", "batch_size=4", "data.augment=none",
         "laws.bootstrap=20")  # fmt: skip
 
@@ -28,7 +28,7 @@ def script(name: str) -> ModuleType:
 def overrides(name: str, folder: Path) -> list[str]:
     families = load_study(PAPERS / f"{name}.toml").config.families
     hidden = any(table.pretraining for table in families.values())
-    patches = ["data.image_size=32", "batch_size=2"] if hidden else []  # nine in ten are hidden
+    patches = ["data.image_size=16", "batch_size=2"] if hidden else []  # nine in ten are hidden
     return [*TINY, f"study.output={folder}", *patches]
 
 
