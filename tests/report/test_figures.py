@@ -170,7 +170,7 @@ def test_families_are_compared_at_the_largest_budget_that_all_have(planted: Any)
     assert f"{min(best, key=lambda family: best[family])} is the best" in figure.caption
     ladder = [row for row in planted.rows if row["role"] == "ladder"]
     top = max(ladder, key=lambda row: row["budget"])
-    finals = [top | {"role": "final", "budget": 4e12 * loss**0.01, "family": family, "run_id": family, "heldout_loss": loss}
+    finals = [top | {"role": "final", "budget": 4e12 * loss**0.01, "family": family, "heldout_loss": loss}
               for family, loss in (("poolformer", 1.0), ("vit", 1.25), ("nfnet", 0.5))]  # fmt: skip
     (bars,) = draw.families_compared([*ladder, *finals], planted.answer).panels[0].series
     assert dict(zip(bars.y, bars.x, strict=True)) == {"vit": 0.25, "nfnet": -0.5}  # those of the answers
