@@ -75,6 +75,12 @@ def best_runs(folder: Path) -> list[dict[str, Any]]:
     return [{**runs[key], "budget": key[2]} for key in sorted(runs)]
 
 
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"| {' | '.join(names)} |\n{len(names) * '|---'}|")
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path)
@@ -83,27 +89,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--best", action="store_true", help="print the best run of each family and budget")
     args = parser.parse_args(arguments)
     if args.best:
-        names = ("family", "images", "FLOPs", "model", "epochs", "learning rate", "loss", "accuracy")
-        print(f"| {' | '.join(names)} |\n{len(names) * '|---'}|")
-        for row in (row for folder in args.studies for row in best_runs(folder)):
-            epochs = int(row["images"]) / int(row["unique_images"])
-            accuracy = 100 * float(row["heldout_accuracy"])
-            cells = (row["family"], f"{int(row['unique_images']):,}", f"{row['budget']:.3g}", row["model"],
-                     f"{epochs:.2g}", f"{float(row['learning_rate']):.2g}", f"{float(row['heldout_loss']):.3f}",
-                     f"{accuracy:.1f} %")  # fmt: skip
-            print(f"| {' | '.join(cells)} |")
+        best = [row for folder in args.studies for row in best_runs(folder)]
+        print_table(
+            ("family", "images", "FLOPs", "model", "epochs", "learning rate", "loss", "accuracy"),
+            [(row["family"], f"{int(row['unique_images']):,}", f"{row['budget']:.3g}", row["model"],
+              f"{int(row['images']) / int(row['unique_images']):.2g}", f"{float(row['learning_rate']):.2g}",
+              f"{float(row['heldout_loss']):.3f}", f"{100 * float(row['heldout_accuracy']):.1f} %") for row in best],
+        )  # fmt: skip
         return
     if args.judge:
         written = [row for path in args.judge for row in csv.DictReader(path.read_text().splitlines())]
         rows = judged(args.studies, written)
-        print("| study | family | model | predicted (90 %) | P(best) | measured | inside | accuracy |")
-        print("|---|---|---|---|---|---|---|---|")
-        for row in rows:
-            interval = f"{float(row['predicted']):.3f} ({float(row['low']):.3f}–{float(row['high']):.3f})"
-            told = "yes" if row["inside"] else "**no**"
-            cells = (row["study"], row["family"], row["model"], interval, f"{float(row['p_best']):.2f}",
-                     f"{row['measured']:.3f}", told, f"{100 * row['accuracy']:.1f} %")  # fmt: skip
-            print(f"| {' | '.join(cells)} |")
+        print_table(
+            ("study", "family", "model", "predicted (90 %)", "P(best)", "measured", "inside", "accuracy"),
+            [(row["study"], row["family"], row["model"],
+              f"{float(row['predicted']):.3f} ({float(row['low']):.3f}–{float(row['high']):.3f})",
+              f"{float(row['p_best']):.2f}", f"{row['measured']:.3f}", "yes" if row["inside"] else "**no**",
+              f"{100 * row['accuracy']:.1f} %") for row in rows],
+        )  # fmt: skip
         inside, order = [row["inside"] for row in rows], orders(rows)
         print(f"\nInside: {sum(inside)} of {len(inside)}. Order right: {sum(order)} of {len(order)}.")
         return

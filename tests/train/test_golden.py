@@ -56,7 +56,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OPTIM = {
     "nfnet": {"name": "sgd", "learning_rate": 0.1, "agc": 0.01, "weight_decay": 2e-5},
-    "resnet": {"name": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4},
+    "resnet": {"name": "sgd", "learning_rate": 0.01, "weight_decay": 1e-4},  # at 0.1 rounding decides step 30
 }
 
 
@@ -92,10 +92,7 @@ def losses(family: str) -> list[float]:
 @pytest.mark.parametrize("family", MODELS)
 def test_a_hundred_steps_give_the_stored_losses(family: str) -> None:
     stored = json.loads(STORED.read_text())[family]
-    # Processors with AVX-512 round otherwise, which a ResNet's high rate amplifies: there its first 30 steps count.
-    other = family == "resnet" and torch.cpu._is_avx512_supported()
-    count = 3 if other else len(stored)
-    assert losses(family)[:count] == pytest.approx(stored[:count], abs=2e-3)
+    assert losses(family) == pytest.approx(stored, abs=2e-3)
 
 
 if __name__ == "__main__":

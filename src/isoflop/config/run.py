@@ -499,6 +499,12 @@ class PretrainingTable(Table):
             raise problem("all_images", "= true is for the images of the run: leave out `source`, which names others")
         return self
 
+    def images_of(self, data: DataConfig) -> DataConfig:
+        """The images that it learns from, where the run itself learns from `data`."""
+        if self.source:
+            return data.model_copy(update={"source": self.source, "images": None, "num_classes": None})
+        return data.model_copy(update={"images": None}) if self.all_images else data
+
 
 class PretrainingConfig(PretrainingTable):
     """What one run learns first."""
@@ -609,10 +615,8 @@ class RunConfig(SharedConfig):
         """
         first = self.pretraining
         assert first
-        data, optim = dict(self.data), dict(self.optim)
+        data, optim = dict(first.images_of(self.data)), dict(self.optim)
         optim |= {"learning_rate": first.learning_rate, "layer_decay": None, "groups": {}}
-        data |= {"images": None} if first.all_images else {}
-        data |= {"source": first.source, "images": None, "num_classes": None} if first.source else {}
         data |= {"augment": first.augment, "randaugment": None} if first.augment else {}
         if isinstance(first.objective, UnlabelledConfig):
             data |= {"mixup": 0.0, "cutmix": 0.0}

@@ -263,10 +263,7 @@ def _bootstrap(fit: _Fit, seed: int, count: int) -> Array:
     start = np.broadcast_to(fit.theta, (count, 4)).copy()
     start[:, 2] = np.maximum(start[:, 2], 0.05 * np.exp(fit.target.min()))
     start[:, 3] = np.maximum(start[:, 3], 0.05)
-    # The opinions are as uncertain as they claim, or the replicates would be narrower than what is known.
-    known = fit.prior.weight > 0
-    width = np.where(known, fit.noise / np.sqrt(np.where(known, fit.prior.weight, 1.0)), 0.0)
-    opinion = Prior(fit.prior.mean + width * rng.standard_normal((count, 4)), fit.prior.weight)
+    opinion = fit.prior.drawn(fit.noise, rng, count)
     return minimise(
         fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, prior=opinion, iterations=80
     ).theta

@@ -364,11 +364,9 @@ def bootstrap_thetas(fit: Fit, seed: int, count: int) -> Array:
     # A parameter that sits on its bound would stay there: give it room to leave.
     start[:, 2] = np.maximum(start[:, 2], 0.05 * np.exp(z.min()))
     start[:, :2] = np.maximum(start[:, :2], z.min() - 4.0)
-    opinion = fit.prior.weight > 0
-    width = np.where(opinion, fit.noise / np.sqrt(np.where(opinion, fit.prior.weight, 1.0)), 0.0)
-    jitter = Prior(fit.prior.mean + width * rng.standard_normal((count, size)), fit.prior.weight)
+    opinion = fit.prior.drawn(fit.noise, rng, count)
     solution = minimise(
-        fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, weights=weight, prior=jitter,
+        fit.model, start, target, delta=fit.delta, lower=fit.lower, upper=fit.upper, weights=weight, prior=opinion,
         iterations=60,
     )  # fmt: skip
     return solution.theta

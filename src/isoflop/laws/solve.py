@@ -4,6 +4,8 @@ Everything is batched over a leading axis R (starts, bootstrap replicates, point
 2-7 parameters and 5-100 points: one run of SciPy costs milliseconds of Python, two hundred at once little more.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
@@ -21,6 +23,12 @@ class Prior(NamedTuple):
 
     mean: Array
     weight: Array
+
+    def drawn(self, noise: float, rng: np.random.Generator, count: int) -> Prior:
+        """`count` opinions, as uncertain as this one claims to be: replicates are no narrower than what is known."""
+        known = self.weight > 0
+        width = np.where(known, noise / np.sqrt(np.where(known, self.weight, 1.0)), 0.0)
+        return Prior(self.mean + width * rng.standard_normal((count, self.mean.size)), self.weight)
 
 
 class Solution(NamedTuple):

@@ -122,16 +122,13 @@ def answer_from(
     for name, found in by_law.items():
         if name in beliefs and tells_nothing(*found.interval):
             lawless[name] = "its runs do not determine the interval of a law"
-    ranked_by_law = not adaptive and not lawless
-    if beliefs and not ranked_by_law:
-        by_law = {name: _ranked(found, beliefs[name]) for name, found in by_law.items()}
+    ranking = beliefs if adaptive or lawless else {}
+    by_law = {name: _ranked(found, ranking[name]) if name in ranking else found for name, found in by_law.items()}
     by_belief = {name: _believed_answer(catalogue, beliefs[name], why) for name, why in lawless.items()}
     answers = {name: _beside_guessing(found, catalogue, rows) for name, found in (by_law | by_belief).items()}
-    order = by_law if ranked_by_law or not beliefs else beliefs
-    families = tuple(answers[family] for family in order if family in answers)
+    families = tuple(answers[family] for family in ranking or by_law if family in answers)
     naive, budget = naive_ranking(tables | {name: best_table(ladder_of_family(rows, name)) for name in lawless})
-    compared = len(tables if ranked_by_law else beliefs or tables)
-    return Answer(target, level, families, left_out, compared, min(naive, key=naive.__getitem__), budget)
+    return Answer(target, level, families, left_out, len(ranking or tables), min(naive, key=naive.__getitem__), budget)
 
 
 NEAR_CHANCE = 0.8

@@ -384,12 +384,10 @@ class Catalogue:
     def _first_source(self, family: str) -> Source:
         """The images that the runs of `family` learn from first."""
         first = self.config.families[family].pretraining
-        if first is None or not (first.source or (first.all_images and self.config.data.images)):
+        data = first.images_of(self.config.data) if first else self.config.data
+        if data == self.config.data:
             return self.source
         if family not in self._first_sources:
-            data = self.config.data.model_copy(
-                update={"source": first.source or self.config.data.source, "images": None}
-            )
             self._first_sources[family] = open_split(data, "train")
         return self._first_sources[family]
 

@@ -200,8 +200,7 @@ class _Pretraining:
 def pretraining_data(config: RunConfig, data: tuple[Source, Source]) -> tuple[Source, Source]:
     """What the `[pretraining]` of a run on `data` trains on and holds out: other images where it names them, else
     `data`. DataError where they have other channels."""
-    table = config.pretraining
-    if table and not table.source and not (table.all_images and config.data.images):
+    if config.pretraining and config.pretraining.images_of(config.data) == config.data:
         return data
     first = config.pretraining_run().data
     found = open_split(first, "train"), open_split(first, "heldout")
